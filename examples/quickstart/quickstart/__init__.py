@@ -1,0 +1,1 @@
+"""The quickstart app of flwr-dmml."""

@@ -1,0 +1,114 @@
+"""A model as named blocks: one flat float32 vector each, mixed apart from one another.
+
+A block is the unit of ownership: ``encoder.audio`` belongs to the nodes with a microphone,
+``head.common`` to everybody. What travels between nodes is a mapping from block name to vector.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+STATISTICS = "stats."
+"""Prefix of payload entries that travel with the blocks but are never mixed."""
+
+
+def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
+    """Refuse blocks whose state is more than their parameters.
+
+    Averaging running statistics of different data distributions gives statistics of none of them,
+    so BatchNorm (with running statistics) and any other floating-point buffer are refused.
+
+    Raises
+    ------
+    ValueError
+        Names the block and its buffer, or a parameter that two blocks share.
+    """
+    owner: dict[int, str] = {}
+    for name, module in blocks.items():
+        for buffer, value in module.named_buffers():
+            if value.is_floating_point():
+                raise ValueError(
+                    f"block '{name}' has the buffer '{buffer}', which cannot be mixed: use "
+                    "GroupNorm or LayerNorm, or BatchNorm with track_running_stats=False"
+                )
+        for parameter in module.parameters():
+            other = owner.setdefault(id(parameter), name)
+            if other != name:
+                raise ValueError(f"blocks '{other}' and '{name}' share a parameter")
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """Return the parameters of ``module`` as one detached float32 CPU vector ``[length]``."""
+    vector = parameters_to_vector(module.parameters()).detach()
+    return vector.to(device="cpu", dtype=torch.float32).clone()
+
+
+def load_flat(module: nn.Module, vector: Tensor) -> None:
+    """Copy a flat vector ``[length]`` into the parameters of ``module``.
+
+    Raises
+    ------
+    ValueError
+        If the length is not that of the module.
+    """
+    expected = num_parameters(module)
+    if vector.shape != (expected,):
+        raise ValueError(f"expected a vector of length {expected}, got {tuple(vector.shape)}")
+    start = 0
+    with torch.no_grad():
+        for parameter in module.parameters():
+            end = start + parameter.numel()
+            parameter.copy_(vector[start:end].view_as(parameter))
+            start = end
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of parameters of ``module``."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def vector_problem(vector: Tensor, length: int) -> str | None:
+    """Say what is wrong with a received block, or return None when it can be mixed.
+
+    Parameters
+    ----------
+    vector : Tensor
+        What a peer sent.
+    length : int
+        The length that this block has on every node.
+    """
+    if vector.shape != (length,):
+        return f"has shape {tuple(vector.shape)} instead of ({length},)"
+    if vector.dtype != torch.float32:
+        return f"has type {vector.dtype} instead of torch.float32"
+    if not bool(torch.isfinite(vector).all()):
+        return "holds NaN or infinite values"
+    return None
+
+
+def mix(own: Tensor, own_weight: float, received: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """Return the weighted sum of a block and its neighbours' copies.
+
+    ``x_k <- w_kk x_k + sum_j w_kj x_j`` (D-PSGD, Lian et al. 2017, the gossip step), accumulated in
+    float64 in the order given, so that the mean over owners survives to float32 rounding.
+
+    Parameters
+    ----------
+    own : Tensor
+        This node's block, shape ``[length]``.
+    own_weight : float
+        ``w_kk``; with the weights of ``received`` it sums to 1.
+    received : iterable of (float, Tensor)
+        Weight ``w_kj`` and block ``[length]`` of each neighbour.
+
+    Returns
+    -------
+    Tensor
+        float32, shape ``[length]``.
+    """
+    total = own.double() * own_weight
+    for weight, vector in received:
+        total += weight * vector.double()
+    return total.float()

@@ -1,0 +1,139 @@
+"""The ClientApp of every method: keeps a learner's state in Flower's context, runs its rounds."""
+
+from functools import lru_cache
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from ..config import Options, Settings, SettingsError, parse_settings
+from ..data import load_partition
+from ..transport.messages import (
+    INITIAL,
+    METRICS,
+    PAYLOAD,
+    PLAN,
+    REPORT,
+    pack,
+    read_inbox,
+    read_plan,
+    unpack,
+)
+from .learner import Learner
+from .registry import find_methods, option_types
+
+STATE = "flwr-dmml.state"
+
+
+def make_client_app(*learners: type[Learner]) -> ClientApp:
+    """Return a ClientApp that trains with whatever method the server names.
+
+    Parameters
+    ----------
+    *learners : type[Learner]
+        Methods of your own, besides the registered ones. Give the same to ``make_server_app``.
+
+    Examples
+    --------
+    >>> app = make_client_app()  # in client_app.py
+    """
+    app = ClientApp()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        learner = _learner_for(message, context, learners)
+        learner.reset()
+        context.state = RecordDict()
+        lengths = learner.block_lengths()
+        about = ConfigRecord(
+            {
+                "partition-id": learner.partition.partition_id,
+                "modalities": list(learner.partition.modalities),
+                "block-names": list(lengths),
+                "block-lengths": list(lengths.values()),
+                "num-train": len(learner.train_data),
+            }
+        )
+        return Message(RecordDict({"about": about}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _round(message, context, learners)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _round(message, context, learners)
+
+    return app
+
+
+def _round(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Message:
+    """Take up the state, run the round, put the state back."""
+    learner = _learner_for(message, context, learners)
+    torch.set_num_threads(learner.settings.torch_threads)
+    if STATE in context.state.array_records:
+        learner.load_state(unpack(context.state.array_records[STATE]))
+    else:
+        learner.reset()
+    if INITIAL in message.content.array_records:
+        learner.load_state(unpack(message.content.array_records[INITIAL]))
+
+    plan = read_plan(message.content.config_records[PLAN])
+    outcome = learner.run_round(plan, read_inbox(message.content))
+
+    context.state[STATE] = pack(learner.state())
+    reply = RecordDict({METRICS: MetricRecord(dict(outcome.metrics))})
+    if outcome.payload:
+        reply[PAYLOAD] = pack(outcome.payload)
+    if outcome.rejected:
+        reply[REPORT] = ConfigRecord({"rejected": outcome.rejected})
+    return Message(reply, reply_to=message)
+
+
+def _learner_for(
+    message: Message, context: Context, learners: tuple[type[Learner], ...]
+) -> Learner:
+    """Return this node's learner for the method that the server is running."""
+    methods, settings, options = _configure(tuple(sorted(context.run_config.items())), learners)
+    name = str(message.content.config_records[PLAN]["method"])
+    return _build_learner(methods[name], settings, options[name], _partition_id(context, settings))
+
+
+@lru_cache(maxsize=8)
+def _configure(
+    run_config: tuple[tuple[str, object], ...], learners: tuple[type[Learner], ...]
+) -> tuple[dict[str, type[Learner]], Settings, dict[str, Options]]:
+    """Find the methods and validate the run config, once per process."""
+    methods = find_methods(learners)
+    return methods, *parse_settings(dict(run_config), option_types(methods))
+
+
+@lru_cache(maxsize=128)
+def _build_learner(
+    method: type[Learner], settings: Settings, options: Options, partition_id: int
+) -> Learner:
+    """Build a learner once per process; its state is loaded anew for every message."""
+    return method(load_partition(settings.partition_options(), partition_id), settings, options)
+
+
+def _partition_id(context: Context, settings: Settings) -> int:
+    """Return which part of the data this node holds, from its node config.
+
+    Raises
+    ------
+    SettingsError
+        The node config has no partition id, or does not fit ``num-nodes``.
+    """
+    partition_id = context.node_config.get("partition-id")
+    expected = context.node_config.get("num-partitions", settings.num_nodes)
+    if not isinstance(partition_id, int) or not 0 <= partition_id < settings.num_nodes:
+        raise SettingsError(
+            f"node config partition-id = {partition_id!r}: must be a whole number from 0 to "
+            f"{settings.num_nodes - 1} (num-nodes = {settings.num_nodes} in the run config)"
+        )
+    if expected != settings.num_nodes:
+        raise SettingsError(
+            f"num-nodes = {settings.num_nodes} in the run config, but there are {expected} nodes: "
+            "make them equal (num-supernodes of the simulation, or num-nodes)"
+        )
+    return partition_id

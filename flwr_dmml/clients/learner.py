@@ -1,0 +1,272 @@
+"""The base learner: what one device does in a round. A method overrides its loss and its hooks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..blocks import STATISTICS, check_mixable, flatten, load_flat, mix, num_parameters, vector_problem
+from ..config import Options, Settings
+from ..data import Partition, Samples
+from ..models import DecomposedClassifier
+from ..plan import Inbox, Outcome, Payload, Plan
+from ..seeding import derive_seed, torch_generator
+from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
+
+class NonFiniteModelError(RuntimeError):
+    """Training left NaN or infinity in a block: the device publishes nothing this round."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A mini-batch: ``inputs`` by modality ``[batch, *shape]``, and ``labels`` ``[batch]`` int64."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+
+class Learner:
+    """Mix with the neighbours, train on one's own data, publish: D-PSGD unless overridden.
+
+    A method of your own overrides ``local_loss``; ``statistics``, ``before_training`` and
+    ``after_training`` are there for methods that need more, ``blocks`` for what is mixed besides
+    the model. A model other than :class:`~flwr_dmml.models.DecomposedClassifier` comes from
+    ``build_model``, with ``blocks`` and ``predict`` to match.
+
+    Parameters
+    ----------
+    partition : Partition
+        This device's data and modalities.
+    settings : Settings
+        The settings all methods share.
+    options : Options
+        The method's own, an instance of ``options_type``.
+    """
+
+    name: ClassVar[str] = ""
+    """Name of the method in the run config."""
+    paper: ClassVar[str] = "this project"
+    """Where the method comes from."""
+    options_type: ClassVar[type[Options]] = Options
+    communicates: ClassVar[bool] = True
+    """False for a method without neighbours: nothing is routed or mixed."""
+    keeps_optimizer: ClassVar[bool] = False
+    """Whether momentum and the like survive from one round to the next."""
+
+    def __init__(self, partition: Partition, settings: Settings, options: Options) -> None:
+        self.partition = partition
+        self.settings = settings
+        self.options = options
+        self.device = _resolve_device(settings.device)
+        self.train_data = _on_device(partition.train, self.device)
+        self.validation_data = _on_device(partition.validation, self.device)
+        self.test_data = _on_device(partition.test, self.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start afresh: every device begins with the same copies of the blocks it shares."""
+        self.server_round = 0
+        self.model = self.build_model().to(self.device)
+        self.optimizer_state: dict[str, Tensor] = {}
+        check_mixable(self.blocks())
+
+    # ---- what a method overrides ------------------------------------------------------------
+
+    def build_model(self) -> DecomposedClassifier:
+        """Return the model of this device's modalities, seeded by the run."""
+        owned = {m: self.partition.source_modalities[m] for m in self.partition.modalities}
+        return DecomposedClassifier(
+            owned,
+            self.partition.num_classes,
+            common_dim=self.settings.common_dim,
+            specific_dim=self.settings.specific_dim,
+            seed=self.settings.seed,
+        )
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Return what is published and mixed, by block name."""
+        return self.model.blocks()
+
+    def private_blocks(self) -> dict[str, nn.Module]:
+        """Return what is neither published nor mixed but must survive from round to round."""
+        return {}
+
+    def local_loss(self, batch: Batch) -> Tensor:
+        """Return the scalar to minimise: cross-entropy of the fused prediction."""
+        return F.cross_entropy(self.model(batch.inputs), batch.labels)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return small tensors that travel with the blocks and are not mixed."""
+        return {}
+
+    def before_training(self, plan: Plan, inbox: Inbox) -> None:
+        """Do what a method needs after mixing and before the local iterations."""
+
+    def after_training(self, plan: Plan, inbox: Inbox) -> None:
+        """Do what a method needs after the local iterations and before publishing."""
+
+    def predict(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return predicted classes ``[batch]`` from each subset of the modalities alone."""
+        features = self.model.encode(inputs)
+        return [self.model.fuse(features.only(subset)).argmax(dim=1) for subset in subsets]
+
+    # ---- the round --------------------------------------------------------------------------
+
+    def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
+        """Mix, evaluate if asked, train, and publish.
+
+        Raises
+        ------
+        NonFiniteModelError
+            If training diverged; the caller keeps the state of before.
+        """
+        self.server_round = plan.server_round
+        # Whatever a model draws from the global generator (dropout, say) is seeded as well.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_for("global"))
+            disagreement, rejected = self._mix(plan, inbox)
+            metrics = {"mix.disagreement": disagreement}
+            if plan.evaluate:
+                metrics |= self.evaluate()
+            if plan.iterations == 0:
+                return Outcome({}, metrics, rejected)
+            self.before_training(plan, inbox)
+            metrics |= self._train(plan.iterations)
+            self.after_training(plan, inbox)
+            return Outcome(self._publish(), metrics, rejected)
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """Return a generator for one purpose of this device in this round."""
+        return torch_generator(
+            self.settings.seed, purpose, self.partition.partition_id, self.server_round
+        )
+
+    def seed_for(self, purpose: str) -> int:
+        """Return a seed for one purpose of this device in this round."""
+        return derive_seed(
+            self.settings.seed, purpose, self.partition.partition_id, self.server_round
+        )
+
+    def _mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
+        """Mix every block with the neighbours that own it.
+
+        What cannot be mixed is left out and its weight given to the own copy, which keeps the
+        weights of all others doubly stochastic. Returns ``sum_j w_kj ||x_k - x_j||^2`` over all
+        blocks (0 at consensus; this project's measure), and what was rejected.
+        """
+        disagreement = 0.0
+        rejected: list[str] = []
+        blocks = self.blocks()
+        for name, weights in plan.weights.items():
+            own, own_weight = flatten(blocks[name]), weights[0]
+            good: list[tuple[float, Tensor]] = []
+            for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
+                if weight == 0.0:
+                    continue
+                vector = inbox[neighbour].get(name)
+                problem = "is missing" if vector is None else vector_problem(vector, len(own))
+                if problem or vector is None:
+                    rejected.append(f"{neighbour}: block {name} {problem}")
+                    own_weight += weight
+                    continue
+                good.append((weight, vector))
+                disagreement += weight * float(torch.sum((own.double() - vector.double()) ** 2))
+            load_flat(blocks[name], mix(own, own_weight, good))
+        return disagreement, rejected
+
+    def _train(self, iterations: int) -> dict[str, float]:
+        self.model.train()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        rate = self.settings.learning_rate_at(self.server_round)
+        optimizer = make_optimizer(self.settings, parameters, rate, self.optimizer_state)
+        total = 0.0
+        for batch in self.batches(iterations):
+            optimizer.zero_grad(set_to_none=True)
+            loss = self.local_loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.settings.clip_norm:
+                nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+            optimizer.step()
+            total += loss.item()
+        if self.keeps_optimizer:
+            self.optimizer_state = optimizer_tensors(optimizer)
+        return {"train.loss": total / iterations, "train.iterations": float(iterations)}
+
+    def batches(self, iterations: int) -> Iterator[Batch]:
+        """Yield mini-batches from reshuffled passes over the device's training samples."""
+        generator, n = self.rng("batches"), len(self.train_data)
+        needed = iterations * self.settings.batch_size
+        passes = [torch.randperm(n, generator=generator) for _ in range(-(-needed // n))]
+        for indices in torch.cat(passes)[:needed].split(self.settings.batch_size):
+            samples = self.train_data.subset(indices)
+            yield Batch(dict(samples.inputs), samples.labels)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return accuracies in [0, 1] on the global test set and the own validation samples.
+
+        ``test.accuracy`` uses all owned modalities; ``test.accuracy.<m>`` gives modality m alone.
+        """
+        self.model.eval()
+        owned = self.partition.modalities
+        alone = [(m,) for m in owned]
+        joint, *single = self._accuracies(self.test_data, [owned, *alone])
+        metrics = {"test.accuracy": joint}
+        metrics |= {f"test.accuracy.{m}": acc for m, acc in zip(owned, single, strict=True)}
+        if len(self.validation_data):
+            metrics["validation.accuracy"] = self._accuracies(self.validation_data, [owned])[0]
+        return metrics
+
+    def _accuracies(self, data: Samples, subsets: list[tuple[str, ...]]) -> list[float]:
+        right = [0] * len(subsets)
+        for indices in torch.arange(len(data)).split(500):
+            part = data.subset(indices)
+            for k, predicted in enumerate(self.predict(part.inputs, subsets)):
+                right[k] += int((predicted == part.labels).sum())
+        return [count / len(data) for count in right]
+
+    def _publish(self) -> Payload:
+        payload = {name: flatten(module) for name, module in self.blocks().items()}
+        for name, vector in payload.items():
+            if not bool(torch.isfinite(vector).all()):
+                raise NonFiniteModelError(
+                    f"round {self.server_round}: training left NaN or infinity in block '{name}'; "
+                    "a lower learning-rate or clip-norm may help"
+                )
+        return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
+
+    # ---- state between rounds ---------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that must survive until the next round."""
+        modules = self.blocks() | self.private_blocks()
+        return {name: flatten(module) for name, module in modules.items()} | self.optimizer_state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state that :meth:`state` gave, or blocks to start from."""
+        for name, module in (self.blocks() | self.private_blocks()).items():
+            if name in state:
+                load_flat(module, state[name])
+        self.optimizer_state = {k: v for k, v in state.items() if k.startswith(OPTIMIZER)}
+
+    def block_lengths(self) -> dict[str, int]:
+        """Return the length of every block this device publishes."""
+        return {name: num_parameters(module) for name, module in self.blocks().items()}
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _on_device(samples: Samples, device: torch.device) -> Samples:
+    if device.type == "cpu":
+        return samples
+    inputs = {name: x.to(device) for name, x in samples.inputs.items()}
+    return Samples(inputs, samples.labels.to(device))

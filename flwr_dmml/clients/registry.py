@@ -1,0 +1,40 @@
+"""The methods that can be named in a run config."""
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from ..config import Options
+from .learner import Learner
+
+GROUP = "flwr_dmml.methods"
+
+
+def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]]:
+    """Return every known method by name.
+
+    Parameters
+    ----------
+    extra : iterable of type[Learner]
+        Learners of an app's own, besides those that installed packages register under the
+        entry-point group ``flwr_dmml.methods``.
+
+    Raises
+    ------
+    ValueError
+        Two methods share a name, or an entry point is not a named Learner.
+    """
+    found: dict[str, type[Learner]] = {}
+    registered = [(point.name, point.load()) for point in entry_points(group=GROUP)]
+    for name, learner in [*registered, *((cls.name, cls) for cls in extra)]:
+        if not (isinstance(learner, type) and issubclass(learner, Learner)):
+            raise ValueError(f"method '{name}': {learner!r} is not a subclass of Learner")
+        if not name or learner.name != name:
+            raise ValueError(f"{learner.__name__}.name must be set, and equal its entry point's name")
+        if found.setdefault(name, learner) is not learner:
+            raise ValueError(f"two methods are named '{name}': {found[name]!r} and {learner!r}")
+    return dict(sorted(found.items()))
+
+
+def option_types(methods: dict[str, type[Learner]]) -> dict[str, type[Options]]:
+    """Return the options of each method, as :func:`flwr_dmml.config.parse_settings` wants them."""
+    return {name: learner.options_type for name, learner in methods.items()}

@@ -1,0 +1,114 @@
+"""What a data set is made of: the sensors, the samples, the source they come from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+
+class DataError(ValueError):
+    """A data set, partition or modality setting that cannot work; the message says what can."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What one sensor delivers.
+
+    Parameters
+    ----------
+    kind : {"image", "audio", "vector"}
+        Decides which encoder reads it.
+    shape : tuple of int
+        Shape of one sample: ``[channels, height, width]`` of an image, ``[channels, mel bands,
+        frames]`` of audio, ``[features]`` of a vector.
+    """
+
+    kind: Literal["image", "audio", "vector"]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Aligned samples of one or several modalities.
+
+    Parameters
+    ----------
+    inputs : mapping of str to torch.Tensor
+        Modality to ``[n, *shape]`` float32.
+    labels : torch.Tensor
+        ``[n]`` int64, in ``[0, num_classes)``.
+    groups : torch.Tensor, optional
+        ``[n]`` int64: the natural id (speaker, subject, ...) of each sample.
+
+    Raises
+    ------
+    DataError
+        If the lengths differ.
+
+    Notes
+    -----
+    Tensors are shared, not copied, between a source and its partitions: never write into them.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    labels: torch.Tensor
+    groups: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(tensor) for name, tensor in self.inputs.items()}
+        lengths["labels"] = len(self.labels)
+        if self.groups is not None:
+            lengths["groups"] = len(self.groups)
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"samples of different lengths: {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray | torch.Tensor) -> "Samples":
+        """Return the samples at ``indices`` (integers), in that order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return Samples(
+            inputs={name: tensor[index] for name, tensor in self.inputs.items()},
+            labels=self.labels[index],
+            groups=None if self.groups is None else self.groups[index],
+        )
+
+    def restrict(self, modalities: Iterable[str]) -> "Samples":
+        """Return the same samples with only ``modalities``, in the order given.
+
+        Raises
+        ------
+        DataError
+            If a modality is not among the inputs.
+        """
+        names = tuple(modalities)
+        unknown = [name for name in names if name not in self.inputs]
+        if unknown:
+            raise DataError(f"no modality {unknown} in these samples; they have {[*self.inputs]}")
+        return Samples({name: self.inputs[name] for name in names}, self.labels, self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set ready to be partitioned.
+
+    Parameters
+    ----------
+    name : str
+        The name it is registered under.
+    modalities : dict of str to Modality
+        Every modality, in the order that nodes list theirs.
+    num_classes : int
+        Number of classes.
+    train, test : Samples
+        With all modalities. Only ``train`` is divided over the nodes.
+    """
+
+    name: str
+    modalities: dict[str, Modality]
+    num_classes: int
+    train: Samples
+    test: Samples

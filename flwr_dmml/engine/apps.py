@@ -1,0 +1,118 @@
+"""Load a Flower app from its folder and run it in this process."""
+
+import importlib
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from ..tracking import Tracker
+from .identity import SERVER_NODE_ID, server_identity
+from .inprocess import InProcessGrid
+
+
+class AppError(ValueError):
+    """A folder that is no Flower app: says what is missing."""
+
+
+@dataclass(frozen=True)
+class FlowerApp:
+    """A loaded app: its run config (flat, as Flower gives it) and its two components."""
+
+    run_config: dict[str, Any]
+    server_app: ServerApp
+    client_app: ClientApp
+
+
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested tables into dotted keys, as Flower does with an app's config."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_config(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def load_app(folder: str | Path) -> FlowerApp:
+    """Load the app in ``folder``.
+
+    Raises
+    ------
+    AppError
+        No ``pyproject.toml`` with ``[tool.flwr.app.components]`` there, or a component that is not
+        what it should be.
+    """
+    path = Path(folder).expanduser().resolve()
+    project = path / "pyproject.toml"
+    if not project.is_file():
+        raise AppError(f"{path} is no Flower app: it has no pyproject.toml")
+    with project.open("rb") as file:
+        app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
+    components = app.get("components", {})
+    if not {"serverapp", "clientapp"} <= set(components):
+        raise AppError(f"{project} names no serverapp and clientapp in [tool.flwr.app.components]")
+    sys.path.insert(0, str(path))
+    try:
+        server_app = _load(components["serverapp"], ServerApp)
+        client_app = _load(components["clientapp"], ClientApp)
+    finally:
+        sys.path.remove(str(path))
+    return FlowerApp(flatten_config(app.get("config", {})), server_app, client_app)
+
+
+def _load(reference: str, kind: type) -> Any:
+    module, _, attribute = reference.partition(":")
+    found = getattr(importlib.import_module(module), attribute, None)
+    if not isinstance(found, kind):
+        raise AppError(f"{reference} is not a {kind.__name__}")
+    return found
+
+
+def run_app(
+    app: FlowerApp,
+    num_nodes: int,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trackers: Sequence[Tracker] = (),
+    on_reply: Callable[[int, int], None] | None = None,
+) -> None:
+    """Run an app on the in-process engine; returns when its ServerApp does.
+
+    Parameters
+    ----------
+    app : FlowerApp
+        From :func:`load_app`, or put together by hand.
+    num_nodes : int
+        Nodes to simulate.
+    overrides : mapping, optional
+        Settings that replace those of the app's run config.
+    trackers, on_reply
+        See :class:`InProcessGrid`.
+
+    Raises
+    ------
+    Exception
+        Whatever the ServerApp raises.
+    """
+    config = {**app.run_config, **(overrides or {})}
+    run_id = 1
+    grid = InProcessGrid(
+        app.client_app, num_nodes, config, run_id=run_id, trackers=trackers, on_reply=on_reply
+    )
+    context = Context(
+        run_id=run_id,
+        node_id=SERVER_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config=config,
+    )
+    with server_identity(run_id):
+        app.server_app(grid, context)

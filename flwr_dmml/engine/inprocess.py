@@ -1,0 +1,211 @@
+"""A Flower Grid whose nodes all live in this process: no Ray, no network, no database."""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from ..tracking import Tracker
+from .identity import SERVER_NODE_ID
+
+_POLL_S = 0.005
+
+
+@dataclass
+class _Node:
+    """A simulated SuperNode: its state, and its messages in order of arrival."""
+
+    node_id: int
+    config: UserConfig
+    state: RecordDict = field(default_factory=RecordDict)
+    inbox: list[Message] = field(default_factory=list)
+
+
+@dataclass
+class _Job:
+    """One message being worked on."""
+
+    node: _Node
+    message: Message
+    started: float
+    thread: threading.Thread
+
+
+class InProcessGrid(Grid):
+    """Run any ClientApp's nodes one after another in this process.
+
+    As with real SuperNodes, a node works on one message at a time; when its ClientApp raises, its
+    state stays what it was before and the reply carries the error; a reply that comes after the
+    deadline can still be pulled later. A node that takes longer than ``stall_s`` no longer keeps the
+    others waiting: they go on beside it.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        What every node runs.
+    num_nodes : int
+        Nodes; node i has partition id i.
+    run_config : mapping
+        The run config that every node sees.
+    run_id : int (default: 1)
+        Id of the run.
+    stall_s : float (default: 60)
+        After so many seconds a node is taken for stalled.
+    trackers : sequence of Tracker
+        Handed to the ServerApp, which tells them of every round.
+    on_reply : callable, optional
+        Called with the number of replies and of messages in the exchange that is going on.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        run_config: Mapping[str, object],
+        *,
+        run_id: int = 1,
+        stall_s: float = 60.0,
+        trackers: Sequence[Tracker] = (),
+        on_reply: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.trackers = tuple(trackers)
+        self._client_app = client_app
+        self._run_config = dict(run_config)
+        self._run = Run.create_empty(run_id)
+        self._stall_s = stall_s
+        self._on_reply = on_reply
+        self._nodes = {
+            1000 + i: _Node(1000 + i, {"partition-id": i, "num-partitions": num_nodes})
+            for i in range(num_nodes)
+        }
+        self._jobs: dict[int, _Job] = {}  # by node id
+        self._replies: dict[str, Message] = {}  # by the id of the message they answer
+        self._count = 0
+        self._lock = threading.Lock()
+
+    # ---- Flower's interface -----------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid works for."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works for."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message (deprecated in Flower; use ``Message`` itself)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes."""
+        return list(self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Put messages in their nodes' inboxes and return their ids.
+
+        Raises
+        ------
+        ValueError
+            A message is for a node that does not exist.
+        """
+        ids: list[str] = []
+        for message in messages:
+            if message.metadata.dst_node_id not in self._nodes:
+                raise ValueError(f"there is no node {message.metadata.dst_node_id}")
+            self._count += 1
+            message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{self._count}"
+            # The node gets a copy: what it does to the records stays with it.
+            self._nodes[message.metadata.dst_node_id].inbox.append(copy.deepcopy(message))
+            ids.append(message.metadata.message_id)
+        self._work()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that are there by now; each is returned once."""
+        self._work()
+        with self._lock:
+            return [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Push messages and wait for all replies, at most ``timeout`` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = set(self.push_messages(messages))
+        total, replies = len(waiting), list[Message]()
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            arrived = self.pull_messages(waiting)
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            replies += arrived
+            if arrived and self._on_reply:
+                self._on_reply(len(replies), total)
+            if waiting and not arrived:
+                self._wait()
+        return replies
+
+    # ---- the nodes --------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Start the next message when no healthy job is running."""
+        now = time.monotonic()
+        with self._lock:
+            if any(now - job.started < self._stall_s for job in self._jobs.values()):
+                return
+            ready = (n for n in self._nodes.values() if n.inbox and n.node_id not in self._jobs)
+            node = next(ready, None)
+            if node is None:
+                return
+            message = node.inbox.pop(0)
+            thread = threading.Thread(target=self._answer, args=(node, message), daemon=True)
+            self._jobs[node.node_id] = _Job(node, message, now, thread)
+        thread.start()
+
+    def _wait(self) -> None:
+        """Wait a little for a running job."""
+        with self._lock:
+            threads = [job.thread for job in self._jobs.values()]
+        if len(threads) == 1:
+            threads[0].join(timeout=_POLL_S)
+        else:
+            time.sleep(_POLL_S)
+
+    def _answer(self, node: _Node, message: Message) -> None:
+        """Run the ClientApp on one message and file the reply."""
+        context = Context(
+            run_id=self._run.run_id,
+            node_id=node.node_id,
+            node_config=dict(node.config),
+            state=copy.deepcopy(node.state),
+            run_config=dict(self._run_config),  # type: ignore[arg-type]
+        )
+        state = node.state
+        try:
+            reply = self._client_app(message, context)
+            state = context.state
+        except Exception as error:  # a ClientApp may raise anything: the reply says what
+            reason = f"{type(error)}:<'{error}'>"
+            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            reply = Message(Error(code=code, reason=reason), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = node.node_id
+        reply.metadata.__dict__["_dst_node_id"] = SERVER_NODE_ID
+        with self._lock:
+            node.state = state
+            self._replies[message.metadata.message_id] = reply
+            del self._jobs[node.node_id]

@@ -1,0 +1,37 @@
+"""Keep the common and the specific part of a feature apart (MISA's difference loss)."""
+
+import torch
+from torch import Tensor
+
+
+def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
+    """Return the mean squared correlation between two sets of features.
+
+    Both are centred over the batch, each row is scaled to unit length (the norm carries no
+    gradient), then ``mean((C^T S)^2)`` over all pairs of features.
+
+    Parameters
+    ----------
+    common : Tensor
+        Modality-common features ``[batch, common_dim]``.
+    specific : Tensor
+        Modality-specific features of the same samples ``[batch, specific_dim]``.
+
+    Returns
+    -------
+    Tensor
+        Scalar >= 0; 0 when no common feature varies together with a specific one.
+
+    References
+    ----------
+    Hazarika et al., "MISA: Modality-Invariant and -Specific Representations", ACM MM 2020 (the
+    difference loss; formula as in the authors' code). Its use for DMML-KD is this project's
+    reconstruction.
+    """
+
+    def unit_rows(features: Tensor) -> Tensor:
+        centred = features - features.mean(dim=0)
+        return centred / (centred.norm(dim=1, keepdim=True).detach() + 1e-6)
+
+    correlation = unit_rows(common).T @ unit_rows(specific)  # [common_dim, specific_dim]
+    return torch.mean(correlation**2)

@@ -1,0 +1,57 @@
+"""What a node is asked to do in a round, and what it gives back. Knows nothing of Flower."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Payload = dict[str, Tensor]
+"""What a node publishes: block name -> flat float32 vector, and statistics (``stats.…``)."""
+
+Inbox = dict[int, Payload]
+"""The neighbours' payloads of the last round, by partition id."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One node's part in one round.
+
+    Attributes
+    ----------
+    server_round : int
+        The round, from 1.
+    iterations : int
+        Mini-batches to train; 0 in the closing message, which only mixes and evaluates.
+    evaluate : bool
+        Whether to evaluate the mixed model, before training.
+    neighbours : tuple of int
+        Partition ids of the live neighbours whose payloads are in the inbox.
+    weights : dict of str to tuple of float
+        For each block: this node's own mixing weight, then that of each neighbour (0 for one that
+        does not own the block). They sum to 1.
+    """
+
+    server_round: int
+    iterations: int
+    evaluate: bool = False
+    neighbours: tuple[int, ...] = ()
+    weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a node gives back after a round.
+
+    Attributes
+    ----------
+    payload : Payload
+        For the neighbours; empty after the closing message.
+    metrics : dict of str to float
+        ``train.loss``, ``train.iterations``, ``mix.disagreement``; when evaluated,
+        ``test.accuracy``, ``test.accuracy.<modality>`` and ``validation.accuracy``.
+    rejected : list of str
+        What was wrong with neighbours' payloads, for the log.
+    """
+
+    payload: Payload
+    metrics: dict[str, float]
+    rejected: list[str]

@@ -1,0 +1,75 @@
+"""The ServerApp of every method: reads the run config, runs the round plan, reports."""
+
+from collections.abc import Sequence
+from logging import INFO
+
+from flwr.app import Context
+from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
+
+from ..clients import Learner, find_methods, option_types
+from ..config import Settings, parse_settings
+from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
+from .peer import PeerStrategy
+
+
+def make_server_app(*learners: type[Learner]) -> ServerApp:
+    """Return a ServerApp that runs the method of the run config, and ``compare-with`` before it.
+
+    Parameters
+    ----------
+    *learners : type[Learner]
+        Methods of your own, besides the registered ones. Give the same to ``make_client_app``.
+
+    Examples
+    --------
+    >>> app = make_server_app()  # in server_app.py
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        methods = find_methods(learners)
+        settings, options = parse_settings(context.run_config, option_types(methods))
+        resolved = settings.model_dump(by_alias=True)
+        for name, value in options.items():
+            resolved |= {f"{name}.{k}": v for k, v in value.model_dump(by_alias=True).items()}
+        folder = RunFolder(settings.run_dir, settings.run_name, resolved)
+        log(INFO, "Run folder: %s", folder.path)
+        # An engine of this package may carry trackers of its own, such as the live table.
+        trackers = [folder, *getattr(grid, "trackers", ())]
+        results: dict[str, RoundRecord] = {}
+        for name in filter(None, (settings.compare_with, settings.method)):
+            results[name] = _run(grid, settings, methods[name], trackers)
+        report(settings, results)
+        log(INFO, "Run folder: %s", folder.path)
+
+    return app
+
+
+def _run(
+    grid: Grid, settings: Settings, method: type[Learner], trackers: Sequence[Tracker]
+) -> RoundRecord:
+    """Run one method and return its last round."""
+    strategy = PeerStrategy(
+        settings.make_topology(),
+        num_nodes=settings.num_nodes,
+        method=method.name,
+        communicates=method.communicates,
+        local_iterations=settings.local_iterations,
+        evaluate_every=settings.evaluate_every,
+        wait_timeout=settings.wait_timeout,
+        seed=settings.seed,
+        trackers=trackers,
+    )
+    strategy.start(grid, num_rounds=settings.num_server_rounds, timeout=settings.round_timeout)
+    return strategy.records[-1]
+
+
+def report(settings: Settings, results: dict[str, RoundRecord]) -> None:
+    """Log the final tables."""
+    for table in (devices_table(results), final_table(results)):
+        for line in render(table).splitlines():
+            log(INFO, "%s", line)
+    if settings.compare_with:
+        log(INFO, "%s", verdict(settings.compare_with, settings.method, results))

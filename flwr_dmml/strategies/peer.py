@@ -1,0 +1,309 @@
+"""The round plan of plain gossip: route, train, watch. Never averages a model."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from logging import INFO, WARNING
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from ..blocks import STATISTICS
+from ..plan import Plan
+from ..topology import Topology, effective_spectral_gap
+from ..tracking.records import NodeResult, RoundRecord, Tracker
+from ..transport import Relay, size_bytes
+from ..transport.messages import INBOX, INITIAL, METRICS, PAYLOAD, PLAN, REPORT, write_plan
+from .mixing import Neighbourhood, neighbourhoods, separate_groups
+from .roster import Roster, handshake, wait_for_nodes
+
+
+class PeerStrategy(Strategy):
+    """Neighbour-wise rounds: every node mixes with its graph neighbours only.
+
+    The message of round t carries what the neighbours published in round t-1: the node mixes it
+    (which completes round t-1), is evaluated if that round is to be evaluated, trains, and publishes.
+    A closing message completes the last round. A node that fails, is late or is not connected costs
+    only its own contribution: the others are re-weighted on the subgraph of live nodes. On a complete
+    graph this is FedAvg with equal weights.
+
+    Parameters
+    ----------
+    topology : Topology
+        Who is whose neighbour.
+    num_nodes : int
+        Devices to wait for; partition ids are 0 .. num_nodes - 1.
+    method : str (default: "dpsgd")
+        What the nodes run.
+    communicates : bool (default: True)
+        False routes nothing (the ``local`` baseline).
+    local_iterations : int (default: 20)
+        Mini-batches a node trains a round.
+    evaluate_every : int (default: 5)
+        Evaluate every so many rounds; the last round always is.
+    wait_timeout : float (default: 120)
+        Seconds to wait for the devices before round 1.
+    seed : int (default: 0)
+        Seed of random graphs.
+    trackers : sequence of Tracker
+        Told of every round.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        num_nodes: int,
+        method: str = "dpsgd",
+        communicates: bool = True,
+        local_iterations: int = 20,
+        evaluate_every: int = 5,
+        wait_timeout: float = 120.0,
+        seed: int = 0,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        topology.check(num_nodes)
+        self.topology = topology
+        self.num_nodes = num_nodes
+        self.method = method
+        self.communicates = communicates
+        self.local_iterations = local_iterations
+        self.evaluate_every = evaluate_every
+        self.wait_timeout = wait_timeout
+        self.seed = seed
+        self.trackers = tuple(trackers)
+        self.records: list[RoundRecord] = []
+        self.roster = Roster({})
+        self._relay = Relay()
+        self._num_rounds = 0
+
+    def summary(self) -> None:
+        """Log the strategy's configuration as a tree."""
+        name, n = type(self.topology).__name__, self.num_nodes
+        gap = effective_spectral_gap(self.topology, n, seed=self.seed)
+        links = self.topology.graph(n, server_round=1, seed=self.seed).number_of_edges()
+        log(INFO, "\t├──> Method: %s", self.method)
+        log(INFO, "\t├──> Topology: %s%s", name, ", new every round" * self.topology.time_varying)
+        log(INFO, "\t│\t├── %s nodes, %s links", n, links)
+        log(INFO, "\t│\t└── Spectral gap: %.4f (Metropolis-Hastings weights)", gap)
+        log(INFO, "\t├──> Local iterations: %s", self.local_iterations)
+        log(INFO, "\t└──> Evaluated every %s round(s), and at the end", self.evaluate_every)
+
+    # ---- one round --------------------------------------------------------------------------
+
+    def iterations(self, server_round: int, partition: int) -> int:
+        """Return the mini-batches that a node trains in a round."""
+        return self.local_iterations
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return a round's messages: plan, inbox and, in round 1, ``arrays`` to start from."""
+        self.records.append(RoundRecord(server_round))
+        messages = self._messages(server_round, grid, closing=False)
+        if server_round == 1 and arrays:
+            for message in messages:
+                message.content[INITIAL] = arrays
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[None, MetricRecord | None]:
+        """Take the payloads for the next round; there is no model to aggregate."""
+        record = self.records[-1]
+        good, failed = self.roster.sort(replies)
+        payloads: dict[int, ArrayRecord] = {}
+        for partition, content in good.items():
+            self._note_mixing(server_round - 1, partition, content)
+            self._node(record, partition).train_loss = _metrics(content).get("train.loss")
+            payload = content.array_records.get(PAYLOAD, ArrayRecord())
+            if problem := self._problem_of(partition, payload):
+                failed[partition] = problem
+            else:
+                payloads[partition] = payload
+        self._note_failures(record, failed)
+        self._relay.take(payloads)
+        loss = record.train_loss
+        return None, None if loss is None else MetricRecord({"train.loss": loss})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return the closing messages after the last round; before, evaluation rides with training."""
+        if server_round < self._num_rounds:
+            return []
+        return self._messages(server_round + 1, grid, closing=True)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Note the results of the closing messages."""
+        good, failed = self.roster.sort(replies)
+        for partition, content in good.items():
+            self._note_mixing(server_round, partition, content)
+        self._note_failures(self.records[-1], failed)
+        accuracy = self.records[-1].accuracy
+        return None if accuracy is None else MetricRecord({"test.accuracy": accuracy})
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the method.
+
+        Parameters
+        ----------
+        grid : Grid
+            Any engine's.
+        initial_arrays : ArrayRecord, optional
+            Blocks (name -> flat float32 vector) that every owner starts from, instead of the
+            numbers that the run's seed gives.
+        num_rounds : int (default: 3)
+            Rounds.
+        timeout : float (default: 3600)
+            Seconds to wait for a round's replies.
+        train_config, evaluate_config : ConfigRecord, optional
+            Not used: nodes read the run config.
+        evaluate_fn : callable, optional
+            Refused: there is no global model to evaluate.
+
+        Returns
+        -------
+        Result
+            Mean training loss and test accuracy by round, in Flower's form; all else is in
+            ``records``.
+
+        Raises
+        ------
+        NoDevicesError
+            Too few devices to start, or none left to go on.
+        ValueError
+            If ``evaluate_fn`` is given.
+        """
+        if evaluate_fn is not None:
+            raise ValueError("evaluate_fn: there is no global model to evaluate on the server")
+        log(INFO, "Starting %s:", type(self).__name__)
+        self.summary()
+        started, result = time.monotonic(), Result()
+        self._num_rounds, self.records, self._relay = num_rounds, [], Relay()
+        node_ids = wait_for_nodes(grid, self.num_nodes, self.wait_timeout)
+        self.roster = Roster(handshake(grid, node_ids, self.method, timeout))
+        self._announce()
+
+        arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
+        for t in range(1, num_rounds + 1):
+            begun = time.monotonic()
+            messages = self.configure_train(t, arrays, config, grid)
+            _, metrics = self.aggregate_train(t, self.roster.send(grid, messages, timeout))
+            self.records[-1].seconds = time.monotonic() - begun
+            if metrics is not None:
+                result.train_metrics_clientapp[t] = metrics
+            if t > 1:
+                self._complete(self.records[-2], result)
+        closing = self.configure_evaluate(num_rounds, arrays, config, grid)
+        self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
+        self._complete(self.records[-1], result)
+        log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
+        return result
+
+    # ---- planning and routing ---------------------------------------------------------------
+
+    def _messages(self, server_round: int, grid: Grid, *, closing: bool) -> list[Message]:
+        """Return the messages that complete the round before ``server_round`` and begin it."""
+        mixed = server_round - 1
+        invited, absent = self.roster.invite(grid)
+        self._note_failures(self.records[-1], absent)
+        around = self._neighbourhoods(mixed, invited)
+        messages: list[Message] = []
+        for partition in invited:
+            near = around.get(partition, Neighbourhood())
+            plan = Plan(
+                server_round=server_round,
+                iterations=0 if closing else self.iterations(server_round, partition),
+                evaluate=closing or (mixed >= 1 and mixed % self.evaluate_every == 0),
+                neighbours=near.neighbours,
+                weights=dict(near.weights),
+            )
+            content = RecordDict({PLAN: write_plan(plan, self.method)})
+            for sender, record in self._relay.inbox(plan).items():
+                content[f"{INBOX}{sender}"] = record
+                self._node(self.records[mixed - 1], sender).bytes_sent += size_bytes(record)
+            kind, node_id = "evaluate" if closing else "train", self.roster.members[partition].node_id
+            messages.append(Message(content, node_id, kind, group_id=str(server_round)))
+        return messages
+
+    def _neighbourhoods(self, server_round: int, invited: list[int]) -> dict[int, Neighbourhood]:
+        """Return who mixes with whom: those that published in the round and are invited now."""
+        if server_round < 1 or not self.communicates:
+            return {}
+        graph = self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
+        members = self.roster.members
+        return neighbourhoods(
+            graph, {p: members[p].blocks for p in invited if p in self._relay.senders}
+        )
+
+    def _problem_of(self, partition: int, payload: ArrayRecord) -> str | None:
+        """Say what is wrong with the names in a payload, or return None."""
+        names, declared = set(payload), set(self.roster.members[partition].blocks)
+        if lacking := declared - names:
+            return f"its payload lacks {', '.join(sorted(lacking))}"
+        if unknown := {name for name in names - declared if not name.startswith(STATISTICS)}:
+            return f"its payload holds unknown blocks: {', '.join(sorted(unknown))}"
+        return None
+
+    # ---- taking note ------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        """Tell the log and the trackers who takes part."""
+        members = self.roster.members
+        log(INFO, "%s devices take part:", len(members))
+        for partition, member in members.items():
+            sensors = "+".join(member.modalities)
+            log(INFO, "	%3d  %-16s %5d training samples", partition, sensors, member.num_train)
+        if self.communicates and not self.topology.time_varying:
+            graph = self.topology.graph(self.num_nodes, server_round=1, seed=self.seed)
+            apart = separate_groups(graph, {p: m.blocks for p, m in members.items()})
+            for block, count in apart.items():
+                text = "Block %s: its owners form %s groups without a link; each mixes on its own"
+                log(INFO, text, block, count)
+        for tracker in self.trackers:
+            sensors_of = ["+".join(m.modalities) for m in members.values()]
+            tracker.run_started(self.method, self._num_rounds, sensors_of)
+
+    def _node(self, record: RoundRecord, partition: int) -> NodeResult:
+        return record.node(partition, self.roster.members[partition].modalities)
+
+    def _note_failures(self, record: RoundRecord, failed: Mapping[int, str]) -> None:
+        for partition, reason in failed.items():
+            record.failed[partition] = reason
+            text = "Round %s: node %s is left out: %s"
+            log(WARNING, text, record.round, partition, reason)
+
+    def _note_mixing(self, server_round: int, partition: int, content: RecordDict) -> None:
+        """Note what a node measured after mixing the payloads of ``server_round``."""
+        for line in content.config_records.get(REPORT, ConfigRecord()).get("rejected", []):
+            log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
+        if server_round < 1:
+            return
+        self._node(self.records[server_round - 1], partition).measured(_metrics(content))
+
+    def _complete(self, record: RoundRecord, result: Result) -> None:
+        """Report a round whose mixing and evaluation are in."""
+        for tracker in self.trackers:
+            tracker.round_ended(record)
+        if record.accuracy is not None:
+            mean = MetricRecord({"test.accuracy": record.accuracy})
+            result.evaluate_metrics_clientapp[record.round] = mean
+            log(INFO, "[ROUND %s/%s] %s", record.round, self._num_rounds, record.to_text())
+
+
+def _metrics(content: RecordDict) -> dict[str, float]:
+    record = content.metric_records.get(METRICS, MetricRecord())
+    return {name: float(v) for name, v in record.items() if isinstance(v, int | float)}

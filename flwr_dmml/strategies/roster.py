@@ -1,0 +1,179 @@
+"""Who takes part: the handshake that maps Flower's node ids to partitions."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from logging import INFO, WARNING
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from ..transport.messages import PLAN
+
+_POLL_S = 0.1
+_REMIND_S = 10.0
+
+
+class NoDevicesError(RuntimeError):
+    """Too few devices answered for the run to start, or none is left to go on."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A device that answered the handshake."""
+
+    node_id: int
+    partition_id: int
+    modalities: tuple[str, ...]
+    blocks: dict[str, int]  # name -> length
+    num_train: int
+
+
+def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
+    """Wait until ``num_nodes`` devices are connected and return their node ids, sorted.
+
+    Raises
+    ------
+    NoDevicesError
+        Fewer are there after ``timeout`` seconds.
+    """
+    start = reminded = time.monotonic()
+    while len(node_ids := sorted(grid.get_node_ids())) < num_nodes:
+        now = time.monotonic()
+        if now - start > timeout:
+            raise NoDevicesError(
+                f"num-nodes = {num_nodes}, but only {len(node_ids)} are connected after "
+                f"{timeout:g} s (wait-timeout). Start the others, or set num-nodes; with flwr run's "
+                f'simulation: --federation-config "num-supernodes={num_nodes}"'
+            )
+        if now - reminded > _REMIND_S:
+            log(INFO, "Waiting for devices: %s of %s are connected", len(node_ids), num_nodes)
+            reminded = now
+        time.sleep(_POLL_S)
+    return node_ids
+
+
+def handshake(grid: Grid, node_ids: Iterable[int], method: str, timeout: float) -> dict[int, Member]:
+    """Ask every node who it is; return the members by partition id.
+
+    A node that fails, does not answer, or claims a partition that is taken is left out and named
+    in the log.
+
+    Raises
+    ------
+    NoDevicesError
+        Nobody is left; the message carries the first failure.
+    """
+    hello = ConfigRecord({"method": method})
+    messages = [Message(RecordDict({PLAN: hello}), n, "query.hello") for n in node_ids]
+    replies = list(grid.send_and_receive(messages, timeout=timeout))
+    asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+    members: dict[int, Member] = {}
+    answers = {asked.pop(r.metadata.reply_to_message_id): r for r in replies}
+    problems = [f"node {n}: no answer" for n in asked.values()]
+    for node_id, reply in sorted(answers.items()):
+        if reply.has_error():
+            problems.append(f"node {node_id}: {reply.error.reason}")
+            continue
+        member = _read_member(node_id, reply.content.config_records["about"])
+        taken = members.setdefault(member.partition_id, member)
+        if taken is not member:
+            problems.append(
+                f"node {node_id}: partition {member.partition_id} is held by {taken.node_id} already"
+            )
+    for problem in problems:
+        log(WARNING, "Left out of the run: %s", problem)
+    if not members:
+        raise NoDevicesError("no device can take part; the first problem: " + problems[0])
+    return dict(sorted(members.items()))
+
+
+class Roster:
+    """The members of a run, and the letters between them and the strategy.
+
+    A node gets no second message before it has answered the first: it could work on two at once,
+    from one old state. A late answer only makes it available again.
+
+    Parameters
+    ----------
+    members : mapping of int to Member
+        By partition id, from :func:`handshake`.
+    """
+
+    def __init__(self, members: Mapping[int, Member]) -> None:
+        self.members = dict(members)
+        self._partition_of = {member.node_id: p for p, member in self.members.items()}
+        self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
+        self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
+
+    def invite(self, grid: Grid) -> tuple[list[int], dict[int, str]]:
+        """Return who can be sent a message now, and why the others cannot.
+
+        Raises
+        ------
+        NoDevicesError
+            Nobody can.
+        """
+        if self._waiting:
+            late = grid.pull_messages(self._waiting.values())
+            answered = {reply.metadata.reply_to_message_id for reply in late}
+            self._waiting = {p: m for p, m in self._waiting.items() if m not in answered}
+        online, absent = set(grid.get_node_ids()), {}
+        for partition, member in self.members.items():
+            if member.node_id not in online:
+                absent[partition] = "it is not connected"
+            elif partition in self._waiting:
+                absent[partition] = "it is still busy with an earlier message"
+        invited = [p for p in self.members if p not in absent]
+        if not invited:
+            raise NoDevicesError(f"no device is left: {_list_reasons(absent)}")
+        return invited, absent
+
+    def send(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Send and wait; remember who has not answered within ``timeout`` seconds."""
+        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        self._asked = {
+            m.metadata.message_id: self._partition_of[m.metadata.dst_node_id] for m in messages
+        }
+        return replies
+
+    def sort(self, replies: Iterable[Message]) -> tuple[dict[int, RecordDict], dict[int, str]]:
+        """Return good replies by partition, and what became of the others.
+
+        Raises
+        ------
+        NoDevicesError
+            Not one reply is good.
+        """
+        good: dict[int, RecordDict] = {}
+        failed: dict[int, str] = {}
+        open_letters = dict(self._asked)
+        for reply in replies:
+            # An error made by the SuperLink carries its own node id: the message id tells whose.
+            partition = open_letters.pop(reply.metadata.reply_to_message_id)
+            if reply.has_error():
+                failed[partition] = reply.error.reason
+            else:
+                good[partition] = reply.content
+        for message_id, partition in open_letters.items():
+            self._waiting[partition] = message_id
+            failed[partition] = "no reply in time (round-timeout)"
+        if not good:
+            raise NoDevicesError(f"every device failed: {_list_reasons(failed)}")
+        return dict(sorted(good.items())), dict(sorted(failed.items()))
+
+
+def _list_reasons(reasons: Mapping[int, str]) -> str:
+    return "; ".join(f"node {p}: {reason}" for p, reason in reasons.items())
+
+
+def _read_member(node_id: int, about: ConfigRecord) -> Member:
+    names, lengths = about["block-names"], about["block-lengths"]
+    return Member(
+        node_id=node_id,
+        partition_id=int(about["partition-id"]),  # type: ignore[arg-type]
+        modalities=tuple(about["modalities"]),  # type: ignore[arg-type]
+        blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type]
+        num_train=int(about["num-train"]),  # type: ignore[arg-type]
+    )

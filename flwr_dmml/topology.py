@@ -1,0 +1,299 @@
+"""Who is whose neighbour in a round (:class:`Topology`), and with what mixing weight."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from math import isqrt
+from pathlib import Path
+from typing import Any, ClassVar
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from flwr_dmml.seeding import derive_seed, numpy_generator
+
+Edges = Iterable[tuple[int, int]]
+
+
+class TopologyError(ValueError):
+    """A topology that cannot be built; the message says what is wrong and what is allowed."""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise TopologyError(message)
+
+
+@dataclass(frozen=True)
+class Topology(ABC):
+    """A family of undirected graphs: a frozen dataclass whose fields are its parameters."""
+
+    time_varying: ClassVar[bool] = False  # False: the same graph in every round
+
+    def check(self, num_nodes: int) -> None:
+        """Raise :class:`TopologyError` unless the parameters and ``num_nodes`` (>= 1) work."""
+        self.graph(num_nodes)
+
+    def graph(self, num_nodes: int, *, server_round: int = 1, seed: int = 0) -> nx.Graph:
+        """Return the graph of a round: nodes ``0 .. num_nodes - 1`` in this order, no self loops.
+
+        Only time-varying topologies look at ``server_round`` (from 1), only random ones at the
+        run's ``seed``. It may be disconnected. Raises :class:`TopologyError` as :meth:`check` does.
+        """
+        _require(num_nodes >= 1, f"a topology needs at least 1 node, not {num_nodes}")
+        t = server_round if self.time_varying else 1
+        edges = self._edges(num_nodes, t, derive_seed(seed, "topology", type(self).__name__, t))
+        graph = nx.empty_graph(num_nodes)
+        graph.add_edges_from((i, j) for i, j in edges if i != j)
+        return graph
+
+    @abstractmethod
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        """Return the links in round t, or refuse; repeats and self loops are dropped."""
+
+
+class Ring(Topology):
+    """Node i is linked to i - 1 and i + 1 (modulo n); two nodes share one link."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, (i + 1) % n) for i in range(n))
+
+
+class Line(Topology):
+    """A ring without the link between the last and the first node."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, i + 1) for i in range(n - 1))
+
+
+class Star(Topology):
+    """Node 0 is linked to every other node."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((0, i) for i in range(1, n))
+
+
+class Complete(Topology):
+    """Every node is linked to every other; its Metropolis weights are 1/n each, i.e. FedAvg."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, j) for i in range(n) for j in range(i))
+
+
+class Torus(Topology):
+    """A grid, as square as possible, that wraps around; both sides >= 2, so no prime n."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        cols = min(c for c in range(isqrt(n - 1) + 1, n + 1) if n % c == 0)  # rows <= cols
+        near = f"{n - 1} and {n + 1}" if n > 4 else "4"  # the neighbours of a prime > 4 are even
+        _require(cols < n, f"torus: no grid >= 2 x 2 has {n} nodes; nearest allowed: {near}")
+        right = [(i, i - i % cols + (i + 1) % cols) for i in range(n)]
+        down = [(i, (i + cols) % n) for i in range(n)]
+        return right + down
+
+
+@dataclass(frozen=True)
+class RandomRegular(Topology):
+    """A random graph with ``degree`` links a node: 1 <= degree < n, and n * degree is even."""
+
+    degree: int = 4
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        d, co_d = self.degree, n - 1 - self.degree
+        rule = "it must be at least 1, less than the number of nodes, and degree x nodes even"
+        possible = 1 <= d < n and d * n % 2 == 0
+        _require(possible, f"random-regular: degree {d} is impossible with {n} nodes; {rule}")
+        # Networkx may never end on a dense graph; the complement of a regular graph is regular.
+        sparse = nx.random_regular_graph(min(d, co_d), n, seed=seed)
+        return list((sparse if d <= co_d else nx.complement(sparse)).edges)
+
+
+@dataclass(frozen=True)
+class ErdosRenyi(Topology):
+    """Every two nodes are linked with ``probability`` in [0, 1]; it may be disconnected."""
+
+    probability: float = 0.3
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        p = self.probability
+        _require(0 <= p <= 1, f"erdos-renyi: probability must be from 0 to 1, not {p}")
+        return list(nx.gnp_random_graph(n, p, seed=seed).edges)
+
+
+@dataclass(frozen=True)
+class WattsStrogatz(Topology):
+    """A ring with degree / 2 (even) links to each side, each moved with ``probability``."""
+
+    degree: int = 4
+    probability: float = 0.2
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        d, p = self.degree, self.probability
+        rule = "it must be even, at least 2 and less than the number of nodes"
+        possible = 2 <= d < n and d % 2 == 0
+        _require(possible, f"watts-strogatz: degree {d} is impossible with {n} nodes; {rule}")
+        _require(0 <= p <= 1, f"watts-strogatz: probability must be from 0 to 1, not {p}")
+        return list(nx.watts_strogatz_graph(n, d, p, seed=seed).edges)
+
+
+class Exponential(Topology):
+    """Node i is linked to i +- 2^j (modulo n) for all 2^j < n (Ying et al., NeurIPS 2021)."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, (i + 2**j) % n) for i in range(n) for j in range((n - 1).bit_length()))
+
+
+class Dyck(Topology):
+    """The Dyck graph: 32 nodes, 3 neighbours each."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        _require(n == 32, f"dyck: this graph has exactly 32 nodes, not {n}")
+        return list(nx.LCF_graph(32, [5, -5, 13, -13], 8).edges)
+
+
+class FlorentineFamilies(Topology):
+    """The marriages of 15 families (Breiger and Pattison 1986); nodes in order of their names."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        _require(n == 15, f"florentine: this graph has exactly 15 nodes, not {n}")
+        families = nx.florentine_families_graph()
+        node = {name: i for i, name in enumerate(sorted(families))}
+        return [(node[a], node[b]) for a, b in families.edges]
+
+
+@dataclass(frozen=True)
+class EdgeList(Topology):
+    """A UTF-8 file: one ``i j`` a line, ``#`` comments; nodes it does not name are isolated."""
+
+    path: str = ""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        try:
+            lines = Path(self.path).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            why = f"edge-list: path must name a text file of links, not {self.path!r} ({error})"
+            raise TopologyError(why) from error
+        node, edges = {str(i): i for i in range(n)}, []
+        for number, line in enumerate(lines, start=1):
+            if words := line.partition("#")[0].split():
+                link = [node[word] for word in words if word in node]
+                where = f"edge-list: {self.path}, line {number}: {line.strip()!r} is no link"
+                valid = len(words) == len(set(link)) == 2
+                _require(valid, f"{where}; allowed: two different nodes from 0 to {n - 1}")
+                edges.append((link[0], link[1]))
+        return edges
+
+
+class OnePeerExponential(Topology):
+    """In round t node i has one partner, 2^((t - 1) mod ceil(log2 n)) away, or none.
+
+    With n a power of two, log2(n) rounds give the exact average. Source: Ying et al., NeurIPS
+    2021, in a symmetric form (a hypercube).
+    """
+
+    time_varying: ClassVar[bool] = True
+
+    def period(self, num_nodes: int) -> int:
+        """Return after how many rounds the graphs repeat: ceil(log2 n), at least 1."""
+        return max(1, (num_nodes - 1).bit_length())
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        hop = 2 ** ((t - 1) % self.period(n))
+        return ((i, i + hop) for i in range(n - hop) if i // hop % 2 == 0)
+
+
+class RandomMatching(Topology):
+    """Every round pairs all nodes at random; one is left out when their number is odd."""
+
+    time_varying: ClassVar[bool] = True
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        order = numpy_generator(seed).permutation(n).tolist()
+        return zip(order[0::2], order[1::2], strict=False)
+
+
+# fmt: off
+TOPOLOGIES: dict[str, type[Topology]] = {
+    "ring": Ring, "line": Line, "star": Star, "complete": Complete, "torus": Torus,
+    "random-regular": RandomRegular, "erdos-renyi": ErdosRenyi, "watts-strogatz": WattsStrogatz,
+    "exponential": Exponential, "dyck": Dyck, "florentine": FlorentineFamilies,
+    "edge-list": EdgeList, "one-peer-exponential": OnePeerExponential,
+    "random-matching": RandomMatching,
+}
+# fmt: on
+
+
+def make_topology(
+    name: str, *, degree: int = 4, probability: float = 0.3, path: str = ""
+) -> Topology:
+    """Return the topology with a name of :data:`TOPOLOGIES`, given the parameters that it has."""
+    _require(name in TOPOLOGIES, f"unknown topology {name!r}; allowed: {', '.join(TOPOLOGIES)}")
+    given: dict[str, Any] = {"degree": degree, "probability": probability, "path": path}
+    family = TOPOLOGIES[name]
+    return family(**{f.name: given[f.name] for f in fields(family) if f.name in given})
+
+
+def components(graph: nx.Graph, nodes: Iterable[int] | None = None) -> list[list[int]]:
+    """Return the connected components of the subgraph of ``nodes``, each sorted, by first node."""
+    members = graph if nodes is None else graph.subgraph(nodes)
+    return sorted(sorted(component) for component in nx.connected_components(members))
+
+
+def metropolis_weights(graph: nx.Graph, nodes: Iterable[int] | None = None) -> NDArray[np.float64]:
+    """Return the Metropolis-Hastings weights of the subgraph induced by ``nodes``.
+
+    ``w_ij = 1 / (1 + max(d_i, d_j))`` on a link, 0 without one, ``w_ii = 1 - sum_j w_ij``, with d
+    the degrees in the subgraph. Source: Xiao, Boyd and Lall, "A Scheme for Robust Distributed
+    Sensor Fusion Based on Average Consensus", IPSN 2005; METHODS 6.1.
+
+    Parameters
+    ----------
+    graph : nx.Graph with the nodes ``0 .. n - 1``
+    nodes : iterable of int, optional
+        The members, e.g. the live owners of a block (default: all); unknown ids are ignored.
+
+    Returns
+    -------
+    NDArray[np.float64], shape ``[n, n]``
+        Symmetric, doubly stochastic, in [0, 1]; the rows of those who are no members are identity.
+    """
+    n = len(graph)
+    members = graph if nodes is None else graph.subgraph(nodes)
+    adjacency = np.zeros((n, n))  # [n, n]
+    for i, j in members.edges:
+        adjacency[i, j] = adjacency[j, i] = float(i != j)
+    degree = adjacency.sum(axis=1)  # [n]
+    weights: NDArray[np.float64] = adjacency / (1.0 + np.maximum.outer(degree, degree))
+    np.fill_diagonal(weights, 1.0 - weights.sum(axis=1))
+    return weights
+
+
+def spectral_gap(weights: NDArray[np.float64]) -> float:
+    """Return 1 - the second largest |eigenvalue| of symmetric, doubly stochastic [n, n] weights.
+
+    In [0, 1]: 0 (to rounding) for a disconnected graph or an identity row; 1 for weights of 1/n.
+    """
+    return max(0.0, 1.0 - float(np.linalg.norm(weights - 1.0 / len(weights), ord=2)))
+
+
+def effective_spectral_gap(
+    topology: Topology, num_nodes: int, *, seed: int = 0, rounds: int | None = None
+) -> float:
+    """Return the spectral gap per round of a topology with Metropolis weights, in [0, 1].
+
+    ``1 - sigma_2(W_P ... W_1)^(1/P)``, sigma_2 the spectral norm of the product less ``11^T / n``;
+    ``rounds`` is P >= 1: by default the period of one-peer exponential, 16 for others that vary
+    in time; for static ones P = 1 always, so it is :func:`spectral_gap`.
+    """
+    if not topology.time_varying:
+        rounds = 1
+    elif rounds is None:
+        rounds = topology.period(num_nodes) if isinstance(topology, OnePeerExponential) else 16
+    product = np.eye(num_nodes)  # of the W_t - 11^T/n, which keeps a small sigma_2 accurate
+    for server_round in range(1, rounds + 1):
+        weights = metropolis_weights(
+            topology.graph(num_nodes, server_round=server_round, seed=seed)
+        )
+        product = (weights - 1.0 / num_nodes) @ product
+    return max(0.0, 1.0 - float(np.linalg.norm(product, ord=2) ** (1.0 / rounds)))

@@ -1,0 +1,61 @@
+"""The run folder: resolved settings and metrics as JSON lines."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .records import RoundRecord
+
+
+class RunFolder:
+    """A new folder for one run.
+
+    ``config.json`` holds the resolved settings; each method that runs writes
+    ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
+    same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a round).
+
+    Parameters
+    ----------
+    parent : str or Path
+        Folder of all runs; made if need be.
+    name : str
+        Name of the new folder; empty takes date, time and method.
+    config : mapping
+        The resolved run config, written down as it is.
+
+    Raises
+    ------
+    FileExistsError
+        A folder of that name exists: no run is ever overwritten.
+    """
+
+    def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        self.path = Path(parent).expanduser().resolve() / (name or f"{stamp}-{config['method']}")
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"run-name = {name!r}: {self.path} exists already; choose another name"
+            ) from error
+        text = json.dumps(dict(config), indent=2, sort_keys=True)
+        (self.path / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def run_started(self, method: str, num_rounds: int, node_modalities: Sequence[str]) -> None:
+        """Make the method's folder."""
+        self._current = self.path / method
+        self._current.mkdir()
+
+    def round_ended(self, record: RoundRecord) -> None:
+        """Append the round to the method's files."""
+        _append(self._current / "metrics.jsonl", record.to_json())
+        _append(
+            self._current / "timing.jsonl", {"round": record.round, "seconds": record.seconds}
+        )
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")

@@ -1,0 +1,88 @@
+"""Tables for the end of a run, as plain text that any log can carry."""
+
+from collections.abc import Mapping
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+
+from .records import RoundRecord
+
+
+def render(table: Table) -> str:
+    """Return a rich table as text without colours, 100 columns wide."""
+    out = StringIO()
+    Console(file=out, width=100, color_system=None).print(table)
+    return out.getvalue().rstrip("\n")
+
+
+def final_table(results: Mapping[str, RoundRecord]) -> Table:
+    """Return the accuracies of each method's last round, side by side.
+
+    With two methods a last column says what the second gains over the first, in points.
+
+    Parameters
+    ----------
+    results : mapping of str to RoundRecord
+        The last round of each method, in the order of the columns.
+    """
+    table = Table(title="Test accuracy after the last round", title_justify="left")
+    table.add_column("")
+    for method in results:
+        table.add_column(method, justify="right")
+    gain = len(results) == 2
+    if gain:
+        table.add_column("gain, points", justify="right")
+    for label, values in _rows(list(results.values())):
+        cells = ["-" if v is None else f"{v:.3f}" for v in values]
+        if gain:
+            a, b = values
+            cells.append("-" if a is None or b is None else f"{100 * (b - a):+.1f}")
+        table.add_row(label, *cells)
+    return table
+
+
+def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
+    rows: list[tuple[str, list[float | None]]] = [
+        ("all devices, mean", [r.accuracy for r in records]),
+        ("worst device", [r.min_accuracy for r in records]),
+    ]
+    for name in records[0].accuracy_by_set:
+        values = [r.accuracy_by_set.get(name) for r in records]
+        rows.append((f"devices with {name}, mean", values))
+    for name in records[0].accuracy_by_modality:
+        values = [r.accuracy_by_modality.get(name) for r in records]
+        rows.append((f"from {name} alone, mean over owners", values))
+    return rows
+
+
+def devices_table(results: Mapping[str, RoundRecord]) -> Table:
+    """Return every device's accuracy under each method."""
+    table = Table(title="Test accuracy of each device", title_justify="left")
+    table.add_column("device", justify="right")
+    table.add_column("sensors")
+    for method in results:
+        table.add_column(method, justify="right")
+    partitions = sorted(set.union(*(set(r.by_partition) for r in results.values())))
+    for partition in partitions:
+        nodes = [r.by_partition.get(partition) for r in results.values()]
+        sensors = next(n.modalities for n in nodes if n is not None)
+        shown = ["-" if n is None or n.accuracy is None else f"{n.accuracy:.3f}" for n in nodes]
+        table.add_row(str(partition), sensors, *shown)
+    return table
+
+
+def verdict(baseline: str, method: str, results: Mapping[str, RoundRecord]) -> str:
+    """Say in one line how many devices are better off with ``method`` than with ``baseline``."""
+    before, after = results[baseline], results[method]
+    pairs = [
+        (before.by_partition[p].accuracy, after.by_partition[p].accuracy)
+        for p in sorted(set(before.by_partition) & set(after.by_partition))
+    ]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    better = sum(b > a for a, b in known)
+    gain = 100 * ((after.accuracy or 0.0) - (before.accuracy or 0.0))
+    return (
+        f"{method} against {baseline}: {gain:+.1f} points on the mean over devices; "
+        f"{better} of {len(known)} devices are better off"
+    )

@@ -1,0 +1,75 @@
+"""How plans, payloads and states are written in Flower's records. Never a pickle."""
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from ..plan import Inbox, Payload, Plan
+
+PLAN, PAYLOAD, METRICS, REPORT, INITIAL = "plan", "payload", "metrics", "report", "initial"
+INBOX = "inbox."
+_WEIGHTS = "weights."
+
+
+def pack(tensors: dict[str, Tensor]) -> ArrayRecord:
+    """Write named tensors as a record."""
+    return ArrayRecord({name: Array(value.numpy()) for name, value in tensors.items()})
+
+
+def unpack(record: ArrayRecord) -> Payload:
+    """Read named tensors from a record.
+
+    Only plain arrays are read: Flower's ``Array.numpy()`` loads with ``allow_pickle=False``. An
+    array that cannot be read at all becomes an empty tensor, which no block accepts.
+    """
+    payload: Payload = {}
+    for name, array in record.items():
+        try:
+            values = np.array(array.numpy())
+            payload[name] = torch.from_numpy(values)
+        except (ValueError, TypeError, OSError, EOFError):
+            payload[name] = torch.empty(0)
+    return payload
+
+
+def write_plan(plan: Plan, method: str) -> ConfigRecord:
+    """Write a plan for a method as a record (empty lists are left out: Flower cannot count their bytes)."""
+    record = ConfigRecord(
+        {
+            "method": method,
+            "server-round": plan.server_round,
+            "iterations": plan.iterations,
+            "evaluate": plan.evaluate,
+        }
+    )
+    if plan.neighbours:
+        record["neighbours"] = list(plan.neighbours)
+    for block, weights in plan.weights.items():
+        record[_WEIGHTS + block] = list(weights)
+    return record
+
+
+def read_plan(record: ConfigRecord) -> Plan:
+    """Read what :func:`write_plan` wrote."""
+    neighbours = record.get("neighbours", [])
+    return Plan(
+        server_round=int(record["server-round"]),  # type: ignore[arg-type]
+        iterations=int(record["iterations"]),  # type: ignore[arg-type]
+        evaluate=bool(record["evaluate"]),
+        neighbours=tuple(neighbours),  # type: ignore[arg-type]
+        weights={
+            key.removeprefix(_WEIGHTS): tuple(value)  # type: ignore[arg-type]
+            for key, value in record.items()
+            if key.startswith(_WEIGHTS)
+        },
+    )
+
+
+def read_inbox(content: RecordDict) -> Inbox:
+    """Read the neighbours' payloads that came with a plan."""
+    return {
+        int(key.removeprefix(INBOX)): unpack(record)
+        for key, record in content.array_records.items()
+        if key.startswith(INBOX)
+    }

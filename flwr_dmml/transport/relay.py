@@ -1,0 +1,47 @@
+"""The relay transport: the strategy hands each node's payload to its neighbours, unread."""
+
+from collections.abc import Mapping
+
+from flwr.app import ArrayRecord
+
+from ..blocks import STATISTICS
+from ..plan import Plan
+
+
+class Relay:
+    """Payloads of the last round, by partition id, on their way to the neighbours.
+
+    Only names and sizes are looked at, never values: a payload goes out as it came in, cut to the
+    blocks that the receiver mixes, and to statistics.
+    """
+
+    def __init__(self) -> None:
+        self._payloads: dict[int, ArrayRecord] = {}
+
+    def take(self, payloads: Mapping[int, ArrayRecord]) -> None:
+        """Replace what is held by the payloads of a new round."""
+        self._payloads = dict(payloads)
+
+    @property
+    def senders(self) -> frozenset[int]:
+        """Partition ids whose payloads are here."""
+        return frozenset(self._payloads)
+
+    def inbox(self, plan: Plan) -> dict[int, ArrayRecord]:
+        """Return what goes with ``plan``: a record for each of its neighbours."""
+        records: dict[int, ArrayRecord] = {}
+        for position, neighbour in enumerate(plan.neighbours, start=1):
+            wanted = {name for name, weights in plan.weights.items() if weights[position] > 0}
+            records[neighbour] = ArrayRecord(
+                {
+                    name: array
+                    for name, array in self._payloads[neighbour].items()
+                    if name in wanted or name.startswith(STATISTICS)
+                }
+            )
+        return records
+
+
+def size_bytes(record: ArrayRecord) -> int:
+    """Return the bytes of the arrays in ``record``, as serialised."""
+    return sum(len(array.data) for array in record.values())
