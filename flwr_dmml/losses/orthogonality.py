@@ -7,8 +7,10 @@ from torch import Tensor
 def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
     """Return the mean squared correlation between two sets of features.
 
-    Both are centred over the batch, each row is scaled to unit length (the norm carries no
-    gradient), then ``mean((C^T S)^2)`` over all pairs of features.
+    Both are centred over the batch, each row is scaled to unit length, then ``mean((C^T S)^2)`` over
+    all pairs of features. Unlike in MISA's code the norm carries gradient: with a detached norm the
+    loss can only fall by shrinking the features, and in this project's models they collapsed to a
+    constant within 20 iterations.
 
     Parameters
     ----------
@@ -25,13 +27,12 @@ def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
     References
     ----------
     Hazarika et al., "MISA: Modality-Invariant and -Specific Representations", ACM MM 2020 (the
-    difference loss; formula as in the authors' code). Its use for DMML-KD is this project's
-    reconstruction.
+    difference loss). Its use for DMML-KD, and the gradient through the norm, are this project's.
     """
 
     def unit_rows(features: Tensor) -> Tensor:
         centred = features - features.mean(dim=0)
-        return centred / (centred.norm(dim=1, keepdim=True).detach() + 1e-6)
+        return centred / (centred.norm(dim=1, keepdim=True) + 1e-6)
 
     correlation = unit_rows(common).T @ unit_rows(specific)  # [common_dim, specific_dim]
     return torch.mean(correlation**2)
