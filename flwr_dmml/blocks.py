@@ -64,6 +64,27 @@ def load_flat(module: nn.Module, vector: Tensor) -> None:
             start = end
 
 
+def unflatten(module: nn.Module, vectors: Tensor) -> dict[str, Tensor]:
+    """Cut flat copies of a block into its parameters, for ``torch.func.functional_call``.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Gives names and shapes.
+    vectors : Tensor
+        Flat copies ``[copies, length]``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Parameter name -> ``[copies, *shape]``.
+    """
+    named = list(module.named_parameters())
+    parts = torch.split(vectors, [p.numel() for _, p in named], dim=1)
+    shaped = zip(named, parts, strict=True)
+    return {name: part.reshape(-1, *p.shape) for (name, p), part in shaped}
+
+
 def num_parameters(module: nn.Module) -> int:
     """Return the number of parameters of ``module``."""
     return sum(parameter.numel() for parameter in module.parameters())

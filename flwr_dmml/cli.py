@@ -1,6 +1,5 @@
 """The command line: ``flwr-dmml simulate``."""
 
-import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,9 +54,9 @@ def simulate(
 ) -> None:
     """Run a Flower app's devices one after another in this process: no Ray, no server.
 
-    The app, its settings and its numbers are those of [bold]flwr run[/bold]: the same seed gives the
-    same metrics, bit for bit. Log lines and a live table show how it goes; the run folder holds the
-    resolved settings (config.json) and one line of metrics a round (<method>/metrics.jsonl).
+    The app, its settings and its numbers are those of [bold]flwr run[/bold]: the same seed gives
+    the same metrics, bit for bit. Log lines and a live table show how it goes; the run folder holds
+    the resolved settings (config.json) and one line of metrics a round (<method>/metrics.jsonl).
 
     [bold]Examples[/bold]
 
@@ -132,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -48,7 +48,7 @@ class Settings(Options):
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
     num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
     local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
-    evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds, and at the end")
+    evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
     wait_timeout: float = Field(120.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
 
@@ -197,7 +197,9 @@ def _validate(
             elif item["loc"]:
                 problems.append(f"{key} = {item['input']!r}: {item['msg']}")
             else:  # a rule between several options of one method
-                problems.append(f"{prefix.rstrip('.')}: {item['msg'].removeprefix('Value error, ')}")
+                problems.append(
+                    f"{prefix.rstrip('.')}: {item['msg'].removeprefix('Value error, ')}"
+                )
         return None
 
 

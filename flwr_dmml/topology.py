@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_dmml.seeding import derive_seed, numpy_generator
+from .seeding import derive_seed, numpy_generator
 
 Edges = Iterable[tuple[int, int]]
 

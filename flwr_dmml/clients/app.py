@@ -23,6 +23,8 @@ from .learner import Learner
 from .registry import find_methods, option_types
 
 STATE = "flwr-dmml.state"
+RunConfig = tuple[tuple[str, object], ...]
+"""A run config that can be a cache key."""
 
 
 def make_client_app(*learners: type[Learner]) -> ClientApp:
@@ -94,14 +96,15 @@ def _learner_for(
     message: Message, context: Context, learners: tuple[type[Learner], ...]
 ) -> Learner:
     """Return this node's learner for the method that the server is running."""
-    methods, settings, options = _configure(tuple(sorted(context.run_config.items())), learners)
-    name = str(message.content.config_records[PLAN]["method"])
-    return _build_learner(methods[name], settings, options[name], _partition_id(context, settings))
+    run_config = tuple(sorted(context.run_config.items()))
+    _, settings, _ = _configure(run_config, learners)
+    method = str(message.content.config_records[PLAN]["method"])
+    return _build_learner(method, run_config, learners, _partition_id(context, settings))
 
 
 @lru_cache(maxsize=8)
 def _configure(
-    run_config: tuple[tuple[str, object], ...], learners: tuple[type[Learner], ...]
+    run_config: RunConfig, learners: tuple[type[Learner], ...]
 ) -> tuple[dict[str, type[Learner]], Settings, dict[str, Options]]:
     """Find the methods and validate the run config, once per process."""
     methods = find_methods(learners)
@@ -110,10 +113,12 @@ def _configure(
 
 @lru_cache(maxsize=128)
 def _build_learner(
-    method: type[Learner], settings: Settings, options: Options, partition_id: int
+    method: str, run_config: RunConfig, learners: tuple[type[Learner], ...], partition_id: int
 ) -> Learner:
     """Build a learner once per process; its state is loaded anew for every message."""
-    return method(load_partition(settings.partition_options(), partition_id), settings, options)
+    methods, settings, options = _configure(run_config, learners)
+    partition = load_partition(settings.partition_options(), partition_id)
+    return methods[method](partition, settings, options[method])
 
 
 def _partition_id(context: Context, settings: Settings) -> int:

@@ -8,18 +8,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..blocks import STATISTICS, load_flat, vector_problem
+from ..blocks import STATISTICS, flatten, unflatten, vector_problem
 from ..config import Options
 from ..losses import (
-    diversity_loss,
-    ensemble_loss,
     label_weights,
     latent_distillation_loss,
     orthogonality_loss,
     sampling_distribution,
     similarity_loss,
 )
-from ..models import Features, Generator
+from ..models import Features, Generator, GeneratorTraining, draw_labels, train_generator
 from ..plan import Inbox, Plan
 from .learner import Batch, Learner
 
@@ -77,124 +75,108 @@ class DmmlKd(Learner):
     options: DmmlKdOptions
 
     def reset(self) -> None:
+        """Start afresh, generator included."""
         self.generator = Generator(
             self.partition.num_classes, self.settings.common_dim, seed=self.settings.seed
-        )
+        ).to(self.device)
         super().reset()
-        self.generator.to(self.device)
-        counts = torch.bincount(self.train_data.labels, minlength=self.partition.num_classes)
-        self.counts = counts.float().cpu()  # [classes]
+        labels = self.train_data.labels.cpu()
+        self.counts = torch.bincount(labels, minlength=self.partition.num_classes).float()
 
     def blocks(self) -> dict[str, nn.Module]:
+        """Return the model's blocks and, where it is gossiped, the generator."""
         gossiped = self.options.generator and self.options.generator_gossip
         return self.model.blocks() | ({"generator": self.generator} if gossiped else {})
 
     def private_blocks(self) -> dict[str, nn.Module]:
+        """Return the generator where it stays at home."""
         alone = self.options.generator and not self.options.generator_gossip
         return {"generator": self.generator} if alone else {}
 
     def statistics(self) -> dict[str, Tensor]:
+        """Return the label counts ``[classes]``, unless they are private."""
         sends = self.options.generator and self.options.label_counts
         return {COUNTS: self.counts} if sends else {}
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
-        """Gather who votes: the own head and the neighbours', with weights and label counts."""
-        classes = self.partition.num_classes
+        """Gather the neighbours' common heads, and who of them knows which class."""
+        classes, length = self.partition.num_classes, self.block_lengths()["head.common"]
+        uniform = torch.ones(classes)
         weights = plan.weights.get("head.common", (1.0,))
-        self._heads: list[Tensor] = []
-        votes, counts = [weights[0]], [self._votes_of(self.counts)]
+        votes, self._heads = [weights[0]], list[Tensor]()
+        counts = [self.counts if self.options.label_counts else uniform]
         for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
-            head = inbox[neighbour].get("head.common")
-            n = inbox[neighbour].get(STATISTICS + COUNTS, torch.ones(classes))
-            if head is None or vector_problem(head, self.block_lengths()["head.common"]):
-                continue  # already named when it was not mixed
-            if vector_problem(n, classes) or bool((n < 0).any()):
-                continue
+            head = inbox[neighbour].get("head.common", torch.empty(0))
+            known = inbox[neighbour].get(STATISTICS + COUNTS, uniform)
+            if vector_problem(head, length) or vector_problem(known, classes) or (known < 0).any():
+                continue  # a bad head was named when it was not mixed
             self._heads.append(head)
             votes.append(weight)
-            counts.append(self._votes_of(n))
-        mixing, known = torch.tensor(votes), torch.stack(counts)  # [heads], [heads, classes]
-        self._omega = label_weights(mixing, known).to(self.device)
-        self._labels = sampling_distribution(mixing, known)
-        self._noise_rng = self.rng("noise")
+            counts.append(known)
+        mixing, known_by = torch.tensor(votes), torch.stack(counts)  # [heads], [heads, classes]
+        self._omega = label_weights(mixing, known_by).to(self.device)
+        self._near = sampling_distribution(mixing, known_by)
+        self._rng = self.rng("generator")
         o, t = self.options, self.server_round
-        ready = o.generator and t >= 2
-        self._guidance = o.guidance * o.guidance_decay ** (t - 2) if ready else 0.0
-
-    def _votes_of(self, counts: Tensor) -> Tensor:
-        """Return label counts as votes: how many, or the same for all where they are private."""
-        return counts if self.options.label_counts else torch.ones_like(counts)
+        trained = o.generator and t >= 2
+        self._guidance = o.guidance * o.guidance_decay ** (t - 2) if trained else 0.0
 
     def local_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of the class docstring."""
         o, features = self.options, self.model.encode(batch.inputs)
         loss = F.cross_entropy(self.model.fuse(features), batch.labels)  # L_task
         if o.decomposition:
             loss = loss + self._decomposition_loss(features, batch.labels)
         if self._guidance:
-            loss = loss + self._guidance * self._generator_guidance(features, batch.labels)
+            loss = loss + self._guidance * self._guidance_loss(features, batch.labels)
         return loss
 
     def _decomposition_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return ``l_com L_com + l_orth L_orth + l_sim L_sim``."""
-        o, modalities = self.options, list(features.common)
-        common = [F.cross_entropy(self.model.common_logits(features.common[m]), labels) for m in modalities]
-        apart = [orthogonality_loss(features.common[m], features.specific[m]) for m in modalities]
-        loss = o.common_weight * torch.stack(common).mean()
+        o, common, specific = self.options, features.common, features.specific
+        classify = [F.cross_entropy(self.model.common_logits(c), labels) for c in common.values()]
+        apart = [orthogonality_loss(common[m], specific[m]) for m in common]
+        loss = o.common_weight * torch.stack(classify).mean()
         loss = loss + o.orthogonality_weight * torch.stack(apart).mean()
-        if len(modalities) > 1:
-            loss = loss + o.similarity_weight * similarity_loss(list(features.common.values()))
+        if len(common) > 1:
+            loss = loss + o.similarity_weight * similarity_loss(list(common.values()))
         return loss
 
-    def _generator_guidance(self, features: Features, labels: Tensor) -> Tensor:
-        """Return ``L_gen + L_kd``: generated features teach the head, and through it the encoders."""
-        drawn, generated = self._generate(len(labels))
-        loss = F.cross_entropy(self.model.common_logits(generated.detach()), drawn)
+    def _guidance_loss(self, features: Features, labels: Tensor) -> Tensor:
+        """Return ``L_gen + L_kd``: generated features teach the head, and the encoders by it."""
+        drawn = draw_labels(self._near, len(labels), self._rng).to(self.device)
+        loss = F.cross_entropy(self.model.common_logits(self._generate(drawn)), drawn)  # L_gen
         if self.options.distillation:
-            with torch.no_grad():
-                noise = self.generator.noise(len(labels), self._noise_rng).to(self.device)
-                teacher = self.model.common_logits(self.generator(labels, noise))
-            terms = [
-                latent_distillation_loss(self.model.common_logits(c), teacher)
-                for c in features.common.values()
-            ]
-            loss = loss + torch.stack(terms).mean()
+            teacher = self.model.common_logits(self._generate(labels))
+            students = [self.model.common_logits(c) for c in features.common.values()]
+            terms = [latent_distillation_loss(student, teacher) for student in students]
+            loss = loss + torch.stack(terms).mean()  # L_kd
         return loss
 
-    def _generate(self, size: int) -> tuple[Tensor, Tensor]:
-        """Draw labels ``[size]`` that somebody near holds, and features ``[size, common_dim]``."""
-        labels = torch.multinomial(self._labels, size, replacement=True, generator=self._noise_rng)
-        labels = labels.to(self.device)
-        self._noise = self.generator.noise(size, self._noise_rng).to(self.device)
-        return labels, self.generator(labels, self._noise)
+    @torch.no_grad()
+    def _generate(self, labels: Tensor) -> Tensor:
+        """Return a feature for each label ``[batch, common_dim]``; G is frozen while we train."""
+        noise = self.generator.noise(len(labels), self._rng).to(self.device)
+        features: Tensor = self.generator(labels, noise)
+        return features
 
     def after_training(self, plan: Plan, inbox: Inbox) -> None:
-        """Train the generator against the ensemble of common heads (METHODS 6.3)."""
-        o = self.options
+        """Train the generator against the own common head and the neighbours'."""
+        o, head = self.options, self.model.head_common
         if not o.generator:
             return
-        heads = self._stacked_heads()
-        optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=o.generator_lr, weight_decay=o.generator_weight_decay
-        )
-        for _ in range(o.generator_steps):
-            labels, generated = self._generate(self.settings.batch_size)
-            logits = torch.vmap(
-                lambda head: functional_call(self.model.head_common, head, (generated,))  # noqa: B023
-            )(heads)  # [heads, batch, classes]
-            loss = ensemble_loss(logits, labels, self._omega)
-            loss = loss + o.diversity_weight * diversity_loss(self._noise, generated)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        parameters = unflatten(head, torch.stack([flatten(head), *self._heads]).to(self.device))
 
-    def _stacked_heads(self) -> dict[str, Tensor]:
-        """Return the own common head (as trained) and the neighbours', stacked by parameter."""
-        module = self.model.head_common
-        own = {name: p.detach().clone() for name, p in module.named_parameters()}
-        stacks = {name: [value] for name, value in own.items()}
-        scratch = self.build_model().head_common.to(self.device)
-        for head in self._heads:
-            load_flat(scratch, head)
-            for name, p in scratch.named_parameters():
-                stacks[name].append(p.detach().clone())
-        return {name: torch.stack(values) for name, values in stacks.items()}
+        def logits(features: Tensor) -> Tensor:  # [batch, common_dim] -> [heads, batch, classes]
+            one_head = lambda values: functional_call(head, values, (features,))  # noqa: E731
+            every_head: Tensor = torch.vmap(one_head)(parameters)
+            return every_head
+
+        how = GeneratorTraining(
+            steps=o.generator_steps,
+            batch_size=self.settings.batch_size,
+            learning_rate=o.generator_lr,
+            weight_decay=o.generator_weight_decay,
+            diversity_weight=o.diversity_weight,
+        )
+        train_generator(self.generator, logits, self._omega, self._near, how, self._rng)

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..blocks import STATISTICS, check_mixable, flatten, load_flat, mix, num_parameters, vector_problem
+from ..blocks import (
+    STATISTICS,
+    check_mixable,
+    flatten,
+    load_flat,
+    mix,
+    num_parameters,
+    vector_problem,
+)
 from ..config import Options, Settings
 from ..data import Partition, Samples
 from ..models import DecomposedClassifier
@@ -16,13 +24,14 @@ from ..plan import Inbox, Outcome, Payload, Plan
 from ..seeding import derive_seed, torch_generator
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
 
+
 class NonFiniteModelError(RuntimeError):
     """Training left NaN or infinity in a block: the device publishes nothing this round."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A mini-batch: ``inputs`` by modality ``[batch, *shape]``, and ``labels`` ``[batch]`` int64."""
+    """Samples: ``inputs`` by modality ``[batch, *shape]``, and ``labels`` ``[batch]`` int64."""
 
     inputs: dict[str, Tensor]
     labels: Tensor
@@ -202,7 +211,7 @@ class Learner:
         generator, n = self.rng("batches"), len(self.train_data)
         needed = iterations * self.settings.batch_size
         passes = [torch.randperm(n, generator=generator) for _ in range(-(-needed // n))]
-        for indices in torch.cat(passes)[:needed].split(self.settings.batch_size):
+        for indices in torch.split(torch.cat(passes)[:needed], self.settings.batch_size):
             samples = self.train_data.subset(indices)
             yield Batch(dict(samples.inputs), samples.labels)
 
@@ -224,7 +233,7 @@ class Learner:
 
     def _accuracies(self, data: Samples, subsets: list[tuple[str, ...]]) -> list[float]:
         right = [0] * len(subsets)
-        for indices in torch.arange(len(data)).split(500):
+        for indices in torch.split(torch.arange(len(data)), 500):
             part = data.subset(indices)
             for k, predicted in enumerate(self.predict(part.inputs, subsets)):
                 right[k] += int((predicted == part.labels).sum())

@@ -29,7 +29,9 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
         if not (isinstance(learner, type) and issubclass(learner, Learner)):
             raise ValueError(f"method '{name}': {learner!r} is not a subclass of Learner")
         if not name or learner.name != name:
-            raise ValueError(f"{learner.__name__}.name must be set, and equal its entry point's name")
+            raise ValueError(
+                f"{learner.__name__}.name must be set, and equal its entry point's name"
+            )
         if found.setdefault(name, learner) is not learner:
             raise ValueError(f"two methods are named '{name}': {found[name]!r} and {learner!r}")
     return dict(sorted(found.items()))

@@ -1,8 +1,8 @@
 """Data sets, their division over the nodes, and who owns which sensor."""
 
-from flwr_dmml.data.audio import add_noise, log_mel, place
-from flwr_dmml.data.dtmf import KEY_FREQUENCIES_HZ, dtmf_tones
-from flwr_dmml.data.partition import (
+from .audio import add_noise, log_mel, place
+from .dtmf import KEY_FREQUENCIES_HZ, dtmf_tones
+from .partition import (
     Partition,
     PartitionOptions,
     Scheme,
@@ -11,14 +11,14 @@ from flwr_dmml.data.partition import (
     partition_indices,
     split_validation,
 )
-from flwr_dmml.data.registry import (
+from .registry import (
     Dataset,
     LoadOptions,
     available_datasets,
     find_dataset,
     load_source,
 )
-from flwr_dmml.data.samples import DataError, Modality, Samples, Source
+from .samples import DataError, Modality, Samples, Source
 
 __all__ = [
     "KEY_FREQUENCIES_HZ",

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from flwr_dmml.data.samples import DataError
-from flwr_dmml.seeding import numpy_generator
+from ..seeding import numpy_generator
+from .samples import DataError
 
 ModalitySet = tuple[str, ...]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import soundfile
 import torch
 
-from flwr_dmml.data.audio import SAMPLE_RATE_HZ, add_noise, log_mel, place, unit_variance
-from flwr_dmml.data.registry import Dataset, LoadOptions
-from flwr_dmml.data.samples import DataError, Modality, Samples, Source
-from flwr_dmml.seeding import torch_generator
+from ..seeding import torch_generator
+from .audio import SAMPLE_RATE_HZ, add_noise, log_mel, place, unit_variance
+from .registry import Dataset, LoadOptions
+from .samples import DataError, Modality, Samples, Source
 
 NUM_RECORDINGS = 3000  # 10 digits, 6 speakers, 50 repetitions
 NUM_TRAIN, NUM_TEST = 12_000, 2_000  # pairs

@@ -5,11 +5,11 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from flwr_dmml.data.audio import add_noise, log_mel
-from flwr_dmml.data.dtmf import dtmf_tones
-from flwr_dmml.data.registry import Dataset, LoadOptions
-from flwr_dmml.data.samples import Modality, Samples, Source
-from flwr_dmml.seeding import torch_generator
+from ..seeding import torch_generator
+from .audio import add_noise, log_mel
+from .dtmf import dtmf_tones
+from .registry import Dataset, LoadOptions
+from .samples import Modality, Samples, Source
 
 
 def load(options: LoadOptions) -> Source:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from flwr_dmml.data.audio import SAMPLE_RATE_HZ
+from .audio import SAMPLE_RATE_HZ
 
 _ROWS_HZ = (697.0, 770.0, 852.0, 941.0)
 _COLUMNS_HZ = (1209.0, 1336.0, 1477.0)

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from flwr_dmml.data import partitioners
-from flwr_dmml.data.assignment import assign_modalities
-from flwr_dmml.data.registry import LoadOptions, load_source
-from flwr_dmml.data.samples import DataError, Modality, Samples
-from flwr_dmml.seeding import derive_seed, numpy_generator
+from ..seeding import derive_seed, numpy_generator
+from . import partitioners
+from .assignment import assign_modalities
+from .registry import LoadOptions, load_source
+from .samples import DataError, Modality, Samples
 
 Scheme = Literal["dirichlet", "iid", "natural"]
 

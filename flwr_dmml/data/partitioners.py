@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flwr_dmml.data.samples import DataError
+from .samples import DataError
 
 
 def iid(order: np.ndarray, num_nodes: int) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 
-from flwr_dmml.data.samples import DataError, Source
+from .samples import DataError, Source
 
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
 

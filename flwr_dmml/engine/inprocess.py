@@ -44,8 +44,8 @@ class InProcessGrid(Grid):
 
     As with real SuperNodes, a node works on one message at a time; when its ClientApp raises, its
     state stays what it was before and the reply carries the error; a reply that comes after the
-    deadline can still be pulled later. A node that takes longer than ``stall_s`` no longer keeps the
-    others waiting: they go on beside it.
+    deadline can still be pulled later. A node that takes longer than ``stall_s`` no longer keeps
+    the others waiting: they go on beside it.
 
     Parameters
     ----------

@@ -7,9 +7,9 @@ from torch import Tensor
 def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
     """Return the mean squared correlation between two sets of features.
 
-    Both are centred over the batch, each row is scaled to unit length, then ``mean((C^T S)^2)`` over
-    all pairs of features. Unlike in MISA's code the norm carries gradient: with a detached norm the
-    loss can only fall by shrinking the features, and in this project's models they collapsed to a
+    Both are centred over the batch, each row is scaled to unit length, then ``mean((C^T S)^2)``
+    over all pairs of features. Unlike in MISA's code the norm carries gradient: with a detached
+    norm the loss falls by shrinking the features, and in this project's models they collapsed to a
     constant within 20 iterations.
 
     Parameters
@@ -31,8 +31,9 @@ def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
     """
 
     def unit_rows(features: Tensor) -> Tensor:
-        centred = features - features.mean(dim=0)
-        return centred / (centred.norm(dim=1, keepdim=True) + 1e-6)
+        centred: Tensor = features - features.mean(dim=0)
+        length: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        return centred / (length + 1e-6)
 
     correlation = unit_rows(common).T @ unit_rows(specific)  # [common_dim, specific_dim]
-    return torch.mean(correlation**2)
+    return correlation.square().mean()

@@ -2,6 +2,15 @@
 
 from .decomposed import DecomposedClassifier, Features
 from .encoders import ENCODERS, make_encoder
-from .generator import Generator
+from .generator import Generator, GeneratorTraining, draw_labels, train_generator
 
-__all__ = ["ENCODERS", "DecomposedClassifier", "Features", "Generator", "make_encoder"]
+__all__ = [
+    "ENCODERS",
+    "DecomposedClassifier",
+    "Features",
+    "Generator",
+    "GeneratorTraining",
+    "draw_labels",
+    "make_encoder",
+    "train_generator",
+]

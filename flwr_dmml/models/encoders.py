@@ -45,7 +45,11 @@ def conv_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
 def vector_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
     """Return a two-layer perceptron for feature vectors of any shape (flattened)."""
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(prod(shape), 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, features)
+        nn.Flatten(),
+        nn.Linear(prod(shape), 64),
+        nn.LayerNorm(64),
+        nn.ReLU(),
+        nn.Linear(64, features),
     )
 
 
@@ -59,4 +63,3 @@ def make_encoder(modality: Modality, features: int) -> nn.Module:
     Maps ``[batch, *modality.shape]`` to ``[batch, features]``.
     """
     return ENCODERS[modality.kind](modality.shape, features)
-

@@ -1,9 +1,13 @@
 """A conditional generator of common features."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..losses import diversity_loss, ensemble_loss
 from ..seeding import derive_seed
 
 
@@ -60,3 +64,66 @@ class Generator(nn.Module):
         condition = F.one_hot(labels, self.num_classes).to(noise.dtype)
         features: Tensor = self.layers(torch.cat([noise, condition], dim=1))
         return features
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """How a generator is trained: steps, batch size, Adam's settings, weight of the diversity."""
+
+    steps: int = 20
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    diversity_weight: float = 1.0
+
+
+def train_generator(
+    generator: Generator,
+    heads: Callable[[Tensor], Tensor],
+    label_weights: Tensor,
+    label_distribution: Tensor,
+    how: GeneratorTraining,
+    rng: torch.Generator,
+) -> None:
+    """Train a generator so that an ensemble of heads recognises what it makes (METHODS 6.3).
+
+    ``L_G = E_{y, eps} sum_j omega_j(y) CE(head_j(G(y, eps)), y) + eta L_div(eps, G)``
+
+    Parameters
+    ----------
+    generator : Generator
+        Trained in place.
+    heads : callable
+        Features ``[batch, common_dim]`` -> every head's logits ``[heads, batch, classes]``.
+    label_weights : Tensor
+        ``omega`` ``[heads, classes]``, see :func:`~flwr_dmml.losses.label_weights`.
+    label_distribution : Tensor
+        Which labels to draw ``[classes]``, on the CPU.
+    how : GeneratorTraining
+        Steps and weights.
+    rng : torch.Generator
+        Draws labels and noise.
+
+    References
+    ----------
+    FedGen (Zhu et al., ICML 2021), whose server does this; here every node does, with its
+    neighbours' heads (this project).
+    """
+    device = label_weights.device
+    optimizer = torch.optim.Adam(
+        generator.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay
+    )
+    for _ in range(how.steps):
+        labels = draw_labels(label_distribution, how.batch_size, rng).to(device)
+        noise = generator.noise(how.batch_size, rng).to(device)
+        generated = generator(labels, noise)
+        loss = ensemble_loss(heads(generated), labels, label_weights)
+        loss = loss + how.diversity_weight * diversity_loss(noise, generated)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def draw_labels(distribution: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """Draw labels ``[size]`` from a distribution over classes ``[classes]``."""
+    return torch.multinomial(distribution, size, replacement=True, generator=rng)

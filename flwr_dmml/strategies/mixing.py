@@ -35,8 +35,8 @@ def neighbourhoods(
 ) -> dict[int, Neighbourhood]:
     """Return the neighbourhood of every live node.
 
-    Each block is mixed over the subgraph of its live owners with Metropolis-Hastings weights of that
-    subgraph: symmetric and doubly stochastic, so the mean over these owners is kept.
+    Each block is mixed over the subgraph of its live owners with Metropolis-Hastings weights of
+    that subgraph: symmetric and doubly stochastic, so the mean over these owners is kept.
 
     Parameters
     ----------
@@ -45,7 +45,9 @@ def neighbourhoods(
     blocks : mapping of int to collection of str
         The blocks of every *live* node; other nodes of the graph take no part.
     """
-    by_owners = {nodes: metropolis_weights(graph, nodes) for nodes in owners_by_block(blocks).values()}
+    by_owners = {
+        nodes: metropolis_weights(graph, nodes) for nodes in owners_by_block(blocks).values()
+    }
     weights = {name: by_owners[nodes] for name, nodes in owners_by_block(blocks).items()}
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
@@ -58,7 +60,15 @@ def neighbourhoods(
     return result
 
 
-def separate_groups(graph: nx.Graph, blocks: Mapping[int, Iterable[str]]) -> dict[str, int]:
-    """Return the blocks whose owners are not all linked, with the number of their groups."""
-    groups = {b: len(components(graph, nodes)) for b, nodes in owners_by_block(blocks).items()}
-    return {block: count for block, count in groups.items() if count > 1}
+def separate_groups(
+    graph: nx.Graph, blocks: Mapping[int, Iterable[str]]
+) -> dict[tuple[str, ...], int]:
+    """Return the blocks whose owners are not all linked, with the number of their groups.
+
+    Blocks with the same owners come together.
+    """
+    names: dict[tuple[int, ...], list[str]] = {}
+    for block, owners in owners_by_block(blocks).items():
+        names.setdefault(owners, []).append(block)
+    groups = {tuple(b): len(components(graph, owners)) for owners, b in names.items()}
+    return {found: count for found, count in groups.items() if count > 1}

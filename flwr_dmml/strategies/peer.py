@@ -9,12 +9,19 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..blocks import STATISTICS
 from ..plan import Plan
 from ..topology import Topology, effective_spectral_gap
 from ..tracking.records import NodeResult, RoundRecord, Tracker
 from ..transport import Relay, size_bytes
-from ..transport.messages import INBOX, INITIAL, METRICS, PAYLOAD, PLAN, REPORT, write_plan
+from ..transport.messages import (
+    INBOX,
+    INITIAL,
+    PAYLOAD,
+    PLAN,
+    read_metrics,
+    read_rejected,
+    write_plan,
+)
 from .mixing import Neighbourhood, neighbourhoods, separate_groups
 from .roster import Roster, handshake, wait_for_nodes
 
@@ -23,10 +30,10 @@ class PeerStrategy(Strategy):
     """Neighbour-wise rounds: every node mixes with its graph neighbours only.
 
     The message of round t carries what the neighbours published in round t-1: the node mixes it
-    (which completes round t-1), is evaluated if that round is to be evaluated, trains, and publishes.
-    A closing message completes the last round. A node that fails, is late or is not connected costs
-    only its own contribution: the others are re-weighted on the subgraph of live nodes. On a complete
-    graph this is FedAvg with equal weights.
+    (which completes round t-1), is evaluated if that round is to be, trains, and publishes. A
+    closing message completes the last round. A node that fails, is late or is not connected costs
+    only its own contribution: the others are re-weighted on the subgraph of live nodes. On a
+    complete graph this is FedAvg with equal weights.
 
     Parameters
     ----------
@@ -116,9 +123,9 @@ class PeerStrategy(Strategy):
         payloads: dict[int, ArrayRecord] = {}
         for partition, content in good.items():
             self._note_mixing(server_round - 1, partition, content)
-            self._node(record, partition).train_loss = _metrics(content).get("train.loss")
+            self._node(record, partition).train_loss = read_metrics(content).get("train.loss")
             payload = content.array_records.get(PAYLOAD, ArrayRecord())
-            if problem := self._problem_of(partition, payload):
+            if problem := self.roster.members[partition].problem_with(payload):
                 failed[partition] = problem
             else:
                 payloads[partition] = payload
@@ -130,7 +137,7 @@ class PeerStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return the closing messages after the last round; before, evaluation rides with training."""
+        """Return the closing messages after the last round; until then training carries them."""
         if server_round < self._num_rounds:
             return []
         return self._messages(server_round + 1, grid, closing=True)
@@ -235,7 +242,8 @@ class PeerStrategy(Strategy):
             for sender, record in self._relay.inbox(plan).items():
                 content[f"{INBOX}{sender}"] = record
                 self._node(self.records[mixed - 1], sender).bytes_sent += size_bytes(record)
-            kind, node_id = "evaluate" if closing else "train", self.roster.members[partition].node_id
+            kind = "evaluate" if closing else "train"
+            node_id = self.roster.members[partition].node_id
             messages.append(Message(content, node_id, kind, group_id=str(server_round)))
         return messages
 
@@ -249,15 +257,6 @@ class PeerStrategy(Strategy):
             graph, {p: members[p].blocks for p in invited if p in self._relay.senders}
         )
 
-    def _problem_of(self, partition: int, payload: ArrayRecord) -> str | None:
-        """Say what is wrong with the names in a payload, or return None."""
-        names, declared = set(payload), set(self.roster.members[partition].blocks)
-        if lacking := declared - names:
-            return f"its payload lacks {', '.join(sorted(lacking))}"
-        if unknown := {name for name in names - declared if not name.startswith(STATISTICS)}:
-            return f"its payload holds unknown blocks: {', '.join(sorted(unknown))}"
-        return None
-
     # ---- taking note ------------------------------------------------------------------------
 
     def _announce(self) -> None:
@@ -270,9 +269,9 @@ class PeerStrategy(Strategy):
         if self.communicates and not self.topology.time_varying:
             graph = self.topology.graph(self.num_nodes, server_round=1, seed=self.seed)
             apart = separate_groups(graph, {p: m.blocks for p, m in members.items()})
-            for block, count in apart.items():
-                text = "Block %s: its owners form %s groups without a link; each mixes on its own"
-                log(INFO, text, block, count)
+            for blocks, count in apart.items():
+                text = "Owners of %s form %s groups without a link: each group mixes on its own"
+                log(INFO, text, ", ".join(blocks), count)
         for tracker in self.trackers:
             sensors_of = ["+".join(m.modalities) for m in members.values()]
             tracker.run_started(self.method, self._num_rounds, sensors_of)
@@ -283,16 +282,14 @@ class PeerStrategy(Strategy):
     def _note_failures(self, record: RoundRecord, failed: Mapping[int, str]) -> None:
         for partition, reason in failed.items():
             record.failed[partition] = reason
-            text = "Round %s: node %s is left out: %s"
-            log(WARNING, text, record.round, partition, reason)
+            log(WARNING, "Round %s: node %s is left out: %s", record.round, partition, reason)
 
     def _note_mixing(self, server_round: int, partition: int, content: RecordDict) -> None:
         """Note what a node measured after mixing the payloads of ``server_round``."""
-        for line in content.config_records.get(REPORT, ConfigRecord()).get("rejected", []):
+        for line in read_rejected(content):
             log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
-        if server_round < 1:
-            return
-        self._node(self.records[server_round - 1], partition).measured(_metrics(content))
+        if server_round >= 1:
+            self._node(self.records[server_round - 1], partition).measured(read_metrics(content))
 
     def _complete(self, record: RoundRecord, result: Result) -> None:
         """Report a round whose mixing and evaluation are in."""
@@ -302,8 +299,3 @@ class PeerStrategy(Strategy):
             mean = MetricRecord({"test.accuracy": record.accuracy})
             result.evaluate_metrics_clientapp[record.round] = mean
             log(INFO, "[ROUND %s/%s] %s", record.round, self._num_rounds, record.to_text())
-
-
-def _metrics(content: RecordDict) -> dict[str, float]:
-    record = content.metric_records.get(METRICS, MetricRecord())
-    return {name: float(v) for name, v in record.items() if isinstance(v, int | float)}

@@ -1,7 +1,7 @@
 """Who takes part: the handshake that maps Flower's node ids to partitions."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from ..blocks import STATISTICS
 from ..transport.messages import PLAN
 
 _POLL_S = 0.1
@@ -29,6 +30,15 @@ class Member:
     blocks: dict[str, int]  # name -> length
     num_train: int
 
+    def problem_with(self, names: Collection[str]) -> str | None:
+        """Say what is wrong with the names in a payload of this device, or return None."""
+        if lacking := set(self.blocks) - set(names):
+            return f"its payload lacks {', '.join(sorted(lacking))}"
+        unknown = {n for n in names if n not in self.blocks and not n.startswith(STATISTICS)}
+        return (
+            f"its payload holds unknown blocks: {', '.join(sorted(unknown))}" if unknown else None
+        )
+
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
     """Wait until ``num_nodes`` devices are connected and return their node ids, sorted.
@@ -44,8 +54,8 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
         if now - start > timeout:
             raise NoDevicesError(
                 f"num-nodes = {num_nodes}, but only {len(node_ids)} are connected after "
-                f"{timeout:g} s (wait-timeout). Start the others, or set num-nodes; with flwr run's "
-                f'simulation: --federation-config "num-supernodes={num_nodes}"'
+                f"{timeout:g} s (wait-timeout). Start the others, or set num-nodes; a simulation "
+                f'by flwr run takes --federation-config "num-supernodes={num_nodes}"'
             )
         if now - reminded > _REMIND_S:
             log(INFO, "Waiting for devices: %s of %s are connected", len(node_ids), num_nodes)
@@ -54,7 +64,9 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
     return node_ids
 
 
-def handshake(grid: Grid, node_ids: Iterable[int], method: str, timeout: float) -> dict[int, Member]:
+def handshake(
+    grid: Grid, node_ids: Iterable[int], method: str, timeout: float
+) -> dict[int, Member]:
     """Ask every node who it is; return the members by partition id.
 
     A node that fails, does not answer, or claims a partition that is taken is left out and named
@@ -80,7 +92,7 @@ def handshake(grid: Grid, node_ids: Iterable[int], method: str, timeout: float) 
         taken = members.setdefault(member.partition_id, member)
         if taken is not member:
             problems.append(
-                f"node {node_id}: partition {member.partition_id} is held by {taken.node_id} already"
+                f"node {node_id}: partition {member.partition_id} is node {taken.node_id}'s"
             )
     for problem in problems:
         log(WARNING, "Left out of the run: %s", problem)
@@ -153,7 +165,7 @@ class Roster:
             # An error made by the SuperLink carries its own node id: the message id tells whose.
             partition = open_letters.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                failed[partition] = reply.error.reason
+                failed[partition] = str(reply.error.reason)
             else:
                 good[partition] = reply.content
         for message_id, partition in open_letters.items():
@@ -174,6 +186,6 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         node_id=node_id,
         partition_id=int(about["partition-id"]),  # type: ignore[arg-type]
         modalities=tuple(about["modalities"]),  # type: ignore[arg-type]
-        blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type]
+        blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
     )

@@ -22,7 +22,7 @@ class NodeResult:
     bytes_sent: int = 0
 
     def measured(self, metrics: Mapping[str, float]) -> None:
-        """Take up what the node measured after mixing (metrics of :class:`~flwr_dmml.plan.Outcome`)."""
+        """Take up what the node measured after mixing, see :class:`~flwr_dmml.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
         self.accuracy = metrics.get("test.accuracy")
         self.validation_accuracy = metrics.get("validation.accuracy")
@@ -45,9 +45,7 @@ class RoundRecord:
 
     def node(self, partition: int, modalities: Iterable[str]) -> NodeResult:
         """Return the entry of a node, new if it has none yet."""
-        return self.by_partition.setdefault(
-            partition, NodeResult(partition, "+".join(modalities))
-        )
+        return self.by_partition.setdefault(partition, NodeResult(partition, "+".join(modalities)))
 
     @property
     def nodes(self) -> list[NodeResult]:

@@ -51,9 +51,7 @@ class RunFolder:
     def round_ended(self, record: RoundRecord) -> None:
         """Append the round to the method's files."""
         _append(self._current / "metrics.jsonl", record.to_json())
-        _append(
-            self._current / "timing.jsonl", {"round": record.round, "seconds": record.seconds}
-        )
+        _append(self._current / "timing.jsonl", {"round": record.round, "seconds": record.seconds})
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from ..plan import Inbox, Payload, Plan
@@ -34,7 +34,7 @@ def unpack(record: ArrayRecord) -> Payload:
 
 
 def write_plan(plan: Plan, method: str) -> ConfigRecord:
-    """Write a plan for a method as a record (empty lists are left out: Flower cannot count their bytes)."""
+    """Write a plan for a method; empty lists are left out, Flower cannot count their bytes."""
     record = ConfigRecord(
         {
             "method": method,
@@ -64,6 +64,18 @@ def read_plan(record: ConfigRecord) -> Plan:
             if key.startswith(_WEIGHTS)
         },
     )
+
+
+def read_metrics(content: RecordDict) -> dict[str, float]:
+    """Read the numbers that came with a reply."""
+    record = content.metric_records.get(METRICS, MetricRecord())
+    return {name: float(v) for name, v in record.items() if isinstance(v, int | float)}
+
+
+def read_rejected(content: RecordDict) -> list[str]:
+    """Read what a node found wrong with its neighbours' payloads."""
+    lines = content.config_records.get(REPORT, ConfigRecord()).get("rejected", [])
+    return [str(line) for line in lines] if isinstance(lines, list) else []
 
 
 def read_inbox(content: RecordDict) -> Inbox:

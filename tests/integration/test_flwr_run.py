@@ -1,0 +1,118 @@
+"""The quickstart under Flower's own engine (`flwr run`), against the in-process engine."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flwr_dmml.cli import app
+
+pytest.importorskip("ray", reason='flwr run needs pip install "flwr-dmml[simulation]"')
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
+SETTINGS = {
+    "num-nodes": 4,
+    "num-server-rounds": 3,
+    "local-iterations": 3,
+    "evaluate-every": 1,
+    "samples-per-node": 60,
+    "run-name": "same",
+}
+Run = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run an app by `flwr run` on a SuperLink of its own; returns status and log.
+
+    `flwr run --stream` exits with 0 even when the ServerApp crashed, so the status is asked for.
+    """
+    home = tmp_path_factory.mktemp("flwr")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    flwr = str(Path(sys.executable).with_name("flwr"))
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [flwr, *arguments], env=environment, cwd=home, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(num_nodes: int, **settings: object) -> tuple[str, str]:
+        config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        federation = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
+        submitted = call(
+            "run", str(QUICKSTART), "--format", "json", "-c", config,
+            "--federation-config", federation,
+        )  # fmt: skip
+        run_id = str(json.loads(submitted)["run-id"])
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            status = json.loads(call("ls", "--run-id", run_id, "--format", "json"))
+            state = str(status["runs"][0]["status"])
+            if state.startswith("finished"):
+                return state, call("log", run_id, "--show")
+            time.sleep(1)
+        raise AssertionError(f"run {run_id} did not end: {state}")
+
+    yield run
+    for process in _processes_of(str(home), str(port)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _processes_of(*marks: str) -> list[int]:
+    """Return the processes whose command line or environment carries one of ``marks``."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            if any(mark.encode() in text for mark in marks) and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
+def test_both_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path: Path):
+    """4 nodes, 3 rounds, D-PSGD and DMML-KD: the metrics files are equal as bytes."""
+    status, log = flwr_run(4, **SETTINGS, **{"run-dir": str(tmp_path / "ray")})
+    assert status == "finished:completed", log
+
+    overrides = {**SETTINGS, "run-dir": str(tmp_path / "inprocess")}
+    sets = [part for k, v in overrides.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    done = CliRunner().invoke(app, ["simulate", str(QUICKSTART), *sets])
+    assert done.exit_code == 0, done.output
+
+    for method in ("dpsgd", "dmml-kd"):
+        files = [tmp_path / e / "same" / method / "metrics.jsonl" for e in ("ray", "inprocess")]
+        ray, inprocess = (file.read_bytes() for file in files)
+        assert ray == inprocess
+        lines = [json.loads(line) for line in ray.splitlines()]
+        assert [line["round"] for line in lines] == [1, 2, 3]
+        assert all(len(line["nodes"]) == 4 for line in lines)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    assert "dmml-kd against dpsgd" in text and "devices are better off" in text
+
+
+def test_a_bad_setting_fails_the_run_and_names_the_key(flwr_run: Run, tmp_path: Path):
+    status, log = flwr_run(2, **{"topology": "torus", "num-nodes": 13, "run-dir": str(tmp_path)})
+    assert status == "finished:failed"
+    assert "torus" in log and "13" in log and "12 and 14" in log
+    assert list(tmp_path.iterdir()) == [], "nothing is written before the settings are sound"

@@ -1,0 +1,223 @@
+"""Blocks: there and back, what may be mixed, and the gossip step itself."""
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flwr_dmml.blocks import (
+    check_mixable,
+    flatten,
+    load_flat,
+    mix,
+    num_parameters,
+    unflatten,
+    vector_problem,
+)
+from flwr_dmml.topology import metropolis_weights, spectral_gap
+
+
+def linear(weight: list[list[float]], bias: list[float]) -> nn.Linear:
+    module = nn.Linear(len(weight[0]), len(weight))
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor(weight))
+        module.bias.copy_(torch.tensor(bias))
+    return module
+
+
+# Flat vectors
+
+
+def test_flatten_is_weights_by_row_then_bias() -> None:
+    module = linear([[1, 2, 3], [4, 5, 6]], [7, 8])
+    assert flatten(module).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert num_parameters(module) == 8
+
+
+def test_flatten_is_a_detached_float32_copy() -> None:
+    module = linear([[1.0]], [2.0])
+    vector = flatten(module)
+    assert vector.dtype == torch.float32 and vector.device.type == "cpu"
+    assert not vector.requires_grad
+    vector.zero_()
+    assert flatten(module).tolist() == [1, 2]
+    assert flatten(module.double()).dtype == torch.float32
+
+
+def test_round_trip() -> None:
+    def fresh() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4, 3))
+
+    source, target = fresh(), fresh()
+    vector = flatten(source)
+    assert not torch.equal(flatten(target), vector)
+    load_flat(target, vector)
+    assert torch.equal(flatten(target), vector)
+    image = torch.rand(2, 1, 3, 3)
+    assert torch.equal(source(image), target(image))
+    vector.zero_()  # the module has its own copy
+    assert torch.equal(flatten(source), flatten(target))
+
+
+def test_load_flat_keeps_the_parameters_trainable() -> None:
+    module = linear([[1.0]], [2.0])
+    weight = module.weight
+    load_flat(module, torch.tensor([3.0, 4.0]))
+    assert module.weight is weight and weight.requires_grad and weight.item() == 3
+
+
+@pytest.mark.parametrize("shape", [(7,), (9,), (0,), (1, 8), (8, 1), ()])
+def test_load_flat_refuses_another_shape(shape: tuple[int, ...]) -> None:
+    module = linear([[1, 2, 3], [4, 5, 6]], [7, 8])
+    with pytest.raises(ValueError) as error:
+        load_flat(module, torch.zeros(shape))
+    assert str(error.value) == f"expected a vector of length 8, got {shape}"
+    assert flatten(module).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]  # as it was
+
+
+def test_unflatten_gives_each_copy_its_parameters() -> None:
+    copies = [linear([[1, 2, 3], [4, 5, 6]], [7, 8]), linear([[9, 8, 7], [6, 5, 4]], [3, 2])]
+    values = unflatten(copies[0], torch.stack([flatten(module) for module in copies]))
+    assert {name: tuple(value.shape) for name, value in values.items()} == {
+        "weight": (2, 2, 3),
+        "bias": (2, 2),
+    }
+    inputs = torch.rand(5, 3)
+    for i, module in enumerate(copies):
+        one = {name: value[i] for name, value in values.items()}
+        assert torch.equal(functional_call(copies[0], one, (inputs,)), module(inputs))
+
+
+# What may be mixed
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.InstanceNorm2d(4)])
+def test_running_statistics_are_refused(norm: nn.Module) -> None:
+    if isinstance(norm, nn.InstanceNorm2d):  # has none unless asked for
+        check_mixable({"encoder.image": norm})
+        norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    encoder = nn.Sequential(nn.Linear(4, 4), norm)
+    with pytest.raises(ValueError) as error:
+        check_mixable({"head.common": nn.Linear(2, 2), "encoder.image": encoder})
+    assert "block 'encoder.image' has the buffer '1.running_mean'" in str(error.value)
+    assert "GroupNorm" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, track_running_stats=False)],
+    ids=repr,
+)
+def test_norms_without_state_are_accepted(norm: nn.Module) -> None:
+    """Mixing touches parameters only: a block with these has nothing else that could drift."""
+    block = nn.Sequential(nn.Linear(4, 4), norm)
+    check_mixable({"encoder.image": block, "head.common": nn.Linear(4, 2)})
+    assert set(block.state_dict()) == {name for name, _ in block.named_parameters()}
+
+
+def test_whole_number_buffers_are_accepted_and_others_are_not() -> None:
+    block = nn.Linear(2, 2)
+    block.register_buffer("order", torch.tensor([1, 0]))
+    check_mixable({"head": block})
+    block.register_buffer("scale", torch.tensor(1.0))
+    with pytest.raises(ValueError, match="block 'head' has the buffer 'scale'"):
+        check_mixable({"head": block})
+
+
+def test_a_parameter_of_two_blocks_is_refused() -> None:
+    one, other = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3))
+    check_mixable({"one": one, "other": other})
+    other[0].weight = one.weight
+    with pytest.raises(ValueError, match="^blocks 'one' and 'other' share a parameter$"):
+        check_mixable({"one": one, "other": other})
+
+
+def test_a_parameter_used_twice_in_one_block_is_accepted_and_counted_once() -> None:
+    tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    tied[1].weight = tied[0].weight
+    check_mixable({"tied": tied})
+    assert num_parameters(tied) == len(flatten(tied)) == 9
+
+
+@pytest.mark.parametrize(
+    "vector, problem",
+    [
+        (torch.zeros(4), "has shape (4,) instead of (3,)"),
+        (torch.zeros(0), "has shape (0,) instead of (3,)"),
+        (torch.tensor(1.0), "has shape () instead of (3,)"),
+        (torch.zeros(1, 3), "has shape (1, 3) instead of (3,)"),
+        (torch.zeros(3, dtype=torch.float64), "has type torch.float64 instead of torch.float32"),
+        (torch.zeros(3, dtype=torch.float16), "has type torch.float16 instead of torch.float32"),
+        (torch.zeros(3, dtype=torch.int64), "has type torch.int64 instead of torch.float32"),
+        (torch.zeros(3, dtype=torch.complex64), "has type torch.complex64 instead of"),
+        (torch.tensor([0.0, torch.nan, 0.0]), "holds NaN or infinite values"),
+        (torch.tensor([0.0, 0.0, torch.inf]), "holds NaN or infinite values"),
+        (torch.tensor([-torch.inf, 0.0, 0.0]), "holds NaN or infinite values"),
+    ],
+)
+def test_vector_problem(vector: Tensor, problem: str) -> None:
+    found = vector_problem(vector, 3)
+    assert found is not None and found.startswith(problem)
+
+
+def test_vector_problem_of_a_good_vector() -> None:
+    assert vector_problem(torch.tensor([0.0, -3e38, 1e-45]), 3) is None
+    assert vector_problem(torch.zeros(0), 0) is None
+
+
+# The gossip step
+
+
+def test_mix_by_hand() -> None:
+    """1/2 (3, 0) + 1/4 (1, 4) + 1/4 (-1, 8) = (3/2 + 1/4 - 1/4, 1 + 2) = (3/2, 3)."""
+    own = torch.tensor([3.0, 0.0])
+    received = [(0.25, torch.tensor([1.0, 4.0])), (0.25, torch.tensor([-1.0, 8.0]))]
+    mixed = mix(own, 0.5, received)
+    assert mixed.tolist() == [1.5, 3.0] and mixed.dtype == torch.float32
+    assert own.tolist() == [3, 0] and received[0][1].tolist() == [1, 4]  # left alone
+
+
+def test_mix_with_nobody_changes_nothing() -> None:
+    own = torch.rand(50) * 1e6
+    assert torch.equal(mix(own, 1.0, []), own)
+
+
+def test_mix_adds_up_in_double_precision() -> None:
+    """1/2 * 2^25 + 1/4 * 4 + 1/4 * 4 = 2^24 + 2.
+
+    float32 is spaced by 2 there: adding 1 twice in float32 would round back to 2^24 both times.
+    """
+    four = torch.tensor([4.0])
+    assert mix(torch.tensor([2.0**25]), 0.5, [(0.25, four), (0.25, four)]).item() == 2**24 + 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 10), st.floats(0, 1), st.integers(0, 2**31), st.sampled_from([1e-3, 1.0]))
+def test_mixing_keeps_the_mean_and_brings_nodes_together(
+    n: int, probability: float, seed: int, scale: float
+) -> None:
+    """The spread sum_k ||x_k - mean||^2 shrinks at least by (1 - gap)^2.
+
+    W is symmetric, so ||W (x - mean)|| <= sigma_2 ||x - mean||, and the gap is 1 - sigma_2.
+    """
+    graph = nx.gnp_random_graph(n, probability, seed=seed)
+    weights = metropolis_weights(graph)
+    draws = np.random.default_rng(seed).normal(size=(n, 20)) * scale
+    blocks = torch.from_numpy(draws).float()  # [nodes, length]
+    mixed = torch.stack(
+        [
+            mix(blocks[k], weights[k, k], [(weights[k, j], blocks[j]) for j in sorted(graph[k])])
+            for k in range(n)
+        ]
+    )
+    before, after = blocks.double(), mixed.double()
+    mean = before.mean(dim=0)
+    assert (after.mean(dim=0) - mean).abs().max() <= 1e-6 * scale
+    spread, left = float((before - mean).square().sum()), float((after - mean).square().sum())
+    assert left <= (1 - spectral_gap(weights)) ** 2 * spread + 1e-9 * scale**2
+    if n > 1 and nx.is_connected(graph):
+        assert left < spread

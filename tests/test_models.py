@@ -1,0 +1,301 @@
+"""Models: shapes, what is shared from the start, additive fusion, and a generator that learns."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flwr_dmml.blocks import check_mixable, flatten
+from flwr_dmml.data import Modality
+from flwr_dmml.losses import label_weights, sampling_distribution
+from flwr_dmml.models import (
+    ENCODERS,
+    DecomposedClassifier,
+    Features,
+    Generator,
+    GeneratorTraining,
+    draw_labels,
+    make_encoder,
+    train_generator,
+)
+
+AUDIO = Modality("audio", (1, 32, 16))
+IMAGE = Modality("image", (1, 8, 8))
+ALL = {"audio": AUDIO, "image": IMAGE, "motion": Modality("vector", (6,))}
+
+EVERY_SHAPE = [
+    Modality("image", (1, 8, 8)),
+    Modality("image", (1, 28, 28)),
+    Modality("image", (3, 5, 3)),
+    Modality("audio", (1, 32, 63)),
+    Modality("audio", (1, 32, 16)),
+    Modality("vector", (12,)),
+    Modality("vector", (3, 4)),
+]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def classifier(*names: str, seed: int = 0) -> DecomposedClassifier:
+    owned = {name: ALL[name] for name in names}
+    return DecomposedClassifier(owned, 5, common_dim=4, specific_dim=3, seed=seed)
+
+
+def inputs(*names: str, batch: int = 6) -> dict[str, Tensor]:
+    return {name: torch.rand(batch, *ALL[name].shape, generator=rng(1)) for name in names}
+
+
+# Encoders
+
+
+@pytest.mark.parametrize("modality", EVERY_SHAPE, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_encoders_give_one_vector_a_sample(modality: Modality, batch: int) -> None:
+    encoder = make_encoder(modality, 10)
+    samples = torch.rand(batch, *modality.shape, generator=rng())
+    features = encoder(samples)
+    assert features.shape == (batch, 10) and bool(torch.isfinite(features).all())
+    alone = torch.cat([encoder(sample[None]) for sample in samples])
+    torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)  # no sample sees another
+
+
+@pytest.mark.parametrize("modality", EVERY_SHAPE, ids=str)
+def test_encoders_can_be_mixed(modality: Modality) -> None:
+    encoder = make_encoder(modality, 10)
+    check_mixable({"encoder": encoder})
+    assert not [name for name, value in encoder.named_buffers() if value.is_floating_point()]
+    encoder(torch.rand(2, *modality.shape)).sum().backward()
+    unused = [name for name, p in encoder.named_parameters() if p.grad is None]
+    assert unused == []
+
+
+def test_every_kind_of_encoder_is_tested() -> None:
+    assert {modality.kind for modality in EVERY_SHAPE} == set(ENCODERS)
+
+
+# The decomposed classifier
+
+
+def test_nodes_share_the_same_start_whatever_they_own() -> None:
+    ears, both = classifier("audio"), classifier("image", "audio")
+    for name, block in ears.blocks().items():
+        assert torch.equal(flatten(block), flatten(both.blocks()[name])), name
+    assert set(both.blocks()) - set(ears.blocks()) == {"encoder.image", "head.image"}
+
+
+def test_another_seed_gives_other_numbers() -> None:
+    one, other = classifier("audio", seed=1), classifier("audio", seed=2)
+    for name, block in one.blocks().items():
+        assert not torch.equal(flatten(block), flatten(other.blocks()[name])), name
+
+
+def test_blocks_of_equal_shape_start_from_different_numbers() -> None:
+    twins = {"left": AUDIO, "right": AUDIO}
+    blocks = DecomposedClassifier(twins, 5, common_dim=4, specific_dim=3).blocks()
+    for kind in ("encoder", "head"):
+        left, right = flatten(blocks[f"{kind}.left"]), flatten(blocks[f"{kind}.right"])
+        assert left.shape == right.shape and not torch.equal(left, right)
+
+
+def test_building_models_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    built = flatten(classifier("audio", "image")), flatten(Generator(3, 4))
+    assert torch.equal(torch.rand(4), expected)
+    torch.manual_seed(4)  # nor do the models depend on it
+    again = flatten(classifier("audio", "image")), flatten(Generator(3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(built, again, strict=True))
+
+
+@pytest.mark.parametrize("names", [["audio"], ["image", "motion"], ["audio", "image", "motion"]])
+def test_blocks_are_named_and_cover_every_parameter_once(names: list[str]) -> None:
+    model = classifier(*names)
+    blocks = model.blocks()
+    assert set(blocks) == {"head.common"} | {
+        f"{part}.{name}" for part in ("encoder", "head") for name in names
+    }
+    covered = Counter(id(p) for block in blocks.values() for p in block.parameters())
+    assert covered == Counter(id(p) for p in model.parameters())
+    assert set(covered.values()) == {1}
+    check_mixable(blocks)
+    assert [name for name, value in model.named_buffers() if value.is_floating_point()] == []
+
+
+def test_encode_splits_each_feature_into_common_and_specific() -> None:
+    model, x = classifier("audio", "image"), inputs("audio", "image")
+    features = model.encode(x)
+    for name in x:
+        assert features.common[name].shape == (6, 4) and features.specific[name].shape == (6, 3)
+        whole = torch.cat([features.common[name], features.specific[name]], dim=1)
+        assert torch.equal(whole, model.encoders[name](x[name]))
+
+
+def test_fusion_by_hand() -> None:
+    """Common features (1, 2) and (3, 4) average to (2, 3).
+
+    The common head, weights ((1, 0), (0, 1), (1, 1)) and bias (0, 0, 10), gives (2, 3, 15). The
+    specific parts are 1 and 2, and their heads (1, 0, -1) and (0, 5, 0): (1, 0, -1) + (0, 10, 0).
+    Together (3, 13, 14); audio alone gives (1, 2, 13) + (1, 0, -1) = (2, 2, 12).
+    """
+    owned = {"audio": AUDIO, "image": IMAGE}
+    model = DecomposedClassifier(owned, 3, common_dim=2, specific_dim=1)
+    with torch.no_grad():
+        model.head_common.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 1]]))
+        model.head_common.bias.copy_(torch.tensor([0.0, 0, 10]))
+        model.heads["audio"].weight.copy_(torch.tensor([[1.0], [0], [-1]]))
+        model.heads["image"].weight.copy_(torch.tensor([[0.0], [5], [0]]))
+    features = Features(
+        common={"audio": torch.tensor([[1.0, 2.0]]), "image": torch.tensor([[3.0, 4.0]])},
+        specific={"audio": torch.tensor([[1.0]]), "image": torch.tensor([[2.0]])},
+    )
+    assert model.fuse(features).tolist() == [[3, 13, 14]]
+    assert model.fuse(features.only(["audio"])).tolist() == [[2, 2, 12]]
+    assert model.common_logits(features.common["audio"]).tolist() == [[1, 2, 13]]
+
+
+@pytest.mark.parametrize(
+    "subset", [["audio"], ["motion"], ["image", "audio"], ["motion", "audio", "image"]]
+)
+def test_any_subset_works_and_an_absent_modality_adds_nothing(subset: list[str]) -> None:
+    """A node with three sensors and one of which only some work compute the very same numbers."""
+    x = inputs(*subset)
+    logits = classifier("audio", "image", "motion")(x)
+    assert logits.shape == (6, 5)
+    assert torch.equal(logits, classifier(*subset)(x))
+
+
+def test_only_keeps_what_is_named() -> None:
+    features = classifier("audio", "image").encode(inputs("audio", "image"))
+    kept = features.only(("image",))
+    assert list(kept.common) == list(kept.specific) == ["image"]
+    assert kept.common["image"] is features.common["image"]
+
+
+def test_the_specific_heads_have_no_bias() -> None:
+    """A specific part of zeros must add exactly nothing."""
+    model = classifier("audio", "image")
+    for head in model.heads.values():
+        assert isinstance(head, nn.Linear) and head.bias is None
+        assert bool((head(torch.zeros(2, 3)) == 0).all())
+
+
+# The generator
+
+
+def test_generator_shapes() -> None:
+    generator = Generator(5, 7, noise_dim=3)
+    noise = generator.noise(4, rng())
+    assert noise.shape == (4, 3)
+    assert generator(torch.tensor([0, 1, 4, 4]), noise).shape == (4, 7)
+    check_mixable({"generator": generator})
+
+
+def test_noise_is_seeded_and_uniform() -> None:
+    """2,000 draws of U(0, 1): mean 1/2 +- 5 * sqrt(1/12/2000) = 0.032, and near both ends."""
+    generator = Generator(5, 7, noise_dim=20)
+    noise = generator.noise(100, rng(1))
+    assert bool((noise >= 0).all()) and bool((noise < 1).all())
+    assert float(noise.mean()) == pytest.approx(0.5, abs=0.033)
+    assert float(noise.min()) < 0.02 and float(noise.max()) > 0.98
+    assert torch.equal(noise, generator.noise(100, rng(1)))
+    assert not torch.equal(noise, generator.noise(100, rng(2)))
+
+
+def test_generator_depends_on_label_noise_and_seed() -> None:
+    generator, other = Generator(5, 7), Generator(5, 7, seed=1)
+    noise, labels = generator.noise(2, rng()), torch.tensor([0, 0])
+    features = generator(labels, noise)
+    assert torch.equal(features, Generator(5, 7)(labels, noise))
+    assert not torch.equal(features, other(labels, noise))
+    assert not torch.equal(features, generator(torch.tensor([1, 1]), noise))
+    assert not torch.equal(features[0], features[1])
+
+
+def test_draw_labels_follows_the_distribution() -> None:
+    """4,000 draws: class 0 is never drawn, class 1 in 3/4 +- 5 * sqrt(3/16/4000) = 0.034."""
+    labels = draw_labels(torch.tensor([0.0, 0.75, 0.25]), 4000, rng())
+    counts = labels.bincount(minlength=3)
+    assert labels.dtype == torch.int64 and counts[0] == 0
+    assert float(counts[1]) / 4000 == pytest.approx(0.75, abs=0.034)
+    assert torch.equal(labels, draw_labels(torch.tensor([0.0, 0.75, 0.25]), 4000, rng()))
+
+
+def prototype_head(classes: int = 4, common_dim: int = 6) -> nn.Linear:
+    """Return the head that knows a prototype for each class: the first unit vectors, times 4."""
+    head = nn.Linear(common_dim, classes)
+    with torch.no_grad():
+        head.weight.copy_(4 * torch.eye(classes, common_dim))
+        head.bias.zero_()
+    return head.requires_grad_(False)
+
+
+def test_a_generator_learns_what_a_head_recognises_without_collapsing() -> None:
+    head, generator = prototype_head(), Generator(4, 6, noise_dim=8, hidden_dim=32)
+    labels = torch.arange(4).repeat_interleave(50)
+    noise = generator.noise(200, rng(9))
+
+    def accuracy() -> float:
+        return float((head(generator(labels, noise)).argmax(dim=1) == labels).float().mean())
+
+    before = accuracy()
+    train_generator(
+        generator,
+        lambda features: head(features)[None],
+        label_weights=torch.ones(1, 4),
+        label_distribution=torch.full((4,), 0.25),
+        how=GeneratorTraining(steps=150, learning_rate=5e-3),
+        rng=rng(),
+    )
+    assert before < 0.6 and accuracy() > 0.9
+    for features in generator(labels, noise).detach().split(50):  # a class each
+        assert float(torch.pdist(features).mean()) > 0.05
+
+
+def test_a_generator_follows_the_head_that_knows_the_class() -> None:
+    """Head 1 holds classes 0 and 1 only, head 2 holds 2 and 3, and each misreads the others.
+
+    Head 2 is head 1 with the classes in another order, so no feature pleases both: with counts for
+    weights, each class is generated for the head that has seen it.
+    """
+    one, two = prototype_head(), prototype_head()
+    two.weight.copy_(one.weight[[1, 2, 3, 0]])
+    counts = torch.tensor([[10.0, 10, 0, 0], [0, 0, 10, 10]])
+    mixing = torch.tensor([0.5, 0.5])
+    generator = Generator(4, 6, noise_dim=8, hidden_dim=32)
+    train_generator(
+        generator,
+        lambda features: torch.stack([one(features), two(features)]),
+        label_weights(mixing, counts),
+        sampling_distribution(mixing, counts),
+        GeneratorTraining(steps=150, learning_rate=5e-3),
+        rng(),
+    )
+    for head, known in ((one, (0, 1)), (two, (2, 3))):
+        labels = torch.tensor(known).repeat_interleave(50)
+        guess = head(generator(labels, generator.noise(100, rng(9)))).argmax(dim=1)
+        assert float((guess == labels).float().mean()) > 0.9
+
+
+def test_training_a_generator_touches_nothing_else() -> None:
+    """The head keeps its parameters and gets no gradient; the same draws give the same generator."""
+    head, before = prototype_head(), flatten(prototype_head())
+    trained = []
+    for _ in range(2):
+        generator = Generator(4, 6)
+        train_generator(
+            generator,
+            lambda features: head(features)[None],
+            torch.ones(1, 4),
+            torch.full((4,), 0.25),
+            GeneratorTraining(steps=3),
+            rng(5),
+        )
+        trained.append(flatten(generator))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], flatten(Generator(4, 6)))
+    assert torch.equal(flatten(head), before)
+    assert head.weight.grad is None

@@ -1,0 +1,297 @@
+"""The peer strategy against oracles, and under faults, on the in-process grid."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+from helpers import FAST, Recording, make_learner, run_peers
+
+from flwr_dmml.blocks import flatten
+from flwr_dmml.clients import DPSGD
+from flwr_dmml.engine import InProcessGrid, server_identity
+from flwr_dmml.plan import Inbox, Outcome, Payload, Plan
+from flwr_dmml.strategies import NoDevicesError, PeerStrategy
+from flwr_dmml.topology import Ring, make_topology, metropolis_weights
+from flwr_dmml.transport.messages import pack, unpack
+
+BOTH = {"modality-pattern": "audio+image"}
+
+
+def test_complete_graph_is_flowers_fedavg():
+    """Uniform weights on a complete graph: Flower's FedAvg on the same data, to 1e-6."""
+    config = {**FAST, **BOTH, "method": "dpsgd", "num-nodes": 4, "topology": "complete"}
+    run_peers({**config, "method": "recording"}, Recording, num_rounds=3)
+
+    app = ClientApp()
+    learners = [make_learner(config, k) for k in range(4)]
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        learner = learners[int(context.node_config["partition-id"])]
+        learner.load_state(unpack(message.content.array_records["arrays"]))
+        server_round = int(message.content.config_records["config"]["server-round"])
+        outcome = learner.run_round(Plan(server_round, config["local-iterations"]), {})
+        counts = MetricRecord({"num-examples": len(learner.train_data)})
+        return Message(
+            RecordDict({"arrays": pack(outcome.payload), "metrics": counts}), reply_to=message
+        )
+
+    initial = {name: flatten(m) for name, m in learners[0].blocks().items()}
+    fedavg = FedAvg(fraction_evaluate=0.0, min_train_nodes=4, min_available_nodes=4)
+    with server_identity(1):
+        result = fedavg.start(InProcessGrid(app, 4, config), pack(initial), num_rounds=3)
+
+    expected = unpack(result.arrays)
+    assert set(expected) == set(Recording.final[0])
+    for k in range(4):
+        for name, vector in expected.items():
+            moved = float((vector - initial[name]).abs().max())
+            assert moved > 1e-3, "training must have moved the block for the test to mean anything"
+            assert torch.allclose(Recording.final[k][name], vector, atol=1e-6)
+
+
+def test_gossip_is_multiplication_by_the_mixing_matrix_of_each_blocks_owners():
+    """Three rounds on a ring of five with mixed sensors, against a plain loop with W X."""
+    config = {**FAST, "method": "dpsgd", "num-nodes": 5}
+    run_peers({**config, "method": "recording"}, Recording, num_rounds=3)
+
+    learners = [make_learner(config, k) for k in range(5)]
+    graph = Ring().graph(5)
+    for t in (1, 2, 3):
+        published = [x.run_round(Plan(t, config["local-iterations"]), {}).payload for x in learners]
+        mixed: list[dict[str, torch.Tensor]] = [{} for _ in learners]
+        for name in {name for payload in published for name in payload}:
+            owners = [k for k in range(5) if name in published[k]]
+            weights = metropolis_weights(graph, owners)
+            for k in owners:
+                mixed[k][name] = sum(weights[k, j] * published[j][name].double() for j in owners)
+        for learner, blocks in zip(learners, mixed, strict=True):
+            learner.load_state({name: vector.float() for name, vector in blocks.items()})
+    for k, learner in enumerate(learners):
+        for name, module in learner.blocks().items():
+            assert torch.allclose(Recording.final[k][name], flatten(module), atol=1e-6), (k, name)
+
+
+def test_initial_arrays_are_taken_up_by_every_owner():
+    """Zero rounds of difference: with a learning rate near 0 the given blocks come back."""
+    config = {**FAST, **BOTH, "method": "recording", "num-nodes": 2, "learning-rate": 1e-12}
+    learner = make_learner({**config, "method": "dpsgd", "seed": 99})
+    blocks = {name: flatten(m) for name, m in learner.blocks().items()}
+    peers = PeerStrategy(Ring(), num_nodes=2, method="recording", local_iterations=1)
+    grid = InProcessGrid(_client(Recording), 2, config)
+    with server_identity(1):
+        peers.start(grid, pack(blocks), num_rounds=1)
+    for name, vector in blocks.items():
+        assert torch.allclose(Recording.final[0][name], vector, atol=1e-6)
+
+
+def test_evaluate_fn_is_refused():
+    with pytest.raises(ValueError, match="no global model"):
+        PeerStrategy(Ring(), num_nodes=2).start(
+            InProcessGrid(_client(), 2, {}), num_rounds=1, evaluate_fn=lambda t, arrays: None
+        )
+
+
+def _client(*learners: type) -> ClientApp:
+    from flwr_dmml.clients import make_client_app
+
+    return make_client_app(*learners)
+
+
+# ---- graphs on which a careless plan would wait for ever ------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("topology", "nodes"),
+    [
+        ("ring", 5),
+        ("line", 4),
+        ("star", 5),
+        ("complete", 1),
+        ("ring", 1),
+        ("one-peer-exponential", 4),
+    ],
+)
+def test_no_graph_deadlocks(topology: str, nodes: int):
+    peers = run_peers({**FAST, "num-nodes": nodes, "topology": topology}, num_rounds=2)
+    assert [r.round for r in peers.records] == [1, 2]
+    assert all(len(r.nodes) == nodes and not r.failed for r in peers.records)
+
+
+def test_two_components_mix_inside_themselves_and_are_named_once(tmp_path, caplog):
+    edges = tmp_path / "edges.txt"
+    edges.write_text("0 1\n2 3\n")
+    config = {**FAST, **BOTH, "num-nodes": 4, "topology": "edge-list", "topology-file": str(edges)}
+    run_peers({**config, "method": "recording"}, Recording, num_rounds=2)
+    final = Recording.final
+    assert torch.equal(final[0]["head.common"], final[1]["head.common"])
+    assert torch.equal(final[2]["head.common"], final[3]["head.common"])
+    assert not torch.equal(final[0]["head.common"], final[2]["head.common"])
+    said = [r.getMessage() for r in caplog.records if "head.common" in r.getMessage()]
+    assert len(said) == 1 and "2 groups" in said[0]
+
+
+# ---- faults ---------------------------------------------------------------------------------
+
+
+class Faulty(DPSGD):
+    """Node 1 misbehaves in round 2, in the way that ``fault`` says."""
+
+    name = "faulty"
+    fault = ""
+    release = threading.Event()
+    seen: dict[tuple[int, int], dict[str, tuple[float, ...]]] = {}
+
+    def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
+        me = self.partition.partition_id
+        self.seen[me, plan.server_round] = plan.weights
+        if me == 1 and plan.server_round == 2:
+            if self.fault == "raises":
+                raise RuntimeError("the microphone fell off")
+            if self.fault == "never replies":
+                self.release.wait(30)
+        return super().run_round(plan, inbox)
+
+    def _publish(self) -> Payload:
+        payload = super()._publish()
+        if self.partition.partition_id == 1 and self.server_round == 2:
+            head = payload["head.common"]
+            if self.fault == "NaN":
+                payload["head.common"] = torch.full_like(head, float("nan"))
+            if self.fault == "wrong length":
+                payload["head.common"] = head[:-3]
+            if self.fault == "unknown block":
+                payload["encoder.radar"] = head
+            if self.fault == "missing block":
+                del payload["head.common"]
+        return payload
+
+
+def _run_with_fault(fault: str, caplog, **kwargs) -> PeerStrategy:
+    Faulty.fault, Faulty.seen = fault, {}
+    Faulty.release.clear()
+    config = {**FAST, **BOTH, "num-nodes": 5, "method": "faulty"}
+    peers = run_peers(config, Faulty, num_rounds=4, evaluate_every=1, **kwargs)
+    Faulty.release.set()
+    return peers
+
+
+@pytest.mark.parametrize("fault", ["raises", "unknown block", "missing block"])
+def test_a_node_without_a_good_payload_is_left_out_for_that_round_only(fault, caplog):
+    peers = _run_with_fault(fault, caplog)
+    assert [sorted(r.failed) for r in peers.records] == [[], [1], [], []]
+    named = [r.getMessage() for r in caplog.records if "node 1 is left out" in r.getMessage()]
+    assert len(named) == 1 and named[0].startswith("Round 2")
+    expected = {
+        "raises": "microphone",
+        "unknown block": "encoder.radar",
+        "missing block": "head.common",
+    }
+    assert expected[fault] in named[0]
+    # In round 3 the ring 0-1-2-3-4 is the line 2-3-4-0: node 0 mixes with 4 alone (degrees 1 and
+    # 2, weight 1/3), node 1 with nobody; in round 4 node 0 has both neighbours again.
+    assert Faulty.seen[0, 3]["head.common"] == pytest.approx((2 / 3, 1 / 3))
+    assert Faulty.seen[1, 3] == {}
+    assert len(Faulty.seen[0, 4]["head.common"]) == 3
+    assert all(n.accuracy is not None for n in peers.records[-1].nodes)
+    assert len(peers.records[-1].nodes) == 5
+
+
+@pytest.mark.parametrize(("fault", "words"), [("NaN", "NaN"), ("wrong length", "shape")])
+def test_a_node_that_sends_rubbish_is_rejected_by_its_neighbours_by_name(fault, words, caplog):
+    peers = _run_with_fault(fault, caplog)
+    said = [r.getMessage() for r in caplog.records if "rejects" in r.getMessage()]
+    assert len(said) == 2, "nodes 0 and 2 have node 1 for a neighbour"
+    for receiver, line in zip((0, 2), said, strict=True):
+        assert f"node {receiver} rejects from node 1: block head.common" in line
+        assert words in line
+    accuracies = [n.accuracy for n in peers.records[-1].nodes]
+    assert len(accuracies) == 5 and all(a is not None and np.isfinite(a) for a in accuracies)
+
+
+def test_a_node_that_never_replies_costs_only_its_own_contribution(caplog):
+    peers = _run_with_fault("never replies", caplog, timeout=4.0, stall_s=0.5)
+    assert 1 in peers.records[1].failed and "no reply" in peers.records[1].failed[1]
+    assert "busy" in peers.records[2].failed[1], "it gets no second message while it has one"
+    assert {n.partition for n in peers.records[2].nodes} >= {0, 2, 3, 4}
+    assert all(len(r.failed) <= 1 for r in peers.records)
+    assert any("node 1 is left out: no reply" in r.getMessage() for r in caplog.records)
+
+
+def test_healthy_nodes_keep_their_mean_when_one_block_is_rejected():
+    """A rejected weight goes to the own copy: the others' matrix stays doubly stochastic.
+
+    Nodes 0, 2, 3, 4 of a ring of five reject node 1's block. Their rows, without column 1 and with
+    w_k1 added to w_kk, are symmetric and sum to 1, so their mean is the mean before mixing.
+    """
+    graph = make_topology("ring").graph(5)
+    weights = metropolis_weights(graph)
+    learner = make_learner({**FAST, **BOTH, "method": "dpsgd", "num-nodes": 5})
+    length = len(flatten(learner.blocks()["head.common"]))
+    rng = torch.Generator().manual_seed(1)
+    sent = {k: torch.randn(length, generator=rng) for k in range(5)}
+    sent[1] = torch.full((length,), float("inf"))
+    after = {}
+    for k in (0, 2, 3, 4):
+        near = tuple(sorted(graph[k]))
+        learner.load_state({"head.common": sent[k]})
+        row = tuple(float(weights[k, j]) for j in (k, *near))
+        plan = Plan(2, 0, neighbours=near, weights={"head.common": row})
+        outcome = learner.run_round(plan, {j: {"head.common": sent[j]} for j in near})
+        assert len(outcome.rejected) == (1 if 1 in near else 0)
+        after[k] = flatten(learner.blocks()["head.common"])
+    before_mean = torch.stack([sent[k].double() for k in after]).mean(dim=0)
+    after_mean = torch.stack([v.double() for v in after.values()]).mean(dim=0)
+    assert torch.allclose(before_mean, after_mean, atol=1e-6)
+
+
+def test_a_run_whose_devices_all_fail_ends_with_their_reasons():
+    class Broken(DPSGD):
+        name = "broken"
+
+        def local_loss(self, batch):
+            raise RuntimeError("no battery")
+
+    with pytest.raises(NoDevicesError, match=r"every device failed.*no battery"):
+        run_peers({**FAST, "num-nodes": 3, "method": "broken"}, Broken)
+
+
+def test_too_few_devices_is_an_error_that_says_what_to_do():
+    peers = PeerStrategy(Ring(), num_nodes=3, wait_timeout=0.2)
+    grid = InProcessGrid(_client(), 2, {})
+    with pytest.raises(NoDevicesError, match=r"num-nodes = 3, but only 2.*num-supernodes=3"):
+        peers.start(grid, num_rounds=1)
+
+
+def test_a_device_that_cannot_load_its_data_says_so_before_round_one():
+    config = {**FAST, "num-nodes": 3, "samples-per-node": 10_000}
+    with pytest.raises(NoDevicesError, match="samples-per-node"):
+        run_peers(config)
+
+
+def test_bytes_sent_count_what_is_routed():
+    """Two nodes, all blocks shared: each sends its whole payload to one neighbour."""
+    peers = run_peers({**FAST, **BOTH, "num-nodes": 2, "method": "dpsgd"}, num_rounds=1)
+    learner = make_learner({**FAST, **BOTH, "method": "dpsgd", "num-nodes": 2})
+    record: ArrayRecord = pack({name: flatten(m) for name, m in learner.blocks().items()})
+    expected = sum(len(array.data) for array in record.values())
+    assert [n.bytes_sent for n in peers.records[0].nodes] == [expected, expected]
+
+
+def test_local_training_sends_nothing():
+    peers = run_peers({**FAST, "num-nodes": 3, "method": "local"}, num_rounds=2)
+    assert all(n.bytes_sent == 0 for r in peers.records for n in r.nodes)
+    assert peers.records[-1].accuracy is not None
+
+
+def test_summary_is_a_tree_with_the_spectral_gap(caplog):
+    PeerStrategy(Ring(), num_nodes=12, method="dpsgd").summary()
+    text = "\n".join(r.getMessage() for r in caplog.records)
+    assert "├──> Topology: Ring" in text and "└──> Evaluated" in text
+    # Ring of 12, weights 1/3: eigenvalues 1/3 + 2/3 cos(2 pi k / 12); the gap is
+    # 1 - (1/3 + 2/3 cos(pi / 6)) = 0.0893.
+    assert "0.0893" in text
