@@ -89,7 +89,11 @@ class Settings(Options):
 
     common_dim: int = Field(32, ge=1, description="length of the modality-common features")
     specific_dim: int = Field(32, ge=1, description="length of the modality-specific features")
-    device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, cuda:1")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (a GPU when there is one), cpu, cuda, cuda:1",
+    )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
 
     run_dir: str = Field("runs", description="folder of the run folders")
@@ -209,8 +213,6 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
     for key, name in (("method", settings.method), ("compare-with", settings.compare_with)):
         if name and name not in methods:
             problems.append(f"{key} = {name!r}: there are {', '.join(sorted(methods))}")
-    if settings.compare_with == settings.method:
-        problems.append(f"compare-with = {settings.method!r}: is the method itself")
     try:
         settings.make_topology().check(settings.num_nodes)
     except TopologyError as error:

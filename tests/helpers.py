@@ -1,10 +1,10 @@
 """Run a strategy by hand on the in-process grid, as the tests of learners and strategies do."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from flwr_dmml.clients import DPSGD, Learner, find_methods, make_client_app, option_types
 from flwr_dmml.blocks import flatten
+from flwr_dmml.clients import DPSGD, Learner, find_methods, make_client_app, option_types
 from flwr_dmml.config import parse_settings
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import InProcessGrid, server_identity
@@ -55,7 +55,7 @@ class Recording(DPSGD):
     """D-PSGD that keeps every device's final blocks (in this process) for inspection."""
 
     name = "recording"
-    final: dict[int, dict[str, Any]] = {}
+    final: ClassVar[dict[int, dict[str, Any]]] = {}
 
     def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
         outcome = super().run_round(plan, inbox)

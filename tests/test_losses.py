@@ -171,7 +171,9 @@ def test_private_counts_leave_the_mixing_weights() -> None:
     mixing = torch.tensor([0.5, 0.3, 0.2])
     weights = label_weights(mixing, torch.ones(3, 4))
     torch.testing.assert_close(weights, mixing[:, None].expand(3, 4))
-    torch.testing.assert_close(sampling_distribution(mixing, torch.ones(3, 4)), torch.full((4,), 0.25))
+    torch.testing.assert_close(
+        sampling_distribution(mixing, torch.ones(3, 4)), torch.full((4,), 0.25)
+    )
 
 
 @st.composite

@@ -234,25 +234,32 @@ def prototype_head(classes: int = 4, common_dim: int = 6) -> nn.Linear:
 
 
 def test_a_generator_learns_what_a_head_recognises_without_collapsing() -> None:
-    head, generator = prototype_head(), Generator(4, 6, noise_dim=8, hidden_dim=32)
-    labels = torch.arange(4).repeat_interleave(50)
-    noise = generator.noise(200, rng(9))
+    """Features of a class stay apart, and further apart than without the diversity loss."""
+    head, labels = prototype_head(), torch.arange(4).repeat_interleave(50)
+    noise = Generator(4, 6, noise_dim=8).noise(200, rng(9))
 
-    def accuracy() -> float:
-        return float((head(generator(labels, noise)).argmax(dim=1) == labels).float().mean())
+    def features_after(steps: int, diversity_weight: float = 1.0) -> Tensor:
+        generator = Generator(4, 6, noise_dim=8, hidden_dim=32)
+        train_generator(
+            generator,
+            lambda features: head(features)[None],
+            label_weights=torch.ones(1, 4),
+            label_distribution=torch.full((4,), 0.25),
+            how=GeneratorTraining(steps, learning_rate=5e-3, diversity_weight=diversity_weight),
+            rng=rng(),
+        )
+        return generator(labels, noise).detach()
 
-    before = accuracy()
-    train_generator(
-        generator,
-        lambda features: head(features)[None],
-        label_weights=torch.ones(1, 4),
-        label_distribution=torch.full((4,), 0.25),
-        how=GeneratorTraining(steps=150, learning_rate=5e-3),
-        rng=rng(),
-    )
-    assert before < 0.6 and accuracy() > 0.9
-    for features in generator(labels, noise).detach().split(50):  # a class each
-        assert float(torch.pdist(features).mean()) > 0.05
+    def accuracy(features: Tensor) -> float:
+        return float((head(features).argmax(dim=1) == labels).float().mean())
+
+    def spread(features: Tensor) -> Tensor:  # mean pairwise distance within each class
+        return torch.stack([torch.pdist(of_class).mean() for of_class in features.split(50)])
+
+    trained = features_after(steps=150)
+    assert accuracy(features_after(steps=0)) < 0.6 and accuracy(trained) > 0.9
+    assert bool((spread(trained) > 0.1).all())
+    assert bool((spread(trained) > spread(features_after(150, diversity_weight=0.0))).all())
 
 
 def test_a_generator_follows_the_head_that_knows_the_class() -> None:

@@ -1,6 +1,7 @@
 """The peer strategy against oracles, and under faults, on the in-process grid."""
 
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -143,8 +144,8 @@ class Faulty(DPSGD):
 
     name = "faulty"
     fault = ""
-    release = threading.Event()
-    seen: dict[tuple[int, int], dict[str, tuple[float, ...]]] = {}
+    release: ClassVar = threading.Event()
+    seen: ClassVar[dict[tuple[int, int], dict[str, tuple[float, ...]]]] = {}
 
     def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
         me = self.partition.partition_id

@@ -17,7 +17,7 @@ from ..blocks import (
     num_parameters,
     vector_problem,
 )
-from ..config import Options, Settings
+from ..config import Options, Settings, SettingsError
 from ..data import Partition, Samples
 from ..models import DecomposedClassifier
 from ..plan import Inbox, Outcome, Payload, Plan
@@ -271,7 +271,13 @@ class Learner:
 def _resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"device = {device!r}: this process sees {torch.cuda.device_count()} GPUs; allowed: "
+            "auto, cpu, or a GPU that is there"
+        )
+    return chosen
 
 
 def _on_device(samples: Samples, device: torch.device) -> Samples:

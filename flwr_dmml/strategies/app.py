@@ -39,7 +39,9 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         # An engine of this package may carry trackers of its own, such as the live table.
         trackers = [folder, *getattr(grid, "trackers", ())]
         results: dict[str, RoundRecord] = {}
-        for name in filter(None, (settings.compare_with, settings.method)):
+        if settings.compare_with == settings.method:
+            log(INFO, "compare-with names the method itself: it runs once")
+        for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
             results[name] = _run(grid, settings, methods[name], trackers)
         report(settings, results)
         log(INFO, "Run folder: %s", folder.path)
@@ -71,5 +73,5 @@ def report(settings: Settings, results: dict[str, RoundRecord]) -> None:
     for table in (devices_table(results), final_table(results)):
         for line in render(table).splitlines():
             log(INFO, "%s", line)
-    if settings.compare_with:
+    if len(results) > 1:
         log(INFO, "%s", verdict(settings.compare_with, settings.method, results))
