@@ -54,6 +54,8 @@ def simulate(
 ) -> None:
     """Run a Flower app's devices one after another in this process: no Ray, no server.
 
+    PATH is the app's folder, the one with its pyproject.toml (default: the current folder).
+
     The app, its settings and its numbers are those of [bold]flwr run[/bold]: the same seed gives
     the same metrics, bit for bit. Log lines and a live table show how it goes; the run folder holds
     the resolved settings (config.json) and one line of metrics a round (<method>/metrics.jsonl).

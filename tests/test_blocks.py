@@ -132,7 +132,7 @@ def test_a_parameter_of_two_blocks_is_refused() -> None:
     one, other = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3))
     check_mixable({"one": one, "other": other})
     other[0].weight = one.weight
-    with pytest.raises(ValueError, match="^blocks 'one' and 'other' share a parameter$"):
+    with pytest.raises(ValueError, match=r"^blocks 'one' and 'other' share a parameter$"):
         check_mixable({"one": one, "other": other})
 
 

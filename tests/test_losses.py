@@ -255,7 +255,7 @@ def test_latent_distillation_is_zero_when_student_equals_teacher() -> None:
 @settings(deadline=None, max_examples=30)
 @given(SEEDS)
 def test_latent_distillation_teaches_the_student_only(seed: int) -> None:
-    """d KL(p || softmax(a)) / da = softmax(a) - p, over the batch size; the teacher gets nothing."""
+    """d KL(p || softmax(a)) / da = softmax(a) - p, over the batch size; the teacher gets none."""
     student = normal(seed, 4, 3).requires_grad_()
     teacher = normal(seed + 1, 4, 3).requires_grad_()
     loss = latent_distillation_loss(student, teacher)

@@ -288,7 +288,7 @@ def test_a_generator_follows_the_head_that_knows_the_class() -> None:
 
 
 def test_training_a_generator_touches_nothing_else() -> None:
-    """The head keeps its parameters and gets no gradient; the same draws give the same generator."""
+    """The head keeps its parameters and has no gradient; equal draws give equal generators."""
     head, before = prototype_head(), flatten(prototype_head())
     trained = []
     for _ in range(2):

@@ -1,13 +1,14 @@
 """Records, the run folder, tables: figures by hand, and files that a second run cannot touch."""
 
 import json
-import logging
 from collections.abc import Iterator
 from io import StringIO
+from logging import WARNING, StreamHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.logger import FLOWER_LOGGER, log
 from rich.console import Console
 
 from flwr_dmml.tracking import (
@@ -65,9 +66,9 @@ def record() -> RoundRecord:
 
 def rows(text: str) -> dict[str, list[str]]:
     """Read a drawn table: first cell -> the other cells."""
-    lines = [line.replace("┃", "│").strip("│ ").split("│") for line in text.splitlines()]
-    cells = [[cell.strip() for cell in line] for line in lines if len(line) > 1]
-    return {first: rest for first, *rest in cells}
+    drawn = [line.replace("┃", "│").strip() for line in text.splitlines()]
+    lines = [line[1:-1].split("│") for line in drawn if line.startswith("│")]
+    return {first.strip(): [cell.strip() for cell in rest] for first, *rest in lines}
 
 
 # Records
@@ -79,7 +80,7 @@ def test_summaries_by_hand(record: RoundRecord) -> None:
     Bytes (500 + 3000 + 1000)/3 = 1500; consensus distance sqrt((14 + 4)/2) = 3.
     """
     assert record.accuracy == pytest.approx(0.7)
-    assert record.min_accuracy == 0.5
+    assert record.min_accuracy == 0.5 and record.max_accuracy == 0.9
     assert record.accuracy_by_set == {"audio": 0.5, "audio+image": 0.9}
     assert record.accuracy_by_modality == pytest.approx({"audio": 0.55, "image": 0.8})
     assert record.train_loss == 1.5
@@ -90,7 +91,7 @@ def test_summaries_by_hand(record: RoundRecord) -> None:
 
 def test_a_round_without_results_is_none_not_zero() -> None:
     for empty in (RoundRecord(1), make_record({0: None, 1: None})):
-        assert empty.accuracy is None and empty.min_accuracy is None
+        assert empty.accuracy is empty.min_accuracy is empty.max_accuracy is None
         assert empty.train_loss is None and empty.consensus_distance is None
         assert empty.accuracy_by_set == {} and empty.accuracy_by_modality == {}
         assert empty.bytes_sent == 0
@@ -147,6 +148,7 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "train_loss": 1.5,
         "accuracy": pytest.approx(0.7),
         "min_accuracy": 0.5,
+        "max_accuracy": 0.9,
         "accuracy_by_set": {"audio": 0.5, "audio+image": 0.9},
         "accuracy_by_modality": pytest.approx({"audio": 0.55, "image": 0.8}),
         "consensus_distance": pytest.approx(3),
@@ -183,7 +185,7 @@ def test_json_of_a_round_that_was_not_evaluated() -> None:
 def test_text_for_the_log(record: RoundRecord) -> None:
     text = record.to_text()
     for figures in (
-        "accuracy mean 0.700  min 0.500",
+        "accuracy mean 0.700  min 0.500  max 0.900",
         "devices with audio 0.500  audio+image 0.900",
         "from audio 0.550  image 0.800 alone",
         "consensus distance 3",
@@ -200,16 +202,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_run_folder(tmp_path: Path, record: RoundRecord) -> None:
+    """Nothing is written before the devices are ready; then each method has files of its own."""
     config = {"method": "dpsgd", "seed": 3, "alpha": 0.3, "dmml-kd.generator": True}
     folder = RunFolder(tmp_path / "runs", "mine", config)
     assert folder.path == tmp_path / "runs" / "mine"
-    assert json.loads((folder.path / "config.json").read_text()) == config
+    assert list(tmp_path.iterdir()) == []
 
     second = RoundRecord(5, seconds=0.25)
     for method in ("local", "dpsgd"):
         folder.run_started(method, 2, ["audio", "image"])
         folder.round_ended(record)
         folder.round_ended(second)
+    assert json.loads((folder.path / "config.json").read_text()) == config
     for method in ("local", "dpsgd"):
         expected = [json.loads(json.dumps(r.to_json())) for r in (record, second)]
         assert read_lines(folder.path / method / "metrics.jsonl") == expected
@@ -220,11 +224,20 @@ def test_run_folder(tmp_path: Path, record: RoundRecord) -> None:
 
 
 def test_run_folder_refuses_an_existing_name(tmp_path: Path) -> None:
-    RunFolder(tmp_path, "mine", {"method": "dpsgd"})
+    RunFolder(tmp_path, "mine", {"method": "dpsgd"}).run_started("dpsgd", 1, ["audio"])
     with pytest.raises(FileExistsError) as error:
         RunFolder(tmp_path, "mine", {"method": "local"})
     assert "run-name = 'mine'" in str(error.value) and str(tmp_path / "mine") in str(error.value)
     assert json.loads((tmp_path / "mine" / "config.json").read_text()) == {"method": "dpsgd"}
+
+
+@pytest.mark.xfail(strict=True, reason="the name is checked long before the folder is made")
+def test_of_two_runs_that_start_with_one_name_the_second_is_refused(tmp_path: Path) -> None:
+    """Both were told that the name is free, and wait for their devices; one is ready first."""
+    first, second = (RunFolder(tmp_path, "mine", {"method": m}) for m in ("dpsgd", "local"))
+    first.run_started("dpsgd", 1, ["audio"])
+    with pytest.raises(FileExistsError):
+        second.run_started("local", 1, ["audio"])
 
 
 def test_run_folder_without_a_name_takes_a_new_one_with_the_method(tmp_path: Path) -> None:
@@ -237,7 +250,7 @@ def test_run_folder_without_a_name_takes_a_new_one_with_the_method(tmp_path: Pat
 
 
 def test_final_table_by_hand() -> None:
-    """The mean rises from 0.6 to 0.75 (+15 points), the worst from 0.5 to 0.6 (+10)."""
+    """Mean 0.6 to 0.75 (+15 points), worst 0.5 to 0.6 (+10), best 0.7 to 0.9 (+20)."""
     before, after = make_record({0: 0.5, 1: 0.7}), make_record({0: 0.9, 1: 0.6})
     before.by_partition[1].accuracy_by_modality = {"image": 0.35}
     after.by_partition[1].accuracy_by_modality = {"image": 0.3}
@@ -246,6 +259,7 @@ def test_final_table_by_hand() -> None:
         "": ["dpsgd", "dmml-kd", "gain, points"],
         "all devices, mean": ["0.600", "0.750", "+15.0"],
         "worst device": ["0.500", "0.600", "+10.0"],
+        "best device": ["0.700", "0.900", "+20.0"],
         "devices with audio, mean": ["0.500", "0.900", "+40.0"],
         "devices with audio+image, mean": ["0.700", "0.600", "-10.0"],
         "from image alone, mean over owners": ["0.350", "0.300", "-5.0"],
@@ -258,6 +272,7 @@ def test_final_table_of_one_method_has_no_gain() -> None:
         "": ["local"],
         "all devices, mean": ["0.250"],
         "worst device": ["0.250"],
+        "best device": ["0.250"],
         "devices with audio, mean": ["0.250"],
     }
 
@@ -293,12 +308,12 @@ def test_verdict_by_hand() -> None:
     """
     before = make_record({0: 0.5, 1: 0.7, 3: 0.6, 2: None})
     after = make_record({0: 0.9, 1: 0.6, 3: 0.6, 2: None})
-    assert verdict("dpsgd", "dmml-kd", {"dpsgd": before, "dmml-kd": after}) == (
-        "dmml-kd against dpsgd: +10.0 points on the mean over devices; 1 of 3 devices are better off"
+    results = {"dpsgd": before, "dmml-kd": after}
+    assert verdict("dpsgd", "dmml-kd", results) == (
+        "dmml-kd against dpsgd: +10.0 points on the mean over devices; "
+        "1 of 3 devices are better off"
     )
-    assert verdict("dmml-kd", "dpsgd", {"dpsgd": before, "dmml-kd": after}).startswith(
-        "dpsgd against dmml-kd: -10.0 points"
-    )
+    assert "dpsgd against dmml-kd: -10.0 points" in verdict("dmml-kd", "dpsgd", results)
 
 
 # The live table
@@ -307,7 +322,7 @@ def test_verdict_by_hand() -> None:
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
     """Point Flower's log where it pointed: the live table moves it, and pytest closes streams."""
-    handlers = [h for h in logging.getLogger("flwr").handlers if hasattr(h, "setStream")]
+    handlers = [h for h in FLOWER_LOGGER.handlers if isinstance(h, StreamHandler)]
     streams = [handler.stream for handler in handlers]
     yield
     for handler, stream in zip(handlers, streams, strict=True):
@@ -327,7 +342,7 @@ def show(console: Console, record: RoundRecord) -> None:
 
 def test_live_table_draws_nothing_where_there_is_no_terminal(record: RoundRecord) -> None:
     out = StringIO()
-    handlers = list(logging.getLogger("flwr").handlers)
+    handlers = list(FLOWER_LOGGER.handlers)
     streams = [getattr(handler, "stream", None) for handler in handlers]
     show(Console(file=out, force_terminal=False, width=120), record)
     assert out.getvalue() == ""
@@ -360,11 +375,11 @@ def test_live_table_hands_the_log_back_when_the_run_fails(record: RoundRecord) -
         LiveTable(Console(file=out, force_terminal=True, color_system=None, width=120)) as live,
     ):
         live.run_started("local", 2, ["audio"])
-        logging.getLogger("flwr").warning("a warning on the way")
+        log(WARNING, "a warning on the way")
         live.round_ended(record)
         raise RuntimeError("boom")
     assert "a warning on the way" in out.getvalue()  # above the table, not through it
     assert "0.700" in out.getvalue()
     length = len(out.getvalue())
-    logging.getLogger("flwr").warning("a warning afterwards")
+    log(WARNING, "a warning afterwards")
     assert len(out.getvalue()) == length

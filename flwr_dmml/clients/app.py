@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from ..config import Options, Settings, SettingsError, parse_settings
 from ..data import load_partition
 from ..transport.messages import (
+    ABOUT,
     INITIAL,
     METRICS,
     PAYLOAD,
@@ -56,7 +57,7 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
                 "num-train": len(learner.train_data),
             }
         )
-        return Message(RecordDict({"about": about}), reply_to=message)
+        return Message(RecordDict({ABOUT: about}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

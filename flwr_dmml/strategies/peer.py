@@ -252,10 +252,8 @@ class PeerStrategy(Strategy):
         if server_round < 1 or not self.communicates:
             return {}
         graph = self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
-        members = self.roster.members
-        return neighbourhoods(
-            graph, {p: members[p].blocks for p in invited if p in self._relay.senders}
-        )
+        live = [p for p in invited if p in self._relay.senders]
+        return neighbourhoods(graph, {p: self.roster.members[p].blocks for p in live})
 
     # ---- taking note ------------------------------------------------------------------------
 

@@ -1,16 +1,17 @@
 """Who takes part: the handshake that maps Flower's node ids to partitions."""
 
+import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from ..blocks import STATISTICS
-from ..transport.messages import PLAN
+from ..transport.messages import ABOUT, PLAN
 
 _POLL_S = 0.1
 _REMIND_S = 10.0
@@ -69,13 +70,13 @@ def handshake(
 ) -> dict[int, Member]:
     """Ask every node who it is; return the members by partition id.
 
-    A node that fails, does not answer, or claims a partition that is taken is left out and named
-    in the log.
+    A node that fails, does not answer, or claims a partition that is taken is left out and named in
+    the log.
 
     Raises
     ------
     NoDevicesError
-        Nobody is left; the message carries the first failure.
+        Nobody is left; the message says why.
     """
     hello = ConfigRecord({"method": method})
     messages = [Message(RecordDict({PLAN: hello}), n, "query.hello") for n in node_ids]
@@ -83,21 +84,23 @@ def handshake(
     asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
     members: dict[int, Member] = {}
     answers = {asked.pop(r.metadata.reply_to_message_id): r for r in replies}
-    problems = [f"node {n}: no answer" for n in asked.values()]
+    problems = dict.fromkeys(asked.values(), "no answer")
     for node_id, reply in sorted(answers.items()):
         if reply.has_error():
-            problems.append(f"node {node_id}: {reply.error.reason}")
+            problems[node_id] = _reason(reply.error)
             continue
-        member = _read_member(node_id, reply.content.config_records["about"])
+        if ABOUT not in reply.content.config_records:
+            problems[node_id] = "its answer is not that of a ClientApp of flwr-dmml"
+            continue
+        member = _read_member(node_id, reply.content.config_records[ABOUT])
         taken = members.setdefault(member.partition_id, member)
         if taken is not member:
-            problems.append(
-                f"node {node_id}: partition {member.partition_id} is node {taken.node_id}'s"
-            )
-    for problem in problems:
-        log(WARNING, "Left out of the run: %s", problem)
+            problems[node_id] = f"partition {member.partition_id} is node {taken.node_id}'s"
+    together = _join_reasons(problems)
     if not members:
-        raise NoDevicesError("no device can take part; the first problem: " + problems[0])
+        raise NoDevicesError(f"no device can take part: {together}")
+    if problems:
+        log(WARNING, "Left out of the run: %s", together)
     return dict(sorted(members.items()))
 
 
@@ -139,7 +142,7 @@ class Roster:
                 absent[partition] = "it is still busy with an earlier message"
         invited = [p for p in self.members if p not in absent]
         if not invited:
-            raise NoDevicesError(f"no device is left: {_list_reasons(absent)}")
+            raise NoDevicesError(f"no device is left: {_join_reasons(absent)}")
         return invited, absent
 
     def send(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
@@ -165,19 +168,30 @@ class Roster:
             # An error made by the SuperLink carries its own node id: the message id tells whose.
             partition = open_letters.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                failed[partition] = str(reply.error.reason)
+                failed[partition] = _reason(reply.error)
             else:
                 good[partition] = reply.content
         for message_id, partition in open_letters.items():
             self._waiting[partition] = message_id
             failed[partition] = "no reply in time (round-timeout)"
         if not good:
-            raise NoDevicesError(f"every device failed: {_list_reasons(failed)}")
+            raise NoDevicesError(f"every device failed: {_join_reasons(failed)}")
         return dict(sorted(good.items())), dict(sorted(failed.items()))
 
 
-def _list_reasons(reasons: Mapping[int, str]) -> str:
-    return "; ".join(f"node {p}: {reason}" for p, reason in reasons.items())
+def _join_reasons(reasons: Mapping[int, str]) -> str:
+    """Write reasons by node, those with the same reason together."""
+    nodes: dict[str, list[str]] = {}
+    for node, reason in sorted(reasons.items()):
+        nodes.setdefault(reason, []).append(str(node))
+    return "; ".join(f"node {', '.join(who)}: {reason}" for reason, who in nodes.items())
+
+
+def _reason(error: Error) -> str:
+    """Return why a node failed; Flower writes exceptions as ``<class 'a.B'>:<'text'>``."""
+    text = str(error.reason)
+    match = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", text, flags=re.DOTALL)
+    return f"{match[1]}: {match[2]}" if match else text
 
 
 def _read_member(node_id: int, about: ConfigRecord) -> Member:

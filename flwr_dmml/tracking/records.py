@@ -64,6 +64,11 @@ class RoundRecord:
         return min((n.accuracy for n in self.nodes if n.accuracy is not None), default=None)
 
     @property
+    def max_accuracy(self) -> float | None:
+        """Test accuracy of the best node."""
+        return max((n.accuracy for n in self.nodes if n.accuracy is not None), default=None)
+
+    @property
     def accuracy_by_set(self) -> dict[str, float]:
         """Mean test accuracy of the nodes that own exactly this set of modalities."""
         groups: dict[str, list[float]] = defaultdict(list)
@@ -107,8 +112,8 @@ class RoundRecord:
         by_modality = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_by_modality.items())
         by_set = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_by_set.items())
         return (
-            f"accuracy mean {self.accuracy or 0:.3f}  min {self.min_accuracy or 0:.3f} | "
-            f"devices with {by_set} | from {by_modality} alone | "
+            f"accuracy mean {self.accuracy or 0:.3f}  min {self.min_accuracy or 0:.3f}  "
+            f"max {self.max_accuracy or 0:.3f} | devices with {by_set} | from {by_modality} alone | "
             f"consensus distance {self.consensus_distance or 0:.3g} | "
             f"{self.bytes_sent / 1e3:.1f} kB sent per device"
         )
@@ -120,6 +125,7 @@ class RoundRecord:
             "train_loss": self.train_loss,
             "accuracy": self.accuracy,
             "min_accuracy": self.min_accuracy,
+            "max_accuracy": self.max_accuracy,
             "accuracy_by_set": self.accuracy_by_set,
             "accuracy_by_modality": self.accuracy_by_modality,
             "consensus_distance": self.consensus_distance,

@@ -10,7 +10,7 @@ from .records import RoundRecord
 
 
 class RunFolder:
-    """A new folder for one run.
+    """A new folder for one run, made when its devices are ready.
 
     ``config.json`` holds the resolved settings; each method that runs writes
     ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
@@ -34,19 +34,17 @@ class RunFolder:
     def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         self.path = Path(parent).expanduser().resolve() / (name or f"{stamp}-{config['method']}")
-        try:
-            self.path.mkdir(parents=True)
-        except FileExistsError as error:
+        if self.path.exists():
             raise FileExistsError(
                 f"run-name = {name!r}: {self.path} exists already; choose another name"
-            ) from error
-        text = json.dumps(dict(config), indent=2, sort_keys=True)
-        (self.path / "config.json").write_text(text + "\n", encoding="utf-8")
+            )
+        self._config = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
 
     def run_started(self, method: str, num_rounds: int, node_modalities: Sequence[str]) -> None:
-        """Make the method's folder."""
+        """Make the method's folder, and the run's before the first one."""
         self._current = self.path / method
-        self._current.mkdir()
+        self._current.mkdir(parents=True)
+        (self.path / "config.json").write_text(self._config, encoding="utf-8")
 
     def round_ended(self, record: RoundRecord) -> None:
         """Append the round to the method's files."""

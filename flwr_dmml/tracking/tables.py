@@ -46,6 +46,7 @@ def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
     rows: list[tuple[str, list[float | None]]] = [
         ("all devices, mean", [r.accuracy for r in records]),
         ("worst device", [r.min_accuracy for r in records]),
+        ("best device", [r.max_accuracy for r in records]),
     ]
     for name in records[0].accuracy_by_set:
         values = [r.accuracy_by_set.get(name) for r in records]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..plan import Inbox, Payload, Plan
 
-PLAN, PAYLOAD, METRICS, REPORT, INITIAL = "plan", "payload", "metrics", "report", "initial"
+ABOUT, PLAN, INITIAL = "about", "plan", "initial"
+PAYLOAD, METRICS, REPORT = "payload", "metrics", "report"
 INBOX = "inbox."
 _WEIGHTS = "weights."
 
