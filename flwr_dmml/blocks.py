@@ -23,10 +23,12 @@ def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
     Raises
     ------
     ValueError
-        Names the block and its buffer, or a parameter that two blocks share.
+        Names the block and its buffer, an empty block, or two blocks that share a parameter.
     """
     owner: dict[int, str] = {}
     for name, module in blocks.items():
+        if not num_parameters(module):
+            raise ValueError(f"block '{name}' has no parameters: there is nothing to mix")
         for buffer, value in module.named_buffers():
             if value.is_floating_point():
                 raise ValueError(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from .clients import find_methods
 from .config import Settings, SettingsError
@@ -117,7 +117,8 @@ def _methods_table() -> Table:
 
 
 def _settings_table() -> Table:
-    table = Table("key", "default", "meaning")
+    key, default = Column("key", no_wrap=True), Column("default", overflow="fold")
+    table = Table(key, default, Column("meaning", overflow="fold"))
     for field_name, info in Settings.model_fields.items():
         table.add_row(field_name.replace("_", "-"), repr(info.default), info.description)
     for name, learner in find_methods().items():

@@ -29,7 +29,12 @@ class Options(BaseModel):
     """Base of everything read from a run config: kebab-case keys, strict types, frozen."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        alias_generator=_kebab,
+        populate_by_name=True,
     )
 
 
@@ -49,7 +54,7 @@ class Settings(Options):
     num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
     local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
     evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
-    wait_timeout: float = Field(120.0, gt=0, description="seconds to wait for the devices at start")
+    wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
 
     topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
@@ -171,7 +176,8 @@ def parse_settings(
         elif prefix in methods:
             own[prefix][option] = value
         else:
-            problems.append(f"{key}: no method '{prefix}'; there are {', '.join(sorted(methods))}")
+            known = ", ".join(sorted(methods))
+            problems.append(f"{key} = {value!r}: no method '{prefix}'; there are {known}")
 
     settings = _validate(Settings, common, "", problems)
     options = {
@@ -196,7 +202,8 @@ def _validate(
             key = prefix + ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
                 close = difflib.get_close_matches(key, keys, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(keys)}"
+                known = f"there are {', '.join(keys)}" if keys else "this method has no options"
+                hint = f"did you mean '{close[0]}'?" if close else known
                 problems.append(f"{key} = {item['input']!r}: unknown setting; {hint}")
             elif item["loc"]:
                 problems.append(f"{key} = {item['input']!r}: {item['msg']}")
@@ -210,9 +217,14 @@ def _validate(
 def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
     """Return the problems that no single key shows."""
     problems: list[str] = []
-    for key, name in (("method", settings.method), ("compare-with", settings.compare_with)):
-        if name and name not in methods:
+    named = {"method": settings.method} | (
+        {"compare-with": settings.compare_with} if settings.compare_with else {}
+    )
+    for key, name in named.items():
+        if name not in methods:
             problems.append(f"{key} = {name!r}: there are {', '.join(sorted(methods))}")
+    if (run_dir := Path(settings.run_dir).expanduser()).exists() and not run_dir.is_dir():
+        problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     try:
         settings.make_topology().check(settings.num_nodes)
     except TopologyError as error:

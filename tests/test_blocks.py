@@ -98,7 +98,7 @@ def test_unflatten_gives_each_copy_its_parameters() -> None:
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.InstanceNorm2d(4)])
 def test_running_statistics_are_refused(norm: nn.Module) -> None:
     if isinstance(norm, nn.InstanceNorm2d):  # has none unless asked for
-        check_mixable({"encoder.image": norm})
+        check_mixable({"encoder.image": nn.Sequential(nn.Linear(4, 4), norm)})
         norm = nn.InstanceNorm2d(4, track_running_stats=True)
     encoder = nn.Sequential(nn.Linear(4, 4), norm)
     with pytest.raises(ValueError) as error:

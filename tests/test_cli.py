@@ -95,7 +95,6 @@ def test_list_settings() -> None:
         assert f"│ {name.replace('_', '-')} │ {info.default!r} │ {info.description} │" in text
 
 
-@pytest.mark.xfail(strict=True, reason="rich cuts long keys and defaults at 80 columns")
 def test_list_settings_on_a_narrow_terminal() -> None:
     """80 columns are also what a pipe gets: ``--list-settings | grep generator``."""
     result = invoke("--list-settings", columns=80)
@@ -151,7 +150,6 @@ def test_the_number_of_nodes_given_with_nodes_is_checked_too() -> None:
 
 
 COMPONENTS = "[tool.flwr.app.components]\nserverapp = '{0}'\nclientapp = '{0}'\n"
-BUGGY = pytest.mark.xfail(strict=True, reason="load_app lets this error through: a traceback")
 
 
 @pytest.mark.parametrize(
@@ -162,10 +160,8 @@ BUGGY = pytest.mark.xfail(strict=True, reason="load_app lets this error through:
         ("[tool.flwr.app.components]\nserverapp = 'a:b'\n", "names no serverapp and clientapp"),
         (COMPONENTS.format("json:nothing"), "json:nothing is not a ServerApp"),
         (COMPONENTS.format("json:dumps"), "json:dumps is not a ServerApp"),
-        pytest.param("[tool", "pyproject.toml", marks=BUGGY, id="no TOML"),
-        pytest.param(
-            COMPONENTS.format("no_such_module:app"), "no_such_module", marks=BUGGY, id="no module"
-        ),
+        pytest.param("[tool", "pyproject.toml", id="no TOML"),
+        pytest.param(COMPONENTS.format("no_such_module:app"), "no_such_module", id="no module"),
     ],
 )
 def test_a_folder_that_is_no_app(project: str | None, expected: str, tmp_path: Path) -> None:
@@ -181,7 +177,6 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert result.exit_code == 1 and str(tmp_path / "missing") in result.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="NotADirectoryError is no expected error: a traceback")
 def test_a_run_dir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = invoke(QUICKSTART, *sets(f"run-dir={tmp_path / 'file'}"))

@@ -125,7 +125,7 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
         # Out of range
         ("alpha", 0, "Input should be greater than 0"),
         ("alpha", -1, "Input should be greater than 0"),
-        ("alpha", float("nan"), "Input should be greater than 0"),
+        ("alpha", float("nan"), "Input should be a finite number"),
         ("momentum", 1.0, "Input should be less than 1"),
         ("validation-fraction", 1.0, "Input should be less than 1"),
         ("num-nodes", 0, "Input should be greater than or equal to 1"),
@@ -219,7 +219,7 @@ def test_settings_that_do_not_fit_together(run_config: dict[str, Any], words: li
 
 def test_a_table_of_an_unknown_method_is_one_line_a_key() -> None:
     problems = problems_of({"fedavg.a": 1, "fedavg.b": 2})
-    assert [problem.split(":")[0] for problem in problems] == ["fedavg.a", "fedavg.b"]
+    assert [problem.split(":")[0] for problem in problems] == ["fedavg.a = 1", "fedavg.b = 2"]
 
 
 def test_generator_and_distillation_may_both_be_off() -> None:
@@ -270,13 +270,11 @@ def test_all_conflicts_are_in_one_message() -> None:
         assert problem.startswith(start)
 
 
-@pytest.mark.xfail(strict=True, reason="an empty method is taken for 'none' and fails at the end")
 def test_an_empty_method_is_refused() -> None:
     (problem,) = problems_of({"method": "", "compare-with": "dpsgd"})
     assert problem == "method = '': there are dmml-kd, dpsgd, dsgdm, local"
 
 
-@pytest.mark.xfail(strict=True, reason="infinity passes gt=0")
 @pytest.mark.parametrize("key", ["learning-rate", "alpha", "dmml-kd.generator-lr"])
 def test_infinity_is_refused(key: str) -> None:
     (problem,) = problems_of({key: float("inf")})
@@ -353,7 +351,6 @@ def test_partition_options_map_every_field() -> None:
 
 INTENDED = {
     "compare-with": ("dpsgd", ""),  # the quickstart shows a comparison
-    "wait-timeout": (60.0, 120.0),  # its devices start at once
 }
 """Keys of the quickstart whose value is not the code's default: (there, default)."""
 

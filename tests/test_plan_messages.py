@@ -190,7 +190,6 @@ WORSE = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="unpack lets these errors through; the receiver fails")
 @pytest.mark.parametrize("data", WORSE.values(), ids=WORSE.keys())
 def test_what_makes_numpy_raise_otherwise_becomes_an_empty_tensor(data: bytes) -> None:
     payload = unpack(ArrayRecord({"head": array(data), "good": Array(np.ones(1, np.float32))}))

@@ -231,7 +231,6 @@ def test_run_folder_refuses_an_existing_name(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "mine" / "config.json").read_text()) == {"method": "dpsgd"}
 
 
-@pytest.mark.xfail(strict=True, reason="the name is checked long before the folder is made")
 def test_of_two_runs_that_start_with_one_name_the_second_is_refused(tmp_path: Path) -> None:
     """Both were told that the name is free, and wait for their devices; one is ready first."""
     first, second = (RunFolder(tmp_path, "mine", {"method": m}) for m in ("dpsgd", "local"))
@@ -284,7 +283,6 @@ def test_final_table_shows_what_is_missing_as_such() -> None:
     assert table["all devices, mean"] == ["0.600", "0.900", "+30.0"]
 
 
-@pytest.mark.xfail(strict=True, reason="the rows are those of the first method only")
 def test_final_table_has_the_devices_that_only_the_second_method_evaluated() -> None:
     results = {"dpsgd": make_record({0: 0.5, 1: None}), "dmml-kd": make_record({0: 0.9, 1: 0.8})}
     table = rows(render(final_table(results)))

@@ -47,15 +47,18 @@ def load_app(folder: str | Path) -> FlowerApp:
     Raises
     ------
     AppError
-        No ``pyproject.toml`` with ``[tool.flwr.app.components]`` there, or a component that is not
-        what it should be.
+        No valid ``pyproject.toml`` with ``[tool.flwr.app.components]`` there, or a component that
+        cannot be found or is not what it should be.
     """
     path = Path(folder).expanduser().resolve()
     project = path / "pyproject.toml"
     if not project.is_file():
         raise AppError(f"{path} is no Flower app: it has no pyproject.toml")
     with project.open("rb") as file:
-        app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
+        try:
+            app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
+        except tomllib.TOMLDecodeError as error:
+            raise AppError(f"{project} is not valid TOML: {error}") from error
     components = app.get("components", {})
     if not {"serverapp", "clientapp"} <= set(components):
         raise AppError(f"{project} names no serverapp and clientapp in [tool.flwr.app.components]")
@@ -70,7 +73,10 @@ def load_app(folder: str | Path) -> FlowerApp:
 
 def _load(reference: str, kind: type) -> Any:
     module, _, attribute = reference.partition(":")
-    found = getattr(importlib.import_module(module), attribute, None)
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise AppError(f"{reference} cannot be loaded: {error}") from error
     if not isinstance(found, kind):
         raise AppError(f"{reference} is not a {kind.__name__}")
     return found

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
-    """Return the mean squared correlation between two sets of features.
+    """Return how much two sets of features vary together over a batch.
 
     Both are centred over the batch, each row is scaled to unit length, then ``mean((C^T S)^2)``
     over all pairs of features. Unlike in MISA's code the norm carries gradient: with a detached

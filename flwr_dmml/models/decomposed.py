@@ -64,7 +64,7 @@ class DecomposedClassifier(nn.Module):
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
 
             def fresh(name: str) -> None:
-                torch.manual_seed(derive_seed(seed, "init", name))
+                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
 
             fresh("head.common")
             self.head_common = nn.Linear(common_dim, num_classes)

@@ -47,7 +47,7 @@ class Generator(nn.Module):
         self.num_classes = num_classes
         self.noise_dim = noise_dim
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "init", "generator"))
+            torch.default_generator.manual_seed(derive_seed(seed, "init", "generator"))
             self.layers = nn.Sequential(
                 nn.Linear(noise_dim + num_classes, hidden_dim),
                 nn.LayerNorm(hidden_dim),

@@ -49,7 +49,7 @@ class PeerStrategy(Strategy):
         Mini-batches a node trains a round.
     evaluate_every : int (default: 5)
         Evaluate every so many rounds; the last round always is.
-    wait_timeout : float (default: 120)
+    wait_timeout : float (default: 60)
         Seconds to wait for the devices before round 1.
     seed : int (default: 0)
         Seed of random graphs.
@@ -66,7 +66,7 @@ class PeerStrategy(Strategy):
         communicates: bool = True,
         local_iterations: int = 20,
         evaluate_every: int = 5,
-        wait_timeout: float = 120.0,
+        wait_timeout: float = 60.0,
         seed: int = 0,
         trackers: Sequence[Tracker] = (),
     ) -> None:

@@ -113,8 +113,8 @@ class RoundRecord:
         by_set = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_by_set.items())
         return (
             f"accuracy mean {self.accuracy or 0:.3f}  min {self.min_accuracy or 0:.3f}  "
-            f"max {self.max_accuracy or 0:.3f} | devices with {by_set} | from {by_modality} alone | "
-            f"consensus distance {self.consensus_distance or 0:.3g} | "
+            f"max {self.max_accuracy or 0:.3f} | devices with {by_set} | "
+            f"from {by_modality} alone | consensus distance {self.consensus_distance or 0:.3g} | "
             f"{self.bytes_sent / 1e3:.1f} kB sent per device"
         )
 

@@ -28,23 +28,29 @@ class RunFolder:
     Raises
     ------
     FileExistsError
-        A folder of that name exists: no run is ever overwritten.
+        A folder of that name exists (by now, or when it is to be made): no run is overwritten.
     """
 
     def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         self.path = Path(parent).expanduser().resolve() / (name or f"{stamp}-{config['method']}")
+        self._taken = f"run-name = {name!r}: {self.path} exists already; choose another name"
         if self.path.exists():
-            raise FileExistsError(
-                f"run-name = {name!r}: {self.path} exists already; choose another name"
-            )
+            raise FileExistsError(self._taken)
+        self._made = False
         self._config = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
 
     def run_started(self, method: str, num_rounds: int, node_modalities: Sequence[str]) -> None:
         """Make the method's folder, and the run's before the first one."""
+        if not self._made:
+            try:
+                self.path.mkdir(parents=True)
+            except FileExistsError as error:  # another run took the name while we waited
+                raise FileExistsError(self._taken) from error
+            (self.path / "config.json").write_text(self._config, encoding="utf-8")
+            self._made = True
         self._current = self.path / method
-        self._current.mkdir(parents=True)
-        (self.path / "config.json").write_text(self._config, encoding="utf-8")
+        self._current.mkdir()
 
     def round_ended(self, record: RoundRecord) -> None:
         """Append the round to the method's files."""

@@ -48,10 +48,10 @@ def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
         ("worst device", [r.min_accuracy for r in records]),
         ("best device", [r.max_accuracy for r in records]),
     ]
-    for name in records[0].accuracy_by_set:
+    for name in dict.fromkeys(name for r in records for name in r.accuracy_by_set):
         values = [r.accuracy_by_set.get(name) for r in records]
         rows.append((f"devices with {name}, mean", values))
-    for name in records[0].accuracy_by_modality:
+    for name in dict.fromkeys(name for r in records for name in r.accuracy_by_modality):
         values = [r.accuracy_by_modality.get(name) for r in records]
         rows.append((f"from {name} alone, mean over owners", values))
     return rows
