@@ -117,8 +117,8 @@ def _methods_table() -> Table:
 
 
 def _settings_table() -> Table:
-    key, default = Column("key", no_wrap=True), Column("default", overflow="fold")
-    table = Table(key, default, Column("meaning", overflow="fold"))
+    columns = [Column("key", no_wrap=True), Column("default", overflow="fold")]
+    table = Table(*columns, Column("meaning", overflow="fold"))
     for field_name, info in Settings.model_fields.items():
         table.add_row(field_name.replace("_", "-"), repr(info.default), info.description)
     for name, learner in find_methods().items():
