@@ -90,6 +90,13 @@ def test_initial_arrays_are_taken_up_by_every_owner():
         assert torch.allclose(Recording.final[0][name], vector, atol=1e-6)
 
 
+def test_initial_arrays_that_nobody_has_are_refused():
+    peers = PeerStrategy(Ring(), num_nodes=2, method="dpsgd")
+    grid = InProcessGrid(_client(), 2, {**FAST, "num-nodes": 2, "method": "dpsgd"})
+    with server_identity(1), pytest.raises(ValueError, match=r"encoder\.radar"):
+        peers.start(grid, pack({"encoder.radar": torch.zeros(3)}), num_rounds=1)
+
+
 def test_evaluate_fn_is_refused():
     with pytest.raises(ValueError, match="no global model"):
         PeerStrategy(Ring(), num_nodes=2).start(

@@ -176,23 +176,20 @@ class PeerStrategy(Strategy):
             Rounds.
         timeout : float (default: 3600)
             Seconds to wait for a round's replies.
-        train_config, evaluate_config : ConfigRecord, optional
-            Not used: nodes read the run config.
-        evaluate_fn : callable, optional
-            Refused: there is no global model to evaluate.
+        train_config, evaluate_config, evaluate_fn : optional
+            Not used: nodes read the run config, and there is no global model to evaluate.
 
         Returns
         -------
         Result
-            Mean training loss and test accuracy by round, in Flower's form; all else is in
-            ``records``.
+            Mean training loss and test accuracy by round; all else is in ``records``.
 
         Raises
         ------
         NoDevicesError
             Too few devices to start, or none left to go on.
         ValueError
-            If ``evaluate_fn`` is given.
+            If ``evaluate_fn`` is given, or ``initial_arrays`` holds a block that nobody has.
         """
         if evaluate_fn is not None:
             raise ValueError("evaluate_fn: there is no global model to evaluate on the server")
@@ -205,6 +202,8 @@ class PeerStrategy(Strategy):
         self._announce()
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
+        if unknown := set(arrays) - {b for m in self.roster.members.values() for b in m.blocks}:
+            raise ValueError(f"initial_arrays: no device has the blocks {sorted(unknown)}")
         for t in range(1, num_rounds + 1):
             begun = time.monotonic()
             messages = self.configure_train(t, arrays, config, grid)
