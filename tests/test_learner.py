@@ -161,6 +161,23 @@ def test_dropout_of_a_users_model_is_seeded_too():
     assert torch.equal(a, run())
 
 
+def test_a_users_own_layers_start_equal_on_every_device_and_in_every_process():
+    class Deeper(DPSGD):
+        def build_model(self):
+            model = super().build_model()
+            model.head_common = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+            return model
+
+    def head(node: int) -> torch.Tensor:
+        like = make_learner(CONFIG, node)
+        return flatten(Deeper(like.partition, like.settings, like.options).model.head_common)
+
+    torch.manual_seed(1)
+    first = head(0)
+    torch.manual_seed(2)
+    assert torch.equal(first, head(0)) and torch.equal(first, head(2))
+
+
 def test_a_model_with_running_statistics_is_refused():
     class Normed(DPSGD):
         def build_model(self):

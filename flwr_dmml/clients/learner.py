@@ -78,7 +78,9 @@ class Learner:
     def reset(self) -> None:
         """Start afresh: every device begins with the same copies of the blocks it shares."""
         self.server_round = 0
-        self.model = self.build_model().to(self.device)
+        with torch.random.fork_rng():  # a user's model may draw from the global generator
+            torch.manual_seed(derive_seed(self.settings.seed, "init", "model"))
+            self.model = self.build_model().to(self.device)
         self.optimizer_state: dict[str, Tensor] = {}
         check_mixable(self.blocks())
 
