@@ -52,7 +52,7 @@ class DmmlKdOptions(Options):
 class DmmlKd(Learner):
     """Decomposed features, a generator of the common ones, and distillation from it.
 
-    On top of gossip, device k minimises (METHODS 6.2; weights in :class:`DmmlKdOptions`)::
+    On top of gossip, device k minimises (weights in :class:`DmmlKdOptions`)::
 
         L = CE(fused, y) + l_com mean_m CE(h(c^m), y) + l_orth mean_m L_orth(c^m, s^m) + l_sim L_sim
             + B_t E CE(h(G(y', eps)), y') + B_t mean_m KL(h(G(y, eps)) || h(c^m))

@@ -85,7 +85,7 @@ def train_generator(
     how: GeneratorTraining,
     rng: torch.Generator,
 ) -> None:
-    """Train a generator so that an ensemble of heads recognises what it makes (METHODS 6.3).
+    """Train a generator so that an ensemble of heads recognises what it makes.
 
     ``L_G = E_{y, eps} sum_j omega_j(y) CE(head_j(G(y, eps)), y) + eta L_div(eps, G)``
 

@@ -1,0 +1,233 @@
+"""How fast each modality trains, from how its parameters vary, and how balanced a node is.
+
+Measured on the local phase of a round only (what mixing moves does not count), on the encoder of
+one modality. A speed is per iteration, so that ``speed * iterations`` predicts the progress of a
+round. Where no paper is named, a formula is this project's.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, nan
+
+import torch
+from torch import Tensor
+
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class LocalPhase:
+    """What one encoder went through in one round's local iterations.
+
+    Attributes
+    ----------
+    start : Tensor
+        Its parameters at the start of the run, flat ``[length]``.
+    before, after : Tensor
+        Its parameters before and after the local iterations, flat ``[length]``.
+    iterations : int
+        Its updates, >= 1.
+    gradient_ratio : float
+        ``sum_i ||g_i||^2 / ||w_i||^2`` over the updates (gradient and parameters of each).
+    path_length : float
+        ``sum_i ||w_{i+1} - w_i||_2`` over the updates.
+    """
+
+    start: Tensor
+    before: Tensor
+    after: Tensor
+    iterations: int
+    gradient_ratio: float
+    path_length: float
+
+    @property
+    def displacement(self) -> float:
+        """``||after - before||_2``."""
+        return float(torch.linalg.vector_norm(self.after.double() - self.before.double()))
+
+
+class SpeedMetric(ABC):
+    """A training speed that is carried from round to round as a few numbers.
+
+    The state is a flat float64 tensor, zeros before the first round.
+    """
+
+    size: int = 2
+    """Numbers in the state."""
+
+    def initial(self) -> Tensor:
+        """Return the state before the first round."""
+        return torch.zeros(self.size, dtype=torch.float64)
+
+    @abstractmethod
+    def update(self, state: Tensor, phase: LocalPhase) -> Tensor:
+        """Return the state after one more local phase."""
+
+    @abstractmethod
+    def speed(self, state: Tensor) -> float:
+        """Return the speed per iteration, >= 0, or nan before the first round."""
+
+
+@dataclass(frozen=True)
+class _Averaged(SpeedMetric):
+    """An exponential moving average of a per-round value: state (average, rounds seen)."""
+
+    memory: float = 0.9
+
+    @abstractmethod
+    def value(self, phase: LocalPhase) -> float:
+        """Return the round's own value."""
+
+    def update(self, state: Tensor, phase: LocalPhase) -> Tensor:
+        """Average the round's value in."""
+        value, (average, rounds) = self.value(phase), state.tolist()
+        average = value if rounds == 0 else self.memory * average + (1 - self.memory) * value
+        return torch.tensor([average, rounds + 1], dtype=torch.float64)
+
+    def speed(self, state: Tensor) -> float:
+        """Return the average."""
+        average, rounds = state.tolist()
+        return average if rounds else nan
+
+
+class RelativeSpeed(_Averaged):
+    """``||after - before|| / ||before||`` per iteration, averaged over rounds.
+
+    The plain reading of "parameter variation" in DMML-KD's abstract. It flips: a modality that has
+    converged varies little, so it is called slow and handed more iterations.
+    """
+
+    def value(self, phase: LocalPhase) -> float:
+        """Return the round's relative variation per iteration."""
+        norm = float(torch.linalg.vector_norm(phase.before.double()))
+        return phase.displacement / (phase.iterations * (norm + _TINY))
+
+
+class PathSpeed(_Averaged):
+    """Displacement over path length: how straight the way was, in [0, 1].
+
+    1 for updates that all point the same way, near 0 for ones that cancel. In a first trial it
+    carried no signal.
+    """
+
+    def value(self, phase: LocalPhase) -> float:
+        """Return the round's displacement over its path length."""
+        return phase.displacement / (phase.path_length + _TINY)
+
+
+class _Cumulative(SpeedMetric):
+    """A value over the whole run divided by all iterations: state (value, iterations)."""
+
+    def speed(self, state: Tensor) -> float:
+        """Return the value over the iterations."""
+        value, iterations = state.tolist()
+        return value / iterations if iterations else nan
+
+
+class DistanceSpeed(_Cumulative):
+    """``||after - start|| / ||start||`` per iteration of the run: how far from where it began."""
+
+    def update(self, state: Tensor, phase: LocalPhase) -> Tensor:
+        """Replace the distance, add the iterations."""
+        start = phase.start.double()
+        distance = float(torch.linalg.vector_norm(phase.after.double() - start))
+        norm = float(torch.linalg.vector_norm(start))
+        total = float(state[1]) + phase.iterations
+        return torch.tensor([distance / (norm + _TINY), total], dtype=torch.float64)
+
+
+class CosineSpeed(_Cumulative):
+    """``1 - cos(after, start)`` per iteration of the run.
+
+    References
+    ----------
+    Ouyang et al., "Harmony", MobiSys 2023: the modality bias.
+    """
+
+    def update(self, state: Tensor, phase: LocalPhase) -> Tensor:
+        """Replace the distance, add the iterations."""
+        cosine = torch.cosine_similarity(phase.after.double(), phase.start.double(), dim=0)
+        total = float(state[1]) + phase.iterations
+        return torch.tensor([max(1 - float(cosine), 0.0), total], dtype=torch.float64)
+
+
+class ConditionalSpeed(_Cumulative):
+    """``sum ||g||^2 / ||w||^2`` over the run, per iteration.
+
+    The one that never flipped in the calibration, and the default.
+
+    References
+    ----------
+    Wu et al., "Characterizing and Overcoming the Greedy Nature of Learning in Multi-modal Deep
+    Neural Networks", ICML 2022: the conditional learning speed.
+    """
+
+    def update(self, state: Tensor, phase: LocalPhase) -> Tensor:
+        """Add the round's ratio and iterations."""
+        added = torch.tensor([phase.gradient_ratio, phase.iterations], dtype=torch.float64)
+        return state + added
+
+
+SPEED_METRICS: dict[str, SpeedMetric] = {
+    "relative": RelativeSpeed(),
+    "cumulative": DistanceSpeed(),
+    "cosine": CosineSpeed(),
+    "conditional": ConditionalSpeed(),
+    "path": PathSpeed(),
+}
+"""The variants by the name they have in a run config."""
+
+
+def balance_metric(speed: Mapping[str, float], iterations: Mapping[str, float]) -> float:
+    """Return ``max_m V^m tau^m / min_m V^m tau^m`` of one node.
+
+    Parameters
+    ----------
+    speed : mapping of str to float
+        Training speed of each modality; those that are unset (nan) are left out.
+    iterations : mapping of str to float
+        Updates of each modality's encoder in a round.
+
+    Returns
+    -------
+    float
+        >= 1; 1 is balanced. 1 too with fewer than two modalities, inf where one stands still.
+    """
+    progress = [speed[m] * iterations[m] for m in speed if isfinite(speed[m])]
+    if len(progress) < 2 or max(progress) == 0:
+        return 1.0
+    return max(progress) / min(progress) if min(progress) > 0 else float("inf")
+
+
+def schedule(
+    iterations: Mapping[str, int], stagger: float, generator: torch.Generator
+) -> list[tuple[str, ...]]:
+    """Return a node's iterations of a round: which modalities each one trains.
+
+    The modalities' common iterations are joint, but for a share ``stagger`` of them, which is split
+    into solo iterations of one modality each; what a modality has beyond the others is solo, too.
+    The order is shuffled. Solo iterations free a modality from the competition of the others, at
+    the same encoder updates (this project).
+
+    Parameters
+    ----------
+    iterations : mapping of str to int
+        Encoder updates of each modality, >= 0.
+    stagger : float
+        In [0, 1]; 0 keeps all common iterations joint.
+    generator : torch.Generator
+        Seeds the order.
+
+    Returns
+    -------
+    list of tuple of str
+        One entry an iteration; each modality appears ``iterations[m]`` times in all.
+    """
+    owned = list(iterations)
+    common = min(iterations.values(), default=0)
+    joint = common if len(owned) < 2 else common - round(stagger * common)
+    steps = [tuple(owned)] * joint
+    for modality in owned:
+        steps += [(modality,)] * (iterations[modality] - joint)
+    return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
