@@ -62,6 +62,12 @@ class Settings(Options):
     topology_probability: float = Field(
         0.3, ge=0, le=1, description="edge or rewiring probability (erdos-renyi, watts-strogatz)"
     )
+    topology_side_m: float = Field(
+        100.0, gt=0, description="side of the square that devices stand in, m (geometric)"
+    )
+    topology_range_m: float = Field(
+        50.0, gt=0, description="devices this near are linked, m (geometric)"
+    )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
 
     dataset: str = Field("digits", description="data set: digits, av-digits, or one of your own")
@@ -117,6 +123,8 @@ class Settings(Options):
             degree=self.topology_degree,
             probability=self.topology_probability,
             path=self.topology_file,
+            side_m=self.topology_side_m,
+            range_m=self.topology_range_m,
         )
 
     def partition_options(self) -> PartitionOptions:

@@ -1,17 +1,27 @@
-"""Who is whose neighbour in a round (:class:`Topology`), and with what mixing weight."""
+"""Who is whose neighbour in a round (:class:`Topology`); weights are in :mod:`.mixing_matrix`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from math import isqrt
+from math import isfinite, isqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
 
+from .mixing_matrix import components, metropolis_weights, spectral_gap
 from .seeding import derive_seed, numpy_generator
+from .wireless import uniform_positions
+
+# fmt: off
+__all__ = [
+    "TOPOLOGIES", "Complete", "Dyck", "EdgeList", "Edges", "ErdosRenyi", "Exponential",
+    "FlorentineFamilies", "Geometric", "Line", "OnePeerExponential", "RandomMatching",
+    "RandomRegular", "Ring", "Star", "Topology", "TopologyError", "Torus", "WattsStrogatz",
+    "components", "effective_spectral_gap", "make_topology", "metropolis_weights", "spectral_gap",
+]
+# fmt: on
 
 Edges = Iterable[tuple[int, int]]
 
@@ -43,10 +53,14 @@ class Topology(ABC):
         """
         _require(num_nodes >= 1, f"a topology needs at least 1 node, not {num_nodes}")
         t = server_round if self.time_varying else 1
-        edges = self._edges(num_nodes, t, derive_seed(seed, "topology", type(self).__name__, t))
+        edges = self._edges(num_nodes, t, self._seed(seed, t))
         graph = nx.empty_graph(num_nodes)
         graph.add_edges_from((i, j) for i, j in edges if i != j)
         return graph
+
+    def _seed(self, seed: int, t: int) -> int:
+        """Return the seed of round t's links, from the run's."""
+        return derive_seed(seed, "topology", type(self).__name__, t)
 
     @abstractmethod
     def _edges(self, n: int, t: int, seed: int) -> Edges:
@@ -137,6 +151,28 @@ class WattsStrogatz(Topology):
         return list(nx.watts_strogatz_graph(n, d, p, seed=seed).edges)
 
 
+@dataclass(frozen=True)
+class Geometric(Topology):
+    """Nodes within ``range_m`` (> 0) in a square of ``side_m`` (> 0); it may be disconnected.
+
+    Same run seed and side, same :func:`~.wireless.uniform_positions` as in the wireless model.
+    """
+
+    side_m: float = 100.0
+    range_m: float = 50.0
+
+    def _seed(self, seed: int, t: int) -> int:
+        return seed
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        for name, metres in (("side_m", self.side_m), ("range_m", self.range_m)):
+            allowed = f"geometric: {name} must be a number above 0, not {metres}"
+            _require(isfinite(metres) and metres > 0, allowed)
+        x, y = uniform_positions(n, self.side_m, seed).T  # [n], [n]
+        distance_m = np.hypot(np.subtract.outer(x, x), np.subtract.outer(y, y))  # [n, n]
+        return [(i, j) for i, j in np.argwhere(distance_m <= self.range_m).tolist()]
+
+
 class Exponential(Topology):
     """Node i is linked to i +- 2^j (modulo n) for all 2^j < n (Ying et al., NeurIPS 2021)."""
 
@@ -219,62 +255,26 @@ TOPOLOGIES: dict[str, type[Topology]] = {
     "random-regular": RandomRegular, "erdos-renyi": ErdosRenyi, "watts-strogatz": WattsStrogatz,
     "exponential": Exponential, "dyck": Dyck, "florentine": FlorentineFamilies,
     "edge-list": EdgeList, "one-peer-exponential": OnePeerExponential,
-    "random-matching": RandomMatching,
+    "random-matching": RandomMatching, "geometric": Geometric,
 }
 # fmt: on
 
 
 def make_topology(
-    name: str, *, degree: int = 4, probability: float = 0.3, path: str = ""
+    name: str,
+    *,
+    degree: int = 4,
+    probability: float = 0.3,
+    path: str = "",
+    side_m: float = 100.0,
+    range_m: float = 50.0,
 ) -> Topology:
     """Return the topology with a name of :data:`TOPOLOGIES`, given the parameters that it has."""
     _require(name in TOPOLOGIES, f"unknown topology {name!r}; allowed: {', '.join(TOPOLOGIES)}")
     given: dict[str, Any] = {"degree": degree, "probability": probability, "path": path}
+    given |= {"side_m": side_m, "range_m": range_m}
     family = TOPOLOGIES[name]
     return family(**{f.name: given[f.name] for f in fields(family) if f.name in given})
-
-
-def components(graph: nx.Graph, nodes: Iterable[int] | None = None) -> list[list[int]]:
-    """Return the connected components of the subgraph of ``nodes``, each sorted, by first node."""
-    members = graph if nodes is None else graph.subgraph(nodes)
-    return sorted(sorted(component) for component in nx.connected_components(members))
-
-
-def metropolis_weights(graph: nx.Graph, nodes: Iterable[int] | None = None) -> NDArray[np.float64]:
-    """Return the Metropolis-Hastings weights of the subgraph induced by ``nodes``.
-
-    ``w_ij = 1 / (1 + max(d_i, d_j))`` on a link, 0 without one, ``w_ii = 1 - sum_j w_ij``, with d
-    the degrees in the subgraph. Source: Xiao, Boyd and Lall, "A Scheme for Robust Distributed
-    Sensor Fusion Based on Average Consensus", IPSN 2005; METHODS 6.1.
-
-    Parameters
-    ----------
-    graph : nx.Graph with the nodes ``0 .. n - 1``
-    nodes : iterable of int, optional
-        The members, e.g. the live owners of a block (default: all); unknown ids are ignored.
-
-    Returns
-    -------
-    NDArray[np.float64], shape ``[n, n]``
-        Symmetric, doubly stochastic, in [0, 1]; the rows of those who are no members are identity.
-    """
-    n = len(graph)
-    members = graph if nodes is None else graph.subgraph(nodes)
-    adjacency = np.zeros((n, n))  # [n, n]
-    for i, j in members.edges:
-        adjacency[i, j] = adjacency[j, i] = float(i != j)
-    degree = adjacency.sum(axis=1)  # [n]
-    weights: NDArray[np.float64] = adjacency / (1.0 + np.maximum.outer(degree, degree))
-    np.fill_diagonal(weights, 1.0 - weights.sum(axis=1))
-    return weights
-
-
-def spectral_gap(weights: NDArray[np.float64]) -> float:
-    """Return 1 - the second largest |eigenvalue| of symmetric, doubly stochastic [n, n] weights.
-
-    In [0, 1]: 0 (to rounding) for a disconnected graph or an identity row; 1 for weights of 1/n.
-    """
-    return max(0.0, 1.0 - float(np.linalg.norm(weights - 1.0 / len(weights), ord=2)))
 
 
 def effective_spectral_gap(

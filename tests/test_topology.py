@@ -1,4 +1,4 @@
-"""Graphs and mixing matrices: hand-computed numbers, invariants, and what is refused."""
+"""Graphs: hand-computed numbers, invariants, and what is refused."""
 
 import subprocess
 import sys
@@ -20,6 +20,7 @@ from flwr_dmml.topology import (
     ErdosRenyi,
     Exponential,
     FlorentineFamilies,
+    Geometric,
     Line,
     OnePeerExponential,
     RandomMatching,
@@ -36,27 +37,13 @@ from flwr_dmml.topology import (
     metropolis_weights,
     spectral_gap,
 )
+from flwr_dmml.wireless import uniform_positions
 
-RANDOM_STATIC = [RandomRegular(), ErdosRenyi(), WattsStrogatz()]
+RANDOM_STATIC = [RandomRegular(), ErdosRenyi(), WattsStrogatz(), Geometric()]
 
 
 def edges(graph: nx.Graph) -> set[tuple[int, int]]:
     return {(min(edge), max(edge)) for edge in graph.edges}
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> nx.Graph:
-    n = draw(st.integers(1, 12))
-    pairs = [(i, j) for j in range(n) for i in range(j)]
-    graph = nx.empty_graph(n)
-    graph.add_edges_from(draw(st.lists(st.sampled_from(pairs))) if pairs else [])
-    return graph
-
-
-@st.composite
-def graphs_and_members(draw: st.DrawFn) -> tuple[nx.Graph, list[int]]:
-    graph = draw(graphs())
-    return graph, draw(st.lists(st.sampled_from(range(len(graph)))))
 
 
 # Graphs
@@ -140,6 +127,24 @@ def test_extreme_probabilities() -> None:
     assert WattsStrogatz(4, 1.0).graph(9).number_of_edges() == 18
 
 
+@given(st.integers(1, 20), st.integers(0, 99), st.floats(1, 150))
+def test_geometric_links_the_radio_positions_within_range(
+    num_nodes: int, seed: int, range_m: float
+) -> None:
+    """The run's seed places the nodes just where the wireless model has them."""
+    graph = Geometric(side_m=100.0, range_m=range_m).graph(num_nodes, seed=seed)
+    at = uniform_positions(num_nodes, 100.0, seed)
+    near = {
+        (i, j) for j in range(num_nodes) for i in range(j) if np.hypot(*(at[i] - at[j])) <= range_m
+    }
+    assert edges(graph) == near
+
+
+def test_geometric_ranges() -> None:
+    assert edges(Geometric(10.0, 1e-9).graph(9)) == set()
+    assert edges(Geometric(10.0, 14.15).graph(9)) == edges(Complete().graph(9))  # the diagonal
+
+
 @pytest.mark.parametrize("topology", RANDOM_STATIC, ids=repr)
 def test_static_random_graphs_depend_on_the_seed_only(topology: Topology) -> None:
     first = edges(topology.graph(20, seed=1))
@@ -153,7 +158,7 @@ def test_random_graphs_leave_global_generators_alone_and_agree_between_processes
     assert np.random.get_state()[1].tolist() == state  # type: ignore[index]
     code = (
         "from flwr_dmml.topology import *\n"
-        "for t in RandomRegular(), ErdosRenyi(), WattsStrogatz(), RandomMatching():\n"
+        "for t in RandomRegular(), ErdosRenyi(), WattsStrogatz(), Geometric(), RandomMatching():\n"
         "    print(sorted(tuple(sorted(e)) for e in t.graph(12, seed=5).edges))"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -215,6 +220,7 @@ ONE_NODE = [
     "one-peer-exponential",
     "random-matching",
     "erdos-renyi",
+    "geometric",
 ]
 
 
@@ -262,6 +268,9 @@ def test_every_graph_is_simple_and_in_order_or_refused(
         (WattsStrogatz(4, -0.1), 9, "probability must be from 0 to 1, not -0.1"),
         (ErdosRenyi(1.5), 9, "probability must be from 0 to 1, not 1.5"),
         (ErdosRenyi(float("nan")), 9, "probability must be from 0 to 1, not nan"),
+        (Geometric(side_m=0.0), 9, "geometric: side_m must be a number above 0, not 0.0"),
+        (Geometric(range_m=float("inf")), 9, "geometric: range_m must be .* above 0, not inf"),
+        (Geometric(range_m=float("nan")), 9, "geometric: range_m must be .* above 0, not nan"),
         (Dyck(), 31, "exactly 32 nodes, not 31"),
         (FlorentineFamilies(), 16, "exactly 15 nodes, not 16"),
     ],
@@ -315,6 +324,7 @@ def test_make_topology_picks_the_parameters_that_a_family_has(tmp_path: Path) ->
     assert make_topology("erdos-renyi", degree=7, probability=0.9) == ErdosRenyi(probability=0.9)
     assert make_topology("watts-strogatz", degree=6, probability=0.9) == WattsStrogatz(6, 0.9)
     assert make_topology("edge-list", path="x") == EdgeList("x")
+    assert make_topology("geometric", side_m=9.0, range_m=4.0, path="x") == Geometric(9.0, 4.0)
     for name, family in TOPOLOGIES.items():
         assert type(make_topology(name)) is family
 
@@ -336,101 +346,7 @@ def test_topologies_are_values() -> None:
     }
 
 
-# Mixing matrices
-
-
-def test_metropolis_weights_of_a_line() -> None:
-    """Degrees 1, 2, 1: both links weigh 1/(1 + 2); the ends keep 2/3, the middle 1/3."""
-    expected = np.array([[2, 1, 0], [1, 1, 1], [0, 1, 2]]) / 3
-    np.testing.assert_allclose(metropolis_weights(Line().graph(3)), expected, atol=1e-15)
-
-
-def test_metropolis_weights_of_members_only() -> None:
-    """On the line 0-1-2-3 without 3, and with 1 left out: 0 alone; 2 and 3 weigh 1/2 each."""
-    without_3 = np.eye(4)
-    without_3[:3, :3] = metropolis_weights(Line().graph(3))
-    np.testing.assert_array_equal(metropolis_weights(Line().graph(4), [2, 0, 1]), without_3)
-    without_1 = np.eye(4)
-    without_1[2:, 2:] = 0.5
-    np.testing.assert_array_equal(metropolis_weights(Line().graph(4), {0, 2, 3}), without_1)
-    np.testing.assert_array_equal(metropolis_weights(Line().graph(4), iter([0, 2, 3])), without_1)
-    np.testing.assert_array_equal(metropolis_weights(Line().graph(4), []), np.eye(4))
-
-
-def test_complete_is_federated_averaging() -> None:
-    np.testing.assert_allclose(metropolis_weights(Complete().graph(7)), 1 / 7, atol=1e-15)
-
-
-def test_metropolis_weights_ignore_self_loops() -> None:
-    looped = Line().graph(3)
-    looped.add_edge(1, 1)
-    np.testing.assert_array_equal(metropolis_weights(looped), metropolis_weights(Line().graph(3)))
-
-
-@given(graphs_and_members())
-def test_metropolis_weights_always(case: tuple[nx.Graph, list[int]]) -> None:
-    graph, members = case
-    n = len(graph)
-    weights = metropolis_weights(graph, members)
-    assert weights.shape == (n, n) and weights.dtype == np.float64
-    assert (weights == weights.T).all()
-    assert (weights >= 0).all() and (weights.diagonal() > 0).all()
-    np.testing.assert_allclose(weights.sum(axis=0), 1, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=0, atol=1e-12)
-    linked = nx.to_numpy_array(graph, nodelist=range(n)) > 0
-    inside = np.isin(np.arange(n), members)
-    off_diagonal = ~np.eye(n, dtype=bool)
-    assert ((weights > 0) == (linked & np.outer(inside, inside)))[off_diagonal].all()
-    assert (weights[~inside] == np.eye(n)[~inside]).all()
-    block = np.random.default_rng(0).normal(size=(n, 3))
-    mixed = weights @ block
-    np.testing.assert_allclose(mixed[inside].sum(0), block[inside].sum(0), rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(mixed[~inside], block[~inside])
-    for component in components(graph, members):  # nothing flows between components
-        np.testing.assert_allclose(mixed[component].sum(0), block[component].sum(0), atol=1e-12)
-
-
-@given(graphs_and_members())
-def test_components_partition_the_members(case: tuple[nx.Graph, list[int]]) -> None:
-    graph, members = case
-    parts = components(graph, members)
-    assert sorted(node for part in parts for node in part) == sorted(set(members))
-    assert parts == sorted(parts) and all(part == sorted(part) for part in parts)
-
-
-def test_components_of_a_ring_that_lost_two_nodes() -> None:
-    assert components(Ring().graph(6)) == [[0, 1, 2, 3, 4, 5]]
-    assert components(Ring().graph(6), [5, 4, 0, 2]) == [[0, 4, 5], [2]]
-
-
-# Spectral gaps
-
-
-def test_spectral_gap_by_hand() -> None:
-    """Line of 3: eigenvalues 1, 2/3, 0. Ring of n: 1/3 + 2/3 cos(2 pi k / n).
-
-    Ring of 4: 1, 1/3, -1/3, 1/3. Ring of 6: the second largest is 1/3 + 2/3 * 1/2 = 2/3.
-    """
-    assert spectral_gap(metropolis_weights(Line().graph(3))) == pytest.approx(1 / 3)
-    assert spectral_gap(metropolis_weights(Ring().graph(4))) == pytest.approx(2 / 3)
-    assert spectral_gap(metropolis_weights(Ring().graph(6))) == pytest.approx(1 / 3)
-
-
-def test_spectral_gap_at_its_ends() -> None:
-    assert spectral_gap(np.eye(1)) == 1
-    assert spectral_gap(metropolis_weights(Complete().graph(9))) == pytest.approx(1)
-    assert spectral_gap(metropolis_weights(Line().graph(4), [0, 1, 2])) == pytest.approx(0)
-    assert spectral_gap(np.array([[0.0, 1.0], [1.0, 0.0]])) == 0  # eigenvalue -1 counts
-
-
-@given(graphs())
-def test_spectral_gap_agrees_with_eigenvalues(graph: nx.Graph) -> None:
-    weights = metropolis_weights(graph)
-    gap = spectral_gap(weights)
-    magnitudes = np.sort(np.abs(np.linalg.eigvalsh(weights)))
-    assert gap == pytest.approx(1 - magnitudes[-2] if len(graph) > 1 else 1, abs=1e-12)
-    assert 0 <= gap <= 1
-    assert (gap > 1e-9) == nx.is_connected(graph)
+# Spectral gaps over rounds
 
 
 def test_effective_gap_of_a_static_topology_is_its_gap() -> None:
