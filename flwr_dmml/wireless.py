@@ -102,7 +102,7 @@ class PathLoss:
         return np.asarray(self.reference_db + 10 * self.exponent * np.log10(far))
 
 
-# a + b log10(d [km]) is a - 3b dB at 1 m. METHODS 6.6: device to device 148 + 40 log10(d [km]), and
+# a + b log10(d [km]) is a - 3b dB at 1 m. 3GPP-style presets: device to device 148 + 40 log10(d [km]), and
 # 3GPP's macro cell 128.1 + 37.6 log10(d [km]).
 PATH_LOSSES = {"d2d": PathLoss(4.0, 148.0 - 3 * 40.0), "cellular": PathLoss(3.76, 128.1 - 3 * 37.6)}
 
@@ -128,7 +128,7 @@ class ChannelModel:
     ``path_loss`` is a name of :data:`PATH_LOSSES` or a :class:`PathLoss`; ``shadowing_db`` >= 0 the
     standard deviation of the log-normal shadowing; ``fading`` a name of :data:`FADINGS`;
     ``rician_k`` >= 0 the power of the direct path over that of all others (a ratio, not dB; 0 is
-    Rayleigh), for "rician" only. Raises :class:`WirelessError` otherwise. Defaults: METHODS 6.6.
+    Rayleigh), for "rician" only. Raises :class:`WirelessError` otherwise. Defaults: this project.
     """
 
     path_loss: str | PathLoss = "d2d"
@@ -154,7 +154,7 @@ def channel_gains(
     ``h = 10^(-(PL(d) + X) / 10) |g|^2`` with X ~ N(0, shadowing_db^2) drawn once a run and |g|^2 of
     mean 1 once a round (block fading), both for each pair of nodes; with more nodes the links
     between the first ones stay the same. Linear (not dB), symmetric, >= 0; 0 on the diagonal, as
-    nobody sends to itself. Source: METHODS 6.6.
+    nobody sends to itself.
     """
     n = len(positions)
     i, j = np.tril_indices(n, -1)  # [links]: each pair once, the pairs of the first nodes first
@@ -176,7 +176,7 @@ def rate_bps(
 
     ``gain`` h >= 0, linear, sender first, e.g. [n, n]; ``power_w`` p >= 0 and ``bandwidth_hz`` B >
     0 of all senders, or [n] of each; noise density N0 > 0. Returns the shape of ``gain``: accurate
-    for the weakest links too, 0 where the gain is 0. Source: Shannon 1949; METHODS 6.6.
+    for the weakest links too, 0 where the gain is 0. Source: Shannon 1949.
     """
     h = np.asarray(gain, dtype=np.float64)
     p, band = (  # [n] becomes [n, 1] beside gains [n, n]
@@ -199,7 +199,7 @@ def broadcast_rate_bps(rate: Array, neighbours: Mask) -> Array:
     """Return the rate [n] at which all neighbours hear a node: that of its worst link.
 
     ``rate`` [n, n] in bit/s, ``neighbours`` [n, n] whether j listens to k (the diagonal is
-    ignored). Infinite without neighbours: such a node sends in no time. Source: METHODS 6.6.
+    ignored). Infinite without neighbours: such a node sends in no time.
     """
     others = neighbours & ~np.eye(len(rate), dtype=np.bool_)
     return np.asarray(np.where(others, rate, inf).min(axis=1))

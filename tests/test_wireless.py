@@ -266,7 +266,7 @@ def test_channels_that_cannot_be(options: dict[str, Any], words: str) -> None:
 
 
 def test_the_scale_check_of_the_methods() -> None:
-    """METHODS 6.6: 0.1 W, 1 MHz, d2d path loss, 50 m, no fading.
+    """By hand: 0.1 W, 1 MHz, d2d path loss, 50 m, no fading.
 
     Loss 148 + 40 log10(0.05) = 148 - 52.04 = 95.96 dB. Received 20 dBm - 95.96 dB = -75.96 dBm;
     noise -174 + 60 = -114 dBm; SNR 38.04 dB = 6369. Rate 1e6 log2(6370) = 12.637 Mb/s.
