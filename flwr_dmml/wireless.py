@@ -102,8 +102,8 @@ class PathLoss:
         return np.asarray(self.reference_db + 10 * self.exponent * np.log10(far))
 
 
-# a + b log10(d [km]) is a - 3b dB at 1 m. 3GPP-style presets: device to device 148 + 40 log10(d [km]), and
-# 3GPP's macro cell 128.1 + 37.6 log10(d [km]).
+# a + b log10(d [km]) is a - 3b dB at 1 m. 3GPP style: device to device 148 + 40 log10(d [km]), and
+# macro cell 128.1 + 37.6 log10(d [km]).
 PATH_LOSSES = {"d2d": PathLoss(4.0, 148.0 - 3 * 40.0), "cellular": PathLoss(3.76, 128.1 - 3 * 37.6)}
 
 
