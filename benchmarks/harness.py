@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +24,7 @@ from flwr_dmml.tracking import RoundRecord
 
 Settings = Mapping[str, Any]
 Last = dict[str, Any]  # a RoundRecord's JSON
-CONSOLE = Console()
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass(frozen=True)
