@@ -166,8 +166,8 @@ class RoundProblem:
     def is_balanced(self, tau: IntArray) -> BoolArray:
         """Return whose modalities keep ``V tau <= theta + V`` or ``tau <= tau_min``; ``[node]``.
 
-        The second case is the relaxation of the problem that the lower bound needs: a fast modality at
-        tau_min may be ahead of a slow one that the budget keeps at tau_min.
+        The second case is what the lower bound asks for: a fast modality at tau_min may be ahead of
+        a slow one that the budget keeps at tau_min.
         """
         most = np.floor(self.theta(tau)[:, None] / self.speed + _ROUND) + 1
         balanced: BoolArray = (tau <= np.maximum(most, self.lower)).all(axis=1)
