@@ -55,7 +55,10 @@ def run_arm(settings: Settings) -> Last:
     with tempfile.TemporaryDirectory() as folder:
         run_app(app, settings["num-nodes"], {**settings, "run-dir": folder}, trackers=[last])
     assert last.record is not None
-    return last.record.to_json()
+    result = last.record.to_json()
+    if result["failed"] or len(result["nodes"]) != settings["num-nodes"]:
+        raise RuntimeError(f"devices failed, the figures would be of the survivors: {result}")
+    return result
 
 
 def run_all(

@@ -4,6 +4,7 @@ A block is the unit of ownership: ``encoder.audio`` belongs to the nodes with a 
 ``head.common`` to everybody. What travels between nodes is a mapping from block name to vector.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -12,6 +13,10 @@ from torch.nn.utils import parameters_to_vector
 
 STATISTICS = "stats."
 """Prefix of payload entries that travel with the blocks but are never mixed."""
+
+
+LARGEST = 1e6
+"""A received block with a larger value is rubbish: mixing it would wreck the receiver."""
 
 
 def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
@@ -45,6 +50,11 @@ def flatten(module: nn.Module) -> Tensor:
     """Return the parameters of ``module`` as one detached float32 CPU vector ``[length]``."""
     vector = parameters_to_vector(module.parameters()).detach()
     return vector.to(device="cpu", dtype=torch.float32).clone()
+
+
+def digest(module: nn.Module) -> str:
+    """Return a short digest of the parameters: equal for equal numbers, in any process."""
+    return hashlib.blake2b(flatten(module).numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def load_flat(module: nn.Module, vector: Tensor) -> None:
@@ -108,6 +118,8 @@ def vector_problem(vector: Tensor, length: int) -> str | None:
         return f"has type {vector.dtype} instead of torch.float32"
     if not bool(torch.isfinite(vector).all()):
         return "holds NaN or infinite values"
+    if bool((vector.abs() > LARGEST).any()):
+        return f"holds values beyond {LARGEST:g}"
     return None
 
 

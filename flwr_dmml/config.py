@@ -142,9 +142,12 @@ class Settings(Options):
             seed=self.seed,
         )
 
-    def learning_rate_at(self, server_round: int) -> float:
-        """Return the learning rate of a round (1-based) under ``lr-schedule``."""
-        done = (server_round - 1) / self.num_server_rounds  # in [0, 1)
+    def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
+        """Return the learning rate of a round (1-based) under ``lr-schedule``.
+
+        ``num_rounds`` is that of the run; 0 takes ``num-server-rounds``.
+        """
+        done = (server_round - 1) / (num_rounds or self.num_server_rounds)  # in [0, 1)
         if self.lr_schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + cos(pi * done))
         if self.lr_schedule == "step" and done >= 0.8:

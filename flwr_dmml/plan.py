@@ -28,6 +28,8 @@ class Plan:
     weights : dict of str to tuple of float
         For each block: this node's own mixing weight, then that of each neighbour (0 for one that
         does not own the block). They sum to 1.
+    num_rounds : int
+        Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
     """
 
     server_round: int
@@ -35,6 +37,7 @@ class Plan:
     evaluate: bool = False
     neighbours: tuple[int, ...] = ()
     weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    num_rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Outcome:
     payload : Payload
         For the neighbours; empty after the closing message.
     metrics : dict of str to float
-        ``train.loss``, ``train.iterations``, ``mix.disagreement``; when evaluated,
+        ``train.loss``, ``train.iterations``; with neighbours ``mix.disagreement``; when evaluated
         ``test.accuracy``, ``test.accuracy.<modality>`` and ``validation.accuracy``.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.

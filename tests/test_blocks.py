@@ -164,8 +164,12 @@ def test_vector_problem(vector: Tensor, problem: str) -> None:
     assert found is not None and found.startswith(problem)
 
 
+def test_values_that_would_wreck_the_receiver_are_refused() -> None:
+    assert "beyond 1e+06" in (vector_problem(torch.tensor([0.0, -1e30, 1.0]), 3) or "")
+
+
 def test_vector_problem_of_a_good_vector() -> None:
-    assert vector_problem(torch.tensor([0.0, -3e38, 1e-45]), 3) is None
+    assert vector_problem(torch.tensor([0.0, -1e6, 1e-45]), 3) is None
     assert vector_problem(torch.zeros(0), 0) is None
 
 

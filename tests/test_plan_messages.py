@@ -66,6 +66,7 @@ def test_a_plan_without_neighbours() -> None:
         "server-round": 1,
         "iterations": 20,
         "evaluate": False,
+        "num-rounds": 0,
     }
     assert read_plan(record) == plan
 

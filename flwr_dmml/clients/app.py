@@ -6,6 +6,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..blocks import digest
 from ..config import Options, Settings, SettingsError, parse_settings
 from ..data import load_partition
 from ..transport.messages import (
@@ -54,6 +55,7 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
                 "modalities": list(learner.partition.modalities),
                 "block-names": list(lengths),
                 "block-lengths": list(lengths.values()),
+                "block-digests": [digest(module) for module in learner.blocks().values()],
                 "num-train": len(learner.train_data),
             }
         )

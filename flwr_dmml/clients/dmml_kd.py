@@ -38,6 +38,9 @@ class DmmlKdOptions(Options):
     guidance: float = Field(1.0, ge=0, description="weight of the generator's terms at round 2")
     guidance_decay: float = Field(0.98, gt=0, le=1, description="their factor from round to round")
     generator_steps: int = Field(20, ge=1, description="generator steps a round")
+    generator_batch_size: int = Field(
+        32, ge=2, le=512, description="generated features a step; memory grows with the square"
+    )
     generator_lr: float = Field(3e-4, gt=0, description="generator learning rate (Adam)")
     generator_weight_decay: float = Field(0.01, ge=0, description="generator weight decay")
     diversity_weight: float = Field(1.0, ge=0, description="weight of the diversity loss")
@@ -108,8 +111,11 @@ class DmmlKd(Learner):
         for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
             head = inbox[neighbour].get("head.common", torch.empty(0))
             known = inbox[neighbour].get(STATISTICS + COUNTS, uniform)
-            if vector_problem(head, length) or vector_problem(known, classes) or (known < 0).any():
-                continue  # a bad head was named when it was not mixed
+            if vector_problem(head, length):
+                continue  # it was named when it was not mixed
+            if problem := vector_problem(known, classes) or _negative(known):
+                self.rejected.append(f"{neighbour}: {COUNTS} {problem}")
+                continue
             self._heads.append(head)
             votes.append(weight)
             counts.append(known)
@@ -174,9 +180,13 @@ class DmmlKd(Learner):
 
         how = GeneratorTraining(
             steps=o.generator_steps,
-            batch_size=self.settings.batch_size,
+            batch_size=o.generator_batch_size,
             learning_rate=o.generator_lr,
             weight_decay=o.generator_weight_decay,
             diversity_weight=o.diversity_weight,
         )
         train_generator(self.generator, logits, self._omega, self._near, how, self._rng)
+
+
+def _negative(counts: Tensor) -> str | None:
+    return "holds negative values" if bool((counts < 0).any()) else None

@@ -76,13 +76,26 @@ class Learner:
         self.reset()
 
     def reset(self) -> None:
-        """Start afresh: every device begins with the same copies of the blocks it shares."""
+        """Start afresh, from numbers that depend on the run's seed only.
+
+        The built-in models give every device the same copies of the blocks it shares. A model of
+        your own has to seed each block by its name for that, where devices build different ones.
+        """
         self.server_round = 0
         with torch.random.fork_rng():  # a user's model may draw from the global generator
             torch.manual_seed(derive_seed(self.settings.seed, "init", "model"))
             self.model = self.build_model().to(self.device)
         self.optimizer_state: dict[str, Tensor] = {}
-        check_mixable(self.blocks())
+        self.rejected: list[str] = []
+        modules = self.blocks() | self.private_blocks()
+        check_mixable(modules)
+        kept = {id(p) for module in modules.values() for p in module.parameters()}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in kept:
+                raise ValueError(
+                    f"{type(self).__name__}: the parameter '{name}' is trained, but is in none of "
+                    "blocks() and private_blocks(): it would not survive until the next round"
+                )
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -138,18 +151,18 @@ class Learner:
         """
         self.server_round = plan.server_round
         # Whatever a model draws from the global generator (dropout, say) is seeded as well.
+        self.rejected = []
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_for("global"))
-            disagreement, rejected = self._mix(plan, inbox)
-            metrics = {"mix.disagreement": disagreement}
+            metrics = self._mix(plan, inbox)
             if plan.evaluate:
                 metrics |= self.evaluate()
             if plan.iterations == 0:
-                return Outcome({}, metrics, rejected)
+                return Outcome({}, metrics, self.rejected)
             self.before_training(plan, inbox)
-            metrics |= self._train(plan.iterations)
+            metrics |= self._train(plan)
             self.after_training(plan, inbox)
-            return Outcome(self._publish(), metrics, rejected)
+            return Outcome(self._publish(), metrics, self.rejected)
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this device in this round."""
@@ -163,15 +176,14 @@ class Learner:
             self.settings.seed, purpose, self.partition.partition_id, self.server_round
         )
 
-    def _mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
+    def _mix(self, plan: Plan, inbox: Inbox) -> dict[str, float]:
         """Mix every block with the neighbours that own it.
 
         What cannot be mixed is left out and its weight given to the own copy, which keeps the
         weights of all others doubly stochastic. Returns ``sum_j w_kj ||x_k - x_j||^2`` over all
-        blocks (0 at consensus; this project's measure), and what was rejected.
+        that is mixed (0 at consensus; this project's measure), unless there is nobody to mix with.
         """
         disagreement = 0.0
-        rejected: list[str] = []
         blocks = self.blocks()
         for name, weights in plan.weights.items():
             own, own_weight = flatten(blocks[name]), weights[0]
@@ -182,21 +194,21 @@ class Learner:
                 vector = inbox[neighbour].get(name)
                 problem = "is missing" if vector is None else vector_problem(vector, len(own))
                 if problem or vector is None:
-                    rejected.append(f"{neighbour}: block {name} {problem}")
+                    self.rejected.append(f"{neighbour}: block {name} {problem}")
                     own_weight += weight
                     continue
                 good.append((weight, vector))
                 disagreement += weight * float(torch.sum((own.double() - vector.double()) ** 2))
             load_flat(blocks[name], mix(own, own_weight, good))
-        return disagreement, rejected
+        return {"mix.disagreement": disagreement} if plan.neighbours else {}
 
-    def _train(self, iterations: int) -> dict[str, float]:
+    def _train(self, plan: Plan) -> dict[str, float]:
         self.model.train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        rate = self.settings.learning_rate_at(self.server_round)
+        rate = self.settings.learning_rate_at(plan.server_round, plan.num_rounds)
         optimizer = make_optimizer(self.settings, parameters, rate, self.optimizer_state)
         total = 0.0
-        for batch in self.batches(iterations):
+        for batch in self.batches(plan.iterations):
             optimizer.zero_grad(set_to_none=True)
             loss = self.local_loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -206,7 +218,7 @@ class Learner:
             total += loss.item()
         if self.keeps_optimizer:
             self.optimizer_state = optimizer_tensors(optimizer)
-        return {"train.loss": total / iterations, "train.iterations": float(iterations)}
+        return {"train.loss": total / plan.iterations, "train.iterations": float(plan.iterations)}
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
@@ -242,13 +254,13 @@ class Learner:
         return [count / len(data) for count in right]
 
     def _publish(self) -> Payload:
-        payload = {name: flatten(module) for name, module in self.blocks().items()}
-        for name, vector in payload.items():
+        for name, vector in self.state().items():
             if not bool(torch.isfinite(vector).all()):
                 raise NonFiniteModelError(
-                    f"round {self.server_round}: training left NaN or infinity in block '{name}'; "
+                    f"round {self.server_round}: training left NaN or infinity in '{name}'; "
                     "a lower learning-rate or clip-norm may help"
                 )
+        payload = {name: flatten(module) for name, module in self.blocks().items()}
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
 
     # ---- state between rounds ---------------------------------------------------------------

@@ -41,8 +41,10 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         results: dict[str, RoundRecord] = {}
         if settings.compare_with == settings.method:
             log(INFO, "compare-with names the method itself: it runs once")
+        present: int | None = None  # a device lost by the first method is not waited for again
         for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
-            results[name] = _run(grid, settings, methods[name], trackers)
+            results[name] = _run(grid, settings, methods[name], trackers, present)
+            present = max(1, len(results[name].nodes))
         report(settings, results)
         log(INFO, "Run folder: %s", folder.path)
 
@@ -50,7 +52,11 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
 
 
 def _run(
-    grid: Grid, settings: Settings, method: type[Learner], trackers: Sequence[Tracker]
+    grid: Grid,
+    settings: Settings,
+    method: type[Learner],
+    trackers: Sequence[Tracker],
+    min_nodes: int | None,
 ) -> RoundRecord:
     """Run one method and return its last round."""
     strategy = PeerStrategy(
@@ -61,6 +67,7 @@ def _run(
         local_iterations=settings.local_iterations,
         evaluate_every=settings.evaluate_every,
         wait_timeout=settings.wait_timeout,
+        min_nodes=min_nodes,
         seed=settings.seed,
         trackers=trackers,
     )

@@ -1,17 +1,19 @@
 """The round plan of plain gossip: route, train, watch. Never averages a model."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import INFO, WARNING
+from collections.abc import Callable, Iterable, Sequence
+from logging import INFO
 
+import networkx as nx
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..plan import Plan
+from ..blocks import vector_problem
+from ..plan import Payload, Plan
 from ..topology import Topology, effective_spectral_gap
-from ..tracking.records import NodeResult, RoundRecord, Tracker
+from ..tracking.records import RoundRecord, Tracker
 from ..transport import Relay, size_bytes
 from ..transport.messages import (
     INBOX,
@@ -19,10 +21,11 @@ from ..transport.messages import (
     PAYLOAD,
     PLAN,
     read_metrics,
-    read_rejected,
+    unpack,
     write_plan,
 )
-from .mixing import Neighbourhood, neighbourhoods, separate_groups
+from .logbook import Logbook
+from .mixing import Neighbourhood, neighbourhoods
 from .roster import Roster, handshake, wait_for_nodes
 
 
@@ -51,6 +54,8 @@ class PeerStrategy(Strategy):
         Evaluate every so many rounds; the last round always is.
     wait_timeout : float (default: 60)
         Seconds to wait for the devices before round 1.
+    min_nodes : int, optional
+        Go on with so many devices instead of all; the others' places stay empty.
     seed : int (default: 0)
         Seed of random graphs.
     trackers : sequence of Tracker
@@ -67,10 +72,17 @@ class PeerStrategy(Strategy):
         local_iterations: int = 20,
         evaluate_every: int = 5,
         wait_timeout: float = 60.0,
+        min_nodes: int | None = None,
         seed: int = 0,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         topology.check(num_nodes)
+        for name, value in (
+            ("local_iterations", local_iterations),
+            ("evaluate_every", evaluate_every),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} = {value}: must be at least 1")
         self.topology = topology
         self.num_nodes = num_nodes
         self.method = method
@@ -78,18 +90,25 @@ class PeerStrategy(Strategy):
         self.local_iterations = local_iterations
         self.evaluate_every = evaluate_every
         self.wait_timeout = wait_timeout
+        self.min_nodes = num_nodes if min_nodes is None else min_nodes
         self.seed = seed
         self.trackers = tuple(trackers)
-        self.records: list[RoundRecord] = []
         self.roster = Roster({})
+        self._logbook = Logbook({}, 0, ())
         self._relay = Relay()
         self._num_rounds = 0
+        self._begun: set[int] = set()  # partitions that have answered once
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """The record of every round so far."""
+        return self._logbook.records
 
     def summary(self) -> None:
         """Log the strategy's configuration as a tree."""
         name, n = type(self.topology).__name__, self.num_nodes
         gap = effective_spectral_gap(self.topology, n, seed=self.seed)
-        links = self.topology.graph(n, server_round=1, seed=self.seed).number_of_edges()
+        links = self._graph(1).number_of_edges()
         log(INFO, "\t├──> Method: %s", self.method)
         log(INFO, "\t├──> Topology: %s%s", name, ", new every round" * self.topology.time_varying)
         log(INFO, "\t│\t├── %s nodes, %s links", n, links)
@@ -106,11 +125,11 @@ class PeerStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a round's messages: plan, inbox and, in round 1, ``arrays`` to start from."""
-        self.records.append(RoundRecord(server_round))
+        """Return a round's messages: plan, inbox, and ``arrays`` to start from at first."""
+        self._logbook.open(server_round)
         messages = self._messages(server_round, grid, closing=False)
-        if server_round == 1 and arrays:
-            for message in messages:
+        for message in messages:
+            if arrays and self.roster.partition_of[message.metadata.dst_node_id] not in self._begun:
                 message.content[INITIAL] = arrays
         return messages
 
@@ -118,20 +137,21 @@ class PeerStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[None, MetricRecord | None]:
         """Take the payloads for the next round; there is no model to aggregate."""
-        record = self.records[-1]
         good, failed = self.roster.sort(replies)
         payloads: dict[int, ArrayRecord] = {}
+        self._begun |= set(good)
         for partition, content in good.items():
-            self._note_mixing(server_round - 1, partition, content)
-            self._node(record, partition).train_loss = read_metrics(content).get("train.loss")
+            self._logbook.mixing(server_round - 1, partition, content)
+            node = self._logbook.node(server_round, partition)
+            node.train_loss = read_metrics(content).get("train.loss")
             payload = content.array_records.get(PAYLOAD, ArrayRecord())
             if problem := self.roster.members[partition].problem_with(payload):
                 failed[partition] = problem
             else:
                 payloads[partition] = payload
-        self._note_failures(record, failed)
+        self._logbook.failures(failed)
         self._relay.take(payloads)
-        loss = record.train_loss
+        loss = self.records[-1].train_loss
         return None, None if loss is None else MetricRecord({"train.loss": loss})
 
     def configure_evaluate(
@@ -148,8 +168,8 @@ class PeerStrategy(Strategy):
         """Note the results of the closing messages."""
         good, failed = self.roster.sort(replies)
         for partition, content in good.items():
-            self._note_mixing(server_round, partition, content)
-        self._note_failures(self.records[-1], failed)
+            self._logbook.mixing(server_round, partition, content)
+        self._logbook.failures(failed)
         accuracy = self.records[-1].accuracy
         return None if accuracy is None else MetricRecord({"test.accuracy": accuracy})
 
@@ -189,21 +209,24 @@ class PeerStrategy(Strategy):
         NoDevicesError
             Too few devices to start, or none left to go on.
         ValueError
-            If ``evaluate_fn`` is given, or ``initial_arrays`` holds a block that nobody has.
+            ``evaluate_fn`` is given, or ``initial_arrays`` holds a block that no device takes.
         """
         if evaluate_fn is not None:
             raise ValueError("evaluate_fn: there is no global model to evaluate on the server")
+        if num_rounds < 1:
+            raise ValueError(f"num_rounds = {num_rounds}: must be at least 1")
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         started, result = time.monotonic(), Result()
-        self._num_rounds, self.records, self._relay = num_rounds, [], Relay()
-        node_ids = wait_for_nodes(grid, self.num_nodes, self.wait_timeout)
-        self.roster = Roster(handshake(grid, node_ids, self.method, timeout))
-        self._announce()
+        self._num_rounds, self._relay, self._begun = num_rounds, Relay(), set()
+        node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
+        self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
+        self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
+        fixed = self.communicates and not self.topology.time_varying
+        self._logbook.announce(self.method, self._graph(1) if fixed else None)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
-        if unknown := set(arrays) - {b for m in self.roster.members.values() for b in m.blocks}:
-            raise ValueError(f"initial_arrays: no device has the blocks {sorted(unknown)}")
+        self._check_initial(unpack(arrays))
         for t in range(1, num_rounds + 1):
             begun = time.monotonic()
             messages = self.configure_train(t, arrays, config, grid)
@@ -225,7 +248,7 @@ class PeerStrategy(Strategy):
         """Return the messages that complete the round before ``server_round`` and begin it."""
         mixed = server_round - 1
         invited, absent = self.roster.invite(grid)
-        self._note_failures(self.records[-1], absent)
+        self._logbook.failures(absent)
         around = self._neighbourhoods(mixed, invited)
         messages: list[Message] = []
         for partition in invited:
@@ -236,11 +259,12 @@ class PeerStrategy(Strategy):
                 evaluate=closing or (mixed >= 1 and mixed % self.evaluate_every == 0),
                 neighbours=near.neighbours,
                 weights=dict(near.weights),
+                num_rounds=self._num_rounds,
             )
             content = RecordDict({PLAN: write_plan(plan, self.method)})
             for sender, record in self._relay.inbox(plan).items():
                 content[f"{INBOX}{sender}"] = record
-                self._node(self.records[mixed - 1], sender).bytes_sent += size_bytes(record)
+                self._logbook.node(mixed, sender).bytes_sent += size_bytes(record)
             kind = "evaluate" if closing else "train"
             node_id = self.roster.members[partition].node_id
             messages.append(Message(content, node_id, kind, group_id=str(server_round)))
@@ -250,49 +274,23 @@ class PeerStrategy(Strategy):
         """Return who mixes with whom: those that published in the round and are invited now."""
         if server_round < 1 or not self.communicates:
             return {}
-        graph = self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
         live = [p for p in invited if p in self._relay.senders]
-        return neighbourhoods(graph, {p: self.roster.members[p].blocks for p in live})
+        blocks = {p: self.roster.members[p].blocks for p in live}
+        return neighbourhoods(self._graph(server_round), blocks)
 
-    # ---- taking note ------------------------------------------------------------------------
+    def _graph(self, server_round: int) -> nx.Graph:
+        return self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
 
-    def _announce(self) -> None:
-        """Tell the log and the trackers who takes part."""
-        members = self.roster.members
-        log(INFO, "%s devices take part:", len(members))
-        for partition, member in members.items():
-            sensors = "+".join(member.modalities)
-            log(INFO, "	%3d  %-16s %5d training samples", partition, sensors, member.num_train)
-        if self.communicates and not self.topology.time_varying:
-            graph = self.topology.graph(self.num_nodes, server_round=1, seed=self.seed)
-            apart = separate_groups(graph, {p: m.blocks for p, m in members.items()})
-            for blocks, count in apart.items():
-                text = "Owners of %s form %s groups without a link: each group mixes on its own"
-                log(INFO, text, ", ".join(blocks), count)
-        for tracker in self.trackers:
-            sensors_of = ["+".join(m.modalities) for m in members.values()]
-            tracker.run_started(self.method, self._num_rounds, sensors_of)
-
-    def _node(self, record: RoundRecord, partition: int) -> NodeResult:
-        return record.node(partition, self.roster.members[partition].modalities)
-
-    def _note_failures(self, record: RoundRecord, failed: Mapping[int, str]) -> None:
-        for partition, reason in failed.items():
-            record.failed[partition] = reason
-            log(WARNING, "Round %s: node %s is left out: %s", record.round, partition, reason)
-
-    def _note_mixing(self, server_round: int, partition: int, content: RecordDict) -> None:
-        """Note what a node measured after mixing the payloads of ``server_round``."""
-        for line in read_rejected(content):
-            log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
-        if server_round >= 1:
-            self._node(self.records[server_round - 1], partition).measured(read_metrics(content))
+    def _check_initial(self, payload: Payload) -> None:
+        lengths = {b: n for m in self.roster.members.values() for b, n in m.blocks.items()}
+        for name, vector in payload.items():
+            if name not in lengths:
+                raise ValueError(f"initial_arrays: no device has the block '{name}'")
+            if problem := vector_problem(vector, lengths[name]):
+                raise ValueError(f"initial_arrays: block '{name}' {problem}")
 
     def _complete(self, record: RoundRecord, result: Result) -> None:
-        """Report a round whose mixing and evaluation are in."""
-        for tracker in self.trackers:
-            tracker.round_ended(record)
+        self._logbook.complete(record)
         if record.accuracy is not None:
             mean = MetricRecord({"test.accuracy": record.accuracy})
             result.evaluate_metrics_clientapp[record.round] = mean
-            log(INFO, "[ROUND %s/%s] %s", record.round, self._num_rounds, record.to_text())

@@ -29,6 +29,7 @@ class Member:
     partition_id: int
     modalities: tuple[str, ...]
     blocks: dict[str, int]  # name -> length
+    digests: dict[str, str]  # name -> digest of the numbers it starts from
     num_train: int
 
     def problem_with(self, names: Collection[str]) -> str | None:
@@ -66,7 +67,7 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
 
 
 def handshake(
-    grid: Grid, node_ids: Iterable[int], method: str, timeout: float
+    grid: Grid, node_ids: Iterable[int], num_nodes: int, method: str, timeout: float
 ) -> dict[int, Member]:
     """Ask every node who it is; return the members by partition id.
 
@@ -89,10 +90,16 @@ def handshake(
         if reply.has_error():
             problems[node_id] = _reason(reply.error)
             continue
-        if ABOUT not in reply.content.config_records:
+        try:
+            member = _read_member(node_id, reply.content.config_records[ABOUT])
+        except (KeyError, TypeError, ValueError):
             problems[node_id] = "its answer is not that of a ClientApp of flwr-dmml"
             continue
-        member = _read_member(node_id, reply.content.config_records[ABOUT])
+        if not 0 <= member.partition_id < num_nodes:
+            problems[node_id] = (
+                f"partition {member.partition_id} is not below num-nodes = {num_nodes}"
+            )
+            continue
         taken = members.setdefault(member.partition_id, member)
         if taken is not member:
             problems[node_id] = f"partition {member.partition_id} is node {taken.node_id}'s"
@@ -118,7 +125,7 @@ class Roster:
 
     def __init__(self, members: Mapping[int, Member]) -> None:
         self.members = dict(members)
-        self._partition_of = {member.node_id: p for p, member in self.members.items()}
+        self.partition_of = {member.node_id: p for p, member in self.members.items()}
         self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
 
@@ -149,7 +156,7 @@ class Roster:
         """Send and wait; remember who has not answered within ``timeout`` seconds."""
         replies = list(grid.send_and_receive(messages, timeout=timeout))
         self._asked = {
-            m.metadata.message_id: self._partition_of[m.metadata.dst_node_id] for m in messages
+            m.metadata.message_id: self.partition_of[m.metadata.dst_node_id] for m in messages
         }
         return replies
 
@@ -184,7 +191,11 @@ def _join_reasons(reasons: Mapping[int, str]) -> str:
     nodes: dict[str, list[str]] = {}
     for node, reason in sorted(reasons.items()):
         nodes.setdefault(reason, []).append(str(node))
-    return "; ".join(f"node {', '.join(who)}: {reason}" for reason, who in nodes.items())
+
+    def some(who: list[str]) -> str:
+        return ", ".join(who[:5]) + (f" and {len(who) - 5} more" if len(who) > 5 else "")
+
+    return "; ".join(f"node {some(who)}: {reason}" for reason, who in nodes.items())
 
 
 def _reason(error: Error) -> str:
@@ -201,5 +212,6 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         partition_id=int(about["partition-id"]),  # type: ignore[arg-type]
         modalities=tuple(about["modalities"]),  # type: ignore[arg-type]
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
+        digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
     )

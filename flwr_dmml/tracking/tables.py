@@ -19,27 +19,45 @@ def render(table: Table) -> str:
 def final_table(results: Mapping[str, RoundRecord]) -> Table:
     """Return the accuracies of each method's last round, side by side.
 
-    With two methods a last column says what the second gains over the first, in points.
+    With two methods a last column says what the second gains over the first, in points. Devices
+    that one of the methods lost are in none of the figures.
 
     Parameters
     ----------
     results : mapping of str to RoundRecord
         The last round of each method, in the order of the columns.
     """
-    table = Table(title="Test accuracy after the last round", title_justify="left")
+    compared = in_common(results)
+    counted = max(len(r.by_partition) for r in compared.values())
+    known = len(set[int]().union(*(r.by_partition for r in results.values())))
+    title = f"Test accuracy after the last round, {counted} of {known} devices"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for method in results:
         table.add_column(method, justify="right")
     gain = len(results) == 2
     if gain:
         table.add_column("gain, points", justify="right")
-    for label, values in _rows(list(results.values())):
+    for label, values in _rows(list(compared.values())):
         cells = ["-" if v is None else f"{v:.3f}" for v in values]
         if gain:
             a, b = values
             cells.append("-" if a is None or b is None else f"{100 * (b - a):+.1f}")
         table.add_row(label, *cells)
     return table
+
+
+def in_common(results: Mapping[str, RoundRecord]) -> dict[str, RoundRecord]:
+    """Cut every record to the devices that all methods evaluated, so that like meets like."""
+    evaluated = [
+        {p for p, node in r.by_partition.items() if node.accuracy is not None}
+        for r in results.values()
+    ]
+    common = set.intersection(*evaluated)
+    return {
+        name: RoundRecord(r.round, {p: n for p, n in r.by_partition.items() if p in common})
+        for name, r in results.items()
+    }
 
 
 def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
@@ -75,15 +93,14 @@ def devices_table(results: Mapping[str, RoundRecord]) -> Table:
 
 def verdict(baseline: str, method: str, results: Mapping[str, RoundRecord]) -> str:
     """Say in one line how many devices are better off with ``method`` than with ``baseline``."""
-    before, after = results[baseline], results[method]
-    pairs = [
-        (before.by_partition[p].accuracy, after.by_partition[p].accuracy)
-        for p in sorted(set(before.by_partition) & set(after.by_partition))
-    ]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    better = sum(b > a for a, b in known)
-    gain = 100 * ((after.accuracy or 0.0) - (before.accuracy or 0.0))
+    compared = in_common({baseline: results[baseline], method: results[method]})
+    before, after = compared[baseline], compared[method]
+    if before.accuracy is None or after.accuracy is None:
+        return f"{method} against {baseline}: no device finished with both"
+    pairs = zip(before.nodes, after.nodes, strict=True)
+    better = sum((b.accuracy or 0.0) > (a.accuracy or 0.0) for a, b in pairs)
+    gain = 100 * (after.accuracy - before.accuracy)
     return (
         f"{method} against {baseline}: {gain:+.1f} points on the mean over devices; "
-        f"{better} of {len(known)} devices are better off"
+        f"{better} of {len(before.nodes)} devices are better off"
     )

@@ -40,6 +40,7 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
             "method": method,
             "server-round": plan.server_round,
             "iterations": plan.iterations,
+            "num-rounds": plan.num_rounds,
             "evaluate": plan.evaluate,
         }
     )
@@ -56,6 +57,7 @@ def read_plan(record: ConfigRecord) -> Plan:
     return Plan(
         server_round=int(record["server-round"]),  # type: ignore[arg-type]
         iterations=int(record["iterations"]),  # type: ignore[arg-type]
+        num_rounds=int(record["num-rounds"]),  # type: ignore[arg-type]
         evaluate=bool(record["evaluate"]),
         neighbours=tuple(neighbours),  # type: ignore[arg-type]
         weights={

@@ -1,0 +1,97 @@
+"""What a run's rounds were like: kept as records, told to the log and to the trackers."""
+
+from collections.abc import Mapping, Sequence
+from logging import INFO, WARNING
+
+import networkx as nx
+from flwr.app import RecordDict
+from flwr.common.logger import log
+
+from ..tracking.records import NodeResult, RoundRecord, Tracker
+from ..transport.messages import read_metrics, read_rejected
+from .mixing import separate_groups
+from .roster import Member
+
+
+class Logbook:
+    """The records of a run, round by round.
+
+    Parameters
+    ----------
+    members : mapping of int to Member
+        Who takes part, by partition.
+    num_rounds : int
+        Rounds of the run.
+    trackers : sequence of Tracker
+        Told of the start and of every completed round.
+    """
+
+    def __init__(
+        self, members: Mapping[int, Member], num_rounds: int, trackers: Sequence[Tracker]
+    ) -> None:
+        self.records: list[RoundRecord] = []
+        self._members = members
+        self._num_rounds = num_rounds
+        self._trackers = tuple(trackers)
+
+    def announce(self, method: str, graph: nx.Graph | None) -> None:
+        """Say who takes part, and whose owners are not linked in ``graph`` (None: not known)."""
+        log(INFO, "%s devices take part:", len(self._members))
+        for partition, member in self._members.items():
+            sensors = "+".join(member.modalities)
+            log(INFO, "\t%3d  %-16s %5d training samples", partition, sensors, member.num_train)
+        if graph is not None:
+            apart = separate_groups(graph, {p: m.blocks for p, m in self._members.items()})
+            for blocks, count in apart.items():
+                text = "Owners of %s form %s groups without a link: each group mixes on its own"
+                log(INFO, text, ", ".join(blocks), count)
+        for block in unequal_blocks(self._members):
+            log(WARNING, "Block %s does not start equal on all devices that own it", block)
+        sensors_of = ["+".join(member.modalities) for member in self._members.values()]
+        for tracker in self._trackers:
+            tracker.run_started(method, self._num_rounds, sensors_of)
+
+    def open(self, server_round: int) -> RoundRecord:
+        """Begin the record of a round."""
+        self.records.append(RoundRecord(server_round))
+        return self.records[-1]
+
+    def node(self, server_round: int, partition: int) -> NodeResult:
+        """Return a node's entry in the record of a round (from 1)."""
+        return self.records[server_round - 1].node(partition, self._members[partition].modalities)
+
+    def failures(self, failed: Mapping[int, str]) -> None:
+        """Note why nodes are left out of the current round; the first reason is the cause."""
+        record = self.records[-1]
+        for partition, reason in failed.items():
+            if partition not in record.failed:
+                record.failed[partition] = reason
+                log(WARNING, "Round %s: node %s is left out: %s", record.round, partition, reason)
+
+    def mixing(self, server_round: int, partition: int, content: RecordDict) -> None:
+        """Note what a node measured and rejected after mixing the payloads of a round."""
+        if server_round < 1:
+            return
+        for line in read_rejected(content):
+            log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
+            sender, _, problem = line.partition(": ")
+            if sender.isdigit() and int(sender) in self._members:
+                failed = self.records[server_round - 1].failed
+                failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
+        self.node(server_round, partition).measured(read_metrics(content))
+
+    def complete(self, record: RoundRecord) -> None:
+        """Report a round whose mixing and evaluation are in."""
+        for tracker in self._trackers:
+            tracker.round_ended(record)
+        if record.accuracy is not None:
+            log(INFO, "[ROUND %s/%s] %s", record.round, self._num_rounds, record.to_text())
+
+
+def unequal_blocks(members: Mapping[int, Member]) -> list[str]:
+    """Return the blocks that do not start from the same numbers on all their owners."""
+    digests: dict[str, set[str]] = {}
+    for member in members.values():
+        for block, digest in member.digests.items():
+            digests.setdefault(block, set()).add(digest)
+    return sorted(block for block, found in digests.items() if len(found) > 1)
