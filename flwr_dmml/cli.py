@@ -1,10 +1,13 @@
 """The command line: ``flwr-dmml simulate``."""
 
+import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from flwr.common.logger import update_console_handler
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -15,8 +18,11 @@ from .engine import AppError, load_app, run_app
 from .strategies import NoDevicesError
 from .tracking.live import LiveTable
 
-EXPECTED_ERRORS = (AppError, DataError, FileExistsError, NoDevicesError, SettingsError)
+EXPECTED_ERRORS = (AppError, DataError, NoDevicesError, OSError, SettingsError)
 """Errors that say all there is to say: shown without a traceback."""
+
+STOPPED = 130
+"""Exit status after Ctrl-C."""
 
 app = typer.Typer(
     name="flwr-dmml",
@@ -56,8 +62,8 @@ def simulate(
 
     PATH is the app's folder, the one with its pyproject.toml (default: the current folder).
 
-    The app, its settings and its numbers are those of [bold]flwr run[/bold]: the same seed gives
-    the same metrics, bit for bit. Log lines and a live table show how it goes; the run folder holds
+    The app, its settings and (on a CPU) its numbers are those of [bold]flwr run[/bold], bit for bit
+    for the same seed. Log lines and a live table show how it goes; the run folder holds
     the resolved settings (config.json) and one line of metrics a round (<method>/metrics.jsonl).
 
     [bold]Examples[/bold]
@@ -76,6 +82,7 @@ def simulate(
     error says why.  2: wrong command line.  130: stopped with Ctrl-C.
     """
     out, err = Console(), Console(stderr=True)
+    update_console_handler(colored=err.is_terminal and not err.no_color)
     if list_methods or list_settings:
         out.print(_methods_table() if list_methods else _settings_table())
         return
@@ -94,7 +101,7 @@ def simulate(
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         err.print("Stopped.")
-        raise typer.Exit(130) from error
+        raise typer.Exit(STOPPED) from error
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -130,7 +137,14 @@ def _settings_table() -> Table:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code == STOPPED:  # a device's thread may be deep inside torch: do not wait for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED)
+        raise
 
 
 if __name__ == "__main__":

@@ -108,7 +108,11 @@ class Settings(Options):
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
 
     run_dir: str = Field("runs", description="folder of the run folders")
-    run_name: str = Field("", description="name of this run's folder; empty takes date and method")
+    run_name: str = Field(
+        "",
+        pattern=r"^([\w-][\w.-]*)?$",
+        description="name of this run's folder; empty takes date and method",
+    )
 
     def make_topology(self) -> Topology:
         """Return the graph family that the settings name.
@@ -122,16 +126,20 @@ class Settings(Options):
             self.topology,
             degree=self.topology_degree,
             probability=self.topology_probability,
-            path=self.topology_file,
+            path=str(Path(self.topology_file).expanduser()) if self.topology_file else "",
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
         )
+
+    @property
+    def _data_folder(self) -> str:
+        return str(Path(self.data_path).expanduser()) if self.data_path else ""
 
     def partition_options(self) -> PartitionOptions:
         """Return what the data layer needs to make any device's part of the data."""
         return PartitionOptions(
             dataset=self.dataset,
-            load=LoadOptions(path=self.data_path, snr_db=self.snr_db, seed=self.seed),
+            load=LoadOptions(path=self._data_folder, snr_db=self.snr_db, seed=self.seed),
             num_nodes=self.num_nodes,
             scheme=self.partition,
             alpha=self.alpha,
@@ -156,7 +164,10 @@ class Settings(Options):
 
 
 def parse_settings(
-    run_config: Mapping[str, Any], methods: Mapping[str, type[Options]]
+    run_config: Mapping[str, Any],
+    methods: Mapping[str, type[Options]],
+    *,
+    side: Literal["both", "coordinator", "device"] = "both",
 ) -> tuple[Settings, dict[str, Options]]:
     """Validate a whole run config.
 
@@ -166,6 +177,8 @@ def parse_settings(
         Kebab-case keys to values. A key ``<method>.<option>`` belongs to that method.
     methods : mapping of str to type
         The options of every method that is known, by method name.
+    side : {"both", "coordinator", "device"}
+        Whose files to look for: the coordinator has the topology's, a device its own data's.
 
     Returns
     -------
@@ -196,6 +209,8 @@ def parse_settings(
     }
     if settings is not None:
         problems += _conflicts(settings, methods)
+        problems += _coordinator_problems(settings) if side != "device" else []
+        problems += _device_problems(settings) if side != "coordinator" else []
     if problems or settings is None:
         raise SettingsError("the run config cannot work:\n  " + "\n  ".join(problems))
     return settings, {name: value for name, value in options.items() if value is not None}
@@ -234,20 +249,10 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
     for key, name in named.items():
         if name not in methods:
             problems.append(f"{key} = {name!r}: there are {', '.join(sorted(methods))}")
-    if (run_dir := Path(settings.run_dir).expanduser()).exists() and not run_dir.is_dir():
-        problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
-    try:
-        settings.make_topology().check(settings.num_nodes)
-    except TopologyError as error:
-        problems.append(
-            f"topology = {settings.topology!r} with num-nodes = {settings.num_nodes}: {error}"
-        )
     try:
         dataset = find_dataset(settings.dataset)
         if dataset.needs_path and not settings.data_path:
             problems.append(f"data-path = '': the data set '{dataset.name}' needs its folder here")
-        elif settings.data_path and not Path(settings.data_path).is_dir():
-            problems.append(f"data-path = {settings.data_path!r}: no such folder")
         if settings.partition == "natural" and not dataset.natural_ids:
             problems.append(
                 f"partition = 'natural': the data set '{dataset.name}' has no natural ids; "
@@ -264,3 +269,24 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
     except DataError as error:
         problems.append(str(error))
     return problems
+
+
+def _coordinator_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with what only the coordinator needs: the graph and the run folder."""
+    problems: list[str] = []
+    if (run_dir := Path(settings.run_dir).expanduser()).exists() and not run_dir.is_dir():
+        problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
+    try:
+        settings.make_topology().check(settings.num_nodes)
+    except TopologyError as error:
+        problems.append(
+            f"topology = {settings.topology!r} with num-nodes = {settings.num_nodes}: {error}"
+        )
+    return problems
+
+
+def _device_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with what only a device needs: the folder of its data."""
+    if settings.data_path and not Path(settings._data_folder).is_dir():
+        return [f"data-path = {settings.data_path!r}: no such folder"]
+    return []

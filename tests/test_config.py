@@ -264,7 +264,7 @@ def test_all_conflicts_are_in_one_message() -> None:
             "modality-pattern": "lidar",
         }
     )
-    starts = ["method", "compare-with", "topology", "data-path", "partition", "modality-pattern"]
+    starts = ["method", "compare-with", "partition", "modality-pattern", "topology", "data-path"]
     assert len(problems) == len(starts)
     for problem, start in zip(problems, starts, strict=True):
         assert problem.startswith(start)
@@ -375,3 +375,22 @@ def test_quickstart_lists_every_setting_with_its_default() -> None:
     different = {k: (listed[k], expected[k]) for k in listed if listed[k] != expected[k]}
     assert different == INTENDED
     parse_settings(listed, option_types(find_methods()))  # and it works
+
+
+def test_each_side_looks_for_its_own_files_only(tmp_path: Path) -> None:
+    """A device has no topology file, the coordinator no data folder."""
+    models = option_types(find_methods())
+    missing = str(tmp_path / "missing")
+    edges = {"topology": "edge-list", "topology-file": missing}
+    parse_settings({"data-path": missing}, models, side="coordinator")
+    parse_settings(edges, models, side="device")
+    with pytest.raises(SettingsError, match="topology"):
+        parse_settings(edges, models, side="coordinator")
+    with pytest.raises(SettingsError, match="data-path"):
+        parse_settings({"data-path": missing}, models, side="device")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/x", "a/b", ".hidden"])
+def test_a_run_name_is_a_plain_folder_name(name: str) -> None:
+    (problem,) = problems_of({"run-name": name})
+    assert problem.startswith(f"run-name = {name!r}")

@@ -6,7 +6,7 @@ from helpers import FAST, make_learner
 from torch.nn import functional as F
 
 from flwr_dmml.blocks import STATISTICS, flatten
-from flwr_dmml.clients import Batch, DmmlKd
+from flwr_dmml.clients import Batch, DmmlKd, NonFiniteModelError
 from flwr_dmml.losses import (
     latent_distillation_loss,
     orthogonality_loss,
@@ -195,3 +195,53 @@ def test_orthogonality_lowers_the_correlation_of_common_and_specific():
         return float(torch.corrcoef(both.T)[:32, 32:].abs().mean())
 
     assert correlation(3.0) < 0.8 * correlation(0.0)
+
+
+def _taught_by(learner: DmmlKd, own: list[int], theirs: list[int], head: torch.Tensor) -> None:
+    """Train the generator in a round in which a neighbour with ``head`` holds ``theirs``."""
+    learner.counts = torch.zeros(10).index_fill(0, torch.tensor(own), 5.0)
+    known = torch.zeros(10).index_fill(0, torch.tensor(theirs), 5.0)
+    plan = Plan(2, 1, neighbours=(1,), weights={"head.common": (0.5, 0.5)})
+    inbox = {1: {"head.common": head, COUNTS: known}}
+    learner.server_round = 2
+    learner.before_training(plan, inbox)
+    learner.after_training(plan, inbox)
+
+
+def test_the_neighbours_heads_teach_the_generator_what_they_know():
+    """Class 0 is the own head's, the others a neighbour's: G(y) must suit whoever knows y."""
+    learner = _learner(generator_steps=400, generator_lr=1e-2, diversity_weight=0.0)
+    rng = torch.Generator().manual_seed(5)
+    theirs = torch.randn(330, generator=rng)
+    _taught_by(learner, [0], list(range(1, 10)), theirs)
+    labels = torch.arange(1, 10).repeat_interleave(10)
+    with torch.no_grad():
+        features = learner.generator(labels, learner.generator.noise(90, rng))
+        weight, bias = theirs[:320].view(10, 32), theirs[320:]
+        by_them = ((features @ weight.T + bias).argmax(dim=1) == labels).float().mean()
+        by_me = (learner.model.common_logits(features).argmax(dim=1) == labels).float().mean()
+    assert float(by_them) > 0.9 > float(by_me)
+
+
+def test_the_generator_is_asked_for_labels_that_somebody_near_holds():
+    learner = _learner(generator_steps=5)
+    asked: set[int] = set()
+    learner.generator.register_forward_pre_hook(lambda _, inputs: asked.update(inputs[0].tolist()))
+    _taught_by(learner, [3], [7], flatten(learner.model.head_common))
+    assert asked == {3, 7}
+
+
+def test_bad_label_counts_are_named():
+    learner = _learner()
+    head = flatten(learner.model.head_common)
+    plan = Plan(2, 1, neighbours=(1,), weights={"head.common": (0.5, 0.5)})
+    for bad, words in ((torch.full((10,), -1.0), "negative"), (torch.full((10,), 3e38), "beyond")):
+        outcome = learner.run_round(plan, {1: {"head.common": head, COUNTS: bad}})
+        (line,) = [x for x in outcome.rejected if "label-counts" in x]
+        assert line.startswith("1: ") and words in line
+
+
+def test_a_private_generator_that_diverges_is_noticed_at_once():
+    learner = _learner(generator_gossip=False, generator_lr=1e30, generator_steps=30)
+    with pytest.raises(NonFiniteModelError, match="generator"):
+        learner.run_round(Plan(1, 1), {})

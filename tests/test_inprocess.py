@@ -134,3 +134,53 @@ def test_a_component_of_the_wrong_kind_is_refused(tmp_path):
     (tmp_path / "pyproject.toml").write_text(text + 'clientapp = "odd_app_for_a_test:app"\n')
     with pytest.raises(AppError, match="is not a ServerApp"):
         load_app(tmp_path)
+
+
+def test_a_nodes_timeout_does_not_count_the_time_it_waits_for_others():
+    """Four nodes of 0.3 s each, one after the other: none is late at a timeout of 0.9 s."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        threading.Event().wait(0.3)
+        return Message(RecordDict(), reply_to=message)
+
+    grid = InProcessGrid(app, 4, {})
+    replies = grid.send_and_receive([_order(n) for n in grid.get_node_ids()], timeout=0.9)
+    assert len(replies) == 4
+
+
+def test_a_client_app_that_exits_ends_its_message_only():
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        raise SystemExit("goodbye")
+
+    grid = InProcessGrid(app, 1, {})
+    for _ in range(2):
+        (reply,) = grid.send_and_receive([_order(grid.get_node_ids()[0])], timeout=10)
+        assert reply.has_error() and "goodbye" in reply.error.reason
+
+
+def test_two_apps_with_modules_of_one_name_are_kept_apart(tmp_path):
+    """And a module that is imported only in a round is found."""
+    for which in ("one", "two"):
+        folder = tmp_path / which
+        folder.mkdir()
+        (folder / "twin_late.py").write_text(f"which = {which!r}\n")
+        (folder / "twin_app.py").write_text(
+            "from flwr.clientapp import ClientApp\nfrom flwr.serverapp import ServerApp\n"
+            "client, server = ClientApp(), ServerApp()\n"
+            "def which():\n    import twin_late\n    return twin_late.which\n"
+        )
+        (folder / "pyproject.toml").write_text(
+            "[tool.flwr.app.components]\n"
+            'serverapp = "twin_app:server"\nclientapp = "twin_app:client"\n'
+        )
+    import sys
+
+    load_app(tmp_path / "one")
+    assert sys.modules["twin_app"].which() == "one"
+    load_app(tmp_path / "two")
+    assert str(tmp_path / "two") in sys.modules["twin_app"].__file__

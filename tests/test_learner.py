@@ -204,3 +204,64 @@ def test_registry_finds_the_methods_and_refuses_clashes():
 
     with pytest.raises(ValueError, match=r"Nameless\.name must be set"):
         find_methods([Nameless])
+
+
+def test_a_trained_parameter_that_no_block_holds_is_refused():
+    """It would live on in one process's memory and be lost in another's."""
+
+    class Forgetful(DPSGD):
+        def blocks(self):
+            return {k: v for k, v in super().blocks().items() if k != "head.common"}
+
+    like = make_learner(CONFIG)
+    with pytest.raises(ValueError, match=r"head_common\.weight.*private_blocks"):
+        Forgetful(like.partition, like.settings, like.options)
+
+    class Private(Forgetful):
+        def private_blocks(self):
+            return {"head.common": self.model.head_common}
+
+    learner = Private(like.partition, like.settings, like.options)
+    assert "head.common" not in learner.run_round(Plan(1, 1), {}).payload
+    assert "head.common" in learner.state()
+
+
+def test_clipping_bounds_every_step():
+    """Without momentum a step is at most learning rate times clip norm long."""
+    config = {**CONFIG, "momentum": 0.0, "learning-rate": 0.1, "clip-norm": 1e-3}
+    learner = make_learner(config)
+    before = torch.cat([*_vectors(learner).values()])
+    learner.run_round(Plan(1, 3), {})
+    moved = torch.cat([*_vectors(learner).values()]) - before
+    assert 0 < float(moved.norm()) <= 3 * 0.1 * 1e-3 * 1.001
+
+
+def test_the_schedule_scales_the_step():
+    """Round 9 of 10 under "step" has a tenth of the learning rate of round 9 of 100."""
+    config = {**CONFIG, "momentum": 0.0, "lr-schedule": "step", "learning-rate": 0.01}
+    moved = []
+    for rounds in (10, 100):
+        learner = make_learner(config)
+        before = _vectors(learner)["head.common"]
+        learner.run_round(Plan(9, 1, num_rounds=rounds), {})
+        moved.append(_vectors(learner)["head.common"] - before)
+    assert torch.allclose(moved[0] * 10, moved[1], rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["sgd", "adam", "adamw"])
+def test_weight_decay_pulls_parameters_to_zero(family):
+    from flwr_dmml.config import Settings
+
+    settings = Settings(optimizer=family, weight_decay=0.5, momentum=0.0)
+    weights = nn.Parameter(torch.tensor([1.0]))
+    optimizer = make_optimizer(settings, [weights], 0.1, {})
+    weights.grad = torch.zeros(1)
+    optimizer.step()
+    decayed = float(weights.detach())
+    assert 0 < decayed < 1
+    if family == "sgd":
+        assert decayed == pytest.approx(1 - 0.1 * 0.5)
+
+
+def test_a_node_that_mixes_with_nobody_reports_no_disagreement():
+    assert "mix.disagreement" not in make_learner(CONFIG).run_round(Plan(1, 1), {}).metrics

@@ -303,3 +303,134 @@ def test_summary_is_a_tree_with_the_spectral_gap(caplog):
     # Ring of 12, weights 1/3: eigenvalues 1/3 + 2/3 cos(2 pi k / 12); the gap is
     # 1 - (1/3 + 2/3 cos(pi / 6)) = 0.0893.
     assert "0.0893" in text
+
+
+# ---- who takes part -------------------------------------------------------------------------
+
+
+class Seeing(DPSGD):
+    """Notes the neighbours of every round."""
+
+    name = "seeing"
+    near: ClassVar[dict[tuple[int, int], tuple[int, ...]]] = {}
+
+    def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
+        self.near[self.partition.partition_id, plan.server_round] = plan.neighbours
+        return super().run_round(plan, inbox)
+
+
+def test_a_time_varying_graph_is_routed_round_by_round():
+    config = {**FAST, **BOTH, "num-nodes": 4, "topology": "one-peer-exponential"}
+    run_peers({**config, "method": "seeing"}, Seeing, num_rounds=3)
+    topology = make_topology("one-peer-exponential")
+    for t in (1, 2, 3):
+        graph = topology.graph(4, server_round=t)
+        for k in range(4):
+            assert Seeing.near[k, t + 1] == tuple(sorted(graph[k])), (k, t)
+    assert Seeing.near[0, 2] != Seeing.near[0, 3]
+
+
+class _Losing(InProcessGrid):
+    """A grid that loses node 1 after some exchanges."""
+
+    exchanges, lost_after = 0, 2
+
+    def get_node_ids(self):
+        ids = super().get_node_ids()
+        return ids if self.exchanges < self.lost_after else [ids[0], *ids[2:]]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        self.exchanges += 1
+        return super().send_and_receive(messages, timeout=timeout)
+
+
+def test_a_node_that_disconnects_is_named_and_left_out(caplog):
+    config = {**FAST, **BOTH, "num-nodes": 3, "method": "dpsgd"}
+    grid = _Losing(_client(), 3, config)
+    peers = PeerStrategy(Ring(), num_nodes=3, method="dpsgd", local_iterations=1, evaluate_every=1)
+    with server_identity(1):
+        peers.start(grid, num_rounds=3)
+    assert [r.failed for r in peers.records[1:]] == [{1: "it is not connected"}] * 2
+    assert {n.partition for n in peers.records[-1].nodes} == {0, 2}
+
+
+def test_a_second_method_goes_on_without_the_device_that_the_first_one_lost(tmp_path):
+    from flwr.app import Context as ServerContext
+
+    from flwr_dmml.strategies import make_server_app
+
+    config = {
+        **FAST, **BOTH, "num-nodes": 3, "method": "dpsgd", "compare-with": "local",
+        "num-server-rounds": 2, "wait-timeout": 0.5, "run-dir": str(tmp_path), "run-name": "x",
+    }  # fmt: skip
+    with server_identity(1):
+        context = ServerContext(1, 1, {}, RecordDict(), config)
+        make_server_app()(_Losing(_client(), 3, config), context)
+    lines = (tmp_path / "x" / "dpsgd" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and '"partition": 1' not in lines[-1]
+
+
+def test_a_partition_that_is_taken_or_out_of_range_is_left_out(caplog):
+    config = {**FAST, **BOTH, "num-nodes": 3, "method": "dpsgd"}
+    grid = InProcessGrid(_client(), 3, config)
+    nodes = list(grid._nodes.values())
+    nodes[2].config["partition-id"] = 0
+    peers = PeerStrategy(Ring(), num_nodes=3, method="dpsgd", local_iterations=1)
+    with server_identity(1):
+        peers.start(grid, num_rounds=1)
+    assert set(peers.roster.members) == {0, 1}
+    said = [r.getMessage() for r in caplog.records if "Left out of the run" in r.getMessage()]
+    assert len(said) == 1 and "partition 0 is node 1000's" in said[0]
+
+
+def test_a_device_that_fails_in_round_one_still_gets_the_initial_arrays():
+    class LateStarter(Recording):
+        name = "late-starter"
+
+        def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
+            if self.partition.partition_id == 1 and plan.server_round == 1:
+                raise RuntimeError("still booting")
+            return super().run_round(plan, inbox)
+
+    config = {**FAST, **BOTH, "method": "late-starter", "num-nodes": 2, "learning-rate": 1e-12}
+    learner = make_learner({**config, "method": "dpsgd", "seed": 99})
+    blocks = {name: flatten(m) for name, m in learner.blocks().items()}
+    peers = PeerStrategy(Ring(), num_nodes=2, method="late-starter", local_iterations=1)
+    with server_identity(1):
+        peers.start(InProcessGrid(_client(LateStarter), 2, config), pack(blocks), num_rounds=2)
+    for name, vector in blocks.items():
+        assert torch.allclose(Recording.final[1][name], vector, atol=1e-6)
+
+
+def test_blocks_that_start_unequal_are_named(caplog):
+    class Uneven(DPSGD):
+        name = "uneven"
+
+        def build_model(self):
+            model = super().build_model()
+            torch.nn.init.constant_(model.head_common.bias, float(self.partition.partition_id))
+            return model
+
+    run_peers({**FAST, **BOTH, "num-nodes": 2, "method": "uneven"}, Uneven, num_rounds=1)
+    said = [r.getMessage() for r in caplog.records if "does not start equal" in r.getMessage()]
+    assert said == ["Block head.common does not start equal on all devices that own it"]
+
+
+@pytest.mark.parametrize("bad", [{"local_iterations": 0}, {"evaluate_every": 0}])
+def test_impossible_arguments_are_refused(bad):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        PeerStrategy(Ring(), num_nodes=2, **bad)
+
+
+def test_methods_of_one_run_do_not_see_each_other(tmp_path):
+    """D-PSGD after another method gives the numbers of D-PSGD alone."""
+    from flwr_dmml.clients import make_client_app
+    from flwr_dmml.engine import FlowerApp, run_app
+    from flwr_dmml.strategies import make_server_app
+
+    config = {**FAST, **BOTH, "num-nodes": 2, "method": "dpsgd", "num-server-rounds": 2}
+    for name, before in (("alone", ""), ("after", "dsgdm")):
+        app = FlowerApp(dict(config), make_server_app(), make_client_app())
+        run_app(app, 2, {"compare-with": before, "run-dir": str(tmp_path), "run-name": name})
+    alone, after = ((tmp_path / n / "dpsgd/metrics.jsonl").read_bytes() for n in ("alone", "after"))
+    assert alone == after

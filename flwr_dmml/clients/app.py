@@ -111,7 +111,7 @@ def _configure(
 ) -> tuple[dict[str, type[Learner]], Settings, dict[str, Options]]:
     """Find the methods and validate the run config, once per process."""
     methods = find_methods(learners)
-    return methods, *parse_settings(dict(run_config), option_types(methods))
+    return methods, *parse_settings(dict(run_config), option_types(methods), side="device")
 
 
 @lru_cache(maxsize=128)

@@ -3,7 +3,7 @@
 import importlib
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,26 @@ def load_app(folder: str | Path) -> FlowerApp:
     components = app.get("components", {})
     if not {"serverapp", "clientapp"} <= set(components):
         raise AppError(f"{project} names no serverapp and clientapp in [tool.flwr.app.components]")
-    sys.path.insert(0, str(path))
-    try:
-        server_app = _load(components["serverapp"], ServerApp)
-        client_app = _load(components["clientapp"], ClientApp)
-    finally:
-        sys.path.remove(str(path))
+    _make_importable(path, components.values())
+    server_app = _load(components["serverapp"], ServerApp)
+    client_app = _load(components["clientapp"], ClientApp)
     return FlowerApp(flatten_config(app.get("config", {})), server_app, client_app)
+
+
+def _make_importable(path: Path, references: Iterable[str]) -> None:
+    """Put the app's folder first on the path, and forget another app's modules of the same name.
+
+    The folder stays there: an app may import its own modules as late as in a round.
+    """
+    if str(path) in sys.path:
+        sys.path.remove(str(path))
+    sys.path.insert(0, str(path))
+    packages = {reference.partition(":")[0].partition(".")[0] for reference in references}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] in packages and file and path not in Path(file).parents:
+            del sys.modules[name]
+    importlib.invalidate_caches()
 
 
 def _load(reference: str, kind: type) -> Any:

@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import WARNING
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -37,6 +39,7 @@ class _Job:
     message: Message
     started: float
     thread: threading.Thread
+    stalled: bool = False
 
 
 class InProcessGrid(Grid):
@@ -45,7 +48,8 @@ class InProcessGrid(Grid):
     As with real SuperNodes, a node works on one message at a time; when its ClientApp raises, its
     state stays what it was before and the reply carries the error; a reply that comes after the
     deadline can still be pulled later. A node that takes longer than ``stall_s`` no longer keeps
-    the others waiting: they go on beside it.
+    the others waiting: they go on beside it, in threads of their own. That is said in the log,
+    because what draws from torch's global generator then depends on timing.
 
     Parameters
     ----------
@@ -146,11 +150,14 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Push messages and wait for all replies, at most ``timeout`` seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        """Push messages and wait for their replies.
+
+        The nodes work in turn, so ``timeout`` counts for each from when it begins: seconds that it
+        waits for others are not its own.
+        """
         waiting = set(self.push_messages(messages))
         total, replies = len(waiting), list[Message]()
-        while waiting and (deadline is None or time.monotonic() < deadline):
+        while waiting and not self._all_late(waiting, timeout):
             arrived = self.pull_messages(waiting)
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             replies += arrived
@@ -160,6 +167,25 @@ class InProcessGrid(Grid):
                 self._wait()
         return replies
 
+    def _all_late(self, waiting: set[str], timeout: float | None) -> bool:
+        """Return whether all these messages have been worked on for longer than ``timeout``."""
+        if timeout is None:
+            return False
+        now = time.monotonic()
+        with self._lock:
+            late = {
+                job.message.metadata.message_id
+                for job in self._jobs.values()
+                if now - job.started > timeout
+            }
+            queued = {
+                message.metadata.message_id
+                for job in self._jobs.values()
+                if now - job.started > timeout
+                for message in job.node.inbox
+            }
+            return waiting <= late | queued and not waiting & set(self._replies)
+
     # ---- the nodes --------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -168,6 +194,12 @@ class InProcessGrid(Grid):
         with self._lock:
             if any(now - job.started < self._stall_s for job in self._jobs.values()):
                 return
+            for job in self._jobs.values():
+                if not job.stalled:
+                    job.stalled = True
+                    where = job.node.config["partition-id"]
+                    text = "Node %s takes longer than %g s: the others go on beside it"
+                    log(WARNING, text, where, self._stall_s)
             ready = (n for n in self._nodes.values() if n.inbox and n.node_id not in self._jobs)
             node = next(ready, None)
             if node is None:
@@ -199,7 +231,7 @@ class InProcessGrid(Grid):
         try:
             reply = self._client_app(message, context)
             state = context.state
-        except Exception as error:  # a ClientApp may raise anything: the reply says what
+        except BaseException as error:  # even SystemExit ends this message only: the reply says so
             reason = f"{type(error)}:<'{error}'>"
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             reply = Message(Error(code=code, reason=reason), reply_to=message)

@@ -30,7 +30,9 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         methods = find_methods(learners)
-        settings, options = parse_settings(context.run_config, option_types(methods))
+        settings, options = parse_settings(
+            context.run_config, option_types(methods), side="coordinator"
+        )
         resolved = settings.model_dump(by_alias=True)
         for name, value in options.items():
             resolved |= {f"{name}.{k}": v for k, v in value.model_dump(by_alias=True).items()}

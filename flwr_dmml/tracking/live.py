@@ -34,7 +34,9 @@ class LiveTable:
             TimeElapsedColumn(),
             console=console,
         )
-        self._table = Table()
+        self._console = console
+        self._headers: list[str] = []
+        self._rows: list[list[str]] = []
         self._columns: list[str] = []
         self._task: TaskID | None = None
         self._method, self._since, self._seconds = "", time.monotonic(), 0.0
@@ -56,6 +58,8 @@ class LiveTable:
         if self._drawn:
             self._live.stop()
             self._redirect_log()
+            if len(self._rows) > max(self._console.height - 8, 1):
+                self._console.print(self._table(self._rows))
 
     @staticmethod
     def _redirect_log() -> None:
@@ -75,7 +79,7 @@ class LiveTable:
             owned = {m for sensors in node_modalities for m in sensors.split("+")}
             self._columns = sorted(owned)
             for name in ["method", "round", "mean", "min", *self._columns, "seconds", "kB sent"]:
-                self._table.add_column(name, justify="left" if name == "method" else "right")
+                self._headers.append(name)
         self._method, self._since, self._seconds = method, time.monotonic(), 0.0
         self._task = self._progress.add_task(method, total=num_rounds, note="")
         self._draw()
@@ -87,17 +91,21 @@ class LiveTable:
         self._seconds += record.seconds
         if record.accuracy is not None:
             alone = record.accuracy_by_modality
-            self._table.add_row(
-                self._method,
-                str(record.round),
-                f"{record.accuracy:.3f}",
-                f"{record.min_accuracy:.3f}",
-                *(f"{alone[m]:.3f}" if m in alone else "-" for m in self._columns),
-                f"{self._seconds:.1f}",
-                f"{record.bytes_sent / 1e3:.0f}",
-            )
+            row = [self._method, str(record.round)]
+            row += [f"{record.accuracy:.3f}", f"{record.min_accuracy:.3f}"]
+            row += [f"{alone[m]:.3f}" if m in alone else "-" for m in self._columns]
+            self._rows.append([*row, f"{self._seconds:.1f}", f"{record.bytes_sent / 1e3:.0f}"])
         self._draw()
 
     def _draw(self) -> None:
         if self._drawn:
-            self._live.update(Group(self._table, self._progress))
+            fitting = max(self._console.height - 8, 1)  # rich would cut the newest rows
+            self._live.update(Group(self._table(self._rows[-fitting:]), self._progress))
+
+    def _table(self, rows: list[list[str]]) -> Table:
+        table = Table(padding=(0, 0) if self._console.width < 80 else (0, 1))
+        for name in self._headers:
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        return table

@@ -96,8 +96,9 @@ class RoundRecord:
     def consensus_distance(self) -> float | None:
         """``sqrt(mean_k sum_j w_kj ||x_k - x_j||^2)`` of the models published in this round.
 
-        0 at consensus. Measured by the nodes between neighbours, since nobody sees all models
-        (this project's measure).
+        Over everything that is mixed, a gossiped generator included; 0 at consensus, None when
+        nobody mixed. Measured by the nodes between neighbours, since nobody sees all models (this
+        project's measure).
         """
         values = [n.disagreement for n in self.nodes if n.disagreement is not None]
         return sqrt(fmean(values)) if values else None
@@ -109,12 +110,14 @@ class RoundRecord:
 
     def to_text(self) -> str:
         """Return one line for the log; only for an evaluated round."""
+        apart = self.consensus_distance
+        distance = "" if apart is None else f"consensus distance {apart:.3g} | "
         by_modality = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_by_modality.items())
         by_set = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_by_set.items())
         return (
             f"accuracy mean {self.accuracy or 0:.3f}  min {self.min_accuracy or 0:.3f}  "
             f"max {self.max_accuracy or 0:.3f} | devices with {by_set} | "
-            f"from {by_modality} alone | consensus distance {self.consensus_distance or 0:.3g} | "
+            f"from {by_modality} alone | {distance}"
             f"{self.bytes_sent / 1e3:.1f} kB sent per device"
         )
 
