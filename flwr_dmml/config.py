@@ -53,6 +53,12 @@ class Settings(Options):
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
     num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
     local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
+    stagger: float = Field(
+        0.0, ge=0, le=1, description="share of joint iterations split into solo ones"
+    )
+    speed_metric: Literal["conditional", "relative", "cumulative", "cosine", "path"] = Field(
+        "conditional", description="how the training speed of a modality is measured"
+    )
     evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
     wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")

@@ -28,6 +28,9 @@ class Plan:
     weights : dict of str to tuple of float
         For each block: this node's own mixing weight, then that of each neighbour (0 for one that
         does not own the block). They sum to 1.
+    by_modality : dict of str to int
+        Encoder updates of modalities that do not get ``iterations``. A device whose modalities all
+        get 0 is parked: it publishes what it has mixed.
     num_rounds : int
         Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
     """
@@ -38,6 +41,7 @@ class Plan:
     neighbours: tuple[int, ...] = ()
     weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
     num_rounds: int = 0
+    by_modality: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class Outcome:
     payload : Payload
         For the neighbours; empty after the closing message.
     metrics : dict of str to float
-        ``train.loss``, ``train.iterations``; with neighbours ``mix.disagreement``; when evaluated
-        ``test.accuracy``, ``test.accuracy.<modality>`` and ``validation.accuracy``.
+        ``train.loss``, ``train.iterations``, ``speed.<modality>``; with neighbours
+        ``mix.disagreement``; when evaluated ``test.accuracy``, ``test.accuracy.<modality>`` and
+        ``validation.accuracy``.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
     """

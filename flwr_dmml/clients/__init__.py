@@ -1,10 +1,11 @@
 """What one device does: the base learner, one file a method, and the ClientApp."""
 
 from .app import make_client_app
+from .batch import Batch
 from .dmml_kd import DmmlKd, DmmlKdOptions
 from .dpsgd import DPSGD
 from .dsgdm import DSGDm
-from .learner import Batch, Learner, NonFiniteModelError
+from .learner import Learner, NonFiniteModelError
 from .local import Local
 from .registry import find_methods, option_types
 

@@ -19,7 +19,8 @@ from ..losses import (
 )
 from ..models import Features, Generator, GeneratorTraining, draw_labels, train_generator
 from ..plan import Inbox, Plan
-from .learner import Batch, Learner
+from .batch import Batch
+from .learner import Learner
 
 COUNTS = "label-counts"
 

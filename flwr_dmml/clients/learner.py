@@ -1,13 +1,13 @@
 """The base learner: what one device does in a round. A method overrides its loss and its hooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..balance import schedule
 from ..blocks import (
     STATISTICS,
     check_mixable,
@@ -17,24 +17,19 @@ from ..blocks import (
     num_parameters,
     vector_problem,
 )
-from ..config import Options, Settings, SettingsError
+from ..config import Options, Settings
 from ..data import Partition, Samples
 from ..models import DecomposedClassifier
 from ..plan import Inbox, Outcome, Payload, Plan
 from ..seeding import derive_seed, torch_generator
+from .batch import Batch, draw_batches
+from .devices import on_device, resolve_device
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
+from .speedometer import Speedometer
 
 
 class NonFiniteModelError(RuntimeError):
     """Training left NaN or infinity in a block: the device publishes nothing this round."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples: ``inputs`` by modality ``[batch, *shape]``, and ``labels`` ``[batch]`` int64."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
 
 
 class Learner:
@@ -69,10 +64,10 @@ class Learner:
         self.partition = partition
         self.settings = settings
         self.options = options
-        self.device = _resolve_device(settings.device)
-        self.train_data = _on_device(partition.train, self.device)
-        self.validation_data = _on_device(partition.validation, self.device)
-        self.test_data = _on_device(partition.test, self.device)
+        self.device = resolve_device(settings.device)
+        self.train_data = on_device(partition.train, self.device)
+        self.validation_data = on_device(partition.validation, self.device)
+        self.test_data = on_device(partition.test, self.device)
         self.reset()
 
     def reset(self) -> None:
@@ -87,6 +82,7 @@ class Learner:
             self.model = self.build_model().to(self.device)
         self.optimizer_state: dict[str, Tensor] = {}
         self.rejected: list[str] = []
+        self.speedometer = Speedometer(self.encoders(), self.settings.speed_metric)
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         kept = {id(p) for module in modules.values() for p in module.parameters()}
@@ -113,6 +109,10 @@ class Learner:
     def blocks(self) -> dict[str, nn.Module]:
         """Return what is published and mixed, by block name."""
         return self.model.blocks()
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Return the encoder of each modality, whose training speed is measured."""
+        return dict(self.model.encoders.items())
 
     def private_blocks(self) -> dict[str, nn.Module]:
         """Return what is neither published nor mixed but must survive from round to round."""
@@ -159,9 +159,13 @@ class Learner:
                 metrics |= self.evaluate()
             if plan.iterations == 0:
                 return Outcome({}, metrics, self.rejected)
-            self.before_training(plan, inbox)
-            metrics |= self._train(plan)
-            self.after_training(plan, inbox)
+            updates = {
+                m: plan.by_modality.get(m, plan.iterations) for m in self.partition.modalities
+            }
+            if any(updates.values()):
+                self.before_training(plan, inbox)
+                metrics |= self._train(plan, updates)
+                self.after_training(plan, inbox)
             return Outcome(self._publish(), metrics, self.rejected)
 
     def rng(self, purpose: str) -> torch.Generator:
@@ -202,32 +206,33 @@ class Learner:
             load_flat(blocks[name], mix(own, own_weight, good))
         return {"mix.disagreement": disagreement} if plan.neighbours else {}
 
-    def _train(self, plan: Plan) -> dict[str, float]:
+    def _train(self, plan: Plan, updates: Mapping[str, int]) -> dict[str, float]:
         self.model.train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         rate = self.settings.learning_rate_at(plan.server_round, plan.num_rounds)
         optimizer = make_optimizer(self.settings, parameters, rate, self.optimizer_state)
+        steps = schedule(updates, self.settings.stagger, self.rng("schedule"))
         total = 0.0
-        for batch in self.batches(plan.iterations):
+        self.speedometer.begin()
+        for modalities, batch in zip(steps, self.batches(len(steps)), strict=True):
             optimizer.zero_grad(set_to_none=True)
-            loss = self.local_loss(batch)
+            loss = self.local_loss(batch.only(modalities))
             loss.backward()  # type: ignore[no-untyped-call]
             if self.settings.clip_norm:
                 nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+            self.speedometer.before_step(modalities)
             optimizer.step()
+            self.speedometer.after_step(modalities)
             total += loss.item()
         if self.keeps_optimizer:
             self.optimizer_state = optimizer_tensors(optimizer)
-        return {"train.loss": total / plan.iterations, "train.iterations": float(plan.iterations)}
+        metrics = {"train.loss": total / len(steps), "train.iterations": float(len(steps))}
+        return metrics | self.speedometer.end()
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
-        generator, n = self.rng("batches"), len(self.train_data)
-        needed = iterations * self.settings.batch_size
-        passes = [torch.randperm(n, generator=generator) for _ in range(-(-needed // n))]
-        for indices in torch.split(torch.cat(passes)[:needed], self.settings.batch_size):
-            samples = self.train_data.subset(indices)
-            yield Batch(dict(samples.inputs), samples.labels)
+        size = self.settings.batch_size
+        return draw_batches(self.train_data, iterations, size, self.rng("batches"))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -268,7 +273,8 @@ class Learner:
     def state(self) -> dict[str, Tensor]:
         """Return everything that must survive until the next round."""
         modules = self.blocks() | self.private_blocks()
-        return {name: flatten(module) for name, module in modules.items()} | self.optimizer_state
+        blocks = {name: flatten(module) for name, module in modules.items()}
+        return blocks | self.optimizer_state | self.speedometer.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that :meth:`state` gave, or blocks to start from."""
@@ -276,26 +282,8 @@ class Learner:
             if name in state:
                 load_flat(module, state[name])
         self.optimizer_state = {k: v for k, v in state.items() if k.startswith(OPTIMIZER)}
+        self.speedometer.load_state(state)
 
     def block_lengths(self) -> dict[str, int]:
         """Return the length of every block this device publishes."""
         return {name: num_parameters(module) for name, module in self.blocks().items()}
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(
-            f"device = {device!r}: this process sees {torch.cuda.device_count()} GPUs; allowed: "
-            "auto, cpu, or a GPU that is there"
-        )
-    return chosen
-
-
-def _on_device(samples: Samples, device: torch.device) -> Samples:
-    if device.type == "cpu":
-        return samples
-    inputs = {name: x.to(device) for name, x in samples.inputs.items()}
-    return Samples(inputs, samples.labels.to(device))

@@ -10,7 +10,7 @@ from ..plan import Inbox, Payload, Plan
 ABOUT, PLAN, INITIAL = "about", "plan", "initial"
 PAYLOAD, METRICS, REPORT = "payload", "metrics", "report"
 INBOX = "inbox."
-_WEIGHTS = "weights."
+_WEIGHTS, _UPDATES = "weights.", "updates."
 
 
 def pack(tensors: dict[str, Tensor]) -> ArrayRecord:
@@ -46,6 +46,8 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     )
     if plan.neighbours:
         record["neighbours"] = list(plan.neighbours)
+    for modality, updates in plan.by_modality.items():
+        record[_UPDATES + modality] = updates
     for block, weights in plan.weights.items():
         record[_WEIGHTS + block] = list(weights)
     return record
@@ -64,6 +66,11 @@ def read_plan(record: ConfigRecord) -> Plan:
             key.removeprefix(_WEIGHTS): tuple(value)  # type: ignore[arg-type]
             for key, value in record.items()
             if key.startswith(_WEIGHTS)
+        },
+        by_modality={
+            key.removeprefix(_UPDATES): int(value)  # type: ignore[arg-type]
+            for key, value in record.items()
+            if key.startswith(_UPDATES)
         },
     )
 

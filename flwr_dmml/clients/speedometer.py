@@ -1,0 +1,81 @@
+"""Measures how fast each modality of a learner trains, while it trains."""
+
+from collections.abc import Iterable, Mapping
+from math import isnan
+
+import torch
+from torch import Tensor, nn
+
+from ..balance import SPEED_METRICS, LocalPhase, SpeedMetric
+from ..blocks import flatten
+
+SPEED = "speed."
+"""Prefix of the speeds in a learner's state and metrics."""
+
+
+class Speedometer:
+    """The training speed of every encoder, carried from round to round.
+
+    Parameters
+    ----------
+    encoders : mapping of str to nn.Module
+        By modality, as they are at the start of the run.
+    metric : str
+        A name of :data:`~flwr_dmml.balance.SPEED_METRICS`.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], metric: str) -> None:
+        self._encoders = dict(encoders)
+        self._metric: SpeedMetric = SPEED_METRICS[metric]
+        self._start = {m: flatten(encoder) for m, encoder in self._encoders.items()}
+        self._states = {m: self._metric.initial() for m in self._encoders}
+
+    def begin(self) -> None:
+        """Take note of the parameters before the local iterations of a round."""
+        self._before = {m: flatten(encoder) for m, encoder in self._encoders.items()}
+        self._last = dict(self._before)
+        self._updates = dict.fromkeys(self._encoders, 0)
+        self._ratio = dict.fromkeys(self._encoders, 0.0)
+        self._path = dict.fromkeys(self._encoders, 0.0)
+
+    @torch.no_grad()
+    def before_step(self, modalities: Iterable[str]) -> None:
+        """Add the gradients of one iteration, before the optimiser uses them."""
+        for m in modalities:
+            parameters = [p for p in self._encoders[m].parameters() if p.grad is not None]
+            gradient = sum(float((p.grad**2).sum()) for p in parameters if p.grad is not None)
+            weight = sum(float((p**2).sum()) for p in parameters)
+            self._ratio[m] += gradient / (weight + 1e-12)
+
+    def after_step(self, modalities: Iterable[str]) -> None:
+        """Add the way that one iteration's step went."""
+        for m in modalities:
+            now = flatten(self._encoders[m])
+            self._path[m] += float(torch.linalg.vector_norm(now - self._last[m]))
+            self._last[m] = now
+            self._updates[m] += 1
+
+    def end(self) -> dict[str, float]:
+        """Bring the speeds up to date and return them as metrics."""
+        for m, state in self._states.items():
+            if self._updates[m]:
+                phase = LocalPhase(
+                    start=self._start[m],
+                    before=self._before[m],
+                    after=self._last[m],
+                    iterations=self._updates[m],
+                    gradient_ratio=self._ratio[m],
+                    path_length=self._path[m],
+                )
+                self._states[m] = self._metric.update(state, phase)
+        speeds = {SPEED + m: self._metric.speed(state) for m, state in self._states.items()}
+        return {name: speed for name, speed in speeds.items() if not isnan(speed)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what must survive until the next round."""
+        return {SPEED + m: state for m, state in self._states.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave."""
+        for m in self._states:
+            self._states[m] = state.get(SPEED + m, self._metric.initial())

@@ -1,0 +1,75 @@
+"""Training speeds as a learner measures them, and iterations that differ between modalities."""
+
+import pytest
+import torch
+from helpers import FAST, make_learner
+from torch import nn
+
+from flwr_dmml.blocks import flatten
+from flwr_dmml.clients.speedometer import Speedometer
+from flwr_dmml.plan import Plan
+
+CONFIG = {**FAST, "num-nodes": 2, "method": "dpsgd", "modality-pattern": "audio+image"}
+
+
+def test_speed_by_hand():
+    """w = (3, 4), one step with gradient (1, 2) at rate 0.5, so w = (2.5, 3).
+
+    Conditional: ||g||^2 / ||w||^2 = 5 / 25 over one update.
+    """
+    encoder = nn.Linear(2, 1, bias=False)
+    encoder.weight.data = torch.tensor([[3.0, 4.0]])
+    meter = Speedometer({"audio": encoder}, "conditional")
+    meter.begin()
+    encoder.weight.grad = torch.tensor([[1.0, 2.0]])
+    meter.before_step(["audio"])
+    encoder.weight.data -= 0.5 * encoder.weight.grad
+    meter.after_step(["audio"])
+    assert meter.end() == pytest.approx({"speed.audio": 0.2})
+
+
+@pytest.mark.parametrize("metric", ["relative", "cumulative", "cosine", "path", "conditional"])
+def test_every_round_reports_a_speed_for_every_modality(metric):
+    metrics = make_learner({**CONFIG, "speed-metric": metric}).run_round(Plan(1, 3), {}).metrics
+    assert metrics["speed.audio"] > 0 and metrics["speed.image"] > 0
+
+
+def test_speeds_survive_between_rounds_as_state():
+    one, two = make_learner(CONFIG), make_learner(CONFIG)
+    one.run_round(Plan(1, 3), {})
+    two.load_state({name: value.clone() for name, value in one.state().items()})
+    assert one.run_round(Plan(2, 3), {}).metrics == two.run_round(Plan(2, 3), {}).metrics
+
+
+def test_a_modality_with_no_updates_keeps_its_encoder_and_has_no_speed():
+    """Image gets none: its encoder and its head stay, audio's move."""
+    learner = make_learner(CONFIG)
+    before = {name: flatten(module) for name, module in learner.blocks().items()}
+    plan = Plan(1, 3, by_modality={"image": 0})
+    metrics = learner.run_round(plan, {}).metrics
+    moved = {b for b, v in before.items() if not torch.equal(v, flatten(learner.blocks()[b]))}
+    assert moved == {"encoder.audio", "head.audio", "head.common"}
+    assert "speed.image" not in metrics and metrics["train.iterations"] == 3
+
+
+def test_a_parked_device_publishes_without_training():
+    learner = make_learner(CONFIG)
+    before = {name: flatten(module) for name, module in learner.blocks().items()}
+    outcome = learner.run_round(Plan(1, 3, by_modality={"audio": 0, "image": 0}), {})
+    assert all(torch.equal(outcome.payload[b], v) for b, v in before.items())
+    assert "train.loss" not in outcome.metrics
+
+
+def test_staggering_splits_joint_iterations_at_the_same_updates():
+    """20 each, half of them staggered: 10 joint and 2 x 10 solo iterations."""
+    metrics = make_learner({**CONFIG, "stagger": 0.5}).run_round(Plan(1, 20), {}).metrics
+    assert metrics["train.iterations"] == 30
+    joint = make_learner(CONFIG).run_round(Plan(1, 20), {}).metrics
+    assert joint["train.iterations"] == 20
+
+
+def test_plan_of_single_modalities_travels():
+    from flwr_dmml.transport.messages import read_plan, write_plan
+
+    plan = Plan(3, 20, by_modality={"audio": 7, "image": 0})
+    assert read_plan(write_plan(plan, "dpsgd")) == plan
