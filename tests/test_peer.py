@@ -290,6 +290,13 @@ def test_bytes_sent_count_what_is_routed():
     assert [n.bytes_sent for n in peers.records[0].nodes] == [expected, expected]
 
 
+def test_speeds_of_the_modalities_are_recorded():
+    peers = run_peers({**FAST, "num-nodes": 3, "method": "dpsgd"}, num_rounds=1)
+    speeds = [node.speed for node in peers.records[0].nodes]
+    assert [set(s) for s in speeds] == [{"audio"}, {"image"}, {"audio", "image"}]
+    assert all(value > 0 for s in speeds for value in s.values())
+
+
 def test_local_training_sends_nothing():
     peers = run_peers({**FAST, "num-nodes": 3, "method": "local"}, num_rounds=2)
     assert all(n.bytes_sent == 0 for r in peers.records for n in r.nodes)

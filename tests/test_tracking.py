@@ -165,6 +165,7 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "validation_accuracy": 0.95,
         "disagreement": 14.0,
         "bytes_sent": 3000,
+        "speed": {},
     }
     assert nodes[2]["accuracy"] is None and nodes[2]["disagreement"] is None
 

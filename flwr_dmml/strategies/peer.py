@@ -142,8 +142,7 @@ class PeerStrategy(Strategy):
         self._begun |= set(good)
         for partition, content in good.items():
             self._logbook.mixing(server_round - 1, partition, content)
-            node = self._logbook.node(server_round, partition)
-            node.train_loss = read_metrics(content).get("train.loss")
+            self._logbook.node(server_round, partition).trained(read_metrics(content))
             payload = content.array_records.get(PAYLOAD, ArrayRecord())
             if problem := self.roster.members[partition].problem_with(payload):
                 failed[partition] = problem

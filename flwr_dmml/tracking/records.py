@@ -20,18 +20,24 @@ class NodeResult:
     validation_accuracy: float | None = None
     disagreement: float | None = None  # sum_j w_kj ||x_k - x_j||^2
     bytes_sent: int = 0
+    speed: dict[str, float] = field(default_factory=dict)  # training speed of each modality
+
+    def trained(self, metrics: Mapping[str, float]) -> None:
+        """Take up what the node measured while training."""
+        self.train_loss = metrics.get("train.loss")
+        self.speed = _under("speed.", metrics)
 
     def measured(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured after mixing, see :class:`~flwr_dmml.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
         self.accuracy = metrics.get("test.accuracy")
         self.validation_accuracy = metrics.get("validation.accuracy")
-        prefix = "test.accuracy."
-        self.accuracy_by_modality = {
-            name.removeprefix(prefix): value
-            for name, value in metrics.items()
-            if name.startswith(prefix)
-        }
+        self.accuracy_by_modality = _under("test.accuracy.", metrics)
+
+
+def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics whose names begin with ``prefix``, by what follows it."""
+    return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
 
 
 @dataclass
