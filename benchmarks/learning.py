@@ -9,11 +9,12 @@ met, 1 if not. ``--quick`` is a smoke run of a minute, whose bar is not judged.
 import argparse
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from harness import Bar, conclude, data_folder, run_all
+
+from flwr_dmml.engine import parse_override
 
 COMMON: dict[str, Any] = {
     "num-nodes": 12,
@@ -64,14 +65,6 @@ CASES: dict[str, tuple[dict[str, dict[str, Any]], Bar]] = {
 }
 
 
-def _override(text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, default="dmml-kd")
@@ -82,7 +75,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--set",
-        type=_override,
+        type=parse_override,
         nargs="+",
         default=[],
         metavar="KEY=VALUE",

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from rich.table import Column, Table
 from .clients import find_methods
 from .config import Settings, SettingsError
 from .data import DataError
-from .engine import AppError, load_app, run_app
+from .engine import AppError, load_app, parse_override, run_app
 from .strategies import NoDevicesError
 from .tracking.live import LiveTable
 
@@ -87,7 +86,7 @@ def simulate(
         out.print(_methods_table() if list_methods else _settings_table())
         return
     try:
-        changed = dict(_parse_override(item) for item in overrides or [])
+        changed = _read_overrides(overrides or [])
         if nodes is not None:
             changed["num-nodes"] = nodes
         loaded = load_app(path)
@@ -104,15 +103,11 @@ def simulate(
         raise typer.Exit(STOPPED) from error
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
-    """Split ``key=value``; the value is read as TOML, or taken as a string if it is none."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise typer.BadParameter(f"{text!r}: give KEY=VALUE, e.g. --set method=dpsgd")
+def _read_overrides(items: list[str]) -> dict[str, Any]:
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return dict(parse_override(item) for item in items)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _methods_table() -> Table:

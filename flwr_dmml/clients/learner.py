@@ -259,13 +259,14 @@ class Learner:
         return [count / len(data) for count in right]
 
     def _publish(self) -> Payload:
-        for name, vector in self.state().items():
+        state = self.state()
+        for name, vector in state.items():
             if not bool(torch.isfinite(vector).all()):
                 raise NonFiniteModelError(
                     f"round {self.server_round}: training left NaN or infinity in '{name}'; "
                     "a lower learning-rate or clip-norm may help"
                 )
-        payload = {name: flatten(module) for name, module in self.blocks().items()}
+        payload = {name: state[name] for name in self.blocks()}
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
 
     # ---- state between rounds ---------------------------------------------------------------

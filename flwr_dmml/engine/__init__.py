@@ -1,6 +1,6 @@
 """Where devices run: the in-process engine. Flower's own engines need nothing from here."""
 
-from .apps import AppError, FlowerApp, flatten_config, load_app, run_app
+from .apps import AppError, FlowerApp, flatten_config, load_app, parse_override, run_app
 from .identity import server_identity
 from .inprocess import InProcessGrid
 
@@ -10,6 +10,7 @@ __all__ = [
     "InProcessGrid",
     "flatten_config",
     "load_app",
+    "parse_override",
     "run_app",
     "server_identity",
 ]

@@ -41,6 +41,23 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return flat
 
 
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``key=value``; the value is read as TOML, or taken as a string if it is none.
+
+    Raises
+    ------
+    ValueError
+        There is no key, or no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"{text!r}: give KEY=VALUE, e.g. method=dpsgd")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
 def load_app(folder: str | Path) -> FlowerApp:
     """Load the app in ``folder``.
 
