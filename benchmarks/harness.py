@@ -1,4 +1,4 @@
-"""Run arms (settings) over seeds in parallel processes, tabulate, write JSON, judge a bar."""
+"""Run arms (settings) over seeds in parallel processes, tabulate, write JSON, judge bars."""
 
 import json
 import logging
@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,49 +23,82 @@ from flwr_dmml.strategies import make_server_app
 from flwr_dmml.tracking import RoundRecord
 
 Settings = Mapping[str, Any]
-Last = dict[str, Any]  # a RoundRecord's JSON
-CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
+Result = dict[str, Any]
+"""A last RoundRecord's JSON, and sums over the run (``updates``, ``mean_balance``)."""
+Runs = Mapping[tuple[str, str], Mapping[int, Result]]
+"""(scenario, arm) -> seed -> result."""
+CONSOLE = Console(width=None if sys.stdout.isatty() else 150)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What ``method`` must gain over ``baseline``, in points, on each of ``measures``."""
+    """What ``method`` must gain over ``baseline`` in a scenario: points for each measure."""
 
     method: str
     baseline: str
-    points: float
-    measures: tuple[str, ...]
+    points: Mapping[str, float]
+    scenario: str = ""
 
 
-class _LastRound:
-    """A tracker that keeps the last round."""
+@dataclass(frozen=True)
+class Case:
+    """A comparison: every arm in every scenario, what to show and what to judge."""
+
+    arms: Mapping[str, Settings]
+    bars: Sequence[Bar]
+    measures: Sequence[str]
+    scenarios: Mapping[str, Settings] = field(default_factory=lambda: {"": {}})
+
+
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "mean": lambda r: r["accuracy"],
+    "min": lambda r: r["min_accuracy"],
+    "fused": lambda r: r["accuracy_by_set"]["audio+image"],
+    "audio": lambda r: r["accuracy_by_modality"]["audio"],
+    "image": lambda r: r["accuracy_by_modality"]["image"],
+    "kB sent a round": lambda r: r["bytes_sent_per_node"] / 1e3,
+    "audio / image updates": lambda r: r["updates"]["audio"] / r["updates"]["image"],
+    "balance": lambda r: r["mean_balance"],
+    "joules": lambda r: r["total_j"],
+    "simulated s": lambda r: r["total_simulated_s"],
+}
+ACCURACIES = {"mean", "min", "fused", "audio", "image"}
+
+
+class _History:
+    """A tracker that keeps every round."""
 
     def run_started(self, method: str, num_rounds: int, node_modalities: Sequence[str]) -> None:
-        self.record: RoundRecord | None = None
+        self.records: list[RoundRecord] = []
 
     def round_ended(self, record: RoundRecord) -> None:
-        self.record = record
+        self.records.append(record)
 
 
-def run_arm(settings: Settings) -> Last:
-    """Run one arm on the in-process engine and return its last round."""
+def run_arm(settings: Settings) -> Result:
+    """Run one arm on the in-process engine and return its result."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
     app = FlowerApp({}, make_server_app(), make_client_app())
-    last = _LastRound()
+    history = _History()
     with tempfile.TemporaryDirectory() as folder:
-        run_app(app, settings["num-nodes"], {**settings, "run-dir": folder}, trackers=[last])
-    assert last.record is not None
-    result = last.record.to_json()
+        run_app(app, settings["num-nodes"], {**settings, "run-dir": folder}, trackers=[history])
+    result = history.records[-1].to_json()
     if result["failed"] or len(result["nodes"]) != settings["num-nodes"]:
         raise RuntimeError(f"devices failed, the figures would be of the survivors: {result}")
+    result["updates"] = {
+        m: sum(n.updates.get(m, 0) for r in history.records for n in r.nodes)
+        for m in result["accuracy_by_modality"]
+    }
+    balances = [r.balance for r in history.records if r.balance is not None]
+    result["mean_balance"] = fmean(balances) if balances else 1.0
     return result
 
 
 def run_all(
-    arms: Mapping[str, Settings], seeds: Sequence[int], workers: int
-) -> dict[str, dict[int, Last]]:
+    arms: Mapping[tuple[str, str], Settings], seeds: Sequence[int], workers: int
+) -> dict[tuple[str, str], dict[int, Result]]:
     """Run every arm with every seed, ``workers`` at a time, each in a process of its own."""
-    results: dict[str, dict[int, Last]] = {name: {} for name in arms}
+    results: dict[tuple[str, str], dict[int, Result]] = {name: {} for name in arms}
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(workers, mp_context=context) as pool,
@@ -81,73 +114,75 @@ def run_all(
             name, seed = jobs[job]
             results[name][seed] = job.result()
             progress.advance(task)
-            progress.console.print(f"{name}, seed {seed}: {job.result()['accuracy']:.3f}")
+            shown = " | ".join(part for part in name if part)
+            line = f"{shown}, seed {seed}: {job.result()['accuracy']:.3f}"
+            progress.console.print(line, highlight=False)
     return results
 
 
-def measure(last: Last, name: str) -> float:
-    """Return a measure of a last round: ``mean``, ``min`` or a modality (used alone)."""
-    summary: dict[str, float] = {"mean": last["accuracy"], "min": last["min_accuracy"]}
-    return (summary | last["accuracy_by_modality"])[name]
-
-
-def table_of(results: Mapping[str, Mapping[int, Last]], title: str) -> Table:
-    """Return mean over seeds (and each seed) of the test accuracy, one row an arm."""
-    any_last = next(iter(next(iter(results.values())).values()))
-    measures = ["mean", "min", *any_last["accuracy_by_modality"]]
+def table_of(runs: Runs, scenario: str, measures: Sequence[str], title: str) -> Table:
+    """Return means over seeds (and each seed's accuracy) of a scenario, one row an arm."""
     table = Table(title=title, title_justify="left")
-    for column in ("arm", *measures, "kB sent a round"):
+    for column in ("arm", *measures):
         table.add_column(column, justify="left" if column == "arm" else "right")
-    for name, by_seed in results.items():
-        lasts = [by_seed[seed] for seed in sorted(by_seed)]
-        cells = []
-        for m in measures:
-            values = [measure(last, m) for last in lasts]
-            each = " ".join(f"{v:.3f}"[1:] if v < 1 else "1.0" for v in values)
-            cells.append(f"{fmean(values):.3f}" + (f" ({each})" if len(values) > 1 else ""))
-        sent = fmean(last["bytes_sent_per_node"] for last in lasts) / 1e3
-        table.add_row(name, *cells, f"{sent:.0f}")
+    for (where, arm), by_seed in runs.items():
+        if where == scenario:
+            results = [by_seed[seed] for seed in sorted(by_seed)]
+            table.add_row(arm, *(_cell(name, results) for name in measures))
     return table
 
 
-def gains(results: Mapping[str, Mapping[int, Last]], bar: Bar, name: str) -> dict[int, float]:
+def _cell(name: str, results: Sequence[Result]) -> str:
+    values = [MEASURES[name](result) for result in results]
+    if name not in ACCURACIES:
+        return f"{fmean(values):.3g}"
+    each = " ".join(f"{v:.3f}"[1:] if v < 1 else "1.0" for v in values)
+    return f"{fmean(values):.3f}" + (f" ({each})" if len(values) > 1 else "")
+
+
+def gains(runs: Runs, bar: Bar, name: str) -> dict[int, float]:
     """Return the gain on one measure by seed, in points."""
+    baseline = runs[bar.scenario, bar.baseline]
     return {
-        seed: 100 * (measure(last, name) - measure(results[bar.baseline][seed], name))
-        for seed, last in results[bar.method].items()
+        seed: 100 * (MEASURES[name](result) - MEASURES[name](baseline[seed]))
+        for seed, result in runs[bar.scenario, bar.method].items()
     }
 
 
 def conclude(
-    results: Mapping[str, Mapping[int, Last]],
-    arms: Mapping[str, Settings],
-    bar: Bar,
+    runs: Runs,
+    arms: Mapping[tuple[str, str], Settings],
+    case: Case,
     *,
     title: str,
     json_file: Path | None,
     judged: bool,
 ) -> int:
-    """Print the table, the gains and the last line; write JSON; return the exit status."""
-    CONSOLE.print(table_of(results, title))
-    summary = {name: gains(results, bar, name) for name in bar.measures}
-    for name, by_seed in summary.items():
-        each = ", ".join(f"seed {seed} {gain:+.1f}" for seed, gain in sorted(by_seed.items()))
-        CONSOLE.print(f"{name}: {fmean(by_seed.values()):+.1f} points ({each})", highlight=False)
-    passed = all(fmean(by_seed.values()) >= bar.points for by_seed in summary.values())
+    """Print the tables and each bar's gains; write JSON; return the exit status."""
+    for scenario in dict.fromkeys(where for where, _ in runs):
+        head = f"{title}{', ' if scenario else ''}{scenario}"
+        CONSOLE.print(table_of(runs, scenario, case.measures, head))
+    passed, report = True, []
+    for bar in case.bars:
+        for name, points in bar.points.items():
+            by_seed = gains(runs, bar, name)
+            gain = fmean(by_seed.values())
+            met = gain >= points
+            passed &= met
+            each = ", ".join(f"seed {seed} {value:+.1f}" for seed, value in sorted(by_seed.items()))
+            where = f"{bar.scenario}: " if bar.scenario else ""
+            verdict = ("met" if met else "MISSED") if judged else "not judged, a smoke run"
+            line = f"{where}{bar.method} - {bar.baseline}, {name}: {gain:+.1f} points"
+            CONSOLE.print(f"{line} (bar {points:+.1f}: {verdict}; {each})", highlight=False)
+            report.append(asdict(bar) | {"measure": name, "gains": by_seed, "met": met})
     if json_file is not None:
-        report = {
+        write = {
             "title": title,
-            "arms": {name: dict(settings) for name, settings in arms.items()},
-            "bar": {"points": bar.points, "measures": bar.measures, "passed": passed},
-            "gains": summary,
-            "results": results,
+            "arms": [[*name, dict(settings)] for name, settings in arms.items()],
+            "bars": report,
+            "results": [[*name, by_seed] for name, by_seed in runs.items()],
         }
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if not judged:
-        CONSOLE.print("a smoke run (--quick): the bar is not judged")
-    gain = fmean(summary[bar.measures[0]].values())
-    line = f"{bar.method} - {bar.baseline}: {gain:+.1f} points (bar {bar.points:.1f})"
-    CONSOLE.print(line, highlight=False)
+        json_file.write_text(json.dumps(write, indent=2) + "\n", encoding="utf-8")
     return 0 if passed or not judged else 1
 
 

@@ -2,18 +2,21 @@
 
     python benchmarks/learning.py --case dmml-kd --data av-digits [--seeds 0 1 2] [--json FILE]
 
-Prints a table, ends with one line that names the gain and its bar, and exits with 0 if the bar is
-met, 1 if not. ``--quick`` is a smoke run of a minute, whose bar is not judged.
+Prints tables, ends with a line for each bar that names the gain, and exits with 0 if all bars are
+met, 1 if not. ``--quick`` is a smoke run, whose bars are not judged.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import Bar, conclude, data_folder, run_all
+from harness import Bar, Case, conclude, data_folder, run_all
 
+from flwr_dmml.balance import SPEED_METRICS
 from flwr_dmml.engine import parse_override
 
 COMMON: dict[str, Any] = {
@@ -47,9 +50,14 @@ def _without(*ingredients: str) -> dict[str, Any]:
     return DMML_KD | {f"dmml-kd.{name}": False for name in ingredients}
 
 
-CASES: dict[str, tuple[dict[str, dict[str, Any]], Bar]] = {
-    "dmml-kd": (
-        {
+ALL_BOTH = {"modality-pattern": "audio+image", "alpha": 100.0, "image-visible": 0.5}
+ALONE = {"modality-loss": 1.0}
+HALF = {"energy.battery-share": 0.5}
+BY_SPEED = HALF | {"stagger": 0.5, "allocation.rule": "max-min"}
+
+CASES: dict[str, Case] = {
+    "dmml-kd": Case(
+        arms={
             "local": GOSSIP | {"method": "local"},
             "dpsgd": GOSSIP | {"method": "dpsgd"},
             "dsgdm": GOSSIP | {"method": "dsgdm"},
@@ -60,7 +68,57 @@ CASES: dict[str, tuple[dict[str, dict[str, Any]], Bar]] = {
             "without generator gossip": _without("generator-gossip"),
             "without label counts": _without("label-counts"),
         },
-        Bar("dmml-kd", "dpsgd", 5.0, ("mean", "audio")),
+        bars=[Bar("dmml-kd", "dpsgd", {"mean": 5.0, "audio": 5.0})],
+        measures=["mean", "min", "audio", "image", "kB sent a round"],
+    ),
+    # Equal energy: half of what 20 iterations of every modality in every round take, sending
+    # included; the channel and what it takes are the same for all arms.
+    "balance": Case(
+        scenarios={
+            name: {
+                "method": "dpsgd",
+                "learning-rate": 0.05,
+                "num-server-rounds": 40,
+                "evaluate-every": 40,
+                "wireless.enabled": True,
+                **settings,
+            }
+            for name, settings in {
+                "(i)": ALL_BOTH,
+                "(i) per-modality losses": ALL_BOTH | ALONE,
+                "(ii)": {},
+                "(ii) per-modality losses": ALONE,
+            }.items()
+        },
+        arms={
+            "full energy, staggered": {"stagger": 0.5},
+            "uniform, synchronous": HALF,
+            "uniform, staggered": HALF | {"stagger": 0.5},
+            "random ratio": BY_SPEED | {"allocation.rule": "random"},
+            **{name: BY_SPEED | {"speed-metric": name} for name in SPEED_METRICS},
+            "conditional, surplus solo only": BY_SPEED | {"stagger": 0.0},
+        },
+        bars=[
+            Bar(
+                "uniform, staggered",
+                "uniform, synchronous",
+                {"audio": 8.0, "image": 5.0, "fused": 1.0},
+                "(i)",
+            ),
+            Bar("conditional", "uniform, synchronous", {"audio": 8.0, "fused": -0.5}, "(i)"),
+            Bar("conditional", "uniform, staggered", {"audio": 3.0, "fused": -1.0}, "(i)"),
+            Bar("conditional", "uniform, staggered", {"mean": -1.5}, "(ii)"),
+        ],
+        measures=[
+            "mean",
+            "fused",
+            "audio",
+            "image",
+            "audio / image updates",
+            "balance",
+            "joules",
+            "simulated s",
+        ],
     ),
 }
 
@@ -70,9 +128,8 @@ def main() -> int:
     parser.add_argument("--case", choices=CASES, default="dmml-kd")
     parser.add_argument("--data", choices=DATA, default="av-digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--arms", nargs="+", help="only these arms (the bar's two must be among them)"
-    )
+    parser.add_argument("--arms", nargs="+", help="only these arms; bars on others are not judged")
+    parser.add_argument("--scenarios", nargs="+", help="only these scenarios")
     parser.add_argument(
         "--set",
         type=parse_override,
@@ -86,25 +143,39 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smoke run; the bar is not judged")
     options = parser.parse_args()
 
-    arms, bar = CASES[options.case]
-    if options.arms:
-        if unknown := set(options.arms) - set(arms):
-            parser.error(f"no arm {', '.join(sorted(unknown))}; there are: {', '.join(arms)}")
-        arms = {
-            name: arms[name] for name in arms if name in {*options.arms, bar.method, bar.baseline}
-        }
+    case = CASES[options.case]
+    scenarios = _chosen(parser, "scenario", case.scenarios, options.scenarios)
+    arms = _chosen(parser, "arm", case.arms, options.arms)
     common = COMMON | DATA[options.data]
     if options.data != "digits":
         common["data-path"] = data_folder()
-    seeds = options.seeds
+    seeds, quick = options.seeds, {}
     if options.quick:
-        common, seeds = common | QUICK, seeds[:1]
-    arms = {name: common | own | dict(options.set) for name, own in arms.items()}
-    results = run_all(arms, seeds, options.workers)
-    title = f"{options.case} on {options.data}: test accuracy, mean over seeds {seeds}"
+        seeds, quick = seeds[:1], QUICK
+    settings = {
+        (scenario, arm): common | where | own | quick | dict(options.set)
+        for scenario, where in scenarios.items()
+        for arm, own in arms.items()
+    }
+    runs = run_all(settings, seeds, options.workers)
+    bars = [b for b in case.bars if {(b.scenario, b.method), (b.scenario, b.baseline)} <= set(runs)]
+    title = f"{options.case} on {options.data}: mean over seeds {seeds}"
     return conclude(
-        results, arms, bar, title=title, json_file=options.json, judged=not options.quick
+        runs,
+        settings,
+        replace(case, bars=bars),
+        title=title,
+        json_file=options.json,
+        judged=not options.quick,
     )
+
+
+def _chosen(
+    parser: argparse.ArgumentParser, what: str, known: Mapping[str, Any], names: list[str] | None
+) -> dict[str, Any]:
+    if unknown := set(names or []) - set(known):
+        parser.error(f"no {what} {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    return {name: known[name] for name in known if not names or name in names}
 
 
 if __name__ == "__main__":

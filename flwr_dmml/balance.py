@@ -200,6 +200,39 @@ def balance_metric(speed: Mapping[str, float], iterations: Mapping[str, float]) 
     return max(progress) / min(progress) if min(progress) > 0 else float("inf")
 
 
+def effective_speeds(
+    speed: Mapping[str, float], *, exponent: float = 1.0, max_ratio: float = 3.0
+) -> dict[str, float]:
+    """Return speeds for an allocation: relative to the slowest, tempered and capped.
+
+    ``min((V^m / min V)^exponent, max_ratio)``. 1 everywhere (uniform) while a speed is unset (nan)
+    or 0: nothing can be told from it.
+
+    Parameters
+    ----------
+    speed : mapping of str to float
+        Training speed of each modality of a device, >= 0.
+    exponent : float
+        >= 0; 0 makes all equal.
+    max_ratio : float
+        >= 1; no modality gets fewer iterations than this part of what the slowest gets.
+    """
+    if not all(isfinite(v) and v > 0 for v in speed.values()):
+        return dict.fromkeys(speed, 1.0)
+    slowest = min(speed.values(), default=1.0)
+    return {m: min((v / slowest) ** exponent, max_ratio) for m, v in speed.items()}
+
+
+def joint_and_solo(iterations: Mapping[str, int], stagger: float) -> tuple[int, dict[str, int]]:
+    """Return how many iterations of a round are joint, and each modality's solo ones.
+
+    See :func:`schedule`, which puts them in order.
+    """
+    common = min(iterations.values(), default=0)
+    joint = common if len(iterations) < 2 else common - round(stagger * common)
+    return joint, {modality: count - joint for modality, count in iterations.items()}
+
+
 def schedule(
     iterations: Mapping[str, int], stagger: float, generator: torch.Generator
 ) -> list[tuple[str, ...]]:
@@ -224,10 +257,8 @@ def schedule(
     list of tuple of str
         One entry an iteration; each modality appears ``iterations[m]`` times in all.
     """
-    owned = list(iterations)
-    common = min(iterations.values(), default=0)
-    joint = common if len(owned) < 2 else common - round(stagger * common)
-    steps = [tuple(owned)] * joint
-    for modality in owned:
-        steps += [(modality,)] * (iterations[modality] - joint)
+    joint, solo = joint_and_solo(iterations, stagger)
+    steps = [tuple(iterations)] * joint
+    for modality, count in solo.items():
+        steps += [(modality,)] * count
     return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]

@@ -10,8 +10,8 @@ from flwr.common.logger import update_console_handler
 from rich.console import Console
 from rich.table import Column, Table
 
-from .clients import find_methods
-from .config import Settings, SettingsError
+from .clients import find_methods, option_types
+from .config import Settings, SettingsError, every_setting
 from .data import DataError
 from .engine import AppError, load_app, parse_override, run_app
 from .strategies import NoDevicesError
@@ -121,12 +121,8 @@ def _methods_table() -> Table:
 def _settings_table() -> Table:
     columns = [Column("key", no_wrap=True), Column("default", overflow="fold")]
     table = Table(*columns, Column("meaning", overflow="fold"))
-    for field_name, info in Settings.model_fields.items():
-        table.add_row(field_name.replace("_", "-"), repr(info.default), info.description)
-    for name, learner in find_methods().items():
-        for field_name, info in learner.options_type.model_fields.items():
-            key = f"{name}.{field_name.replace('_', '-')}"
-            table.add_row(key, repr(info.default), info.description)
+    for key, info in every_setting(option_types(find_methods())):
+        table.add_row(key, repr(info.default), info.description)
     return table
 
 

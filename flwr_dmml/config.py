@@ -1,172 +1,50 @@
-"""Every setting of a run, typed and validated once, before any work starts.
+"""A run config, validated once, before any work starts.
 
 A run config is what Flower gives an app: a flat mapping from kebab-case keys to numbers, strings
-and booleans. The settings below are common to all methods; a method's own options carry its name
-as a prefix (``dmml-kd.generator``).
+and booleans. The keys of :class:`.Settings` are common to all methods; those of a group carry its
+name as a prefix (``energy.battery-share``), and a method's own options that of the method
+(``dmml-kd.generator``).
 """
 
 import difflib
-from collections.abc import Mapping
-from math import cos, pi
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from .data import DataError, LoadOptions, PartitionOptions, assign_modalities, find_dataset
-from .topology import Topology, TopologyError, make_topology
+from .data import DataError, assign_modalities, find_dataset
+from .options import GROUPS, Options, kebab
+from .settings import Settings
+from .topology import TopologyError
+from .wireless import WirelessError
+
+__all__ = ["Options", "Settings", "SettingsError", "every_setting", "parse_settings", "resolved"]
+
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class SettingsError(ValueError):
     """A run config that cannot work: names each key, its value and what is allowed."""
 
 
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
+def every_setting(methods: Mapping[str, type[Options]]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the key of every setting, common, of a group or of a method, and what it is."""
+    models: dict[str, type[Options]] = {"": Settings, **GROUPS, **methods}
+    for prefix, model in models.items():
+        for name, info in model.model_fields.items():
+            if name not in GROUPS:
+                yield (f"{prefix}." if prefix else "") + kebab(name), info
 
 
-class Options(BaseModel):
-    """Base of everything read from a run config: kebab-case keys, strict types, frozen."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        alias_generator=_kebab,
-        populate_by_name=True,
-    )
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-class Settings(Options):
-    """The settings that every method shares."""
-
-    method: str = Field("dmml-kd", description="method to train with (see --list-methods)")
-    compare_with: str = Field(
-        "", description="run this method first, on the same devices, data and seed, and compare"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
-
-    num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
-    num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
-    local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
-    stagger: float = Field(
-        0.0, ge=0, le=1, description="share of joint iterations split into solo ones"
-    )
-    speed_metric: Literal["conditional", "relative", "cumulative", "cosine", "path"] = Field(
-        "conditional", description="how the training speed of a modality is measured"
-    )
-    evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
-    wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
-    round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
-
-    topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
-    topology_degree: int = Field(4, ge=1, description="degree (random-regular, watts-strogatz)")
-    topology_probability: float = Field(
-        0.3, ge=0, le=1, description="edge or rewiring probability (erdos-renyi, watts-strogatz)"
-    )
-    topology_side_m: float = Field(
-        100.0, gt=0, description="side of the square that devices stand in, m (geometric)"
-    )
-    topology_range_m: float = Field(
-        50.0, gt=0, description="devices this near are linked, m (geometric)"
-    )
-    topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
-
-    dataset: str = Field("digits", description="data set: digits, av-digits, or one of your own")
-    data_path: str = Field("", description="folder of the data set, where it needs one")
-    snr_db: float = Field(0.0, ge=-40, le=80, description="signal-to-noise ratio of the audio, dB")
-    partition: Literal["dirichlet", "iid", "natural"] = Field(
-        "dirichlet", description="how samples are dealt to devices"
-    )
-    alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
-    samples_per_node: int = Field(0, ge=0, description="samples of a device; 0 shares out all")
-    validation_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of a device's samples held out for its validation"
-    )
-    modality_pattern: str = Field(
-        "audio,image,audio+image", description="sensors of devices 0, 1, 2, ..., cycled"
-    )
-    modality_shares: str = Field(
-        "", description="instead of a pattern: 'audio=0.5,image=0.2,audio+image=0.3'"
-    )
-
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="local optimiser")
-    learning_rate: float = Field(0.05, gt=0, description="learning rate of round 1")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay")
-    clip_norm: float = Field(5.0, ge=0, description="clip the gradient norm to this; 0 does not")
-    lr_schedule: Literal["constant", "cosine", "step"] = Field(
-        "constant", description="over rounds: constant, cosine to 0, or x0.1 at 80 %"
-    )
-    batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
-
-    common_dim: int = Field(32, ge=1, description="length of the modality-common features")
-    specific_dim: int = Field(32, ge=1, description="length of the modality-specific features")
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto (a GPU when there is one), cpu, cuda, cuda:1",
-    )
-    torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
-
-    run_dir: str = Field("runs", description="folder of the run folders")
-    run_name: str = Field(
-        "",
-        pattern=r"^([\w-][\w.-]*)?$",
-        description="name of this run's folder; empty takes date and method",
-    )
-
-    def make_topology(self) -> Topology:
-        """Return the graph family that the settings name.
-
-        Raises
-        ------
-        TopologyError
-            Unknown family or impossible parameters.
-        """
-        return make_topology(
-            self.topology,
-            degree=self.topology_degree,
-            probability=self.topology_probability,
-            path=str(Path(self.topology_file).expanduser()) if self.topology_file else "",
-            side_m=self.topology_side_m,
-            range_m=self.topology_range_m,
-        )
-
-    @property
-    def _data_folder(self) -> str:
-        return str(Path(self.data_path).expanduser()) if self.data_path else ""
-
-    def partition_options(self) -> PartitionOptions:
-        """Return what the data layer needs to make any device's part of the data."""
-        return PartitionOptions(
-            dataset=self.dataset,
-            load=LoadOptions(path=self._data_folder, snr_db=self.snr_db, seed=self.seed),
-            num_nodes=self.num_nodes,
-            scheme=self.partition,
-            alpha=self.alpha,
-            samples_per_node=self.samples_per_node,
-            validation_fraction=self.validation_fraction,
-            modality_pattern="" if self.modality_shares else self.modality_pattern,
-            modality_shares=self.modality_shares,
-            seed=self.seed,
-        )
-
-    def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
-        """Return the learning rate of a round (1-based) under ``lr-schedule``.
-
-        ``num_rounds`` is that of the run; 0 takes ``num-server-rounds``.
-        """
-        done = (server_round - 1) / (num_rounds or self.num_server_rounds)  # in [0, 1)
-        if self.lr_schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + cos(pi * done))
-        if self.lr_schedule == "step" and done >= 0.8:
-            return self.learning_rate * 0.1
-        return self.learning_rate
+def resolved(settings: Settings, options: Mapping[str, Options]) -> dict[str, Any]:
+    """Return every setting's value by its key in a run config."""
+    flat = settings.model_dump(by_alias=True, exclude=set(GROUPS))
+    groups = {name: getattr(settings, name) for name in GROUPS}
+    for prefix, values in {**groups, **options}.items():
+        flat |= {f"{prefix}.{k}": v for k, v in values.model_dump(by_alias=True).items()}
+    return flat
 
 
 def parse_settings(
@@ -180,7 +58,8 @@ def parse_settings(
     Parameters
     ----------
     run_config : mapping
-        Kebab-case keys to values. A key ``<method>.<option>`` belongs to that method.
+        Kebab-case keys to values. ``<group>.<setting>`` belongs to a group, ``<method>.<option>``
+        to that method.
     methods : mapping of str to type
         The options of every method that is known, by method name.
     side : {"both", "coordinator", "device"}
@@ -198,22 +77,28 @@ def parse_settings(
     """
     problems: list[str] = []
     common: dict[str, Any] = {}
-    own: dict[str, dict[str, Any]] = {name: {} for name in methods}
+    prefixed: dict[str, type[Options]] = {**GROUPS, **methods}
+    own: dict[str, dict[str, Any]] = {name: {} for name in prefixed}
     for key, value in run_config.items():
         prefix, _, option = key.partition(".")
-        if not option:
+        if not option and key in GROUPS:
+            problems.append(f"{key} = {value!r}: a group of settings; write {key}.<setting>")
+        elif not option:
             common[key] = value
-        elif prefix in methods:
+        elif prefix in prefixed:
             own[prefix][option] = value
         else:
-            known = ", ".join(sorted(methods))
+            known = f"{', '.join(sorted(methods))}, and the groups {', '.join(GROUPS)}"
             problems.append(f"{key} = {value!r}: no method '{prefix}'; there are {known}")
 
     settings = _validate(Settings, common, "", problems)
     options = {
-        name: _validate(model, own[name], f"{name}.", problems) for name, model in methods.items()
+        name: _validate(model, own[name], f"{name}.", problems) for name, model in prefixed.items()
     }
+    groups = {name: options.pop(name) for name in GROUPS}
     if settings is not None:
+        sound = {name: group for name, group in groups.items() if group is not None}
+        settings = settings.model_copy(update=sound)
         problems += _conflicts(settings, methods)
         problems += _coordinator_problems(settings) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
@@ -229,7 +114,7 @@ def _validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        keys = [prefix + _kebab(name) for name in model.model_fields]
+        keys = [prefix + kebab(name) for name in model.model_fields if name not in GROUPS]
         for item in error.errors():
             key = prefix + ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
@@ -283,6 +168,12 @@ def _coordinator_problems(settings: Settings) -> list[str]:
     if (run_dir := Path(settings.run_dir).expanduser()).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     try:
+        fleet = settings.energy.fleet(settings.num_nodes, settings.seed)
+        radios = settings.wireless.make(settings.topology_side_m, fleet)
+        radios.locate(settings.num_nodes, seed=settings.seed)
+    except WirelessError as error:
+        problems.append(f"wireless: {error}")
+    try:
         settings.make_topology().check(settings.num_nodes)
     except TopologyError as error:
         problems.append(
@@ -293,6 +184,6 @@ def _coordinator_problems(settings: Settings) -> list[str]:
 
 def _device_problems(settings: Settings) -> list[str]:
     """Return what is wrong with what only a device needs: the folder of its data."""
-    if settings.data_path and not Path(settings._data_folder).is_dir():
+    if settings.data_path and not Path(settings.data_folder).is_dir():
         return [f"data-path = {settings.data_path!r}: no such folder"]
     return []

@@ -1,18 +1,10 @@
 """What training and sending cost in joules, and the ledger of the fleet's batteries."""
 
-from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-
-from .models import DecomposedClassifier, Features
 
 Floats = NDArray[np.float64]
 Kind = Literal["compute", "radio"]
@@ -52,106 +44,45 @@ def iteration_time_s(
     return _floats(cycles_per_sample) * _floats(batch_size) / _floats(frequency_hz)
 
 
-@dataclass(frozen=True)
-class PassFlops:
-    """FLOPs per sample of the forward and the backward pass."""
-
-    forward: float
-    backward: float
-
-    @property
-    def training(self) -> float:
-        """Both passes."""
-        return self.forward + self.backward
-
-
-@dataclass(frozen=True)
-class ModelFlops:
-    """FLOPs per sample of each modality's encoder, and of all heads together."""
-
-    encoders: dict[str, PassFlops]
-    heads: PassFlops
-
-
-def measure_flops(
-    model: DecomposedClassifier, modality_shapes: Mapping[str, tuple[int, ...]], batch_size: int = 2
-) -> ModelFlops:
-    """Count the FLOPs per sample of the real model, by running a copy of it on zeros.
-
-    A multiply-add is 2 FLOPs. Counted are matrix products, convolutions and attention, as
-    ``torch.utils.flop_counter`` does; not biases, norms, activations, pooling, the optimiser and
-    losses, which are small beside them. The backward pass costs about twice the forward one, less
-    in an encoder's first layer (the input needs no gradient). The heads' pass includes the
-    gradient of the features. The model, its gradients and all random states stay as they are.
-
-    Parameters
-    ----------
-    model : DecomposedClassifier
-        A parameter that takes no gradient costs no backward pass.
-    modality_shapes : mapping of str to tuple of int
-        Shape of one sample of each modality to measure; any subset of the model's, not empty.
-        The heads are those of this subset.
-    batch_size : int
-        Samples to run, >= 1; the result hardly depends on it.
-
-    Raises
-    ------
-    ValueError
-        For no modality, one that the model lacks, or an empty batch.
-    """
-    if not modality_shapes or batch_size < 1:
-        raise ValueError("measure_flops needs at least one modality and one sample")
-    if unknown := [name for name in modality_shapes if name not in model.encoders]:
-        raise ValueError(f"the model has no {unknown[0]!r}; it has: {', '.join(model.encoders)}")
-    model = deepcopy(model).cpu()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():  # a user's dropout draws numbers
-        inputs = {name: torch.zeros(batch_size, *s) for name, s in modality_shapes.items()}
-
-        def count(run: Callable[[], Tensor], leaves: Iterable[Tensor]) -> PassFlops:
-            with FlopCounterMode(display=False) as forward:
-                output = run()
-            wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            with FlopCounterMode(display=False) as backward:
-                if wanted:
-                    torch.autograd.grad(output.sum(), wanted, allow_unused=True)
-            return PassFlops(
-                forward.get_total_flops() / batch_size, backward.get_total_flops() / batch_size
-            )
-
-        encoders = {
-            name: count(partial(model.encoders[name], x), model.encoders[name].parameters())
-            for name, x in inputs.items()
-        }
-        encoded = model.encode(inputs)
-        features = Features(  # leaves: the heads' backward pass ends here
-            common={name: c.detach().requires_grad_() for name, c in encoded.common.items()},
-            specific={name: s.detach().requires_grad_() for name, s in encoded.specific.items()},
-        )
-        leaves = [*features.common.values(), *features.specific.values(), *model.parameters()]
-        return ModelFlops(encoders, heads=count(partial(model.fuse, features), leaves))
-
-
 # Budgets of a round
 
 
-def pacing(remaining_j: ArrayLike, radio_j: ArrayLike, rounds_left: int) -> Floats:
-    """Return ``max(0, (E_rem - R E_com) / R)`` [J]: an even share of what computing may have.
+def pacing(
+    remaining_j: ArrayLike,
+    radio_j: ArrayLike,
+    rounds_left: int,
+    *,
+    expected_radio_j: ArrayLike | None = None,
+    training_rounds: int | None = None,
+) -> Floats:
+    """Return ``max(0, E_rem - E_com - (R - 1) E_later) / R_train`` [J]: an even share of the rest.
 
     Parameters
     ----------
     remaining_j, radio_j : ArrayLike, shape ``[node]``
-        What the battery holds, and what the sending of one round costs; >= 0.
+        What the battery holds, and what the sending of this round costs; >= 0.
     rounds_left : int
-        R, rounds to come including this one, >= 1; ``ValueError`` otherwise.
+        R, rounds to come including this one, >= 1.
+    expected_radio_j : ArrayLike, shape ``[node]``, optional
+        What sending is to cost in each later round; by default as much as in this one.
+    training_rounds : int, optional
+        How many of the rounds train, >= 1; by default all of them.
+
+    Raises
+    ------
+    ValueError
+        No round is left.
 
     References
     ----------
     This project (the paper's budget is not published).
     """
-    if rounds_left < 1:
+    training_rounds = rounds_left if training_rounds is None else training_rounds
+    if min(rounds_left, training_rounds) < 1:
         raise ValueError(f"pacing needs at least 1 round left, not {rounds_left}")
-    left_j = _floats(remaining_j) - rounds_left * _floats(radio_j)  # [node]
-    return np.maximum(0.0, left_j / rounds_left)
+    later_j = _floats(radio_j if expected_radio_j is None else expected_radio_j)
+    left_j = _floats(remaining_j) - _floats(radio_j) - (rounds_left - 1) * later_j  # [node]
+    return np.maximum(0.0, left_j / training_rounds)
 
 
 def greedy(remaining_j: ArrayLike, radio_j: ArrayLike) -> Floats:

@@ -1,6 +1,7 @@
 """What a node is asked to do in a round, and what it gives back. Knows nothing of Flower."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 from torch import Tensor
 
@@ -33,6 +34,8 @@ class Plan:
         get 0 is parked: it publishes what it has mixed.
     num_rounds : int
         Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
+    budget_j : float
+        The most that this round's computing may cost, J; inf where nobody counts.
     """
 
     server_round: int
@@ -42,6 +45,7 @@ class Plan:
     weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
     num_rounds: int = 0
     by_modality: dict[str, int] = field(default_factory=dict)
+    budget_j: float = inf
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Outcome:
     payload : Payload
         For the neighbours; empty after the closing message.
     metrics : dict of str to float
-        ``train.loss``, ``train.iterations``, ``speed.<modality>``; with neighbours
+        ``train.loss``, ``train.iterations``, ``speed.<modality>``, ``near.<modality>`` (mean speed
+        over the device and its neighbours); with neighbours
         ``mix.disagreement``; when evaluated ``test.accuracy``, ``test.accuracy.<modality>`` and
         ``validation.accuracy``.
     rejected : list of str

@@ -245,7 +245,7 @@ def iteration_costs(
     profiles : sequence of DeviceProfile, length node
         The fleet.
     flops_per_sample : ArrayLike, shape ``[modality]`` or ``[node, modality]``
-        Training FLOPs of each modality, >= 0, e.g. from :func:`.measure_flops`; 0 where a node
+        Training FLOPs of each modality, >= 0, 0 where a node
         lacks the modality.
     batch_size : int
         Samples of an iteration.

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.config import Settings
+from flwr_dmml.config import every_setting
 
 QUICKSTART = str(Path(__file__).parents[1] / "examples" / "quickstart")
 TINY = [
@@ -45,10 +45,7 @@ def first_cells(text: str) -> list[str]:
 
 
 def every_key() -> set[str]:
-    keys = {name.replace("_", "-") for name in Settings.model_fields}
-    for method, model in option_types(find_methods()).items():
-        keys |= {f"{method}.{name.replace('_', '-')}" for name in model.model_fields}
-    return keys
+    return {key for key, _ in every_setting(option_types(find_methods()))}
 
 
 # Help and lists
@@ -91,8 +88,8 @@ def test_list_settings() -> None:
     listed = first_cells(result.stdout)
     assert set(listed) >= every_key()
     text = words(result.stdout)
-    for name, info in Settings.model_fields.items():
-        assert f"│ {name.replace('_', '-')} │ {info.default!r} │ {info.description} │" in text
+    for key, info in every_setting(option_types(find_methods())):
+        assert f"│ {key} │ {info.default!r} │ {info.description} │" in text
 
 
 def test_list_settings_on_a_narrow_terminal() -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flwr_dmml.clients import find_methods, option_types
 from flwr_dmml.clients.dmml_kd import DmmlKdOptions
-from flwr_dmml.config import Options, Settings, SettingsError, parse_settings
+from flwr_dmml.config import Options, Settings, SettingsError, every_setting, parse_settings
 from flwr_dmml.data import LoadOptions, PartitionOptions
 from flwr_dmml.engine import flatten_config
 from flwr_dmml.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
@@ -61,10 +61,9 @@ def test_settings_are_values_that_cannot_change() -> None:
 
 
 def test_every_key_is_kebab_case_and_described() -> None:
-    for model in (Settings, *option_types(find_methods()).values()):
-        for name, info in model.model_fields.items():
-            assert info.alias == name.replace("_", "-")
-            assert info.description, name
+    for key, info in every_setting(option_types(find_methods())):
+        assert key.rpartition(".")[2] == info.alias and "_" not in key
+        assert info.description, key
 
 
 def test_boundaries_that_are_allowed() -> None:
@@ -350,19 +349,17 @@ def test_partition_options_map_every_field() -> None:
 # The quickstart app lists every setting
 
 INTENDED = {
-    "compare-with": ("dpsgd", ""),  # the quickstart shows a comparison
+    "compare-with": ("dpsgd", ""),  # the quickstart shows a comparison,
+    "stagger": (0.5, 0.0),
+    "energy.battery-share": (0.5, 0.0),  # on batteries that bind,
+    "wireless.enabled": (True, False),  # over radio
 }
 """Keys of the quickstart whose value is not the code's default: (there, default)."""
 
 
 def defaults() -> dict[str, Any]:
     """Return the code's default of every key, the methods' own included."""
-    models = {"": Settings} | {f"{k}.": v for k, v in option_types(find_methods()).items()}
-    return {
-        prefix + name.replace("_", "-"): info.default
-        for prefix, model in models.items()
-        for name, info in model.model_fields.items()
-    }
+    return {key: info.default for key, info in every_setting(option_types(find_methods()))}
 
 
 def test_quickstart_lists_every_setting_with_its_default() -> None:

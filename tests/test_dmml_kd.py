@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from flwr_dmml.blocks import STATISTICS, flatten
 from flwr_dmml.clients import Batch, DmmlKd, NonFiniteModelError
+from flwr_dmml.clients.learner import SPEEDS
 from flwr_dmml.losses import (
     latent_distillation_loss,
     orthogonality_loss,
@@ -98,7 +99,7 @@ def test_each_ingredient_can_be_switched_off():
 
     without = _learner(generator=False, distillation=False)
     payload = without.run_round(Plan(2, 1), {}).payload
-    assert set(payload) == set(without.model.blocks())
+    assert set(payload) == set(without.model.blocks()) | {SPEEDS}
 
     plain = _learner(generator=False, distillation=False, decomposition=False)
     plain.server_round = 5

@@ -1,34 +1,21 @@
-"""Energy: the cost of an iteration, FLOPs of real layers, budgets, and a ledger that balances."""
+"""Energy: the cost of an iteration, budgets, and a ledger that balances."""
 
 from math import fsum
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.data import Modality
 from flwr_dmml.energy import (
     KINDS,
     Ledger,
     LedgerError,
-    PassFlops,
     greedy,
     iteration_energy_j,
     iteration_time_s,
-    measure_flops,
     pacing,
 )
-from flwr_dmml.models import DecomposedClassifier
-
-VECTOR = {"v": Modality("vector", (10,))}
-IMAGE = {"i": Modality("image", (1, 28, 28))}
-
-
-def classifier(modalities: dict[str, Modality]) -> DecomposedClassifier:
-    return DecomposedClassifier(modalities, 5, common_dim=3, specific_dim=4)
-
 
 # Cost of an iteration
 
@@ -50,74 +37,6 @@ def test_energy_over_time_is_the_dynamic_power() -> None:
     f, kappa = np.array([[1e9], [2e9]]), np.array([[1e-28], [2e-28]])
     power_w = iteration_energy_j(cycles, 8, f, kappa) / iteration_time_s(cycles, 8, f)
     np.testing.assert_allclose(power_w, [[0.1, 0.1], [1.6, 1.6]], rtol=1e-12)
-
-
-# FLOPs
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_flops_of_linear_layers(batch_size: int) -> None:
-    """A linear layer a -> b is a b multiply-adds a sample, 2 FLOPs each.
-
-    Encoder 10 -> 64 -> 7: forward 2 (640 + 448) = 2176. Backward: the weights' gradients cost the
-    same again, the first layer's input needs none, the second's does: 2 (640 + 2 * 448) = 3072.
-    Heads 3 -> 5 and 4 -> 5: forward 2 (15 + 20) = 70, backward (weights and features) 140.
-    """
-    flops = measure_flops(classifier(VECTOR), {"v": (10,)}, batch_size)
-    assert flops.encoders == {"v": PassFlops(2176, 3072)}
-    assert flops.heads == PassFlops(70, 140)
-    assert flops.encoders["v"].training == 5248
-
-
-def test_flops_of_convolutions() -> None:
-    """A convolution is out_h out_w out_c (k k in_c) multiply-adds.
-
-    28x28, stride 2 twice: 14*14*8 * 25*1 = 39,200 and 7*7*16 * 25*8 = 156,800; then linear layers
-    256 -> 64 -> 7: 16,384 and 448. Forward 2 * 212,832 = 425,664; backward twice that, less the
-    first convolution's input: 851,328 - 78,400 = 772,928.
-    """
-    flops = measure_flops(classifier(IMAGE), {"i": (1, 28, 28)})
-    assert flops.encoders == {"i": PassFlops(425_664, 772_928)}
-
-
-def test_flops_of_several_modalities_add_up() -> None:
-    """The common head reads the mean over modalities, once: 2 * 15 + 2 * (20 + 20) = 110."""
-    model = classifier(VECTOR | IMAGE)
-    flops = measure_flops(model, {"v": (10,), "i": (1, 28, 28)})
-    assert list(flops.encoders) == ["v", "i"]
-    assert flops.heads == PassFlops(110, 220)
-    assert measure_flops(model, {"v": (10,)}).heads == PassFlops(70, 140)
-
-
-def test_frozen_encoders_have_no_backward_pass() -> None:
-    model = classifier(VECTOR)
-    model.encoders.requires_grad_(False)
-    with torch.no_grad():  # whatever the caller's mode
-        flops = measure_flops(model, {"v": (10,)})
-    assert flops.encoders == {"v": PassFlops(2176, 0)}
-    assert flops.heads == PassFlops(70, 140)
-
-
-def test_measuring_leaves_no_trace() -> None:
-    model = classifier(VECTOR)
-    encoder = model.encoders["v"]
-    assert isinstance(encoder, torch.nn.Sequential)
-    encoder.append(torch.nn.Dropout(0.5)).append(torch.nn.BatchNorm1d(7))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    random = torch.random.get_rng_state()
-    assert measure_flops(model, {"v": (10,)}).encoders == {"v": PassFlops(2176, 3072)}
-    assert torch.equal(random, torch.random.get_rng_state())
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_flops_of_what_the_model_lacks() -> None:
-    with pytest.raises(ValueError, match="no 'audio'; it has: v"):
-        measure_flops(classifier(VECTOR), {"audio": (1, 8, 8)})
-    with pytest.raises(ValueError, match="at least one"):
-        measure_flops(classifier(VECTOR), {})
-    with pytest.raises(ValueError, match="at least one"):
-        measure_flops(classifier(VECTOR), {"v": (10,)}, 0)
 
 
 # Budgets

@@ -13,6 +13,7 @@ from helpers import FAST, Recording, make_learner, run_peers
 
 from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import DPSGD
+from flwr_dmml.clients.learner import SPEEDS
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.plan import Inbox, Outcome, Payload, Plan
 from flwr_dmml.strategies import NoDevicesError, PeerStrategy
@@ -47,7 +48,8 @@ def test_complete_graph_is_flowers_fedavg():
         result = fedavg.start(InProcessGrid(app, 4, config), pack(initial), num_rounds=3)
 
     expected = unpack(result.arrays)
-    assert set(expected) == set(Recording.final[0])
+    assert set(expected) == set(Recording.final[0]) | {SPEEDS}
+    expected.pop(SPEEDS)
     for k in range(4):
         for name, vector in expected.items():
             moved = float((vector - initial[name]).abs().max())
@@ -261,7 +263,7 @@ def test_a_run_whose_devices_all_fail_ends_with_their_reasons():
     class Broken(DPSGD):
         name = "broken"
 
-        def local_loss(self, batch):
+        def run_round(self, plan, inbox):
             raise RuntimeError("no battery")
 
     with pytest.raises(NoDevicesError, match=r"every device failed.*no battery"):
@@ -285,7 +287,8 @@ def test_bytes_sent_count_what_is_routed():
     """Two nodes, all blocks shared: each sends its whole payload to one neighbour."""
     peers = run_peers({**FAST, **BOTH, "num-nodes": 2, "method": "dpsgd"}, num_rounds=1)
     learner = make_learner({**FAST, **BOTH, "method": "dpsgd", "num-nodes": 2})
-    record: ArrayRecord = pack({name: flatten(m) for name, m in learner.blocks().items()})
+    payload = {name: flatten(m) for name, m in learner.blocks().items()}
+    record: ArrayRecord = pack(payload | {SPEEDS: torch.zeros(2)})
     expected = sum(len(array.data) for array in record.values())
     assert [n.bytes_sent for n in peers.records[0].nodes] == [expected, expected]
 

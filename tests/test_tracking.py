@@ -153,6 +153,16 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "accuracy_by_modality": pytest.approx({"audio": 0.55, "image": 0.8}),
         "consensus_distance": pytest.approx(3),
         "bytes_sent_per_node": 1500,
+        "compute_j": 0,
+        "radio_j": 0,
+        "total_j": 0,
+        "battery_quantiles_j": None,
+        "updates_by_modality": {},
+        "balance": None,
+        "network_balance": None,
+        "simulated_s": 0,
+        "total_simulated_s": 0,
+        "total_bits": 0,
         "failed": {"0": "late", "2": "no reply"},
     }
     assert [node["partition"] for node in nodes] == [0, 1, 2]
@@ -166,6 +176,12 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "disagreement": 14.0,
         "bytes_sent": 3000,
         "speed": {},
+        "updates": {},
+        "compute_j": 0.0,
+        "radio_j": 0.0,
+        "simulated_s": 0.0,
+        "balance": None,
+        "battery_j": None,
     }
     assert nodes[2]["accuracy"] is None and nodes[2]["disagreement"] is None
 

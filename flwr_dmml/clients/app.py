@@ -7,8 +7,10 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from ..blocks import digest
-from ..config import Options, Settings, SettingsError, parse_settings
+from ..config import SettingsError, parse_settings
 from ..data import load_partition
+from ..options import Options
+from ..settings import Settings
 from ..transport.messages import (
     ABOUT,
     INITIAL,
@@ -23,6 +25,7 @@ from ..transport.messages import (
 )
 from .learner import Learner
 from .registry import find_methods, option_types
+from .work import measure_work
 
 STATE = "flwr-dmml.state"
 RunConfig = tuple[tuple[str, object], ...]
@@ -46,6 +49,7 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         learner = _learner_for(message, context, learners)
+        work = measure_work(learner)
         learner.reset()
         context.state = RecordDict()
         lengths = learner.block_lengths()
@@ -57,6 +61,9 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
                 "block-lengths": list(lengths.values()),
                 "block-digests": [digest(module) for module in learner.blocks().values()],
                 "num-train": len(learner.train_data),
+                "flops-joint": work.joint,
+                "flops-solo": list(work.solo.values()),
+                "flops-per-round": work.per_round,
             }
         )
         return Message(RecordDict({ABOUT: about}), reply_to=message)

@@ -9,7 +9,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..blocks import STATISTICS, flatten, unflatten, vector_problem
-from ..config import Options
 from ..losses import (
     label_weights,
     latent_distillation_loss,
@@ -18,6 +17,7 @@ from ..losses import (
     similarity_loss,
 )
 from ..models import Features, Generator, GeneratorTraining, draw_labels, train_generator
+from ..options import Options
 from ..plan import Inbox, Plan
 from .batch import Batch
 from .learner import Learner
@@ -131,7 +131,7 @@ class DmmlKd(Learner):
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
         o, features = self.options, self.model.encode(batch.inputs)
-        loss = F.cross_entropy(self.model.fuse(features), batch.labels)  # L_task
+        loss = self.task_loss(features, batch.labels)  # L_task
         if o.decomposition:
             loss = loss + self._decomposition_loss(features, batch.labels)
         if self._guidance:

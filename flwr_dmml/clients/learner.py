@@ -17,15 +17,19 @@ from ..blocks import (
     num_parameters,
     vector_problem,
 )
-from ..config import Options, Settings
 from ..data import Partition, Samples
-from ..models import DecomposedClassifier
+from ..models import DecomposedClassifier, Features
+from ..options import Options
 from ..plan import Inbox, Outcome, Payload, Plan
 from ..seeding import derive_seed, torch_generator
+from ..settings import Settings
 from .batch import Batch, draw_batches
 from .devices import on_device, resolve_device
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
 from .speedometer import Speedometer
+
+SPEEDS = STATISTICS + "speeds"
+"""Where the training speeds travel, ``[modality]`` in the order of the data set."""
 
 
 class NonFiniteModelError(RuntimeError):
@@ -119,8 +123,23 @@ class Learner:
         return {}
 
     def local_loss(self, batch: Batch) -> Tensor:
-        """Return the scalar to minimise: cross-entropy of the fused prediction."""
+        """Return the scalar to minimise: :meth:`task_loss` unless overridden."""
+        if self.settings.modality_loss:
+            return self.task_loss(self.model.encode(batch.inputs), batch.labels)
         return F.cross_entropy(self.model(batch.inputs), batch.labels)
+
+    def task_loss(self, features: Features, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of the fused prediction, and of each modality's own.
+
+        ``CE(fused, y) + a sum_m CE(m alone, y)`` with a = ``modality-loss``; a solo iteration has
+        the first term only, which is the modality's own.
+        """
+        loss = F.cross_entropy(self.model.fuse(features), labels)
+        if self.settings.modality_loss and len(features.common) > 1:
+            alone = [self.model.fuse(features.only([m])) for m in features.common]
+            own = torch.stack([F.cross_entropy(logits, labels) for logits in alone])
+            loss = loss + self.settings.modality_loss * own.sum()
+        return loss
 
     def statistics(self) -> dict[str, Tensor]:
         """Return small tensors that travel with the blocks and are not mixed."""
@@ -166,6 +185,7 @@ class Learner:
                 self.before_training(plan, inbox)
                 metrics |= self._train(plan, updates)
                 self.after_training(plan, inbox)
+            metrics |= self._speeds_near(inbox)
             return Outcome(self._publish(), metrics, self.rejected)
 
     def rng(self, purpose: str) -> torch.Generator:
@@ -258,6 +278,17 @@ class Learner:
                 right[k] += int((predicted == part.labels).sum())
         return [count / len(data) for count in right]
 
+    def _speeds_near(self, inbox: Inbox) -> dict[str, float]:
+        """Return each modality's mean training speed around this device."""
+        modalities, reports = tuple(self.partition.source_modalities), []
+        for neighbour, payload in inbox.items():
+            report = payload.get(SPEEDS, torch.zeros(len(modalities)))
+            if problem := vector_problem(report, len(modalities)):
+                self.rejected.append(f"{neighbour}: {SPEEDS} {problem}")
+            else:
+                reports.append(report)
+        return self.speedometer.near(modalities, reports)
+
     def _publish(self) -> Payload:
         state = self.state()
         for name, vector in state.items():
@@ -267,6 +298,7 @@ class Learner:
                     "a lower learning-rate or clip-norm may help"
                 )
         payload = {name: state[name] for name in self.blocks()}
+        payload[SPEEDS] = self.speedometer.report(tuple(self.partition.source_modalities))
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
 
     # ---- state between rounds ---------------------------------------------------------------

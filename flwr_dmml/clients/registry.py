@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
-from ..config import Options
+from ..options import GROUPS, Options
 from .learner import Learner
 
 GROUP = "flwr_dmml.methods"
@@ -32,6 +32,8 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
             raise ValueError(
                 f"{learner.__name__}.name must be set, and equal its entry point's name"
             )
+        if name in GROUPS:
+            raise ValueError(f"a method cannot be named '{name}': that is a group of settings")
         if found.setdefault(name, learner) is not learner:
             raise ValueError(f"two methods are named '{name}': {found[name]!r} and {learner!r}")
     return dict(sorted(found.items()))

@@ -1,6 +1,6 @@
-"""Measures how fast each modality of a learner trains, while it trains."""
+"""Measures how fast each modality of a learner trains, and hears how fast its neighbours do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 
 import torch
@@ -11,6 +11,8 @@ from ..blocks import flatten
 
 SPEED = "speed."
 """Prefix of the speeds in a learner's state and metrics."""
+NEAR = "near."
+"""Prefix of the mean speeds of a device and its neighbours, in its metrics."""
 
 
 class Speedometer:
@@ -56,7 +58,7 @@ class Speedometer:
             self._updates[m] += 1
 
     def end(self) -> dict[str, float]:
-        """Bring the speeds up to date and return them as metrics."""
+        """Bring the speeds up to date and return them as metrics (``speed.<modality>``)."""
         for m, state in self._states.items():
             if self._updates[m]:
                 phase = LocalPhase(
@@ -68,8 +70,35 @@ class Speedometer:
                     path_length=self._path[m],
                 )
                 self._states[m] = self._metric.update(state, phase)
-        speeds = {SPEED + m: self._metric.speed(state) for m, state in self._states.items()}
-        return {name: speed for name, speed in speeds.items() if not isnan(speed)}
+        return {SPEED + m: speed for m, speed in self.speeds().items()}
+
+    def speeds(self) -> dict[str, float]:
+        """Return the speed of every encoder that has trained."""
+        speeds = {m: self._metric.speed(state) for m, state in self._states.items()}
+        return {m: speed for m, speed in speeds.items() if not isnan(speed)}
+
+    def report(self, modalities: Sequence[str]) -> Tensor:
+        """Return the speeds ``[modality]`` float32 for the neighbours; 0 where there is none."""
+        speeds = self.speeds()
+        return torch.tensor([speeds.get(m, 0.0) for m in modalities], dtype=torch.float32)
+
+    def near(self, modalities: Sequence[str], reports: Iterable[Tensor]) -> dict[str, float]:
+        """Return each modality's mean speed, of this device and of its neighbours, as metrics.
+
+        So a device with one sensor learns whether it is the fast one (``near.<modality>``).
+
+        Parameters
+        ----------
+        modalities : sequence of str
+            All that any device may have: what the entries of the reports stand for.
+        reports : iterable of Tensor
+            What neighbours' :meth:`report` gave, ``[modality]``; entries of 0 or less are unset.
+        """
+        table = torch.stack([self.report(modalities), *reports])  # [device, modality]
+        found = {
+            NEAR + m: column[column > 0] for m, column in zip(modalities, table.T, strict=True)
+        }
+        return {name: float(column.mean()) for name, column in found.items() if len(column)}
 
     def state(self) -> dict[str, Tensor]:
         """Return what must survive until the next round."""

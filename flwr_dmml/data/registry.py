@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 
-from .samples import DataError, Source
+from .samples import DataError, Source, hide_rows
 
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
 
@@ -20,12 +20,15 @@ class LoadOptions:
         Folder of the data (run-config key ``data-path``); unused where nothing is read.
     snr_db : float
         Signal-to-noise ratio of the audio, in dB; each data set says what is meant by 0 dB.
+    image_visible : float
+        Share of the rows of every image, from the top, that is not blacked out, in (0, 1].
     seed : int
         Seed of everything drawn while loading (pairs, offsets, noise).
     """
 
     path: str = ""
     snr_db: float = 0.0
+    image_visible: float = 1.0
     seed: int = 0
 
 
@@ -95,4 +98,5 @@ def load_source(name: str, options: LoadOptions) -> Source:
     dataset = find_dataset(name)
     if dataset.needs_path and not options.path:
         raise DataError(f"data-path: the data set '{name}' reads a folder; set its path")
-    return dataset.load(options)
+    source = dataset.load(options)
+    return source if options.image_visible == 1 else hide_rows(source, options.image_visible)

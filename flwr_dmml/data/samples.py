@@ -1,7 +1,7 @@
 """What a data set is made of: the sensors, the samples, the source they come from."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -112,3 +112,25 @@ class Source:
     num_classes: int
     train: Samples
     test: Samples
+
+
+def hide_rows(source: Source, visible: float) -> Source:
+    """Return the source with all images black below their upper part.
+
+    Parameters
+    ----------
+    source : Source
+        Modalities of a kind other than "image" stay as they are.
+    visible : float
+        Share of the rows that is kept, in (0, 1], rounded to whole rows.
+    """
+    images = {name for name, modality in source.modalities.items() if modality.kind == "image"}
+
+    def hidden(samples: Samples) -> Samples:
+        inputs = dict(samples.inputs)
+        for name in images:
+            inputs[name] = inputs[name].clone()  # [n, channels, height, width]
+            inputs[name][..., round(visible * inputs[name].shape[-2]) :, :] = 0
+        return replace(samples, inputs=inputs)
+
+    return replace(source, train=hidden(source.train), test=hidden(source.test))

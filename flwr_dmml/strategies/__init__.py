@@ -1,7 +1,8 @@
 """The round plan on the coordinator, and the ServerApp."""
 
 from .app import make_server_app
+from .energy_constrained import EnergyConstrained
 from .peer import PeerStrategy
 from .roster import NoDevicesError
 
-__all__ = ["NoDevicesError", "PeerStrategy", "make_server_app"]
+__all__ = ["EnergyConstrained", "NoDevicesError", "PeerStrategy", "make_server_app"]

@@ -8,8 +8,9 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from ..clients import Learner, find_methods, option_types
-from ..config import Settings, parse_settings
+from ..config import Settings, parse_settings, resolved
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
+from .energy_constrained import EnergyConstrained
 from .peer import PeerStrategy
 
 
@@ -33,10 +34,7 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         settings, options = parse_settings(
             context.run_config, option_types(methods), side="coordinator"
         )
-        resolved = settings.model_dump(by_alias=True)
-        for name, value in options.items():
-            resolved |= {f"{name}.{k}": v for k, v in value.model_dump(by_alias=True).items()}
-        folder = RunFolder(settings.run_dir, settings.run_name, resolved)
+        folder = RunFolder(settings.run_dir, settings.run_name, resolved(settings, options))
         log(INFO, "Run folder: %s", folder.path)
         # An engine of this package may carry trackers of its own, such as the live table.
         trackers = [folder, *getattr(grid, "trackers", ())]
@@ -44,9 +42,12 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         if settings.compare_with == settings.method:
             log(INFO, "compare-with names the method itself: it runs once")
         present: int | None = None  # a device lost by the first method is not waited for again
+        energy = EnergyConstrained(settings)
         for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
-            results[name] = _run(grid, settings, methods[name], trackers, present)
+            results[name] = _run(grid, settings, methods[name], trackers, present, energy)
             present = max(1, len(results[name].nodes))
+            # The second method gets the same batteries, also where its iterations cost more.
+            energy = EnergyConstrained(settings, battery_j=energy.battery_j)
         report(settings, results)
         log(INFO, "Run folder: %s", folder.path)
 
@@ -59,6 +60,7 @@ def _run(
     method: type[Learner],
     trackers: Sequence[Tracker],
     min_nodes: int | None,
+    energy: EnergyConstrained,
 ) -> RoundRecord:
     """Run one method and return its last round."""
     strategy = PeerStrategy(
@@ -71,6 +73,7 @@ def _run(
         wait_timeout=settings.wait_timeout,
         min_nodes=min_nodes,
         seed=settings.seed,
+        energy=energy,
         trackers=trackers,
     )
     strategy.start(grid, num_rounds=settings.num_server_rounds, timeout=settings.round_timeout)

@@ -9,6 +9,7 @@ from flwr.common.logger import log
 
 from ..tracking.records import NodeResult, RoundRecord, Tracker
 from ..transport.messages import read_metrics, read_rejected
+from .energy_constrained import RoundBudget
 from .mixing import separate_groups
 from .roster import Member
 
@@ -33,6 +34,7 @@ class Logbook:
         self._members = members
         self._num_rounds = num_rounds
         self._trackers = tuple(trackers)
+        self._flat: set[int] = set()
 
     def announce(self, method: str, graph: nx.Graph | None) -> None:
         """Say who takes part, and whose owners are not linked in ``graph`` (None: not known)."""
@@ -79,6 +81,30 @@ class Logbook:
                 failed = self.records[server_round - 1].failed
                 failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
         self.node(server_round, partition).measured(read_metrics(content))
+
+    def budget(self, budget: RoundBudget) -> None:
+        """Note what the current round is billed, and who stays out for want of energy."""
+        record, before = self.records[-1], RoundRecord(0)
+        if len(self.records) > 1:
+            before = self.records[-2]
+        for partition, updates in budget.updates.items():
+            node = self.node(record.round, partition)
+            node.updates = updates
+            node.compute_j = float(budget.compute_j[partition])
+            node.radio_j = float(budget.radio_j[partition])
+            node.simulated_s = float(budget.seconds[partition])
+        if budget.battery_j is not None:
+            record.battery_j = {p: float(budget.battery_j[p]) for p in self._members}
+        record.total_j = before.total_j + record.compute_j + record.radio_j
+        record.total_simulated_s = before.total_simulated_s + record.simulated_s
+        record.total_bits = before.total_bits + float(budget.sent_bits.sum())
+        record.failed |= budget.flat
+        for partition in budget.flat.keys() - self._flat:
+            reason = budget.flat[partition]
+            log(WARNING, "Round %s: node %s leaves: %s", record.round, partition, reason)
+        for partition in self._flat - budget.flat.keys():
+            log(INFO, "Round %s: node %s can send again", record.round, partition)
+        self._flat = set(budget.flat)
 
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""

@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterable, Sequence
 from logging import INFO
 
 import networkx as nx
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from ..blocks import vector_problem
+from ..clients.speedometer import NEAR
 from ..plan import Payload, Plan
+from ..settings import Settings
 from ..topology import Topology, effective_spectral_gap
-from ..tracking.records import RoundRecord, Tracker
+from ..tracking.records import RoundRecord, Tracker, under
 from ..transport import Relay, size_bytes
 from ..transport.messages import (
     INBOX,
@@ -24,6 +27,7 @@ from ..transport.messages import (
     unpack,
     write_plan,
 )
+from .energy_constrained import EnergyConstrained, RoundBudget, no_budget
 from .logbook import Logbook
 from .mixing import Neighbourhood, neighbourhoods
 from .roster import Roster, handshake, wait_for_nodes
@@ -58,6 +62,9 @@ class PeerStrategy(Strategy):
         Go on with so many devices instead of all; the others' places stay empty.
     seed : int (default: 0)
         Seed of random graphs.
+    energy : EnergyConstrained, optional
+        Batteries, radio and the iterations of each round; by default every device is on mains power
+        and trains ``local_iterations``.
     trackers : sequence of Tracker
         Told of every round.
     """
@@ -74,6 +81,7 @@ class PeerStrategy(Strategy):
         wait_timeout: float = 60.0,
         min_nodes: int | None = None,
         seed: int = 0,
+        energy: EnergyConstrained | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         topology.check(num_nodes)
@@ -93,11 +101,15 @@ class PeerStrategy(Strategy):
         self.min_nodes = num_nodes if min_nodes is None else min_nodes
         self.seed = seed
         self.trackers = tuple(trackers)
+        mains = Settings(local_iterations=local_iterations, seed=seed)
+        self.energy = energy or EnergyConstrained(mains)
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
         self._relay = Relay()
         self._num_rounds = 0
         self._begun: set[int] = set()  # partitions that have answered once
+        self._budget = no_budget(num_nodes)  # of the last round that was planned
+        self._speeds: dict[int, dict[str, float]] = {}  # around each device
 
     @property
     def records(self) -> list[RoundRecord]:
@@ -117,10 +129,6 @@ class PeerStrategy(Strategy):
         log(INFO, "\t└──> Evaluated every %s round(s), and at the end", self.evaluate_every)
 
     # ---- one round --------------------------------------------------------------------------
-
-    def iterations(self, server_round: int, partition: int) -> int:
-        """Return the mini-batches that a node trains in a round."""
-        return self.local_iterations
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -142,7 +150,9 @@ class PeerStrategy(Strategy):
         self._begun |= set(good)
         for partition, content in good.items():
             self._logbook.mixing(server_round - 1, partition, content)
-            self._logbook.node(server_round, partition).trained(read_metrics(content))
+            metrics = read_metrics(content)
+            self._logbook.node(server_round, partition).trained(metrics)
+            self._speeds[partition] = under(NEAR, metrics) or self._speeds.get(partition, {})
             payload = content.array_records.get(PAYLOAD, ArrayRecord())
             if problem := self.roster.members[partition].problem_with(payload):
                 failed[partition] = problem
@@ -218,9 +228,12 @@ class PeerStrategy(Strategy):
         self.summary()
         started, result = time.monotonic(), Result()
         self._num_rounds, self._relay, self._begun = num_rounds, Relay(), set()
+        self._budget, self._speeds = no_budget(self.num_nodes), {}
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
+        work = {p: member.work for p, member in self.roster.members.items()}
+        self.energy.begin(work, self.num_nodes, num_rounds)
         fixed = self.communicates and not self.topology.time_varying
         self._logbook.announce(self.method, self._graph(1) if fixed else None)
 
@@ -248,17 +261,25 @@ class PeerStrategy(Strategy):
         mixed = server_round - 1
         invited, absent = self.roster.invite(grid)
         self._logbook.failures(absent)
-        around = self._neighbourhoods(mixed, invited)
+        mixing_graph = self._budget.graph
+        if not closing:
+            self._budget = self._plan_round(server_round, invited)
+            self._logbook.budget(self._budget)
+        budget = self._budget
+        going = [p for p in invited if p not in budget.flat]
+        around = self._neighbourhoods(mixing_graph, going)
         messages: list[Message] = []
-        for partition in invited:
+        for partition in going:
             near = around.get(partition, Neighbourhood())
             plan = Plan(
                 server_round=server_round,
-                iterations=0 if closing else self.iterations(server_round, partition),
+                iterations=0 if closing else self.local_iterations,
                 evaluate=closing or (mixed >= 1 and mixed % self.evaluate_every == 0),
                 neighbours=near.neighbours,
                 weights=dict(near.weights),
                 num_rounds=self._num_rounds,
+                by_modality={} if closing else budget.updates[partition],
+                budget_j=0.0 if closing else float(budget.budget_j[partition]),
             )
             content = RecordDict({PLAN: write_plan(plan, self.method)})
             for sender, record in self._relay.inbox(plan).items():
@@ -269,13 +290,20 @@ class PeerStrategy(Strategy):
             messages.append(Message(content, node_id, kind, group_id=str(server_round)))
         return messages
 
-    def _neighbourhoods(self, server_round: int, invited: list[int]) -> dict[int, Neighbourhood]:
-        """Return who mixes with whom: those that published in the round and are invited now."""
-        if server_round < 1 or not self.communicates:
-            return {}
-        live = [p for p in invited if p in self._relay.senders]
+    def _plan_round(self, server_round: int, invited: list[int]) -> RoundBudget:
+        """Return the live graph, the energy and the iterations of a round."""
+        graph = self._graph(server_round) if self.communicates else nx.empty_graph(self.num_nodes)
+        bits = np.zeros(self.num_nodes)
+        for partition, member in self.roster.members.items():
+            blocks = 4 * sum(member.blocks.values())
+            bits[partition] = 8 * (self._relay.bytes_of(partition) or blocks)
+        return self.energy.plan(server_round, graph, invited, bits, self._speeds)
+
+    def _neighbourhoods(self, graph: nx.Graph, going: list[int]) -> dict[int, Neighbourhood]:
+        """Return who mixes with whom: those that published in the round and are asked now."""
+        live = [p for p in going if p in self._relay.senders]
         blocks = {p: self.roster.members[p].blocks for p in live}
-        return neighbourhoods(self._graph(server_round), blocks)
+        return neighbourhoods(graph, blocks)
 
     def _graph(self, server_round: int) -> nx.Graph:
         return self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)

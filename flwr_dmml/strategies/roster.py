@@ -11,6 +11,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from ..blocks import STATISTICS
+from ..costs import Work
 from ..transport.messages import ABOUT, PLAN
 
 _POLL_S = 0.1
@@ -31,6 +32,7 @@ class Member:
     blocks: dict[str, int]  # name -> length
     digests: dict[str, str]  # name -> digest of the numbers it starts from
     num_train: int
+    work: Work
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
@@ -166,7 +168,7 @@ class Roster:
         Raises
         ------
         NoDevicesError
-            Not one reply is good.
+            Somebody was asked, and not one reply is good.
         """
         good: dict[int, RecordDict] = {}
         failed: dict[int, str] = {}
@@ -181,7 +183,7 @@ class Roster:
         for message_id, partition in open_letters.items():
             self._waiting[partition] = message_id
             failed[partition] = "no reply in time (round-timeout)"
-        if not good:
+        if failed and not good:
             raise NoDevicesError(f"every device failed: {_join_reasons(failed)}")
         return dict(sorted(good.items())), dict(sorted(failed.items()))
 
@@ -207,11 +209,17 @@ def _reason(error: Error) -> str:
 
 def _read_member(node_id: int, about: ConfigRecord) -> Member:
     names, lengths = about["block-names"], about["block-lengths"]
+    modalities = tuple(about["modalities"])  # type: ignore[arg-type]
     return Member(
         node_id=node_id,
         partition_id=int(about["partition-id"]),  # type: ignore[arg-type]
-        modalities=tuple(about["modalities"]),  # type: ignore[arg-type]
+        modalities=modalities,  # type: ignore[arg-type]
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
+        work=Work(
+            joint=float(about["flops-joint"]),  # type: ignore[arg-type]
+            solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]
+            per_round=float(about["flops-per-round"]),  # type: ignore[arg-type]
+        ),
     )

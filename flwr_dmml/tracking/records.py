@@ -3,9 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import sqrt
+from math import fsum, isfinite, sqrt
 from statistics import fmean
 from typing import Any, Protocol
+
+import numpy as np
+
+from ..balance import balance_metric
 
 
 @dataclass
@@ -21,23 +25,44 @@ class NodeResult:
     disagreement: float | None = None  # sum_j w_kj ||x_k - x_j||^2
     bytes_sent: int = 0
     speed: dict[str, float] = field(default_factory=dict)  # training speed of each modality
+    updates: dict[str, int] = field(default_factory=dict)  # of each modality's encoder
+    compute_j: float = 0.0
+    radio_j: float = 0.0
+    simulated_s: float = 0.0  # to compute and to send
 
     def trained(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured while training."""
         self.train_loss = metrics.get("train.loss")
-        self.speed = _under("speed.", metrics)
+        self.speed = under("speed.", metrics)
+
+    @property
+    def balance(self) -> float | None:
+        """The balance metric, >= 1, 1 is balanced; None where there is nothing to balance."""
+        if len(self.speed) < 2 or not all(self.updates.get(m) for m in self.speed):
+            return None
+        value = balance_metric(self.speed, self.updates)
+        return value if isfinite(value) else None
 
     def measured(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured after mixing, see :class:`~flwr_dmml.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
         self.accuracy = metrics.get("test.accuracy")
         self.validation_accuracy = metrics.get("validation.accuracy")
-        self.accuracy_by_modality = _under("test.accuracy.", metrics)
+        self.accuracy_by_modality = under("test.accuracy.", metrics)
 
 
-def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics whose names begin with ``prefix``, by what follows it."""
     return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+
+
+def _mean_by_key(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each key over the tables that have it."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for table in tables:
+        for name, value in table.items():
+            groups[name].append(value)
+    return {name: fmean(values) for name, values in sorted(groups.items())}
 
 
 @dataclass
@@ -48,6 +73,10 @@ class RoundRecord:
     by_partition: dict[int, NodeResult] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)  # partition -> reason
     seconds: float = 0.0  # wall clock; not part of :meth:`to_json`
+    battery_j: dict[int, float] = field(default_factory=dict)  # of all devices; {} on mains power
+    total_j: float = 0.0  # spent by all devices, this round included
+    total_simulated_s: float = 0.0  # on the devices, this round included
+    total_bits: float = 0.0  # put on the air by all devices, this round included
 
     def node(self, partition: int, modalities: Iterable[str]) -> NodeResult:
         """Return the entry of a node, new if it has none yet."""
@@ -77,20 +106,13 @@ class RoundRecord:
     @property
     def accuracy_by_set(self) -> dict[str, float]:
         """Mean test accuracy of the nodes that own exactly this set of modalities."""
-        groups: dict[str, list[float]] = defaultdict(list)
-        for node in self.nodes:
-            if node.accuracy is not None:
-                groups[node.modalities].append(node.accuracy)
-        return {name: fmean(values) for name, values in sorted(groups.items())}
+        evaluated = (node for node in self.nodes if node.accuracy is not None)
+        return _mean_by_key({node.modalities: node.accuracy or 0.0} for node in evaluated)
 
     @property
     def accuracy_by_modality(self) -> dict[str, float]:
         """Mean test accuracy of a modality's owners when they use that modality alone."""
-        groups: dict[str, list[float]] = defaultdict(list)
-        for node in self.nodes:
-            for name, value in node.accuracy_by_modality.items():
-                groups[name].append(value)
-        return {name: fmean(values) for name, values in sorted(groups.items())}
+        return _mean_by_key(node.accuracy_by_modality for node in self.nodes)
 
     @property
     def train_loss(self) -> float | None:
@@ -114,6 +136,48 @@ class RoundRecord:
         """Bytes a node sent to its neighbours in this round, mean over nodes."""
         return fmean([n.bytes_sent for n in self.nodes]) if self.nodes else 0.0
 
+    @property
+    def compute_j(self) -> float:
+        """Joules that all devices spent on computing in this round."""
+        return fsum(n.compute_j for n in self.nodes)
+
+    @property
+    def radio_j(self) -> float:
+        """Joules that all devices spent on sending in this round."""
+        return fsum(n.radio_j for n in self.nodes)
+
+    @property
+    def simulated_s(self) -> float:
+        """How long the round takes on the devices: the slowest one's computing and sending."""
+        return max((n.simulated_s for n in self.nodes), default=0.0)
+
+    @property
+    def battery_quantiles_j(self) -> list[float] | None:
+        """Lowest, quartiles and highest of all batteries, those of flat devices included."""
+        levels = sorted(self.battery_j.values())
+        return [float(q) for q in np.quantile(levels, [0, 0.25, 0.5, 0.75, 1])] if levels else None
+
+    @property
+    def updates_by_modality(self) -> dict[str, float]:
+        """Updates of each modality's encoder in this round, mean over those that own it."""
+        return _mean_by_key([node.updates for node in self.nodes])
+
+    @property
+    def balance(self) -> float | None:
+        """Balance metric, mean over the devices with several modalities."""
+        values = [n.balance for n in self.nodes if n.balance is not None]
+        return fmean(values) if values else None
+
+    @property
+    def network_balance(self) -> float | None:
+        """Balance metric of the network: each modality's progress is the mean over its owners."""
+        progress = [
+            {m: speed * n.updates.get(m, 0) for m, speed in n.speed.items()} for n in self.nodes
+        ]
+        by_modality = _mean_by_key(progress)
+        lowest = min(by_modality.values(), default=0.0)
+        return max(by_modality.values()) / lowest if len(by_modality) > 1 and lowest > 0 else None
+
     def to_text(self) -> str:
         """Return one line for the log; only for an evaluated round."""
         apart = self.consensus_distance
@@ -124,8 +188,21 @@ class RoundRecord:
             f"accuracy mean {self.accuracy or 0:.3f}  min {self.min_accuracy or 0:.3f}  "
             f"max {self.max_accuracy or 0:.3f} | devices with {by_set} | "
             f"from {by_modality} alone | {distance}"
-            f"{self.bytes_sent / 1e3:.1f} kB sent per device"
+            f"{self.bytes_sent / 1e3:.1f} kB sent per device | {self._energy_text()}"
         )
+
+    def _energy_text(self) -> str:
+        """Return what the run has taken so far, and how this round was balanced."""
+        updates = "  ".join(f"{m} {u:.1f}" for m, u in self.updates_by_modality.items())
+        spent = f"{self.compute_j:.3g} computing and {self.radio_j:.3g} sending in this round"
+        took = f"{self.total_simulated_s:.3g} s on the devices"
+        parts = [f"{self.total_j:.3g} J ({spent}), {took}", f"iterations {updates}"]
+        if self.battery_quantiles_j:
+            low, _, median, _, high = self.battery_quantiles_j
+            parts.insert(1, f"batteries {low:.3g} to {high:.3g} J, median {median:.3g}")
+        if self.balance is not None:
+            parts.append(f"balance {self.balance:.2f}")
+        return " | ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to ``metrics.jsonl``: summary first, then the nodes."""
@@ -139,8 +216,21 @@ class RoundRecord:
             "accuracy_by_modality": self.accuracy_by_modality,
             "consensus_distance": self.consensus_distance,
             "bytes_sent_per_node": self.bytes_sent,
+            "compute_j": self.compute_j,
+            "radio_j": self.radio_j,
+            "total_j": self.total_j,
+            "battery_quantiles_j": self.battery_quantiles_j,
+            "updates_by_modality": self.updates_by_modality,
+            "balance": self.balance,
+            "network_balance": self.network_balance,
+            "simulated_s": self.simulated_s,
+            "total_simulated_s": self.total_simulated_s,
+            "total_bits": self.total_bits,
             "failed": {str(k): v for k, v in sorted(self.failed.items())},
-            "nodes": [asdict(node) for node in self.nodes],
+            "nodes": [
+                asdict(n) | {"balance": n.balance, "battery_j": self.battery_j.get(n.partition)}
+                for n in self.nodes
+            ],
         }
 
 

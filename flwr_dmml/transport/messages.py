@@ -1,5 +1,7 @@
 """How plans, payloads and states are written in Flower's records. Never a pickle."""
 
+from math import inf, isfinite
+
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -44,6 +46,8 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
             "evaluate": plan.evaluate,
         }
     )
+    if isfinite(plan.budget_j):
+        record["budget-j"] = plan.budget_j
     if plan.neighbours:
         record["neighbours"] = list(plan.neighbours)
     for modality, updates in plan.by_modality.items():
@@ -61,6 +65,7 @@ def read_plan(record: ConfigRecord) -> Plan:
         iterations=int(record["iterations"]),  # type: ignore[arg-type]
         num_rounds=int(record["num-rounds"]),  # type: ignore[arg-type]
         evaluate=bool(record["evaluate"]),
+        budget_j=float(record.get("budget-j", inf)),  # type: ignore[arg-type]
         neighbours=tuple(neighbours),  # type: ignore[arg-type]
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)  # type: ignore[arg-type]

@@ -27,6 +27,10 @@ class Relay:
         """Partition ids whose payloads are here."""
         return frozenset(self._payloads)
 
+    def bytes_of(self, partition: int) -> int:
+        """Return the bytes of a device's last payload, 0 for none."""
+        return size_bytes(self._payloads.get(partition, ArrayRecord()))
+
     def inbox(self, plan: Plan) -> dict[int, ArrayRecord]:
         """Return what goes with ``plan``: a record for each of its neighbours."""
         records: dict[int, ArrayRecord] = {}

@@ -1,0 +1,53 @@
+"""What a device's iterations cost, counted on its real model and loss."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..costs import Work
+from ..options import Options
+from ..plan import Plan
+from ..settings import Settings
+from .learner import Learner
+
+_Key = tuple[type[Learner], Settings, Options, tuple[str, ...]]
+_measured: dict[_Key, Work] = {}  # devices of one process with the same model count once
+
+
+def measure_work(learner: Learner) -> Work:
+    """Count the operations of real iterations: forward, losses and backward, on a mini-batch.
+
+    Counted are matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does (a
+    multiply-add is 2); not biases, norms, activations, element-wise losses and the optimiser, which
+    are small beside them. A round's own work is counted as in round 2, without neighbours.
+
+    The learner is reset before and after: it must not have been trained.
+    """
+    settings, modalities = learner.settings, learner.partition.modalities
+    key = (type(learner), settings, learner.options, modalities)
+    if key not in _measured:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            learner.reset()
+            _measured[key] = _measure(learner)
+        learner.reset()
+    return _measured[key]
+
+
+def _measure(learner: Learner) -> Work:
+    plan, modalities = Plan(server_round=2, iterations=1), learner.partition.modalities
+    learner.server_round = plan.server_round
+    with FlopCounterMode(display=False) as before:
+        learner.before_training(plan, {})
+    batch = next(iter(learner.batches(1)))
+    learner.model.train()
+
+    def iteration(*subset: str) -> float:
+        with FlopCounterMode(display=False) as counter:
+            learner.local_loss(batch.only(subset)).backward()  # type: ignore[no-untyped-call]
+        return float(counter.get_total_flops())
+
+    joint = iteration(*modalities)
+    solo = {m: iteration(m) for m in modalities} if len(modalities) > 1 else {modalities[0]: joint}
+    with FlopCounterMode(display=False) as after:
+        learner.after_training(plan, {})
+    return Work(joint, solo, float(before.get_total_flops() + after.get_total_flops()))

@@ -1,0 +1,155 @@
+"""The settings that every method shares (:class:`Settings`)."""
+
+from math import cos, pi
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from .data import LoadOptions, PartitionOptions
+from .options import AllocationOptions, EnergyOptions, Options, WirelessOptions
+from .topology import Topology, make_topology
+
+
+class Settings(Options):
+    """The settings that every method shares; groups of them have a prefix (``energy.…``)."""
+
+    method: str = Field("dmml-kd", description="method to train with (see --list-methods)")
+    compare_with: str = Field(
+        "", description="run this method first, on the same devices, data and seed, and compare"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
+
+    num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
+    num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
+    local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
+    stagger: float = Field(
+        0.0, ge=0, le=1, description="share of joint iterations split into solo ones"
+    )
+    speed_metric: Literal["conditional", "relative", "cumulative", "cosine", "path"] = Field(
+        "conditional", description="how the training speed of a modality is measured"
+    )
+    modality_loss: float = Field(
+        0.0, ge=0, description="weight of each modality's own cross-entropy in a joint iteration"
+    )
+    evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
+    wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
+    round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
+
+    topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
+    topology_degree: int = Field(4, ge=1, description="degree (random-regular, watts-strogatz)")
+    topology_probability: float = Field(
+        0.3, ge=0, le=1, description="edge or rewiring probability (erdos-renyi, watts-strogatz)"
+    )
+    topology_side_m: float = Field(
+        100.0, gt=0, description="side of the square that devices stand in, m (geometric)"
+    )
+    topology_range_m: float = Field(
+        50.0, gt=0, description="devices this near are linked, m (geometric)"
+    )
+    topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
+
+    dataset: str = Field("digits", description="data set: digits, av-digits, or one of your own")
+    data_path: str = Field("", description="folder of the data set, where it needs one")
+    snr_db: float = Field(0.0, ge=-40, le=80, description="signal-to-noise ratio of the audio, dB")
+    image_visible: float = Field(
+        1.0, gt=0, le=1, description="share of an image's rows, from the top, that is visible"
+    )
+    partition: Literal["dirichlet", "iid", "natural"] = Field(
+        "dirichlet", description="how samples are dealt to devices"
+    )
+    alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
+    samples_per_node: int = Field(0, ge=0, description="samples of a device; 0 shares out all")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of a device's samples held out for its validation"
+    )
+    modality_pattern: str = Field(
+        "audio,image,audio+image", description="sensors of devices 0, 1, 2, ..., cycled"
+    )
+    modality_shares: str = Field(
+        "", description="instead of a pattern: 'audio=0.5,image=0.2,audio+image=0.3'"
+    )
+
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="local optimiser")
+    learning_rate: float = Field(0.05, gt=0, description="learning rate of round 1")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay")
+    clip_norm: float = Field(5.0, ge=0, description="clip the gradient norm to this; 0 does not")
+    lr_schedule: Literal["constant", "cosine", "step"] = Field(
+        "constant", description="over rounds: constant, cosine to 0, or x0.1 at 80 %"
+    )
+    batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
+
+    common_dim: int = Field(32, ge=1, description="length of the modality-common features")
+    specific_dim: int = Field(32, ge=1, description="length of the modality-specific features")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (a GPU when there is one), cpu, cuda, cuda:1",
+    )
+    torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
+
+    run_dir: str = Field("runs", description="folder of the run folders")
+    run_name: str = Field(
+        "",
+        pattern=r"^([\w-][\w.-]*)?$",
+        description="name of this run's folder; empty takes date and method",
+    )
+
+    energy: EnergyOptions = EnergyOptions()
+    allocation: AllocationOptions = AllocationOptions()
+    wireless: WirelessOptions = WirelessOptions()
+
+    def make_topology(self) -> Topology:
+        """Return the graph family that the settings name.
+
+        Raises
+        ------
+        TopologyError
+            Unknown family or impossible parameters.
+        """
+        return make_topology(
+            self.topology,
+            degree=self.topology_degree,
+            probability=self.topology_probability,
+            path=str(Path(self.topology_file).expanduser()) if self.topology_file else "",
+            side_m=self.topology_side_m,
+            range_m=self.topology_range_m,
+        )
+
+    @property
+    def data_folder(self) -> str:
+        """``data_path`` with ``~`` expanded."""
+        return str(Path(self.data_path).expanduser()) if self.data_path else ""
+
+    def partition_options(self) -> PartitionOptions:
+        """Return what the data layer needs to make any device's part of the data."""
+        return PartitionOptions(
+            dataset=self.dataset,
+            load=LoadOptions(
+                path=self.data_folder,
+                snr_db=self.snr_db,
+                image_visible=self.image_visible,
+                seed=self.seed,
+            ),
+            num_nodes=self.num_nodes,
+            scheme=self.partition,
+            alpha=self.alpha,
+            samples_per_node=self.samples_per_node,
+            validation_fraction=self.validation_fraction,
+            modality_pattern="" if self.modality_shares else self.modality_pattern,
+            modality_shares=self.modality_shares,
+            seed=self.seed,
+        )
+
+    def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
+        """Return the learning rate of a round (1-based) under ``lr-schedule``.
+
+        ``num_rounds`` is that of the run; 0 takes ``num-server-rounds``.
+        """
+        done = (server_round - 1) / (num_rounds or self.num_server_rounds)  # in [0, 1)
+        if self.lr_schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + cos(pi * done))
+        if self.lr_schedule == "step" and done >= 0.8:
+            return self.learning_rate * 0.1
+        return self.learning_rate

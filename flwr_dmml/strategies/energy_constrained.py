@@ -1,0 +1,275 @@
+"""A round's plan under remaining energy: live links, joules, iterations of every modality."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from ..allocation import Allocation, RoundProblem, allocate, sync_only, uniform
+from ..balance import effective_speeds
+from ..costs import FleetCosts, Work
+from ..energy import Floats, Ledger, greedy, pacing
+from ..seeding import numpy_generator
+from ..settings import Settings
+
+Updates = dict[str, int]
+"""Encoder updates by modality."""
+
+
+_TRIAL_ROUNDS = 10  # whose channels tell what sending takes, before the first round
+
+Rule = Callable[[RoundProblem, bool], Allocation]
+RULES: dict[str, Rule] = {
+    "uniform": lambda problem, trains: uniform(problem),
+    "max-min": lambda problem, trains: allocate(problem, "max-min"),
+    "proportional": lambda problem, trains: allocate(problem, "proportional"),
+    "least-squares": lambda problem, trains: allocate(problem, "least-squares"),
+    "random": lambda problem, trains: allocate(problem, "max-min"),
+    "sync-only": lambda problem, trains: sync_only(problem, server_round=1 if trains else 2),
+}
+"""What ``allocation.rule`` names: (problem, whether this round trains) -> plan."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Sending:
+    """The links that work in a round, and what one broadcast of each device costs, ``[node]``."""
+
+    graph: nx.Graph
+    energy_j: Floats
+    time_s: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class RoundBudget:
+    """What a round may cost and what it is billed, as :meth:`EnergyConstrained.plan` decides.
+
+    Attributes
+    ----------
+    graph : networkx.Graph
+        All devices, and the links that work between those that take part.
+    updates : dict of int to dict of str to int
+        ``tau[k, m]`` of every device that takes part; all 0 for one that is parked.
+    flat : dict of int to str
+        Who stays out because its battery cannot pay for sending, and why.
+    budget_j : FloatArray, shape ``[node]``
+        The most that the computing of this round may cost.
+    compute_j, radio_j, seconds : FloatArray, shape ``[node]``
+        What the round is billed, and how long it takes each device to compute and send.
+    battery_j : FloatArray or None, shape ``[node]``
+        What is left after it; None on mains power.
+    sent_bits : FloatArray, shape ``[node]``
+        What each device puts on the air: its payload once, to all neighbours.
+    """
+
+    graph: nx.Graph
+    updates: dict[int, Updates]
+    flat: dict[int, str]
+    budget_j: Floats
+    compute_j: Floats
+    radio_j: Floats
+    seconds: Floats
+    battery_j: Floats | None
+    sent_bits: Floats
+
+
+def no_budget(num_nodes: int) -> RoundBudget:
+    """Return what holds before the first round: nobody takes part, nothing is billed."""
+    nothing = np.zeros(num_nodes)
+    graph = nx.empty_graph(num_nodes)
+    return RoundBudget(graph, {}, {}, nothing, nothing, nothing, nothing, None, nothing)
+
+
+class EnergyConstrained:
+    """Batteries, radio and the allocation of iterations of a fleet, round by round.
+
+    Every round: the channel gives the links that work and what sending costs; a device that cannot
+    pay for it stays out; what the others have left, paced over the rounds to come, is the budget
+    of their computing, never more than ``local-iterations`` of every modality; the rule of
+    ``allocation.rule`` makes iterations of it; the ledger books them. Booked is the plan: a device
+    that fails on the way has spent its energy all the same.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``energy``, ``allocation`` and ``wireless``, ``local-iterations``, ``stagger``,
+        ``topology-side-m`` and ``seed`` are read.
+    battery_j : FloatArray, shape ``[node]``, optional
+        What the batteries hold at the start, instead of what ``energy`` says.
+    """
+
+    def __init__(self, settings: Settings, *, battery_j: Floats | None = None) -> None:
+        self.settings = settings
+        self._given_j = battery_j
+
+    def begin(self, work: Mapping[int, Work], num_nodes: int, num_rounds: int) -> None:
+        """Take note of the devices' work; the first plan fills their batteries."""
+        s = self.settings
+        self._num_rounds = num_rounds
+        fleet = s.energy.fleet(num_nodes, s.seed)
+        self.costs = FleetCosts.of(fleet, work)
+        self._full_j = self.costs.planning.energy_j.sum(axis=1) * s.local_iterations  # [node]
+        self._wireless = s.wireless.make(s.topology_side_m, fleet) if s.wireless.enabled else None
+        self._radio_j = np.zeros((0, num_nodes))  # [round, node], of the rounds so far
+
+    def plan(
+        self,
+        server_round: int,
+        graph: nx.Graph,
+        present: Collection[int],
+        payload_bits: Floats,
+        speeds: Mapping[int, Mapping[str, float]],
+    ) -> RoundBudget:
+        """Plan a round and book it.
+
+        Parameters
+        ----------
+        server_round : int
+            The round, from 1; each is planned once, in order.
+        graph : networkx.Graph
+            Who is to send to whom, on all nodes.
+        present : collection of int
+            The devices that can be asked.
+        payload_bits : FloatArray, shape ``[node]``
+            What each of them will send.
+        speeds : mapping of int to mapping of str to float
+            Training speed of each modality around each device, where known.
+        """
+        if server_round == 1:
+            self._fill_batteries(graph, payload_bits)
+        sending, flat = self._sending(server_round, graph, set(present), payload_bits)
+        live = sorted(set(present) - set(flat))
+        takes_part = np.isin(np.arange(len(payload_bits)), live)  # [node]
+        problem = self._problem(server_round, sending, takes_part, speeds)
+        tau = RULES[self.settings.allocation.rule](problem, self._trains(server_round)).tau
+        compute_j, compute_s = self.costs.bill(tau, self.settings.stagger)
+        seconds = compute_s + sending.time_s
+        on_air = [k for k in live if sending.graph.degree(k)]
+        self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
+        return RoundBudget(
+            graph=sending.graph,
+            updates={k: self._by_modality(k, tau[k]) for k in live},
+            flat=flat,
+            budget_j=problem.budget_j,
+            compute_j=compute_j,
+            radio_j=sending.energy_j,
+            seconds=seconds,
+            battery_j=None if self.settings.energy.on_mains else self.ledger.remaining_j,
+            sent_bits=np.where(np.isin(np.arange(len(tau)), on_air), payload_bits, 0.0),
+        )
+
+    def _fill_batteries(self, graph: nx.Graph, payload_bits: Floats) -> None:
+        """Put in the batteries what the settings say, for a fleet that sends over ``graph``."""
+        s, rounds = self.settings, self._num_rounds
+        if self._given_j is not None:
+            self.battery_j = self._given_j
+        elif s.energy.battery_share:
+            trial = range(1, min(rounds, _TRIAL_ROUNDS) + 1)
+            sent = [self._broadcast(t, graph, payload_bits).energy_j for t in trial]
+            training_j = self._full_j + self.costs.per_round.energy_j[:, 0]
+            round_j = s.energy.battery_share * training_j + np.mean(sent, axis=0)
+            self.battery_j = rounds * round_j
+        else:
+            self.battery_j = np.full(len(payload_bits), s.energy.battery_j)
+        self.ledger = Ledger(self.battery_j, np.inf if s.energy.on_mains else None)
+
+    def _sending(
+        self, server_round: int, graph: nx.Graph, live: set[int], payload_bits: Floats
+    ) -> tuple[_Sending, dict[int, str]]:
+        """Return what sending costs those who can pay for it, and why the others cannot."""
+        flat: dict[int, str] = {}
+        left_j = self.ledger.remaining_j
+        while True:  # a device with fewer neighbours sends at less cost
+            between = nx.create_empty_copy(graph)
+            between.add_edges_from(graph.subgraph(live).edges)
+            sending = self._broadcast(server_round, between, payload_bits)
+            if self.settings.energy.on_mains:
+                return sending, flat
+            poor = [k for k in sorted(live) if not self.ledger.can_afford(sending.energy_j)[k]]
+            if not poor:
+                return sending, flat
+            for k in poor:
+                cost_j = sending.energy_j[k]
+                flat[k] = f"its battery holds {left_j[k]:.3g} J, sending takes {cost_j:.3g} J"
+            live = live - set(poor)
+
+    def _broadcast(self, server_round: int, graph: nx.Graph, payload_bits: Floats) -> _Sending:
+        free = np.zeros(len(payload_bits))
+        if self._wireless is None:
+            return _Sending(graph, free, free)
+        radio = self._wireless.broadcast(
+            graph, payload_bits, server_round=server_round, seed=self.settings.seed
+        )
+        return _Sending(radio.graph, radio.energy_j, radio.time_s)
+
+    def _problem(
+        self,
+        server_round: int,
+        sending: _Sending,
+        takes_part: NDArray[np.bool_],
+        speeds: Mapping[int, Mapping[str, float]],
+    ) -> RoundProblem:
+        """Return the allocation's problem: prices, speeds, and what may be spent."""
+        allocation, most = self.settings.allocation, self.settings.local_iterations
+        overhead = self.costs.per_round
+        budget_j = self._full_j * (1 + 1e-9)  # rounding must not cost an iteration
+        if not self.settings.energy.on_mains:
+            left_j = self._spendable_j(server_round, sending.energy_j) - overhead.energy_j[:, 0]
+            budget_j = np.minimum(budget_j, left_j)
+        return RoundProblem.of(
+            self._speed(server_round, speeds),
+            self.costs.planning.energy_j,
+            budget_j,
+            seconds=self.costs.planning.time_s,
+            owned=self.costs.owned & takes_part[:, None],
+            latency_s=allocation.latency_limit_s - sending.time_s - overhead.time_s[:, 0],
+            tau_min=min(allocation.min_iterations, most),
+            tau_max=allocation.max_iterations or 2 * most,
+        )
+
+    def _spendable_j(self, server_round: int, radio_j: Floats) -> Floats:
+        """Return what computing may take in this round, ``[node]``."""
+        if not self.settings.energy.pacing:
+            return greedy(self.ledger.remaining_j, radio_j)
+        self._radio_j = np.concatenate([self._radio_j, radio_j[None]])
+        rounds = range(server_round, self._num_rounds + 1)
+        training = [t for t in rounds if self._trains(t)]
+        return pacing(
+            self.ledger.remaining_j,
+            radio_j,
+            len(rounds),
+            expected_radio_j=self._radio_j.mean(axis=0),
+            training_rounds=max(1, len(training)),
+        )
+
+    def _trains(self, server_round: int) -> bool:
+        rule = self.settings.allocation
+        return rule.rule != "sync-only" or (server_round - 1) % rule.train_every == 0
+
+    def _speed(self, server_round: int, speeds: Mapping[int, Mapping[str, float]]) -> Floats:
+        """Return the speeds ``[node, modality]`` that the rule goes by; all 1 is uniform."""
+        rule, shape = self.settings.allocation, self.costs.owned.shape
+        if rule.rule == "random":
+            draws = numpy_generator(self.settings.seed, "allocation", server_round).random(shape)
+            return np.asarray(rule.max_ratio**draws)
+        table = np.ones(shape)
+        if server_round > rule.warm_up:
+            for k, known in speeds.items():
+                own = self.costs.modalities_of(k)
+                around = {m: known.get(m, np.nan) for m in own}
+                values = effective_speeds(around, exponent=rule.exponent, max_ratio=rule.max_ratio)
+                table[k, self.costs.owned[k]] = [values[m] for m in own]
+        return table
+
+    def _by_modality(self, node: int, tau: NDArray[np.int64]) -> Updates:
+        owned = self.costs.owned[node]
+        return dict(zip(self.costs.modalities_of(node), tau[owned].tolist(), strict=True))
+
+    def _book(self, compute_j: Floats, radio_j: Floats, round_s: float) -> None:
+        if self.settings.energy.on_mains:
+            self.ledger.harvest(compute_j + radio_j)  # drawn as it is spent
+        self.ledger.charge("compute", compute_j)
+        self.ledger.charge("radio", radio_j)
+        if not self.settings.energy.on_mains:
+            self.ledger.harvest(self.settings.energy.harvesting_w * round_s)
