@@ -167,6 +167,10 @@ def _coordinator_problems(settings: Settings) -> list[str]:
     problems: list[str] = []
     if (run_dir := Path(settings.run_dir).expanduser()).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
+    if settings.wireless.shared and settings.allocation.rule == "sync-only":
+        problems.append(
+            "allocation.rule = 'sync-only': not with a shared band (wireless.shared-band-hz)"
+        )
     try:
         fleet = settings.energy.fleet(settings.num_nodes, settings.seed)
         radios = settings.wireless.make(settings.topology_side_m, fleet)

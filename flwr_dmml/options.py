@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .profiles import PROFILES, DeviceProfile, draw_fleet
+from .profiles import DeviceProfile, draw_fleet
 from .wireless import ChannelModel, Wireless
 
 
@@ -32,7 +32,7 @@ class EnergyOptions(Options):
     """What devices run on."""
 
     devices: str = Field(
-        "raspberry-pi-4", description=f"kinds of devices, in equal shares: {', '.join(PROFILES)}"
+        "raspberry-pi-4", description="kinds of devices, in equal shares: 'phone,jetson-nano'"
     )
     clock_jitter: float = Field(
         0.0, ge=0, lt=1, description="every clock is slower than its profile's by up to this share"
@@ -40,10 +40,9 @@ class EnergyOptions(Options):
     battery_share: float = Field(
         0.0,
         ge=0,
-        description="energy at the start: what sending takes, and this share of what computing "
-        "local-iterations in every round takes; 0 is mains power (or battery-j)",
+        description="battery: what sending takes, and this share of computing all; 0 is mains",
     )
-    battery_j: float = Field(0.0, ge=0, le=1e6, description="energy at the start in joules instead")
+    battery_j: float = Field(0.0, ge=0, le=1e6, description="battery in joules instead")
     harvesting_w: float = Field(0.0, ge=0, description="power that refills the battery")
     pacing: bool = Field(
         True, description="spread what is left evenly over the rounds to come; off spends it first"
@@ -73,9 +72,7 @@ class AllocationOptions(Options):
     rule: Literal["uniform", "max-min", "proportional", "least-squares", "random", "sync-only"] = (
         Field(
             "uniform",
-            description="uniform: all modalities alike; max-min, proportional, least-squares: by "
-            "training speed, the slow ones get more; random: at random speeds; sync-only: uniform, "
-            "but only every train-every rounds",
+            description="who gets the iterations: all modalities alike, or the slow ones more",
         )
     )
     min_iterations: int = Field(
@@ -87,7 +84,7 @@ class AllocationOptions(Options):
         0, ge=0, description="most iterations of a modality in a round; 0 is 2 x local-iterations"
     )
     max_ratio: float = Field(
-        3.0, ge=1, description="a modality counts as at most so many times as fast as the slowest"
+        3.0, ge=1, description="a modality counts as at most so many times the slowest's speed"
     )
     exponent: float = Field(
         1.0, ge=0, le=4, description="iterations go with speed to minus this power; 0 is uniform"
@@ -130,10 +127,18 @@ class WirelessOptions(Options):
     rician_k: float = Field(3.0, ge=0, description="direct over scattered power (rician)")
     power_w: float = Field(0.0, ge=0, description="transmit power; 0 takes the device profile's")
     bandwidth_hz: float = Field(1e6, gt=0, description="band of each device")
+    shared_band_hz: float = Field(
+        0.0, ge=0, description="one band for all instead, allocated with the iterations; 0 is none"
+    )
     min_rate_bps: float = Field(0.0, ge=0, description="slower links are down in that round")
 
+    @property
+    def shared(self) -> bool:
+        """Whether all devices send in one band."""
+        return self.enabled and self.shared_band_hz > 0
+
     def make(self, side_m: float, fleet: list[DeviceProfile]) -> Wireless:
-        """Return the radios of a fleet.
+        """Return the radios of a fleet; of a shared band each has an equal part.
 
         Raises
         ------
@@ -152,7 +157,7 @@ class WirelessOptions(Options):
                 rician_k=self.rician_k,
             ),
             power_w=powers,
-            bandwidth_hz=self.bandwidth_hz,
+            bandwidth_hz=self.shared_band_hz / len(fleet) or self.bandwidth_hz,
             min_rate_bps=self.min_rate_bps,
         )
 

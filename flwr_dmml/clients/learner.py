@@ -13,7 +13,6 @@ from ..blocks import (
     check_mixable,
     flatten,
     load_flat,
-    mix,
     num_parameters,
     vector_problem,
 )
@@ -25,6 +24,7 @@ from ..seeding import derive_seed, torch_generator
 from ..settings import Settings
 from .batch import Batch, draw_batches
 from .devices import on_device, resolve_device
+from .gossip import mix_blocks
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
 from .speedometer import Speedometer
 
@@ -170,10 +170,10 @@ class Learner:
         """
         self.server_round = plan.server_round
         # Whatever a model draws from the global generator (dropout, say) is seeded as well.
-        self.rejected = []
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_for("global"))
-            metrics = self._mix(plan, inbox)
+            disagreement, self.rejected = mix_blocks(self.blocks(), plan, inbox)
+            metrics = {"mix.disagreement": disagreement} if plan.neighbours else {}
             if plan.evaluate:
                 metrics |= self.evaluate()
             if plan.iterations == 0:
@@ -199,32 +199,6 @@ class Learner:
         return derive_seed(
             self.settings.seed, purpose, self.partition.partition_id, self.server_round
         )
-
-    def _mix(self, plan: Plan, inbox: Inbox) -> dict[str, float]:
-        """Mix every block with the neighbours that own it.
-
-        What cannot be mixed is left out and its weight given to the own copy, which keeps the
-        weights of all others doubly stochastic. Returns ``sum_j w_kj ||x_k - x_j||^2`` over all
-        that is mixed (0 at consensus; this project's measure), unless there is nobody to mix with.
-        """
-        disagreement = 0.0
-        blocks = self.blocks()
-        for name, weights in plan.weights.items():
-            own, own_weight = flatten(blocks[name]), weights[0]
-            good: list[tuple[float, Tensor]] = []
-            for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
-                if weight == 0.0:
-                    continue
-                vector = inbox[neighbour].get(name)
-                problem = "is missing" if vector is None else vector_problem(vector, len(own))
-                if problem or vector is None:
-                    self.rejected.append(f"{neighbour}: block {name} {problem}")
-                    own_weight += weight
-                    continue
-                good.append((weight, vector))
-                disagreement += weight * float(torch.sum((own.double() - vector.double()) ** 2))
-            load_flat(blocks[name], mix(own, own_weight, good))
-        return {"mix.disagreement": disagreement} if plan.neighbours else {}
 
     def _train(self, plan: Plan, updates: Mapping[str, int]) -> dict[str, float]:
         self.model.train()

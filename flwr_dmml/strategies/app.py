@@ -12,6 +12,7 @@ from ..config import Settings, parse_settings, resolved
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
 from .energy_constrained import EnergyConstrained
 from .peer import PeerStrategy
+from .shared_band import SharedBandConstrained
 
 
 def make_server_app(*learners: type[Learner]) -> ServerApp:
@@ -42,12 +43,13 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         if settings.compare_with == settings.method:
             log(INFO, "compare-with names the method itself: it runs once")
         present: int | None = None  # a device lost by the first method is not waited for again
-        energy = EnergyConstrained(settings)
+        constrained = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
+        energy = constrained(settings)
         for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
             results[name] = _run(grid, settings, methods[name], trackers, present, energy)
             present = max(1, len(results[name].nodes))
             # The second method gets the same batteries, also where its iterations cost more.
-            energy = EnergyConstrained(settings, battery_j=energy.battery_j)
+            energy = constrained(settings, battery_j=energy.battery_j)
         report(settings, results)
         log(INFO, "Run folder: %s", folder.path)
 

@@ -33,12 +33,23 @@ RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True, eq=False)
-class _Sending:
+class Sending:
     """The links that work in a round, and what one broadcast of each device costs, ``[node]``."""
 
     graph: nx.Graph
     energy_j: Floats
     time_s: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a round's links, iterations ``[node, modality]`` and limits are to be."""
+
+    sending: Sending
+    flat: dict[int, str]
+    tau: NDArray[np.int64]
+    budget_j: Floats
+    notes: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +72,8 @@ class RoundBudget:
         What is left after it; None on mains power.
     sent_bits : FloatArray, shape ``[node]``
         What each device puts on the air: its payload once, to all neighbours.
+    notes : list of str
+        What the allocation has to say: of a solver that failed, say.
     """
 
     graph: nx.Graph
@@ -72,13 +85,7 @@ class RoundBudget:
     seconds: Floats
     battery_j: Floats | None
     sent_bits: Floats
-
-
-def no_budget(num_nodes: int) -> RoundBudget:
-    """Return what holds before the first round: nobody takes part, nothing is billed."""
-    nothing = np.zeros(num_nodes)
-    graph = nx.empty_graph(num_nodes)
-    return RoundBudget(graph, {}, {}, nothing, nothing, nothing, nothing, None, nothing)
+    notes: list[str]
 
 
 class EnergyConstrained:
@@ -138,26 +145,39 @@ class EnergyConstrained:
         """
         if server_round == 1:
             self._fill_batteries(graph, payload_bits)
-        sending, flat = self._sending(server_round, graph, set(present), payload_bits)
-        live = sorted(set(present) - set(flat))
-        takes_part = np.isin(np.arange(len(payload_bits)), live)  # [node]
-        problem = self._problem(server_round, sending, takes_part, speeds)
-        tau = RULES[self.settings.allocation.rule](problem, self._trains(server_round)).tau
+        decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
+        tau, sending = decision.tau, decision.sending
         compute_j, compute_s = self.costs.bill(tau, self.settings.stagger)
         seconds = compute_s + sending.time_s
-        on_air = [k for k in live if sending.graph.degree(k)]
         self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
+        live = sorted(set(present) - set(decision.flat))
+        on_air = [k for k in live if sending.graph.degree(k)]
         return RoundBudget(
             graph=sending.graph,
             updates={k: self._by_modality(k, tau[k]) for k in live},
-            flat=flat,
-            budget_j=problem.budget_j,
+            flat=decision.flat,
+            budget_j=decision.budget_j,
             compute_j=compute_j,
             radio_j=sending.energy_j,
             seconds=seconds,
             battery_j=None if self.settings.energy.on_mains else self.ledger.remaining_j,
             sent_bits=np.where(np.isin(np.arange(len(tau)), on_air), payload_bits, 0.0),
+            notes=decision.notes,
         )
+
+    def _decide(
+        self,
+        server_round: int,
+        graph: nx.Graph,
+        present: set[int],
+        payload_bits: Floats,
+        speeds: Mapping[int, Mapping[str, float]],
+    ) -> Decision:
+        """Decide on links first, then on iterations: every device sends in a band of its own."""
+        sending, flat = self._sending(server_round, graph, present, payload_bits)
+        problem = self._problem(server_round, sending, present - set(flat), speeds)
+        allocation = RULES[self.settings.allocation.rule](problem, self._trains(server_round))
+        return Decision(sending, flat, allocation.tau, problem.budget_j, allocation.notes)
 
     def _fill_batteries(self, graph: nx.Graph, payload_bits: Floats) -> None:
         """Put in the batteries what the settings say, for a fleet that sends over ``graph``."""
@@ -176,7 +196,7 @@ class EnergyConstrained:
 
     def _sending(
         self, server_round: int, graph: nx.Graph, live: set[int], payload_bits: Floats
-    ) -> tuple[_Sending, dict[int, str]]:
+    ) -> tuple[Sending, dict[int, str]]:
         """Return what sending costs those who can pay for it, and why the others cannot."""
         flat: dict[int, str] = {}
         left_j = self.ledger.remaining_j
@@ -194,26 +214,30 @@ class EnergyConstrained:
                 flat[k] = f"its battery holds {left_j[k]:.3g} J, sending takes {cost_j:.3g} J"
             live = live - set(poor)
 
-    def _broadcast(self, server_round: int, graph: nx.Graph, payload_bits: Floats) -> _Sending:
+    def _broadcast(self, server_round: int, graph: nx.Graph, payload_bits: Floats) -> Sending:
         free = np.zeros(len(payload_bits))
         if self._wireless is None:
-            return _Sending(graph, free, free)
+            return Sending(graph, free, free)
         radio = self._wireless.broadcast(
             graph, payload_bits, server_round=server_round, seed=self.settings.seed
         )
-        return _Sending(radio.graph, radio.energy_j, radio.time_s)
+        return Sending(radio.graph, radio.energy_j, radio.time_s)
 
     def _problem(
         self,
         server_round: int,
-        sending: _Sending,
-        takes_part: NDArray[np.bool_],
+        sending: Sending,
+        live: set[int],
         speeds: Mapping[int, Mapping[str, float]],
+        to_send_j: Floats | float = 0.0,
     ) -> RoundProblem:
-        """Return the allocation's problem: prices, speeds, and what may be spent."""
+        """Return the allocation's problem: prices, speeds, and what may be spent.
+
+        Where the allocation has to pay for sending as well, ``to_send_j`` is added to the limit.
+        """
         allocation, most = self.settings.allocation, self.settings.local_iterations
         overhead = self.costs.per_round
-        budget_j = self._full_j * (1 + 1e-9)  # rounding must not cost an iteration
+        budget_j = self._full_j * (1 + 1e-9) + to_send_j  # rounding must not cost an iteration
         if not self.settings.energy.on_mains:
             left_j = self._spendable_j(server_round, sending.energy_j) - overhead.energy_j[:, 0]
             budget_j = np.minimum(budget_j, left_j)
@@ -222,7 +246,7 @@ class EnergyConstrained:
             self.costs.planning.energy_j,
             budget_j,
             seconds=self.costs.planning.time_s,
-            owned=self.costs.owned & takes_part[:, None],
+            owned=self.costs.owned & np.isin(np.arange(len(budget_j)), sorted(live))[:, None],
             latency_s=allocation.latency_limit_s - sending.time_s - overhead.time_s[:, 0],
             tau_min=min(allocation.min_iterations, most),
             tau_max=allocation.max_iterations or 2 * most,
@@ -254,7 +278,7 @@ class EnergyConstrained:
             draws = numpy_generator(self.settings.seed, "allocation", server_round).random(shape)
             return np.asarray(rule.max_ratio**draws)
         table = np.ones(shape)
-        if server_round > rule.warm_up:
+        if rule.rule not in ("uniform", "sync-only") and server_round > rule.warm_up:
             for k, known in speeds.items():
                 own = self.costs.modalities_of(k)
                 around = {m: known.get(m, np.nan) for m in own}

@@ -105,6 +105,8 @@ class Logbook:
         for partition in self._flat - budget.flat.keys():
             log(INFO, "Round %s: node %s can send again", record.round, partition)
         self._flat = set(budget.flat)
+        for note in budget.notes:
+            log(INFO, "Round %s: allocation: %s", record.round, note)
 
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""

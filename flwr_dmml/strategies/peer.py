@@ -1,11 +1,9 @@
 """The round plan of plain gossip: route, train, watch. Never averages a model."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
 
-import networkx as nx
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -27,9 +25,9 @@ from ..transport.messages import (
     unpack,
     write_plan,
 )
-from .energy_constrained import EnergyConstrained, RoundBudget, no_budget
+from .energy_constrained import EnergyConstrained
 from .logbook import Logbook
-from .mixing import Neighbourhood, neighbourhoods
+from .planner import RoundPlanner
 from .roster import Roster, handshake, wait_for_nodes
 
 
@@ -102,13 +100,20 @@ class PeerStrategy(Strategy):
         self.seed = seed
         self.trackers = tuple(trackers)
         mains = Settings(local_iterations=local_iterations, seed=seed)
-        self.energy = energy or EnergyConstrained(mains)
+        self.planner = RoundPlanner(
+            topology,
+            num_nodes,
+            energy or EnergyConstrained(mains),
+            communicates=communicates,
+            local_iterations=local_iterations,
+            evaluate_every=evaluate_every,
+            seed=seed,
+        )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
         self._relay = Relay()
         self._num_rounds = 0
         self._begun: set[int] = set()  # partitions that have answered once
-        self._budget = no_budget(num_nodes)  # of the last round that was planned
         self._speeds: dict[int, dict[str, float]] = {}  # around each device
 
     @property
@@ -120,7 +125,7 @@ class PeerStrategy(Strategy):
         """Log the strategy's configuration as a tree."""
         name, n = type(self.topology).__name__, self.num_nodes
         gap = effective_spectral_gap(self.topology, n, seed=self.seed)
-        links = self._graph(1).number_of_edges()
+        links = self.planner.graph(1).number_of_edges()
         log(INFO, "\t├──> Method: %s", self.method)
         log(INFO, "\t├──> Topology: %s%s", name, ", new every round" * self.topology.time_varying)
         log(INFO, "\t│\t├── %s nodes, %s links", n, links)
@@ -135,7 +140,11 @@ class PeerStrategy(Strategy):
     ) -> list[Message]:
         """Return a round's messages: plan, inbox, and ``arrays`` to start from at first."""
         self._logbook.open(server_round)
-        messages = self._messages(server_round, grid, closing=False)
+        plans, budget = self.planner.plans(
+            server_round, self._invite(grid), self._relay.sizes, self._speeds
+        )
+        self._logbook.budget(budget)
+        messages = self._messages(plans, "train")
         for message in messages:
             if arrays and self.roster.partition_of[message.metadata.dst_node_id] not in self._begun:
                 message.content[INITIAL] = arrays
@@ -169,7 +178,8 @@ class PeerStrategy(Strategy):
         """Return the closing messages after the last round; until then training carries them."""
         if server_round < self._num_rounds:
             return []
-        return self._messages(server_round + 1, grid, closing=True)
+        plans = self.planner.closing_plans(self._invite(grid), self._relay.sizes)
+        return self._messages(plans, "evaluate")
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -228,14 +238,13 @@ class PeerStrategy(Strategy):
         self.summary()
         started, result = time.monotonic(), Result()
         self._num_rounds, self._relay, self._begun = num_rounds, Relay(), set()
-        self._budget, self._speeds = no_budget(self.num_nodes), {}
+        self._speeds = {}
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
-        work = {p: member.work for p, member in self.roster.members.items()}
-        self.energy.begin(work, self.num_nodes, num_rounds)
+        self.planner.begin(self.roster.members, num_rounds)
         fixed = self.communicates and not self.topology.time_varying
-        self._logbook.announce(self.method, self._graph(1) if fixed else None)
+        self._logbook.announce(self.method, self.planner.graph(1) if fixed else None)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self._check_initial(unpack(arrays))
@@ -256,57 +265,23 @@ class PeerStrategy(Strategy):
 
     # ---- planning and routing ---------------------------------------------------------------
 
-    def _messages(self, server_round: int, grid: Grid, *, closing: bool) -> list[Message]:
-        """Return the messages that complete the round before ``server_round`` and begin it."""
-        mixed = server_round - 1
-        invited, absent = self.roster.invite(grid)
-        self._logbook.failures(absent)
-        mixing_graph = self._budget.graph
-        if not closing:
-            self._budget = self._plan_round(server_round, invited)
-            self._logbook.budget(self._budget)
-        budget = self._budget
-        going = [p for p in invited if p not in budget.flat]
-        around = self._neighbourhoods(mixing_graph, going)
+    def _messages(self, plans: Mapping[int, Plan], kind: str) -> list[Message]:
+        """Write the messages that complete the round before and begin the next."""
         messages: list[Message] = []
-        for partition in going:
-            near = around.get(partition, Neighbourhood())
-            plan = Plan(
-                server_round=server_round,
-                iterations=0 if closing else self.local_iterations,
-                evaluate=closing or (mixed >= 1 and mixed % self.evaluate_every == 0),
-                neighbours=near.neighbours,
-                weights=dict(near.weights),
-                num_rounds=self._num_rounds,
-                by_modality={} if closing else budget.updates[partition],
-                budget_j=0.0 if closing else float(budget.budget_j[partition]),
-            )
+        for partition, plan in plans.items():
             content = RecordDict({PLAN: write_plan(plan, self.method)})
             for sender, record in self._relay.inbox(plan).items():
                 content[f"{INBOX}{sender}"] = record
-                self._logbook.node(mixed, sender).bytes_sent += size_bytes(record)
-            kind = "evaluate" if closing else "train"
+                self._logbook.node(plan.server_round - 1, sender).bytes_sent += size_bytes(record)
             node_id = self.roster.members[partition].node_id
-            messages.append(Message(content, node_id, kind, group_id=str(server_round)))
+            messages.append(Message(content, node_id, kind, group_id=str(plan.server_round)))
         return messages
 
-    def _plan_round(self, server_round: int, invited: list[int]) -> RoundBudget:
-        """Return the live graph, the energy and the iterations of a round."""
-        graph = self._graph(server_round) if self.communicates else nx.empty_graph(self.num_nodes)
-        bits = np.zeros(self.num_nodes)
-        for partition, member in self.roster.members.items():
-            blocks = 4 * sum(member.blocks.values())
-            bits[partition] = 8 * (self._relay.bytes_of(partition) or blocks)
-        return self.energy.plan(server_round, graph, invited, bits, self._speeds)
-
-    def _neighbourhoods(self, graph: nx.Graph, going: list[int]) -> dict[int, Neighbourhood]:
-        """Return who mixes with whom: those that published in the round and are asked now."""
-        live = [p for p in going if p in self._relay.senders]
-        blocks = {p: self.roster.members[p].blocks for p in live}
-        return neighbourhoods(graph, blocks)
-
-    def _graph(self, server_round: int) -> nx.Graph:
-        return self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
+    def _invite(self, grid: Grid) -> list[int]:
+        """Return who can be asked now; the others are named in the log."""
+        invited, absent = self.roster.invite(grid)
+        self._logbook.failures(absent)
+        return invited
 
     def _check_initial(self, payload: Payload) -> None:
         lengths = {b: n for m in self.roster.members.values() for b, n in m.blocks.items()}

@@ -23,13 +23,9 @@ class Relay:
         self._payloads = dict(payloads)
 
     @property
-    def senders(self) -> frozenset[int]:
-        """Partition ids whose payloads are here."""
-        return frozenset(self._payloads)
-
-    def bytes_of(self, partition: int) -> int:
-        """Return the bytes of a device's last payload, 0 for none."""
-        return size_bytes(self._payloads.get(partition, ArrayRecord()))
+    def sizes(self) -> dict[int, int]:
+        """Bytes of each payload that is here, by partition id."""
+        return {partition: size_bytes(record) for partition, record in self._payloads.items()}
 
     def inbox(self, plan: Plan) -> dict[int, ArrayRecord]:
         """Return what goes with ``plan``: a record for each of its neighbours."""

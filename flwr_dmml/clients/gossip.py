@@ -1,0 +1,42 @@
+"""The mixing step of one device: every block with the neighbours that own it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks import flatten, load_flat, mix, vector_problem
+from ..plan import Inbox, Plan
+
+
+def mix_blocks(
+    blocks: Mapping[str, nn.Module], plan: Plan, inbox: Inbox
+) -> tuple[float, list[str]]:
+    """Mix each block with the neighbours' copies, in place, by the weights of the plan.
+
+    What cannot be mixed is left out and its weight given to the own copy, which keeps the weights
+    of all others doubly stochastic.
+
+    Returns
+    -------
+    tuple of float and list of str
+        ``sum_j w_kj ||x_k - x_j||^2`` over all that is mixed (0 at consensus; this project's
+        measure), and what was wrong with neighbours' blocks (``"3: block head.audio is missing"``).
+    """
+    disagreement, rejected = 0.0, list[str]()
+    for name, weights in plan.weights.items():
+        own, own_weight = flatten(blocks[name]), weights[0]
+        good: list[tuple[float, Tensor]] = []
+        for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
+            if weight == 0.0:
+                continue
+            vector = inbox[neighbour].get(name)
+            problem = "is missing" if vector is None else vector_problem(vector, len(own))
+            if problem or vector is None:
+                rejected.append(f"{neighbour}: block {name} {problem}")
+                own_weight += weight
+                continue
+            good.append((weight, vector))
+            disagreement += weight * float(torch.sum((own.double() - vector.double()) ** 2))
+        load_flat(blocks[name], mix(own, own_weight, good))
+    return disagreement, rejected

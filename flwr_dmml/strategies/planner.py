@@ -1,0 +1,141 @@
+"""Who takes part in a round, with whom it mixes and what it trains. Knows nothing of messages."""
+
+from collections.abc import Collection, Mapping
+
+import networkx as nx
+import numpy as np
+
+from ..energy import Floats
+from ..plan import Plan
+from ..topology import Topology
+from .energy_constrained import EnergyConstrained, RoundBudget
+from .mixing import Neighbourhood, neighbourhoods
+from .roster import Member
+
+
+class RoundPlanner:
+    """The plans of every round, from the topology and the energy that is left.
+
+    Parameters
+    ----------
+    topology : Topology
+        Who is whose neighbour.
+    num_nodes : int
+        Partition ids are 0 .. num_nodes - 1.
+    energy : EnergyConstrained
+        Decides on links, joules and iterations.
+    communicates : bool
+        False leaves everybody without neighbours.
+    local_iterations, evaluate_every, seed : int
+        See :class:`~flwr_dmml.strategies.PeerStrategy`.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        num_nodes: int,
+        energy: EnergyConstrained,
+        *,
+        communicates: bool,
+        local_iterations: int,
+        evaluate_every: int,
+        seed: int,
+    ) -> None:
+        self.topology = topology
+        self.num_nodes = num_nodes
+        self.energy = energy
+        self.communicates = communicates
+        self.local_iterations = local_iterations
+        self.evaluate_every = evaluate_every
+        self.seed = seed
+
+    def begin(self, members: Mapping[int, Member], num_rounds: int) -> None:
+        """Take note of who is there and of the length of the run."""
+        self._members, self._num_rounds = members, num_rounds
+        work = {p: member.work for p, member in members.items()}
+        self.energy.begin(work, self.num_nodes, num_rounds)
+        self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
+        self._flat: Collection[int] = ()
+
+    def graph(self, server_round: int) -> nx.Graph:
+        """Return who is to send to whom in a round, on all nodes."""
+        if not self.communicates:
+            return nx.empty_graph(self.num_nodes)
+        return self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
+
+    def plans(
+        self,
+        server_round: int,
+        invited: Collection[int],
+        payload_bytes: Mapping[int, int],
+        speeds: Mapping[int, Mapping[str, float]],
+    ) -> tuple[dict[int, Plan], RoundBudget]:
+        """Plan a round for the devices that can be asked, and book its energy.
+
+        Parameters
+        ----------
+        server_round : int
+            The round, from 1. Its plans begin with mixing what the round before has published.
+        invited : collection of int
+            Partition ids.
+        payload_bytes : mapping of int to int
+            Size of what each device published in the round before; only these can be mixed.
+        speeds : mapping of int to mapping of str to float
+            Training speed of each modality around each device, where known.
+        """
+        mixing_graph = self._live_graph
+        bits = self._payload_bits(payload_bytes)
+        graph = self.graph(server_round)
+        budget = self.energy.plan(server_round, graph, invited, bits, speeds)
+        self._live_graph, self._flat = budget.graph, budget.flat
+        around = self._around(mixing_graph, budget.updates, payload_bytes)
+        mixed = server_round - 1
+        plans = {
+            p: Plan(
+                server_round=server_round,
+                iterations=self.local_iterations,
+                evaluate=mixed >= 1 and mixed % self.evaluate_every == 0,
+                neighbours=around[p].neighbours,
+                weights=dict(around[p].weights),
+                num_rounds=self._num_rounds,
+                by_modality=updates,
+                budget_j=float(budget.budget_j[p]),
+            )
+            for p, updates in budget.updates.items()
+        }
+        return plans, budget
+
+    def closing_plans(
+        self, invited: Collection[int], payload_bytes: Mapping[int, int]
+    ) -> dict[int, Plan]:
+        """Return the plans that complete the last round: mix and evaluate, train nothing."""
+        going = [p for p in invited if p not in self._flat]
+        around = self._around(self._live_graph, going, payload_bytes)
+        return {
+            p: Plan(
+                server_round=self._num_rounds + 1,
+                iterations=0,
+                evaluate=True,
+                neighbours=near.neighbours,
+                weights=dict(near.weights),
+                num_rounds=self._num_rounds,
+                budget_j=0.0,
+            )
+            for p, near in around.items()
+        }
+
+    def _payload_bits(self, payload_bytes: Mapping[int, int]) -> Floats:
+        """Return what each device is to send, ``[node]``: as much as last time, or its blocks."""
+        bits = np.zeros(self.num_nodes)
+        for partition, member in self._members.items():
+            blocks = 4 * sum(member.blocks.values())
+            bits[partition] = 8 * payload_bytes.get(partition, blocks)
+        return bits
+
+    def _around(
+        self, graph: nx.Graph, going: Collection[int], published: Collection[int]
+    ) -> dict[int, Neighbourhood]:
+        """Return who mixes with whom: those that published and go on."""
+        blocks = {p: self._members[p].blocks for p in sorted(going) if p in published}
+        found = neighbourhoods(graph, blocks)
+        return {p: found.get(p, Neighbourhood()) for p in sorted(going)}
