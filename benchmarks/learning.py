@@ -52,11 +52,13 @@ def _without(*ingredients: str) -> dict[str, Any]:
 
 ALL_BOTH = {"modality-pattern": "audio+image", "alpha": 100.0, "image-visible": 0.5}
 ALONE = {"modality-loss": 1.0}
-HALF = {"energy.battery-share": 0.5}
+HALF = {"energy.battery-share": 0.5, "allocation.rule": "uniform", "stagger": 0.0}
 BY_SPEED = HALF | {"stagger": 0.5, "allocation.rule": "max-min"}
 
 CASES: dict[str, Case] = {
+    # All joint iterations, so that what is compared is the distillation and not the staggering.
     "dmml-kd": Case(
+        scenarios={"": {"stagger": 0.0}},
         arms={
             "local": GOSSIP | {"method": "local"},
             "dpsgd": GOSSIP | {"method": "dpsgd"},

@@ -8,7 +8,7 @@ round. Where no paper is named, a formula is this project's.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite, log, nan
 
 import torch
 from torch import Tensor
@@ -220,7 +220,9 @@ def effective_speeds(
     if not all(isfinite(v) and v > 0 for v in speed.values()):
         return dict.fromkeys(speed, 1.0)
     slowest = min(speed.values(), default=1.0)
-    return {m: min((v / slowest) ** exponent, max_ratio) for m, v in speed.items()}
+    logs = {m: exponent * log(v / slowest) for m, v in speed.items()}  # a power might overflow
+    capped = {m for m, value in logs.items() if value >= log(max_ratio)}
+    return {m: max_ratio if m in capped else (v / slowest) ** exponent for m, v in speed.items()}
 
 
 def joint_and_solo(iterations: Mapping[str, int], stagger: float) -> tuple[int, dict[str, int]]:

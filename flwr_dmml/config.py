@@ -7,6 +7,7 @@ name as a prefix (``energy.battery-share``), and a method's own options that of 
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -114,13 +115,14 @@ def _validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        keys = [prefix + kebab(name) for name in model.model_fields if name not in GROUPS]
+        options = [kebab(name) for name in model.model_fields if name not in GROUPS]
+        keys = [prefix + option for option in options]
         for item in error.errors():
             key = prefix + ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
-                close = difflib.get_close_matches(key, keys, n=1)
+                close = difflib.get_close_matches(str(item["loc"][0]), options, n=1)
                 known = f"there are {', '.join(keys)}" if keys else "this method has no options"
-                hint = f"did you mean '{close[0]}'?" if close else known
+                hint = f"did you mean '{prefix}{close[0]}'?" if close else known
                 problems.append(f"{key} = {item['input']!r}: unknown setting; {hint}")
             elif item["loc"]:
                 problems.append(f"{key} = {item['input']!r}: {item['msg']}")
@@ -165,7 +167,7 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
 def _coordinator_problems(settings: Settings) -> list[str]:
     """Return what is wrong with what only the coordinator needs: the graph and the run folder."""
     problems: list[str] = []
-    if (run_dir := Path(settings.run_dir).expanduser()).exists() and not run_dir.is_dir():
+    if (run_dir := Path(os.path.expanduser(settings.run_dir))).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     if settings.wireless.shared and settings.allocation.rule == "sync-only":
         problems.append(
@@ -174,7 +176,8 @@ def _coordinator_problems(settings: Settings) -> list[str]:
     try:
         fleet = settings.energy.fleet(settings.num_nodes, settings.seed)
         radios = settings.wireless.make(settings.topology_side_m, fleet)
-        radios.locate(settings.num_nodes, seed=settings.seed)
+        if settings.wireless.enabled:
+            radios.locate(settings.num_nodes, seed=settings.seed)
     except WirelessError as error:
         problems.append(f"wireless: {error}")
     try:

@@ -78,8 +78,8 @@ def pacing(
     This project (the paper's budget is not published).
     """
     training_rounds = rounds_left if training_rounds is None else training_rounds
-    if min(rounds_left, training_rounds) < 1:
-        raise ValueError(f"pacing needs at least 1 round left, not {rounds_left}")
+    if (least := min(rounds_left, training_rounds)) < 1:
+        raise ValueError(f"pacing needs at least 1 round left, not {least}")
     later_j = _floats(radio_j if expected_radio_j is None else expected_radio_j)
     left_j = _floats(remaining_j) - _floats(radio_j) - (rounds_left - 1) * later_j  # [node]
     return np.maximum(0.0, left_j / training_rounds)

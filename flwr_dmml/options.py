@@ -1,12 +1,12 @@
 """Groups of settings that every run has: energy, allocation of iterations, radio."""
 
+import os
 from math import inf
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .profiles import DeviceProfile, draw_fleet
+from .profiles import PROFILES, DeviceProfile, draw_fleet
 from .wireless import ChannelModel, Wireless
 
 
@@ -48,11 +48,18 @@ class EnergyOptions(Options):
         True, description="spread what is left evenly over the rounds to come; off spends it first"
     )
 
+    @field_validator("devices")
+    @classmethod
+    def _known(cls, devices: str) -> str:
+        names = [name.strip() for name in devices.split(",")]
+        if unknown := [name for name in names if name not in PROFILES]:
+            raise ValueError(f"no device '{unknown[0]}'; allowed: {', '.join(PROFILES)}")
+        return devices
+
     @model_validator(mode="after")
-    def _one_battery_and_known_devices(self) -> "EnergyOptions":
+    def _one_battery(self) -> "EnergyOptions":
         if self.battery_share and self.battery_j:
             raise ValueError("battery-share and battery-j exclude each other: set one to 0")
-        self.fleet(1, seed=0)
         return self
 
     @property
@@ -62,19 +69,16 @@ class EnergyOptions(Options):
 
     def fleet(self, num_nodes: int, seed: int) -> list[DeviceProfile]:
         """Return the device of each node, see :func:`~flwr_dmml.profiles.draw_fleet`."""
-        names = [name.strip() for name in self.devices.split(",") if name.strip()]
+        names = [name.strip() for name in self.devices.split(",")]
         return draw_fleet(num_nodes, names, seed, frequency_jitter=self.clock_jitter)
 
 
 class AllocationOptions(Options):
     """How a device's energy of a round becomes iterations of its modalities."""
 
-    rule: Literal["uniform", "max-min", "proportional", "least-squares", "random", "sync-only"] = (
-        Field(
-            "uniform",
-            description="who gets the iterations: all modalities alike, or the slow ones more",
-        )
-    )
+    rule: Literal[
+        "auto", "uniform", "max-min", "proportional", "least-squares", "random", "sync-only"
+    ] = Field("auto", description="how a budget becomes iterations; auto: the method's own")
     min_iterations: int = Field(
         2,
         ge=1,
@@ -148,7 +152,7 @@ class WirelessOptions(Options):
         powers = tuple(self.power_w or device.tx_power_w for device in fleet)
         named = self.positions in ("uniform", "grid")
         return Wireless(
-            positions=self.positions if named else str(Path(self.positions).expanduser()),
+            positions=self.positions if named else os.path.expanduser(self.positions),
             side_m=side_m,
             channel=ChannelModel(
                 path_loss=self.path_loss,

@@ -1,14 +1,21 @@
 """The settings that every method shares (:class:`Settings`)."""
 
+import os
 from math import cos, pi
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from .data import LoadOptions, PartitionOptions
 from .options import AllocationOptions, EnergyOptions, Options, WirelessOptions
 from .topology import Topology, make_topology
+
+
+def _share(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "auto" or (is_number and 0 <= float(str(value)) <= 1):
+        return value
+    raise ValueError('must be "auto" or a number from 0 to 1')
 
 
 class Settings(Options):
@@ -23,8 +30,8 @@ class Settings(Options):
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
     num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
     local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
-    stagger: float = Field(
-        0.0, ge=0, le=1, description="share of joint iterations split into solo ones"
+    stagger: Annotated[Literal["auto"] | float, BeforeValidator(_share)] = Field(
+        "auto", description="share of joint iterations split into solo ones; auto: the method's"
     )
     speed_metric: Literal["conditional", "relative", "cumulative", "cosine", "path"] = Field(
         "conditional", description="how the training speed of a modality is measured"
@@ -112,7 +119,7 @@ class Settings(Options):
             self.topology,
             degree=self.topology_degree,
             probability=self.topology_probability,
-            path=str(Path(self.topology_file).expanduser()) if self.topology_file else "",
+            path=os.path.expanduser(self.topology_file),
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
         )
@@ -120,7 +127,7 @@ class Settings(Options):
     @property
     def data_folder(self) -> str:
         """``data_path`` with ``~`` expanded."""
-        return str(Path(self.data_path).expanduser()) if self.data_path else ""
+        return os.path.expanduser(self.data_path)
 
     def partition_options(self) -> PartitionOptions:
         """Return what the data layer needs to make any device's part of the data."""
@@ -141,6 +148,19 @@ class Settings(Options):
             modality_shares=self.modality_shares,
             seed=self.seed,
         )
+
+    def of_method(self, stagger: float, rule: str) -> "Settings":
+        """Return the settings with a method's own choices where they say "auto"."""
+        allocation = self.allocation
+        if allocation.rule == "auto":
+            allocation = allocation.model_copy(update={"rule": rule})
+        share = stagger if self.stagger == "auto" else self.stagger
+        return self.model_copy(update={"stagger": share, "allocation": allocation})
+
+    @property
+    def stagger_share(self) -> float:
+        """``stagger`` as a number; 0, plain joint iterations, where no method has chosen."""
+        return 0.0 if self.stagger == "auto" else self.stagger
 
     def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
         """Return the learning rate of a round (1-based) under ``lr-schedule``.

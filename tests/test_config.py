@@ -350,7 +350,6 @@ def test_partition_options_map_every_field() -> None:
 
 INTENDED = {
     "compare-with": ("dpsgd", ""),  # the quickstart shows a comparison,
-    "stagger": (0.5, 0.0),
     "energy.battery-share": (0.5, 0.0),  # on batteries that bind,
     "wireless.enabled": (True, False),  # over radio
 }

@@ -1,6 +1,8 @@
 from importlib.metadata import EntryPoint
 
 import pytest
+import torch
+from helpers import FAST, make_learner
 
 from flwr_dmml.data import (
     DataError,
@@ -47,3 +49,31 @@ def test_a_missing_path_names_the_key():
 def test_a_source_is_loaded_once():
     assert load_source("digits", LoadOptions()) is load_source("digits", LoadOptions())
     assert load_source("digits", LoadOptions()) is not load_source("digits", LoadOptions(seed=1))
+
+
+def test_hidden_images_leave_the_cached_full_source_untouched():
+    """Digits have 8 rows: 3 of them at 0.375; sound and labels are those of the full source."""
+    full = load_source("digits", LoadOptions())
+    before = full.train.inputs["image"].clone()
+    assert before[..., 3:, :].any()
+    hidden = load_source("digits", LoadOptions(image_visible=0.375))
+    for part, whole in ((hidden.train, full.train), (hidden.test, full.test)):
+        image, original = part.inputs["image"], whole.inputs["image"]
+        assert torch.equal(image[..., :3, :], original[..., :3, :])
+        assert not image[..., 3:, :].any()
+        assert torch.equal(part.inputs["audio"], whole.inputs["audio"])
+        assert torch.equal(part.labels, whole.labels)
+    assert load_source("digits", LoadOptions()) is full
+    assert torch.equal(full.train.inputs["image"], before)
+    assert load_source("digits", LoadOptions(image_visible=0.375)) is hidden
+
+
+def test_what_is_visible_reaches_a_device():
+    """Half of 8 rows, in training, validation and test; who gets which sample stays the same."""
+    config = {**FAST, "num-nodes": 2, "method": "dpsgd", "modality-pattern": "audio+image"}
+    half, whole = make_learner({**config, "image-visible": 0.5}), make_learner(config)
+    for part in ("train_data", "validation_data", "test_data"):
+        seen, full = getattr(half, part).inputs, getattr(whole, part).inputs
+        assert torch.equal(seen["image"][..., :4, :], full["image"][..., :4, :])
+        assert full["image"][..., 4:, :].any() and not seen["image"][..., 4:, :].any()
+        assert torch.equal(seen["audio"], full["audio"])

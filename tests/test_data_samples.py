@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from flwr_dmml.data import DataError, Samples
+from flwr_dmml.data import DataError, Modality, Samples, Source
+from flwr_dmml.data.samples import hide_rows
 
 
 def make_samples() -> Samples:
@@ -46,3 +47,55 @@ def test_lengths_must_agree(field):
     values[field] = {"audio": torch.zeros(3, 2)} if field == "inputs" else torch.zeros(3)
     with pytest.raises(DataError, match=r"different lengths.*3"):
         Samples(**values)
+
+
+def make_source(height: int = 4) -> Source:
+    """Two images a split (of 2 channels), and audio and vectors of the same shapes beside them."""
+    inputs = {
+        "image": 1 + torch.arange(2.0 * 2 * height * 3).reshape(2, 2, height, 3),
+        "audio": torch.ones(2, 1, height, 3),
+        "vector": torch.ones(2, height),
+    }
+    kinds = {name: Modality(name, x.shape[1:]) for name, x in inputs.items()}  # type: ignore[arg-type]
+    samples = Samples(inputs, torch.tensor([0, 1]), torch.tensor([5, 6]))
+    return Source("made", kinds, 2, samples, samples.subset(torch.tensor([1, 0])))
+
+
+@pytest.mark.parametrize(
+    ("height", "visible", "rows"),
+    [
+        (4, 0.5, 2),
+        (4, 0.75, 3),
+        (8, 0.3, 2),  # 2.4 rows
+        (8, 0.7, 6),  # 5.6 rows
+        (4, 0.1, 0),  # 0.4 rows: none
+        (4, 1.0, 4),
+    ],
+)
+def test_images_are_black_below_what_is_visible(height: int, visible: float, rows: int):
+    source = make_source(height)
+    hidden = hide_rows(source, visible)
+    for part, full in ((hidden.train, source.train), (hidden.test, source.test)):
+        image = part.inputs["image"]
+        assert torch.equal(image[..., :rows, :], full.inputs["image"][..., :rows, :])
+        assert not image[..., rows:, :].any()
+        assert image.shape == full.inputs["image"].shape
+
+
+def test_only_images_are_hidden():
+    source = make_source()
+    hidden = hide_rows(source, 0.25)
+    for part, full in ((hidden.train, source.train), (hidden.test, source.test)):
+        assert list(part.inputs) == list(full.inputs)
+        for name in ("audio", "vector"):
+            assert part.inputs[name] is full.inputs[name]
+        assert part.labels is full.labels and part.groups is full.groups
+    assert hidden.modalities == source.modalities and hidden.name == source.name
+    assert hidden.num_classes == source.num_classes
+
+
+def test_hiding_copies_and_leaves_the_source_as_it_is():
+    source = make_source()
+    before = {name: x.clone() for name, x in source.train.inputs.items()}
+    hide_rows(source, 0.25).train.inputs["image"].zero_()
+    assert all(torch.equal(source.train.inputs[name], x) for name, x in before.items())

@@ -55,6 +55,74 @@ def test_budgets_by_hand() -> None:
         pacing(remaining_j, 1.0, 0)
 
 
+def test_pacing_with_other_radio_costs_to_come_by_hand() -> None:
+    """10 J, 4 rounds, 2 J to send now and 1 J in each of the 3 later ones: (10 - 2 - 3) / 4 = 1.25.
+
+    As dear as now later on: (10 - 8) / 4 = 0.5. Dearer by 2 J: 10 - 2 - 3 * 4 is a debt: 0. For
+    nothing: (10 - 2) / 4 = 2. In the last round nothing is to come: 10 - 2.
+    """
+    np.testing.assert_allclose(pacing([10.0], [2.0], 4, expected_radio_j=[1.0]), [1.25])
+    np.testing.assert_allclose(pacing([10.0], [2.0], 4), [0.5])
+    later_j = [1.0, 4.0, 0.0]  # each node its own
+    found = pacing([10.0] * 3, [2.0] * 3, 4, expected_radio_j=later_j)
+    np.testing.assert_allclose(found, [1.25, 0, 2])
+    np.testing.assert_allclose(pacing([10.0], [2.0], 1, expected_radio_j=[9.0]), [8])
+
+
+def test_pacing_over_the_rounds_that_train_by_hand() -> None:
+    """20 J, 5 rounds of 1 J to send leave 15 J: 3 for each of 5, 5 for each of 3, 15 for one.
+
+    With 2 J now and 1.5 J later: 20 - 2 - 4 * 1.5 = 12, and 6 for each of 2.
+    """
+    budgets = [pacing([20.0], [1.0], 5, training_rounds=n) for n in (5, 3, 1)]
+    np.testing.assert_allclose(budgets, [[3], [5], [15]])
+    found = pacing([20.0], [2.0], 5, expected_radio_j=[1.5], training_rounds=2)
+    np.testing.assert_allclose(found, [6])
+
+
+@pytest.mark.parametrize("training_rounds", [0, -1])
+def test_pacing_needs_a_round_that_trains(training_rounds: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        pacing([10.0], [1.0], 4, training_rounds=training_rounds)
+
+
+def test_pacing_by_every_second_round_lasts_to_the_end() -> None:
+    """12 J, 6 rounds, 0.5 J to send in each, training in the 1st, 3rd and 5th: (12 - 3) / 3 = 3 J.
+
+    They are spent in full, so that the last round sends with the last 0.5 J.
+    """
+    ledger = Ledger([12.0])
+    for server_round in range(1, 7):
+        training = [t for t in range(server_round, 7) if t % 2 == 1]
+        budget_j = pacing(
+            ledger.remaining_j, 0.5, 7 - server_round, training_rounds=max(1, len(training))
+        )
+        if server_round in training:
+            assert budget_j == pytest.approx(3.0)
+            ledger.charge("compute", budget_j)
+        ledger.charge("radio", 0.5)
+    assert ledger.remaining_j == pytest.approx(0, abs=1e-9)
+
+
+@given(
+    remaining_j=st.floats(0, 1e6),
+    share=st.floats(0, 1),
+    later_j=st.floats(0, 1e5),
+    rounds=st.integers(1, 50),
+    training=st.integers(1, 50),
+)
+def test_a_round_never_takes_what_this_rounds_sending_needs(
+    remaining_j: float, share: float, later_j: float, rounds: int, training: int
+) -> None:
+    """Whatever is expected of later rounds, as long as the battery can pay for sending now."""
+    radio_j = share * remaining_j
+    budget_j = pacing(
+        remaining_j, radio_j, rounds, expected_radio_j=later_j, training_rounds=training
+    )
+    assert 0 <= budget_j <= max(0.0, remaining_j - radio_j)
+    assert budget_j <= greedy(remaining_j, radio_j)
+
+
 def test_pacing_lasts_to_the_end() -> None:
     """Who spends the pacing budget and sends in every round ends with exactly nothing."""
     ledger = Ledger([12.0])

@@ -4,9 +4,11 @@ import pytest
 import torch
 from helpers import FAST, make_learner
 from torch import nn
+from torch.nn import functional as F
 
 from flwr_dmml.blocks import flatten
-from flwr_dmml.clients import DPSGD, Learner, NonFiniteModelError, find_methods
+from flwr_dmml.clients import DPSGD, Batch, Learner, NonFiniteModelError, find_methods
+from flwr_dmml.clients.learner import SPEEDS
 from flwr_dmml.clients.optimisers import make_optimizer, optimizer_tensors
 from flwr_dmml.plan import Plan
 
@@ -265,3 +267,171 @@ def test_weight_decay_pulls_parameters_to_zero(family):
 
 def test_a_node_that_mixes_with_nobody_reports_no_disagreement():
     assert "mix.disagreement" not in make_learner(CONFIG).run_round(Plan(1, 1), {}).metrics
+
+
+# The modalities' own loss
+
+BOTH = {**CONFIG, "modality-pattern": "audio+image"}
+
+
+def _batch(learner: Learner) -> Batch:
+    samples = learner.train_data.subset(torch.arange(8))
+    return Batch(dict(samples.inputs), samples.labels)
+
+
+def _loss(config, *modalities: str) -> float:
+    """Return the loss of a fresh device on 8 samples, of all modalities or of these alone."""
+    learner = make_learner(config)
+    learner.server_round = 1
+    learner.before_training(Plan(1, 1), {})
+    batch = _batch(learner)
+    return learner.local_loss(batch.only(modalities or batch.inputs)).item()
+
+
+@torch.no_grad()
+def _own_losses() -> dict[str, float]:
+    """Return each modality's own cross-entropy there: -log softmax of the label, over samples."""
+    learner = make_learner(BOTH)
+    batch = _batch(learner)
+    rows = torch.arange(8)
+    losses = {}
+    for m, x in batch.inputs.items():
+        probabilities = torch.softmax(learner.model({m: x}), dim=1)[rows, batch.labels]
+        losses[m] = -float(probabilities.log().mean())
+    return losses
+
+
+def test_the_modality_loss_by_hand():
+    """CE(fused) + 0.7 (CE(audio alone) + CE(image alone))."""
+    learner, own = make_learner(BOTH), _own_losses()
+    batch = _batch(learner)
+    fused = F.cross_entropy(learner.model(batch.inputs), batch.labels).item()
+    assert set(own) == {"audio", "image"}
+    assert _loss(BOTH) == pytest.approx(fused, abs=1e-6)
+    expected = fused + 0.7 * (own["audio"] + own["image"])
+    assert _loss({**BOTH, "modality-loss": 0.7}) == pytest.approx(expected, abs=1e-5)
+
+
+def test_dmml_kd_has_the_same_modality_loss_on_top_of_its_own_terms():
+    config, own = {**BOTH, "method": "dmml-kd"}, _own_losses()
+    added = _loss({**config, "modality-loss": 0.7}) - _loss(config)
+    assert added == pytest.approx(0.7 * (own["audio"] + own["image"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dpsgd", "dmml-kd"])
+@pytest.mark.parametrize("modality", ["audio", "image"])
+def test_a_solo_iteration_has_no_modality_loss(method, modality):
+    """It is the modality's own loss already."""
+    config = {**BOTH, "method": method}
+    assert _loss({**config, "modality-loss": 0.7}, modality) == _loss(config, modality)
+
+
+@pytest.mark.parametrize(
+    "config", [{**BOTH, "stagger": 1.0}, {**CONFIG, "modality-pattern": "audio"}]
+)
+def test_without_joint_iterations_the_modality_loss_changes_no_round(config):
+    """All staggered, or one modality only: the same bits."""
+    a, b = (
+        make_learner({**config, "modality-loss": loss}).run_round(Plan(1, 4), {})
+        for loss in (0.0, 0.7)
+    )
+    assert a.metrics == b.metrics
+    assert all(torch.equal(a.payload[name], b.payload[name]) for name in a.payload)
+
+
+def test_the_modality_loss_trains_every_block_in_joint_iterations():
+    a, b = (
+        make_learner({**BOTH, "modality-loss": loss}).run_round(Plan(1, 4), {}).payload
+        for loss in (0.0, 0.7)
+    )
+    assert all(not torch.equal(a[name], b[name]) for name in make_learner(BOTH).blocks())
+
+
+# Speeds of the neighbourhood
+
+
+def _hear(inbox, *, plan: Plan | None = None, node: int = 0):
+    """Run round 1 of a device of CONFIG (0 has audio, 1 image, 2 both), with these payloads."""
+    plan = plan or Plan(1, 3, neighbours=tuple(inbox))
+    return make_learner(CONFIG, node).run_round(plan, inbox)
+
+
+def test_speeds_travel_in_the_order_of_the_data_set():
+    """Audio, image; 0 for what a device does not own."""
+    assert SPEEDS == "stats.speeds"
+    for node, owned in ((0, {"audio"}), (1, {"image"}), (2, {"audio", "image"})):
+        outcome = _hear({}, node=node)
+        speeds = [outcome.metrics.get(f"speed.{m}", 0.0) for m in ("audio", "image")]
+        assert outcome.payload["stats.speeds"].tolist() == pytest.approx(speeds)
+        assert {m for m in ("audio", "image") if f"speed.{m}" in outcome.metrics} == owned
+
+
+def test_near_is_the_mean_over_a_device_and_its_neighbours():
+    """Audio: own speed v, 3 and one unset: (v + 3) / 2. Image: 4 and 5, not owned here: 4.5."""
+    inbox = {1: {SPEEDS: torch.tensor([0.0, 4.0])}, 2: {SPEEDS: torch.tensor([3.0, 5.0])}}
+    outcome = _hear(inbox)
+    own = outcome.metrics["speed.audio"]
+    assert outcome.metrics["near.audio"] == pytest.approx((own + 3) / 2)
+    assert outcome.metrics["near.image"] == pytest.approx(4.5)
+    assert outcome.rejected == []
+
+
+def test_without_neighbours_near_is_the_own_speed():
+    metrics = _hear({}).metrics
+    assert metrics["near.audio"] == pytest.approx(metrics["speed.audio"])
+    assert "near.image" not in metrics
+
+
+def test_what_a_device_publishes_is_what_its_neighbour_hears():
+    """Device 2 has both: device 0 learns how fast the image trains, that it does not have."""
+    published, seen = _hear({}, node=2), {}
+    outcome = _hear({2: published.payload})
+    for m in ("audio", "image"):
+        speeds = [
+            o.metrics[f"speed.{m}"] for o in (published, outcome) if f"speed.{m}" in o.metrics
+        ]
+        seen[f"near.{m}"] = sum(speeds) / len(speeds)
+    assert {name: outcome.metrics[name] for name in seen} == pytest.approx(seen)
+
+
+def test_a_parked_device_hears_its_neighbours_and_reports_what_it_knew():
+    learner = make_learner(CONFIG)
+    first = learner.run_round(Plan(1, 3), {})
+    plan = Plan(2, 3, neighbours=(2,), by_modality={"audio": 0})
+    outcome = learner.run_round(plan, {2: {SPEEDS: torch.tensor([3.0, 5.0])}})
+    own = first.metrics["speed.audio"]
+    assert "speed.audio" not in outcome.metrics
+    assert outcome.metrics["near.audio"] == pytest.approx((own + 3) / 2)
+    assert outcome.metrics["near.image"] == pytest.approx(5)
+    assert torch.equal(outcome.payload[SPEEDS], first.payload[SPEEDS])
+
+
+@pytest.mark.parametrize(
+    ("report", "problem"),
+    [
+        (torch.tensor([3.0]), "has shape (1,) instead of (2,)"),
+        (torch.tensor([3.0, 5.0, 1.0]), "has shape (3,) instead of (2,)"),
+        (torch.tensor([[3.0, 5.0]]), "has shape (1, 2) instead of (2,)"),
+        (torch.tensor([3.0, float("nan")]), "holds NaN or infinite values"),
+        (torch.tensor([float("inf"), 5.0]), "holds NaN or infinite values"),
+        (torch.tensor([3.0, 1e7]), "holds values beyond 1e+06"),
+        (torch.tensor([3.0, 5.0], dtype=torch.float64), "has type torch.float64"),
+    ],
+)
+def test_a_bad_speed_report_is_named_and_ignored(report, problem):
+    """As a whole, also its good entries; the other neighbour's counts."""
+    outcome = _hear({1: {SPEEDS: report}, 2: {SPEEDS: torch.tensor([2.0, 7.0])}})
+    (rejected,) = outcome.rejected
+    assert rejected.startswith(f"1: stats.speeds {problem}")
+    assert outcome.metrics["near.audio"] == pytest.approx((outcome.metrics["speed.audio"] + 2) / 2)
+    assert outcome.metrics["near.image"] == pytest.approx(7)
+    alone = _hear({})
+    assert outcome.metrics["train.loss"] == alone.metrics["train.loss"]
+    assert all(torch.equal(outcome.payload[name], v) for name, v in alone.payload.items())
+
+
+def test_a_neighbour_that_reports_no_speeds_is_no_problem():
+    outcome = _hear({1: {}, 2: {SPEEDS: torch.tensor([-3.0, 0.0])}})
+    assert outcome.rejected == []
+    assert outcome.metrics["near.audio"] == pytest.approx(outcome.metrics["speed.audio"])
+    assert "near.image" not in outcome.metrics

@@ -28,6 +28,63 @@ def test_speed_by_hand():
     assert meter.end() == pytest.approx({"speed.audio": 0.2})
 
 
+def _speedometer_at_a_fifth() -> Speedometer:
+    """Return a speedometer that has measured 0.2 for audio, as above, and nothing for image."""
+    encoder = nn.Linear(2, 1, bias=False)
+    encoder.weight.data = torch.tensor([[3.0, 4.0]])
+    meter = Speedometer({"audio": encoder, "image": nn.Linear(2, 1)}, "conditional")
+    meter.begin()
+    encoder.weight.grad = torch.tensor([[1.0, 2.0]])
+    meter.before_step(["audio"])
+    meter.after_step(["audio"])
+    meter.end()
+    return meter
+
+
+def test_a_report_is_in_the_order_asked_for_and_zero_where_nothing_is_known():
+    """Image is owned and has not trained, radar is not owned."""
+    report = _speedometer_at_a_fifth().report(("radar", "image", "audio"))
+    assert report.dtype == torch.float32
+    assert report.tolist() == pytest.approx([0.0, 0.0, 0.2])
+
+
+def test_near_by_hand():
+    """Audio: own 0.2, 0.4 and 0.9, one knows none: 1.5 / 3. Image: 3 and 1, own unset: 4 / 2."""
+    reports = [[0.4, 3.0, 0.0], [0.0, 1.0, 0.0], [0.9, 0.0, 0.0]]
+    meter = _speedometer_at_a_fifth()
+    near = meter.near(("audio", "image", "radar"), [torch.tensor(r) for r in reports])
+    assert near == pytest.approx({"near.audio": 0.5, "near.image": 2.0})
+
+
+def test_near_leaves_out_entries_that_are_no_speed():
+    meter = _speedometer_at_a_fifth()
+    near = meter.near(("audio", "image"), [torch.tensor([-5.0, -1.0]), torch.tensor([0.6, 0.0])])
+    assert near == pytest.approx({"near.audio": 0.4})
+
+
+def test_near_nobody_it_is_the_own_speed():
+    assert _speedometer_at_a_fifth().near(("audio", "image"), []) == pytest.approx(
+        {"near.audio": 0.2}
+    )
+
+
+def test_before_the_first_round_there_is_nothing_to_report():
+    meter = Speedometer({"audio": nn.Linear(2, 1)}, "conditional")
+    assert meter.report(("audio", "image")).tolist() == [0.0, 0.0]
+    assert meter.near(("audio", "image"), [torch.zeros(2)]) == {}
+    neighbour = torch.tensor([0.0, 2.5])
+    assert meter.near(("audio", "image"), [neighbour]) == {"near.image": 2.5}
+
+
+def test_a_report_survives_as_state():
+    meter = _speedometer_at_a_fifth()
+    other = Speedometer({"audio": nn.Linear(2, 1), "image": nn.Linear(2, 1)}, "conditional")
+    other.load_state(meter.state())
+    assert torch.equal(other.report(("audio", "image")), meter.report(("audio", "image")))
+    other.load_state({})
+    assert other.report(("audio", "image")).tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("metric", ["relative", "cumulative", "cosine", "path", "conditional"])
 def test_every_round_reports_a_speed_for_every_modality(metric):
     metrics = make_learner({**CONFIG, "speed-metric": metric}).run_round(Plan(1, 3), {}).metrics

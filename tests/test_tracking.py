@@ -211,6 +211,204 @@ def test_text_for_the_log(record: RoundRecord) -> None:
         assert figures in text
 
 
+# Energy
+
+
+@pytest.fixture
+def powered() -> RoundRecord:
+    """Four devices, the third of which is parked, and a fifth whose battery is flat."""
+    return RoundRecord(
+        round=3,
+        by_partition={
+            0: NodeResult(
+                0,
+                "audio",
+                accuracy=0.5,
+                accuracy_by_modality={"audio": 0.5},
+                speed={"audio": 0.5},
+                updates={"audio": 4},
+                compute_j=1.0,
+                radio_j=0.25,
+                simulated_s=2.0,
+            ),
+            1: NodeResult(
+                1,
+                "audio+image",
+                accuracy=0.75,
+                accuracy_by_modality={"audio": 0.25, "image": 0.5},
+                bytes_sent=4000,
+                speed={"audio": 1.0, "image": 0.25},
+                updates={"audio": 2, "image": 6},
+                compute_j=2.0,
+                radio_j=0.5,
+                simulated_s=3.5,
+            ),
+            2: NodeResult(
+                2,
+                "audio+image",
+                speed={"audio": 1.0, "image": 1.0},
+                updates={"audio": 0, "image": 0},
+                radio_j=0.25,
+                simulated_s=0.5,
+            ),
+            4: NodeResult(
+                4,
+                "audio+image",
+                speed={"audio": 0.5, "image": 0.25},
+                updates={"audio": 1, "image": 4},
+                compute_j=0.5,
+                radio_j=0.5,
+                simulated_s=1.0,
+            ),
+        },
+        failed={3: "its battery holds 0 J, sending takes 0.25 J"},
+        battery_j={0: 4.0, 1: 1.0, 2: 0.5, 3: 0.0, 4: 2.0},
+        total_j=12.5,
+        total_simulated_s=20.0,
+        total_bits=3e6,
+    )
+
+
+def test_energy_of_a_round_by_hand(powered: RoundRecord) -> None:
+    """1 + 2 + 0 + 0.5 = 3.5 J, 0.25 + 0.5 + 0.25 + 0.5 = 1.5 J; the slowest device takes 3.5 s."""
+    assert powered.compute_j == 3.5 and powered.radio_j == 1.5
+    assert powered.simulated_s == 3.5
+    empty = RoundRecord(1)
+    assert empty.compute_j == empty.radio_j == empty.simulated_s == 0
+
+
+def test_battery_quantiles_by_hand() -> None:
+    """Of 0, 0.5, 1, 2 and 4 J each is one, the flat device's 0 included.
+
+    Of 0, 1, 2 and 10 J they are at the places 0, 0.75, 1.5, 2.25, 3: 0, 0.75, 1.5, 2 + 8 / 4, 10.
+    """
+    record = RoundRecord(1, battery_j={0: 4.0, 1: 1.0, 2: 0.5, 3: 0.0, 4: 2.0})
+    assert record.battery_quantiles_j == [0, 0.5, 1, 2, 4]
+    record.battery_j = {3: 10.0, 2: 2.0, 1: 1.0, 0: 0.0}
+    assert record.battery_quantiles_j == [0, 0.75, 1.5, 4, 10]
+    record.battery_j = {7: 0.3}
+    assert record.battery_quantiles_j == [0.3] * 5
+    assert RoundRecord(1).battery_quantiles_j is None
+
+
+def test_updates_by_modality_by_hand(powered: RoundRecord) -> None:
+    """Audio (4 + 2 + 0 + 1) / 4, image (6 + 0 + 4) / 3: parked devices count, flat ones do not."""
+    assert powered.updates_by_modality == pytest.approx({"audio": 1.75, "image": 10 / 3})
+    powered.by_partition[9] = NodeResult(9, "image")  # asked for its accuracy only
+    assert powered.updates_by_modality == pytest.approx({"audio": 1.75, "image": 10 / 3})
+    assert RoundRecord(1).updates_by_modality == {}
+
+
+def test_balance_by_hand(powered: RoundRecord) -> None:
+    """Device 1: 1 x 2 over 0.25 x 6 = 4/3. Device 4: 0.25 x 4 over 0.5 x 1 = 2. Mean 5/3.
+
+    Device 0 has one modality and device 2 is parked: there is nothing to balance.
+    """
+    assert [n.balance for n in powered.nodes] == [None, pytest.approx(4 / 3), None, 2]
+    assert powered.balance == pytest.approx(5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("speed", "updates"),
+    [
+        ({}, {}),
+        ({}, {"audio": 2, "image": 2}),
+        ({"audio": 1.0}, {"audio": 2, "image": 2}),
+        ({"audio": 1.0, "image": 2.0}, {}),
+        ({"audio": 1.0, "image": 2.0}, {"audio": 2, "image": 0}),
+        ({"audio": 1.0, "image": 0.0}, {"audio": 2, "image": 2}),
+    ],
+)
+def test_without_progress_of_every_modality_there_is_no_balance(
+    speed: dict[str, float], updates: dict[str, int]
+) -> None:
+    node = NodeResult(0, "audio+image", speed=speed, updates=updates)
+    record = RoundRecord(1, by_partition={0: node})
+    assert node.balance is record.balance is None
+    json.dumps(record.to_json(), allow_nan=False)
+
+
+def test_network_balance_by_hand(powered: RoundRecord) -> None:
+    """Audio: (0.5 x 4 + 1 x 2 + 0 + 0.5 x 1) / 4 = 1.125; image: (1.5 + 0 + 1) / 3 = 5/6.
+
+    1.125 x 6 / 5 = 1.35. A fleet in which each device has one modality has a balance too.
+    """
+    assert powered.network_balance == pytest.approx(1.35)
+    audio = NodeResult(0, "audio", speed={"audio": 2.0}, updates={"audio": 3})
+    image = NodeResult(1, "image", speed={"image": 1.0}, updates={"image": 12})
+    apart = RoundRecord(1, by_partition={0: audio, 1: image})
+    assert apart.network_balance == 2 and apart.balance is None
+
+
+def test_a_network_of_one_modality_or_without_progress_has_no_balance() -> None:
+    audio = NodeResult(0, "audio", speed={"audio": 2.0}, updates={"audio": 3})
+    parked = NodeResult(1, "image", speed={"image": 1.0}, updates={"image": 0})
+    for nodes in ({}, {0: audio}, {0: audio, 1: parked}):
+        assert RoundRecord(1, by_partition=nodes).network_balance is None
+
+
+def test_trained_takes_loss_and_speeds() -> None:
+    node = NodeResult(0, "audio+image")
+    metrics = {"train.loss": 1.5, "speed.audio": 0.25, "speed.image": 0.5, "near.audio": 9.0}
+    node.trained(metrics)
+    expected = NodeResult(0, "audio+image", train_loss=1.5, speed={"audio": 0.25, "image": 0.5})
+    assert node == expected
+    node.trained({})
+    assert node.train_loss is None and node.speed == {}
+
+
+def test_text_with_batteries_by_hand(powered: RoundRecord) -> None:
+    """Mean of 0.5 and 0.75 is 0.625; audio alone (0.5 + 0.25) / 2; 4000 / 4 bytes are 1 kB."""
+    assert powered.to_text() == (
+        "accuracy mean 0.625  min 0.500  max 0.750 | "
+        "devices with audio 0.500  audio+image 0.750 | from audio 0.375  image 0.500 alone | "
+        "1.0 kB sent per device | "
+        "12.5 J (3.5 computing and 1.5 sending in this round), 20 s on the devices | "
+        "batteries 0 to 4 J, median 1 | iterations audio 1.8  image 3.3 | balance 1.67"
+    )
+
+
+def test_text_on_mains_by_hand() -> None:
+    """No batteries, and nothing to balance on one modality."""
+    node = NodeResult(
+        0,
+        "audio",
+        accuracy=0.25,
+        accuracy_by_modality={"audio": 0.25},
+        speed={"audio": 1.0},
+        updates={"audio": 20},
+        compute_j=0.12345,
+        simulated_s=0.5,
+    )
+    record = RoundRecord(2, by_partition={0: node}, total_j=0.2469, total_simulated_s=1.0)
+    assert record.to_text().endswith(
+        "| 0.247 J (0.123 computing and 0 sending in this round), 1 s on the devices | "
+        "iterations audio 20.0"
+    )
+
+
+def test_json_of_energy_by_hand(powered: RoundRecord) -> None:
+    line = json.loads(json.dumps(powered.to_json(), allow_nan=False))
+    expected = {
+        "compute_j": 3.5,
+        "radio_j": 1.5,
+        "total_j": 12.5,
+        "battery_quantiles_j": [0.0, 0.5, 1.0, 2.0, 4.0],
+        "updates_by_modality": pytest.approx({"audio": 1.75, "image": 10 / 3}),
+        "balance": pytest.approx(5 / 3),
+        "network_balance": pytest.approx(1.35),
+        "simulated_s": 3.5,
+        "total_simulated_s": 20.0,
+        "total_bits": 3e6,
+        "failed": {"3": "its battery holds 0 J, sending takes 0.25 J"},
+    }
+    assert {key: line[key] for key in expected} == expected
+    assert [node["battery_j"] for node in line["nodes"]] == [4.0, 1.0, 0.5, 2.0]
+    assert [node["balance"] for node in line["nodes"]] == [None, pytest.approx(4 / 3), None, 2.0]
+    assert line["nodes"][1]["updates"] == {"audio": 2, "image": 6}
+    assert line["nodes"][1]["speed"] == {"audio": 1.0, "image": 0.25}
+
+
 # The run folder
 
 
@@ -266,10 +464,15 @@ def test_run_folder_without_a_name_takes_a_new_one_with_the_method(tmp_path: Pat
 
 
 def test_final_table_by_hand() -> None:
-    """Mean 0.6 to 0.75 (+15 points), worst 0.5 to 0.6 (+10), best 0.7 to 0.9 (+20)."""
+    """Mean 0.6 to 0.75 (+15 points), worst 0.5 to 0.6 (+10), best 0.7 to 0.9 (+20).
+
+    What the runs took is written below, without a gain.
+    """
     before, after = make_record({0: 0.5, 1: 0.7}), make_record({0: 0.9, 1: 0.6})
     before.by_partition[1].accuracy_by_modality = {"image": 0.35}
     after.by_partition[1].accuracy_by_modality = {"image": 0.3}
+    before.total_j, before.total_simulated_s, before.total_bits = 12.34567, 600.0, 2.5e6
+    after.total_j, after.total_simulated_s, after.total_bits = 1234.567, 0.5, 2.5e9
     text = render(final_table({"dpsgd": before, "dmml-kd": after}))
     assert rows(text) == {
         "": ["dpsgd", "dmml-kd", "gain, points"],
@@ -279,6 +482,9 @@ def test_final_table_by_hand() -> None:
         "devices with audio, mean": ["0.500", "0.900", "+40.0"],
         "devices with audio+image, mean": ["0.700", "0.600", "-10.0"],
         "from image alone, mean over owners": ["0.350", "0.300", "-5.0"],
+        "joules spent": ["12.35", "1235", ""],
+        "seconds on the devices": ["600", "0.5", ""],
+        "Mbit on the air": ["2.5", "2500", ""],
     }
 
 
@@ -290,6 +496,9 @@ def test_final_table_of_one_method_has_no_gain() -> None:
         "worst device": ["0.250"],
         "best device": ["0.250"],
         "devices with audio, mean": ["0.250"],
+        "joules spent": ["0"],
+        "seconds on the devices": ["0"],
+        "Mbit on the air": ["0"],
     }
 
 
@@ -376,9 +585,55 @@ def test_live_table_shows_the_figures_of_evaluated_rounds(record: RoundRecord) -
     show(Console(file=out, force_terminal=True, color_system=None, width=120), record)
     drawn = rows(out.getvalue()[out.getvalue().rindex("┏") :])  # what stands there at the end
     figures = ["4", "0.700", "0.500", "0.550", "0.800", "3.5", "2"]  # 1500 bytes are 2 kB
-    assert drawn["method"] == ["round", "mean", "min", "audio", "image", "seconds", "kB sent"]
-    assert drawn["local"] == drawn["dpsgd"] == figures
+    energy = ["-/-", "0.0", "mains", "-", "0.0", "0"]
+    assert drawn["method"][:7] == ["round", "mean", "min", "audio", "image", "seconds", "kB sent"]
+    assert drawn["local"] == drawn["dpsgd"] == figures + energy
     assert "2 of 3 devices" in out.getvalue()
+
+
+COLUMNS = {
+    "method": "dpsgd",
+    "round": "3",
+    "mean": "0.625",
+    "min": "0.500",
+    "audio": "0.375",
+    "image": "0.500",
+    "seconds": "0.0",
+    "kB sent": "1",
+    "updates": "1.8/3.3",
+    "joules": "12.5",
+    "battery": "1.00",  # the median
+    "balance": "1.67",
+    "device s": "20.0",
+    "Mbit": "3",
+}
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (140, []),
+        (100, []),
+        (90, ["device s", "Mbit"]),
+        (80, ["balance", "device s", "Mbit"]),
+        (60, ["min", "updates", "battery", "balance", "device s", "Mbit"]),
+    ],
+)
+def test_live_table_shows_energy_as_far_as_it_fits(
+    powered: RoundRecord, width: int, left_out: list[str]
+) -> None:
+    """With their lines the columns are 7 + 6 + 6 + 6 + 6 + 6 + 8 + 8 + 8 + 7 + 8 + 8 + 9 + 5 = 98.
+
+    Mbit and device s leave 84, balance 76, updates 68, min 62, battery 54: less than the console.
+    """
+    out = StringIO()
+    with LiveTable(Console(file=out, force_terminal=True, color_system=None, width=width)) as live:
+        live.run_started("dpsgd", 1, ["audio", "audio+image"])
+        live.round_ended(powered)
+    drawn = rows(out.getvalue()[out.getvalue().rindex("┏") :])
+    shown = [name for name in COLUMNS if name not in left_out]
+    assert drawn["method"] == shown[1:]
+    assert drawn["dpsgd"] == [COLUMNS[name] for name in shown[1:]]
 
 
 def test_live_table_shows_a_dash_for_a_modality_nobody_used_alone() -> None:

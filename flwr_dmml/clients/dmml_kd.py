@@ -76,6 +76,7 @@ class DmmlKd(Learner):
     name: ClassVar[str] = "dmml-kd"
     paper: ClassVar[str] = "Yin, Chen and Tao, IEEE TMC 2024 (reconstruction)"
     options_type: ClassVar[type[Options]] = DmmlKdOptions
+    stagger: ClassVar[float] = 0.5
     options: DmmlKdOptions
 
     def reset(self) -> None:

@@ -61,12 +61,16 @@ class Learner:
     options_type: ClassVar[type[Options]] = Options
     communicates: ClassVar[bool] = True
     """False for a method without neighbours: nothing is routed or mixed."""
+    stagger: ClassVar[float] = 0.0
+    """The setting ``stagger`` where the run config says "auto"."""
+    rule: ClassVar[str] = "uniform"
+    """The setting ``allocation.rule`` where the run config says "auto"."""
     keeps_optimizer: ClassVar[bool] = False
     """Whether momentum and the like survive from one round to the next."""
 
     def __init__(self, partition: Partition, settings: Settings, options: Options) -> None:
         self.partition = partition
-        self.settings = settings
+        self.settings = settings.of_method(self.stagger, self.rule)
         self.options = options
         self.device = resolve_device(settings.device)
         self.train_data = on_device(partition.train, self.device)
@@ -205,7 +209,7 @@ class Learner:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         rate = self.settings.learning_rate_at(plan.server_round, plan.num_rounds)
         optimizer = make_optimizer(self.settings, parameters, rate, self.optimizer_state)
-        steps = schedule(updates, self.settings.stagger, self.rng("schedule"))
+        steps = schedule(updates, self.settings.stagger_share, self.rng("schedule"))
         total = 0.0
         self.speedometer.begin()
         for modalities, batch in zip(steps, self.batches(len(steps)), strict=True):

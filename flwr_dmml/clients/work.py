@@ -18,9 +18,15 @@ def measure_work(learner: Learner) -> Work:
 
     Counted are matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does (a
     multiply-add is 2); not biases, norms, activations, element-wise losses and the optimiser, which
-    are small beside them. A round's own work is counted as in round 2, without neighbours.
+    are small beside them; nor recurrent layers of torch that it does not see into (an LSTM on the
+    CPU). A round's own work is counted as in round 2, without neighbours.
 
     The learner is reset before and after: it must not have been trained.
+
+    Raises
+    ------
+    ValueError
+        Nothing of a modality's iteration can be counted.
     """
     settings, modalities = learner.settings, learner.partition.modalities
     key = (type(learner), settings, learner.options, modalities)
@@ -48,6 +54,10 @@ def _measure(learner: Learner) -> Work:
 
     joint = iteration(*modalities)
     solo = {m: iteration(m) for m in modalities} if len(modalities) > 1 else {modalities[0]: joint}
+    if free := [m for m, flops in solo.items() if flops == 0]:
+        raise ValueError(
+            f"no operation of training '{free[0]}' can be counted: its energy is unknown"
+        )
     with FlopCounterMode(display=False) as after:
         learner.after_training(plan, {})
     return Work(joint, solo, float(before.get_total_flops() + after.get_total_flops()))

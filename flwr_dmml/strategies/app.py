@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..clients import Learner, find_methods, option_types
 from ..config import Settings, parse_settings, resolved
+from ..energy import Floats
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
 from .energy_constrained import EnergyConstrained
 from .peer import PeerStrategy
@@ -43,17 +44,23 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         if settings.compare_with == settings.method:
             log(INFO, "compare-with names the method itself: it runs once")
         present: int | None = None  # a device lost by the first method is not waited for again
-        constrained = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
-        energy = constrained(settings)
+        battery_j: Floats | None = None  # the second method gets the batteries of the first
         for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
+            energy = constrain(settings, methods[name], battery_j)
             results[name] = _run(grid, settings, methods[name], trackers, present, energy)
-            present = max(1, len(results[name].nodes))
-            # The second method gets the same batteries, also where its iterations cost more.
-            energy = constrained(settings, battery_j=energy.battery_j)
+            present, battery_j = max(1, len(results[name].nodes)), energy.battery_j
         report(settings, results)
         log(INFO, "Run folder: %s", folder.path)
 
     return app
+
+
+def constrain(
+    settings: Settings, method: type[Learner], battery_j: Floats | None = None
+) -> EnergyConstrained:
+    """Return the energy and the iterations that the settings give to a method's devices."""
+    kind = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
+    return kind(settings.of_method(method.stagger, method.rule), battery_j=battery_j)
 
 
 def _run(

@@ -1,27 +1,24 @@
 """A round's plan under remaining energy: live links, joules, iterations of every modality."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..allocation import Allocation, RoundProblem, allocate, sync_only, uniform
+from ..allocation import OBJECTIVES, Allocation, RoundProblem, allocate, sync_only, uniform
 from ..balance import effective_speeds
 from ..costs import FleetCosts, Work
 from ..energy import Floats, Ledger, greedy, pacing
 from ..seeding import numpy_generator
 from ..settings import Settings
-
-Updates = dict[str, int]
-"""Encoder updates by modality."""
-
+from .round_budget import Decision, RoundBudget, Sending, Updates
 
 _TRIAL_ROUNDS = 10  # whose channels tell what sending takes, before the first round
 
 Rule = Callable[[RoundProblem, bool], Allocation]
 RULES: dict[str, Rule] = {
+    "auto": lambda problem, trains: uniform(problem),  # no method has chosen
     "uniform": lambda problem, trains: uniform(problem),
     "max-min": lambda problem, trains: allocate(problem, "max-min"),
     "proportional": lambda problem, trains: allocate(problem, "proportional"),
@@ -30,62 +27,6 @@ RULES: dict[str, Rule] = {
     "sync-only": lambda problem, trains: sync_only(problem, server_round=1 if trains else 2),
 }
 """What ``allocation.rule`` names: (problem, whether this round trains) -> plan."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sending:
-    """The links that work in a round, and what one broadcast of each device costs, ``[node]``."""
-
-    graph: nx.Graph
-    energy_j: Floats
-    time_s: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """What a round's links, iterations ``[node, modality]`` and limits are to be."""
-
-    sending: Sending
-    flat: dict[int, str]
-    tau: NDArray[np.int64]
-    budget_j: Floats
-    notes: list[str]
-
-
-@dataclass(frozen=True, eq=False)
-class RoundBudget:
-    """What a round may cost and what it is billed, as :meth:`EnergyConstrained.plan` decides.
-
-    Attributes
-    ----------
-    graph : networkx.Graph
-        All devices, and the links that work between those that take part.
-    updates : dict of int to dict of str to int
-        ``tau[k, m]`` of every device that takes part; all 0 for one that is parked.
-    flat : dict of int to str
-        Who stays out because its battery cannot pay for sending, and why.
-    budget_j : FloatArray, shape ``[node]``
-        The most that the computing of this round may cost.
-    compute_j, radio_j, seconds : FloatArray, shape ``[node]``
-        What the round is billed, and how long it takes each device to compute and send.
-    battery_j : FloatArray or None, shape ``[node]``
-        What is left after it; None on mains power.
-    sent_bits : FloatArray, shape ``[node]``
-        What each device puts on the air: its payload once, to all neighbours.
-    notes : list of str
-        What the allocation has to say: of a solver that failed, say.
-    """
-
-    graph: nx.Graph
-    updates: dict[int, Updates]
-    flat: dict[int, str]
-    budget_j: Floats
-    compute_j: Floats
-    radio_j: Floats
-    seconds: Floats
-    battery_j: Floats | None
-    sent_bits: Floats
-    notes: list[str]
 
 
 class EnergyConstrained:
@@ -109,6 +50,18 @@ class EnergyConstrained:
     def __init__(self, settings: Settings, *, battery_j: Floats | None = None) -> None:
         self.settings = settings
         self._given_j = battery_j
+
+    def summary(self) -> list[str]:
+        """Return what is decided before the first round, in a few lines for the log."""
+        s, rule = self.settings, self.settings.allocation.rule
+        metric = f" by {s.speed_metric} speed" if rule in OBJECTIVES else ""
+        power = f"{s.energy.battery_j:g} J" if s.energy.battery_j else "mains power"
+        power = f"battery-share {s.energy.battery_share:g}" if s.energy.battery_share else power
+        link = "radio" if s.wireless.enabled else "wire"
+        return [
+            f"Allocation: {rule}{metric}, stagger {s.stagger_share:g}",
+            f"Devices: {s.energy.devices}, on {power}, linked by {link}",
+        ]
 
     def begin(self, work: Mapping[int, Work], num_nodes: int, num_rounds: int) -> None:
         """Take note of the devices' work; the first plan fills their batteries."""
@@ -147,7 +100,7 @@ class EnergyConstrained:
             self._fill_batteries(graph, payload_bits)
         decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
         tau, sending = decision.tau, decision.sending
-        compute_j, compute_s = self.costs.bill(tau, self.settings.stagger)
+        compute_j, compute_s = self.costs.bill(tau, self.settings.stagger_share)
         seconds = compute_s + sending.time_s
         self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
         live = sorted(set(present) - set(decision.flat))
@@ -278,7 +231,7 @@ class EnergyConstrained:
             draws = numpy_generator(self.settings.seed, "allocation", server_round).random(shape)
             return np.asarray(rule.max_ratio**draws)
         table = np.ones(shape)
-        if rule.rule not in ("uniform", "sync-only") and server_round > rule.warm_up:
+        if rule.rule not in ("auto", "uniform", "sync-only") and server_round > rule.warm_up:
             for k, known in speeds.items():
                 own = self.costs.modalities_of(k)
                 around = {m: known.get(m, np.nan) for m in own}

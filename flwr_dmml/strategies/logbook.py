@@ -9,9 +9,9 @@ from flwr.common.logger import log
 
 from ..tracking.records import NodeResult, RoundRecord, Tracker
 from ..transport.messages import read_metrics, read_rejected
-from .energy_constrained import RoundBudget
 from .mixing import separate_groups
 from .roster import Member
+from .round_budget import RoundBudget
 
 
 class Logbook:

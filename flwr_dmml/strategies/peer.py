@@ -131,6 +131,8 @@ class PeerStrategy(Strategy):
         log(INFO, "\t│\t├── %s nodes, %s links", n, links)
         log(INFO, "\t│\t└── Spectral gap: %.4f (Metropolis-Hastings weights)", gap)
         log(INFO, "\t├──> Local iterations: %s", self.local_iterations)
+        for line in self.planner.energy.summary():
+            log(INFO, "\t│\t├── %s", line)
         log(INFO, "\t└──> Evaluated every %s round(s), and at the end", self.evaluate_every)
 
     # ---- one round --------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import numpy as np
 from ..energy import Floats
 from ..plan import Plan
 from ..topology import Topology
-from .energy_constrained import EnergyConstrained, RoundBudget
+from .energy_constrained import EnergyConstrained
 from .mixing import Neighbourhood, neighbourhoods
 from .roster import Member
+from .round_budget import RoundBudget
 
 
 class RoundPlanner:

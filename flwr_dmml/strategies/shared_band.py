@@ -8,7 +8,8 @@ import numpy as np
 from ..allocation import OBJECTIVES, FleetAllocator, Objective, SharedBand
 from ..costs import Work
 from ..energy import Floats
-from .energy_constrained import Decision, EnergyConstrained, Sending
+from .energy_constrained import EnergyConstrained
+from .round_budget import Decision, Sending
 
 
 class SharedBandConstrained(EnergyConstrained):
@@ -23,6 +24,8 @@ class SharedBandConstrained(EnergyConstrained):
         """Take note of the devices' work."""
         super().begin(work, num_nodes, num_rounds)
         rule = self.settings.allocation.rule
+        if rule == "sync-only":
+            raise ValueError("allocation.rule = 'sync-only' cannot be used with a shared band")
         objective: Objective = next((o for o in OBJECTIVES if o == rule), "max-min")
         self._allocator = FleetAllocator(*self.costs.owned.shape, objective=objective)
 

@@ -13,9 +13,16 @@ from rich.table import Table
 
 from .records import RoundRecord
 
+_LEAST_FIRST = ("Mbit", "device s", "balance", "updates", "min", "battery", "joules")
+
 
 class LiveTable:
     """Show every evaluated round in a table, above a bar for rounds and devices.
+
+    Columns: mean, lowest and each modality's accuracy; wall-clock seconds; kB sent by a device in
+    the round; updates of each modality's encoder in the round; joules of the run, and the median
+    battery; balance metric; seconds that the run takes on the devices; Mbit on the air. A narrow
+    console shows fewer.
 
     Use it as a context manager. Log lines scroll by above it. Where the console is no terminal
     nothing is drawn: the log has the same figures.
@@ -78,8 +85,16 @@ class LiveTable:
         if not self._columns:
             owned = {m for sensors in node_modalities for m in sensors.split("+")}
             self._columns = sorted(owned)
-            for name in ["method", "round", "mean", "min", *self._columns, "seconds", "kB sent"]:
-                self._headers.append(name)
+            self._headers += [
+                "method",
+                "round",
+                "mean",
+                "min",
+                *self._columns,
+                "seconds",
+                "kB sent",
+            ]
+            self._headers += ["updates", "joules", "battery", "balance", "device s", "Mbit"]
         self._method, self._since, self._seconds = method, time.monotonic(), 0.0
         self._task = self._progress.add_task(method, total=num_rounds, note="")
         self._draw()
@@ -90,11 +105,17 @@ class LiveTable:
             self._progress.advance(self._task)
         self._seconds += record.seconds
         if record.accuracy is not None:
-            alone = record.accuracy_by_modality
+            alone, updates = record.accuracy_by_modality, record.updates_by_modality
+            battery = record.battery_quantiles_j
             row = [self._method, str(record.round)]
             row += [f"{record.accuracy:.3f}", f"{record.min_accuracy:.3f}"]
             row += [f"{alone[m]:.3f}" if m in alone else "-" for m in self._columns]
-            self._rows.append([*row, f"{self._seconds:.1f}", f"{record.bytes_sent / 1e3:.0f}"])
+            row += [f"{self._seconds:.1f}", f"{record.bytes_sent / 1e3:.0f}"]
+            row += ["/".join(f"{updates[m]:.1f}" if m in updates else "-" for m in self._columns)]
+            row += [f"{record.total_j:.1f}", f"{battery[2]:.2f}" if battery else "mains"]
+            row += ["-" if record.balance is None else f"{record.balance:.2f}"]
+            row += [f"{record.total_simulated_s:.1f}", f"{record.total_bits / 1e6:.0f}"]
+            self._rows.append(row)
         self._draw()
 
     def _draw(self) -> None:
@@ -103,9 +124,24 @@ class LiveTable:
             self._live.update(Group(self._table(self._rows[-fitting:]), self._progress))
 
     def _table(self, rows: list[list[str]]) -> Table:
-        table = Table(padding=(0, 0) if self._console.width < 80 else (0, 1))
-        for name in self._headers:
+        padding = 1 if self._console.width >= 130 else 0
+        shown = self._fitting(rows, 2 * padding)
+        table = Table(padding=(0, padding))
+        for name in shown:
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for row in rows:
-            table.add_row(*row)
+            cells = dict(zip(self._headers, row, strict=True))
+            table.add_row(*(cells[name] for name in shown))
         return table
+
+    def _fitting(self, rows: list[list[str]], padding: int) -> list[str]:
+        """Return the headers that fit the console: what matters least goes first."""
+        widths = {
+            name: max(map(len, [name, *(row[i] for row in rows)])) + padding + 1
+            for i, name in enumerate(self._headers)
+        }
+        for name in _LEAST_FIRST:
+            if sum(widths.values()) < self._console.width:
+                break
+            widths.pop(name, None)
+        return list(widths)

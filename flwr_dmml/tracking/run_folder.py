@@ -1,6 +1,7 @@
 """The run folder: resolved settings and metrics as JSON lines."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,9 @@ class RunFolder:
 
     def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.path = Path(parent).expanduser().resolve() / (name or f"{stamp}-{config['method']}")
+        self.path = Path(os.path.expanduser(parent)).resolve() / (
+            name or f"{stamp}-{config['method']}"
+        )
         self._taken = f"run-name = {name!r}: {self.path} exists already; choose another name"
         if self.path.exists():
             raise FileExistsError(self._taken)

@@ -17,10 +17,10 @@ def render(table: Table) -> str:
 
 
 def final_table(results: Mapping[str, RoundRecord]) -> Table:
-    """Return the accuracies of each method's last round, side by side.
+    """Return the accuracies of each method's last round, and what each took, side by side.
 
     With two methods a last column says what the second gains over the first, in points. Devices
-    that one of the methods lost are in none of the figures.
+    that one of the methods lost are in none of the accuracies.
 
     Parameters
     ----------
@@ -44,7 +44,19 @@ def final_table(results: Mapping[str, RoundRecord]) -> Table:
             a, b = values
             cells.append("-" if a is None or b is None else f"{100 * (b - a):+.1f}")
         table.add_row(label, *cells)
+    table.add_section()
+    for label, figures in _costs(list(results.values())):
+        table.add_row(label, *(f"{figure:.4g}" for figure in figures))
     return table
+
+
+def _costs(records: list[RoundRecord]) -> list[tuple[str, list[float]]]:
+    """Return what each method took, all its devices and rounds together."""
+    return [
+        ("joules spent", [r.total_j for r in records]),
+        ("seconds on the devices", [r.total_simulated_s for r in records]),
+        ("Mbit on the air", [r.total_bits / 1e6 for r in records]),
+    ]
 
 
 def in_common(results: Mapping[str, RoundRecord]) -> dict[str, RoundRecord]:
