@@ -205,5 +205,5 @@ def _positive(target: FloatArray) -> FloatArray:
 
 def _of_budget(cost: FloatArray, limit: FloatArray) -> FloatArray:
     """Return cost / limit; a budget of 0 (or less) is as good as one of 1e-9 of its cost."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return np.where(limit > 0, np.minimum(cost / limit, 1e9), np.where(cost > 0, 1e9, 0.0))

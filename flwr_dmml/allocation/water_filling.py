@@ -96,7 +96,7 @@ def _lagrangian(problem: RoundProblem) -> FloatArray:
     # lam from 0 (share 1) up to where every modality is at tau_min (share 0), on a log scale
     ideal = problem.target[:, None] / problem.speed
     slope = _price(problem) / (2 * problem.speed**2)  # [node, modality]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         most = np.where(slope > 0, ideal / slope, 0.0).max(axis=1, initial=1e-100)  # [node]
 
     def tau(share: FloatArray) -> FloatArray:

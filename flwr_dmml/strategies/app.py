@@ -48,7 +48,8 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
             energy = constrain(settings, methods[name], battery_j)
             results[name] = _run(grid, settings, methods[name], trackers, present, energy)
-            present, battery_j = max(1, len(results[name].nodes)), energy.battery_j
+            present = max(1, len(results[name].nodes))
+            battery_j = None if settings.energy.on_mains else energy.battery_j
         report(settings, results)
         log(INFO, "Run folder: %s", folder.path)
 

@@ -1,6 +1,7 @@
 """A round's plan under remaining energy: live links, joules, iterations of every modality."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -22,11 +23,19 @@ RULES: dict[str, Rule] = {
     "uniform": lambda problem, trains: uniform(problem),
     "max-min": lambda problem, trains: allocate(problem, "max-min"),
     "proportional": lambda problem, trains: allocate(problem, "proportional"),
-    "least-squares": lambda problem, trains: allocate(problem, "least-squares"),
+    "least-squares": lambda problem, trains: _least_squares(problem),
     "random": lambda problem, trains: allocate(problem, "max-min"),
     "sync-only": lambda problem, trains: sync_only(problem, server_round=1 if trains else 2),
 }
 """What ``allocation.rule`` names: (problem, whether this round trains) -> plan."""
+
+
+def _least_squares(problem: RoundProblem) -> Allocation:
+    """Return the least-squares plan, but uniform where all speeds of a device are alike."""
+    plan, even = allocate(problem, "least-squares"), uniform(problem)
+    speed = np.where(problem.owned, problem.speed, np.nan)  # [node, modality]
+    differs = np.nanmax(speed, axis=1, initial=-1.0) > np.nanmin(speed, axis=1, initial=np.inf)
+    return replace(plan, tau=np.where(differs[:, None], plan.tau, even.tau))
 
 
 class EnergyConstrained:
@@ -50,6 +59,7 @@ class EnergyConstrained:
     def __init__(self, settings: Settings, *, battery_j: Floats | None = None) -> None:
         self.settings = settings
         self._given_j = battery_j
+        self._on_mains = settings.energy.on_mains and battery_j is None
 
     def summary(self) -> list[str]:
         """Return what is decided before the first round, in a few lines for the log."""
@@ -63,14 +73,24 @@ class EnergyConstrained:
             f"Devices: {s.energy.devices}, on {power}, linked by {link}",
         ]
 
-    def begin(self, work: Mapping[int, Work], num_nodes: int, num_rounds: int) -> None:
-        """Take note of the devices' work; the first plan fills their batteries."""
+    def begin(
+        self,
+        work: Mapping[int, Work],
+        num_nodes: int,
+        num_rounds: int,
+        graph: nx.Graph | None = None,
+    ) -> None:
+        """Take note of the devices' work; the first plan fills their batteries.
+
+        ``battery-share`` pays for sending over ``graph``, by default that of the first round.
+        """
         s = self.settings
         self._num_rounds = num_rounds
         fleet = s.energy.fleet(num_nodes, s.seed)
         self.costs = FleetCosts.of(fleet, work)
         self._full_j = self.costs.planning.energy_j.sum(axis=1) * s.local_iterations  # [node]
         self._wireless = s.wireless.make(s.topology_side_m, fleet) if s.wireless.enabled else None
+        self._sends_over, self._round_s = graph, 0.0
         self._radio_j = np.zeros((0, num_nodes))  # [round, node], of the rounds so far
 
     def plan(
@@ -97,7 +117,7 @@ class EnergyConstrained:
             Training speed of each modality around each device, where known.
         """
         if server_round == 1:
-            self._fill_batteries(graph, payload_bits)
+            self._fill_batteries(self._sends_over or graph, payload_bits)
         decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
         tau, sending = decision.tau, decision.sending
         compute_j, compute_s = self.costs.bill(tau, self.settings.stagger_share)
@@ -113,7 +133,7 @@ class EnergyConstrained:
             compute_j=compute_j,
             radio_j=sending.energy_j,
             seconds=seconds,
-            battery_j=None if self.settings.energy.on_mains else self.ledger.remaining_j,
+            battery_j=None if self._on_mains else self.ledger.remaining_j,
             sent_bits=np.where(np.isin(np.arange(len(tau)), on_air), payload_bits, 0.0),
             notes=decision.notes,
         )
@@ -130,7 +150,11 @@ class EnergyConstrained:
         sending, flat = self._sending(server_round, graph, present, payload_bits)
         problem = self._problem(server_round, sending, present - set(flat), speeds)
         allocation = RULES[self.settings.allocation.rule](problem, self._trains(server_round))
-        return Decision(sending, flat, allocation.tau, problem.budget_j, allocation.notes)
+        return Decision(sending, flat, allocation.tau, self._limit_j(problem), allocation.notes)
+
+    def _limit_j(self, problem: RoundProblem) -> Floats:
+        """Return the most that computing may cost, a round's own work included, ``[node]``."""
+        return np.maximum(0.0, problem.budget_j + self.costs.per_round.energy_j[:, 0])
 
     def _fill_batteries(self, graph: nx.Graph, payload_bits: Floats) -> None:
         """Put in the batteries what the settings say, for a fleet that sends over ``graph``."""
@@ -157,7 +181,7 @@ class EnergyConstrained:
             between = nx.create_empty_copy(graph)
             between.add_edges_from(graph.subgraph(live).edges)
             sending = self._broadcast(server_round, between, payload_bits)
-            if self.settings.energy.on_mains:
+            if self._on_mains:
                 return sending, flat
             poor = [k for k in sorted(live) if not self.ledger.can_afford(sending.energy_j)[k]]
             if not poor:
@@ -191,7 +215,7 @@ class EnergyConstrained:
         allocation, most = self.settings.allocation, self.settings.local_iterations
         overhead = self.costs.per_round
         budget_j = self._full_j * (1 + 1e-9) + to_send_j  # rounding must not cost an iteration
-        if not self.settings.energy.on_mains:
+        if not self._on_mains:
             left_j = self._spendable_j(server_round, sending.energy_j) - overhead.energy_j[:, 0]
             budget_j = np.minimum(budget_j, left_j)
         return RoundProblem.of(
@@ -244,9 +268,10 @@ class EnergyConstrained:
         return dict(zip(self.costs.modalities_of(node), tau[owned].tolist(), strict=True))
 
     def _book(self, compute_j: Floats, radio_j: Floats, round_s: float) -> None:
-        if self.settings.energy.on_mains:
+        if self._on_mains:
             self.ledger.harvest(compute_j + radio_j)  # drawn as it is spent
         self.ledger.charge("compute", compute_j)
         self.ledger.charge("radio", radio_j)
-        if not self.settings.energy.on_mains:
-            self.ledger.harvest(self.settings.energy.harvesting_w * round_s)
+        if not self._on_mains:
+            self._round_s = round_s or self._round_s  # where nobody can work, as long as the last
+            self.ledger.harvest(self.settings.energy.harvesting_w * self._round_s)

@@ -99,6 +99,8 @@ class Logbook:
         record.total_simulated_s = before.total_simulated_s + record.simulated_s
         record.total_bits = before.total_bits + float(budget.sent_bits.sum())
         record.failed |= budget.flat
+        for partition in budget.flat:
+            self.node(record.round, partition)  # known, though it does nothing
         for partition in budget.flat.keys() - self._flat:
             reason = budget.flat[partition]
             log(WARNING, "Round %s: node %s leaves: %s", record.round, partition, reason)

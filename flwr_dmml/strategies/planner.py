@@ -54,7 +54,8 @@ class RoundPlanner:
         """Take note of who is there and of the length of the run."""
         self._members, self._num_rounds = members, num_rounds
         work = {p: member.work for p, member in members.items()}
-        self.energy.begin(work, self.num_nodes, num_rounds)
+        reach = self.topology.graph(self.num_nodes, seed=self.seed)
+        self.energy.begin(work, self.num_nodes, num_rounds, reach)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
         self._flat: Collection[int] = ()
 

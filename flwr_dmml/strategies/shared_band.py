@@ -1,6 +1,7 @@
 """Devices that share one radio band: its shares and the iterations are decided together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -20,9 +21,15 @@ class SharedBandConstrained(EnergyConstrained):
     and the others have its hertz.
     """
 
-    def begin(self, work: Mapping[int, Work], num_nodes: int, num_rounds: int) -> None:
+    def begin(
+        self,
+        work: Mapping[int, Work],
+        num_nodes: int,
+        num_rounds: int,
+        graph: nx.Graph | None = None,
+    ) -> None:
         """Take note of the devices' work."""
-        super().begin(work, num_nodes, num_rounds)
+        super().begin(work, num_nodes, num_rounds, graph)
         rule = self.settings.allocation.rule
         if rule == "sync-only":
             raise ValueError("allocation.rule = 'sync-only' cannot be used with a shared band")
@@ -64,9 +71,10 @@ class SharedBandConstrained(EnergyConstrained):
             for k in sorted(present)
             if plan.parked[k]
         }
-        left = nx.create_empty_copy(graph)
-        left.add_edges_from(radio.graph.subgraph(present - set(flat)).edges)
-        sends = np.isin(nodes, sorted(present - set(flat)))
+        if flat:  # the others do not send to them, and share their part of the band
+            rest = self._decide(server_round, graph, present - set(flat), payload_bits, speeds)
+            return replace(rest, flat=flat | rest.flat)
+        sends = np.isin(nodes, sorted(present))
         seconds = np.where(sends, band.seconds(plan.bandwidth_hz), 0.0)
-        sending = Sending(left, band.power_w * seconds, seconds)
-        return Decision(sending, flat, plan.tau, problem.budget_j, plan.notes)
+        sending = Sending(radio.graph, band.power_w * seconds, seconds)
+        return Decision(sending, flat, plan.tau, self._limit_j(problem), plan.notes)

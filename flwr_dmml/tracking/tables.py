@@ -30,7 +30,7 @@ def final_table(results: Mapping[str, RoundRecord]) -> Table:
     compared = in_common(results)
     counted = max(len(r.by_partition) for r in compared.values())
     known = len(set[int]().union(*(r.by_partition for r in results.values())))
-    title = f"Test accuracy after the last round, {counted} of {known} devices"
+    title = f"Test accuracy at the end, {counted} of {known} devices"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for method in results:
