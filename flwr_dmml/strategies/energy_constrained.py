@@ -149,8 +149,15 @@ class EnergyConstrained:
         """Decide on links first, then on iterations: every device sends in a band of its own."""
         sending, flat = self._sending(server_round, graph, present, payload_bits)
         problem = self._problem(server_round, sending, present - set(flat), speeds)
-        allocation = RULES[self.settings.allocation.rule](problem, self._trains(server_round))
+        allocation = self.allocate(problem, server_round)
         return Decision(sending, flat, allocation.tau, self._limit_j(problem), allocation.notes)
+
+    def allocate(self, problem: RoundProblem, server_round: int) -> Allocation:
+        """Return the iterations of a round, by ``allocation.rule``; override for a rule of yours.
+
+        A plan that costs more than the problem's budgets is refused by the ledger.
+        """
+        return RULES[self.settings.allocation.rule](problem, self._trains(server_round))
 
     def _limit_j(self, problem: RoundProblem) -> Floats:
         """Return the most that computing may cost, a round's own work included, ``[node]``."""
