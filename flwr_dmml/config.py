@@ -118,6 +118,7 @@ def _validate(
         options = [kebab(name) for name in model.model_fields if name not in GROUPS]
         keys = [prefix + option for option in options]
         for item in error.errors():
+            what = item["msg"].removeprefix("Value error, ")
             key = prefix + ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
                 close = difflib.get_close_matches(str(item["loc"][0]), options, n=1)
@@ -125,11 +126,9 @@ def _validate(
                 hint = f"did you mean '{prefix}{close[0]}'?" if close else known
                 problems.append(f"{key} = {item['input']!r}: unknown setting; {hint}")
             elif item["loc"]:
-                problems.append(f"{key} = {item['input']!r}: {item['msg']}")
+                problems.append(f"{key} = {item['input']!r}: {what}")
             else:  # a rule between several options of one method
-                problems.append(
-                    f"{prefix.rstrip('.')}: {item['msg'].removeprefix('Value error, ')}"
-                )
+                problems.append(f"{prefix.rstrip('.')}: {what}")
         return None
 
 
