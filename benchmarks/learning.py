@@ -90,6 +90,7 @@ CASES: dict[str, Case] = {
                 "(i) per-modality losses": ALL_BOTH | ALONE,
                 "(ii)": {},
                 "(ii) per-modality losses": ALONE,
+                "(i) DMML-KD": ALL_BOTH | {"method": "dmml-kd"},
                 "(ii) DMML-KD": {"method": "dmml-kd"},
             }.items()
         },

@@ -56,7 +56,9 @@ class Settings(Options):
     )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
 
-    dataset: str = Field("digits", description="data set: digits, av-digits, or one of your own")
+    dataset: str = Field(
+        "digits", description="digits, av-digits, mnist, cifar10, or a data set of your own"
+    )
     data_path: str = Field("", description="folder of the data set, where it needs one")
     snr_db: float = Field(0.0, ge=-40, le=80, description="signal-to-noise ratio of the audio, dB")
     image_visible: float = Field(

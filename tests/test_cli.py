@@ -77,7 +77,15 @@ def test_no_arguments_show_the_commands() -> None:
 def test_list_methods() -> None:
     result = invoke("--list-methods")
     assert result.exit_code == 0
-    assert first_cells(result.stdout) == ["dmml-kd", "dpsgd", "dsgdm", "local"]
+    assert first_cells(result.stdout) == [
+        "d2",
+        "dmml-kd",
+        "dpsgd",
+        "dsgdm",
+        "local",
+        "qg-dsgdm",
+        "qg-dsgdm-n",
+    ]
     for paper in ("Lian et al., NeurIPS 2017", "Yin, Chen and Tao, IEEE TMC 2024", "baseline"):
         assert paper in words(result.stdout)
 
@@ -121,7 +129,10 @@ def test_a_wrong_option_is_a_usage_error(arguments: list[str]) -> None:
         (["num-node=3"], ["num-node = 3: unknown setting; did you mean 'num-nodes'?"]),
         (["num-nodes=0"], ["num-nodes = 0: Input should be greater than or equal to 1"]),
         (["num-nodes=many"], ["num-nodes = 'many': Input should be a valid integer"]),
-        (["method=fedavg"], ["method = 'fedavg': there are dmml-kd, dpsgd, dsgdm, local"]),
+        (
+            ["method=fedavg"],
+            ["method = 'fedavg': there are d2, dmml-kd, dpsgd, dsgdm"],
+        ),
         (["topology=torus", "num-nodes=13"], ["nearest allowed: 12 and 14"]),
         (["dmml-kd.generator=false"], ["distillation = true needs generator = true"]),
         (["alpha=0", "momentum=1.0"], ["alpha = 0:", "momentum = 1.0:"]),

@@ -15,23 +15,29 @@ from flwr_dmml.data import (
 
 
 def test_the_built_in_data_sets_are_registered():
-    assert {"av-digits", "digits"} <= set(available_datasets())
+    assert {"av-digits", "cifar10", "digits", "mnist"} <= set(available_datasets())
     assert available_datasets() == sorted(available_datasets())
 
 
 @pytest.mark.parametrize(
-    ("name", "needs_path", "natural_ids"), [("digits", False, False), ("av-digits", True, True)]
+    ("name", "modalities", "needs_path", "natural_ids"),
+    [
+        ("digits", ("audio", "image"), False, False),
+        ("av-digits", ("audio", "image"), True, True),
+        ("mnist", ("image",), True, False),
+        ("cifar10", ("image",), True, False),
+    ],
 )
-def test_find(name, needs_path, natural_ids):
+def test_find(name, modalities, needs_path, natural_ids):
     dataset = find_dataset(name)
     assert dataset.name == name
-    assert dataset.modalities == ("audio", "image")
+    assert dataset.modalities == modalities
     assert (dataset.needs_path, dataset.natural_ids) == (needs_path, natural_ids)
 
 
 def test_an_unknown_name_lists_the_allowed_ones():
-    with pytest.raises(DataError, match=r"'mnist'.*allowed: .*av-digits, .*digits"):
-        find_dataset("mnist")
+    with pytest.raises(DataError, match=r"'imagenet'.*allowed: .*av-digits, .*digits"):
+        find_dataset("imagenet")
 
 
 def test_an_entry_point_must_be_a_dataset(monkeypatch):
@@ -41,9 +47,10 @@ def test_an_entry_point_must_be_a_dataset(monkeypatch):
         find_dataset("broken")
 
 
-def test_a_missing_path_names_the_key():
-    with pytest.raises(DataError, match=r"data-path: .*'av-digits'"):
-        load_source("av-digits", LoadOptions())
+@pytest.mark.parametrize("name", ["av-digits", "mnist", "cifar10"])
+def test_a_missing_path_names_the_key(name):
+    with pytest.raises(DataError, match=rf"data-path: .*'{name}'"):
+        load_source(name, LoadOptions())
 
 
 def test_a_source_is_loaded_once():

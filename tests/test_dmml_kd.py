@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from flwr_dmml.blocks import STATISTICS, flatten
 from flwr_dmml.clients import Batch, DmmlKd, NonFiniteModelError
-from flwr_dmml.clients.learner import SPEEDS
+from flwr_dmml.clients.speedometer import SPEEDS
 from flwr_dmml.losses import (
     latent_distillation_loss,
     orthogonality_loss,

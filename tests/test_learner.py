@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import DPSGD, Batch, Learner, NonFiniteModelError, find_methods
-from flwr_dmml.clients.learner import SPEEDS
 from flwr_dmml.clients.optimisers import make_optimizer, optimizer_tensors
+from flwr_dmml.clients.speedometer import SPEEDS
 from flwr_dmml.plan import Plan
 
 CONFIG = {**FAST, "num-nodes": 3, "method": "dpsgd"}

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flwr_dmml.blocks import check_mixable, flatten
+from flwr_dmml.blocks import check_mixable, flatten, num_parameters
 from flwr_dmml.data import Modality
 from flwr_dmml.losses import label_weights, sampling_distribution
 from flwr_dmml.models import (
     ENCODERS,
+    IMAGE_ENCODERS,
     DecomposedClassifier,
     Features,
     Generator,
@@ -74,6 +75,54 @@ def test_encoders_can_be_mixed(modality: Modality) -> None:
 
 def test_every_kind_of_encoder_is_tested() -> None:
     assert {modality.kind for modality in EVERY_SHAPE} == set(ENCODERS)
+
+
+# Encoders of images, by name
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 8), (2, 9, 13)], ids=str)
+def test_image_encoders_give_one_vector_a_sample_and_can_be_mixed(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    encoder = IMAGE_ENCODERS[name](shape, 10)
+    samples = torch.rand(3, *shape, generator=rng())
+    features = encoder(samples)
+    assert features.shape == (3, 10) and bool(torch.isfinite(features).all())
+    alone = torch.cat([encoder(sample[None]) for sample in samples])
+    torch.testing.assert_close(features, alone, rtol=1e-3, atol=1e-4)
+    check_mixable({"encoder": encoder})
+    assert not list(encoder.buffers())
+    features.sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "expected"),
+    [
+        ((1, 28, 28), 10, 11_258),  # the classifier of the calibration of IDKD
+        ((1, 28, 28), 64, 6_128 + 513 * 64),  # 4 x 4 pixels of 32 channels are 512
+        ((3, 32, 32), 64, 6_528 + 513 * 64),  # 2 more channels are 2 * 25 * 8 = 400 more weights
+        ((1, 17, 5), 2, 6_128 + (3 * 1 * 32 + 1) * 2),  # 17 -> 9 -> 5 -> 3 and 5 -> 3 -> 2 -> 1
+    ],
+    ids=str,
+)
+def test_parameters_of_the_small_encoder(
+    shape: tuple[int, ...], features: int, expected: int
+) -> None:
+    """Convolutions 208 + 1,168 + 4,640 and norms 16 + 32 + 64 are 6,128 numbers."""
+    assert num_parameters(IMAGE_ENCODERS["conv3"](shape, features)) == expected
+
+
+def test_the_small_encoder_keeps_where_something_is() -> None:
+    """A mark in one corner or another: unlike after a mean over all pixels, features differ."""
+    encoder = IMAGE_ENCODERS["conv3"]((1, 32, 32), 10)
+    x = torch.zeros(2, 1, 32, 32)
+    x[0, :, 8, 8] = x[1, :, 24, 24] = 1.0
+    linear = encoder.get_submodule("10")
+    assert isinstance(linear, nn.Linear) and linear.in_features == 32 * 4 * 4
+    one, other = encoder(x).detach()
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 # The decomposed classifier

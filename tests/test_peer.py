@@ -13,7 +13,7 @@ from helpers import FAST, Recording, make_learner, run_peers
 
 from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import DPSGD
-from flwr_dmml.clients.learner import SPEEDS
+from flwr_dmml.clients.speedometer import SPEEDS
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.plan import Inbox, Outcome, Payload, Plan
 from flwr_dmml.strategies import NoDevicesError, PeerStrategy

@@ -6,7 +6,7 @@ from helpers import FAST, make_learner
 from torch import nn
 
 from flwr_dmml.blocks import flatten
-from flwr_dmml.clients.speedometer import Speedometer
+from flwr_dmml.clients.speedometer import SPEEDS, Speedometer
 from flwr_dmml.plan import Plan
 
 CONFIG = {**FAST, "num-nodes": 2, "method": "dpsgd", "modality-pattern": "audio+image"}
@@ -41,6 +41,10 @@ def _speedometer_at_a_fifth() -> Speedometer:
     return meter
 
 
+def inbox(*reports):
+    return {neighbour: {SPEEDS: report} for neighbour, report in enumerate(reports)}
+
+
 def test_a_report_is_in_the_order_asked_for_and_zero_where_nothing_is_known():
     """Image is owned and has not trained, radar is not owned."""
     report = _speedometer_at_a_fifth().report(("radar", "image", "audio"))
@@ -52,28 +56,30 @@ def test_near_by_hand():
     """Audio: own 0.2, 0.4 and 0.9, one knows none: 1.5 / 3. Image: 3 and 1, own unset: 4 / 2."""
     reports = [[0.4, 3.0, 0.0], [0.0, 1.0, 0.0], [0.9, 0.0, 0.0]]
     meter = _speedometer_at_a_fifth()
-    near = meter.near(("audio", "image", "radar"), [torch.tensor(r) for r in reports])
-    assert near == pytest.approx({"near.audio": 0.5, "near.image": 2.0})
+    near, wrong = meter.near(
+        ("audio", "image", "radar"), inbox(*(torch.tensor(r) for r in reports))
+    )
+    assert near == pytest.approx({"near.audio": 0.5, "near.image": 2.0}) and wrong == []
 
 
 def test_near_leaves_out_entries_that_are_no_speed():
     meter = _speedometer_at_a_fifth()
-    near = meter.near(("audio", "image"), [torch.tensor([-5.0, -1.0]), torch.tensor([0.6, 0.0])])
+    strange, known = torch.tensor([-5.0, -1.0]), torch.tensor([0.6, 0.0])
+    near, _ = meter.near(("audio", "image"), inbox(strange, known))
     assert near == pytest.approx({"near.audio": 0.4})
 
 
 def test_near_nobody_it_is_the_own_speed():
-    assert _speedometer_at_a_fifth().near(("audio", "image"), []) == pytest.approx(
-        {"near.audio": 0.2}
-    )
+    near, _ = _speedometer_at_a_fifth().near(("audio", "image"), {})
+    assert near == pytest.approx({"near.audio": 0.2})
 
 
 def test_before_the_first_round_there_is_nothing_to_report():
     meter = Speedometer({"audio": nn.Linear(2, 1)}, "conditional")
     assert meter.report(("audio", "image")).tolist() == [0.0, 0.0]
-    assert meter.near(("audio", "image"), [torch.zeros(2)]) == {}
+    assert meter.near(("audio", "image"), inbox(torch.zeros(2))) == ({}, [])
     neighbour = torch.tensor([0.0, 2.5])
-    assert meter.near(("audio", "image"), [neighbour]) == {"near.image": 2.5}
+    assert meter.near(("audio", "image"), inbox(neighbour)) == ({"near.image": 2.5}, [])
 
 
 def test_a_report_survives_as_state():

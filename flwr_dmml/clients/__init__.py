@@ -2,14 +2,17 @@
 
 from .app import make_client_app
 from .batch import Batch
+from .d2 import D2
 from .dmml_kd import DmmlKd, DmmlKdOptions
 from .dpsgd import DPSGD
 from .dsgdm import DSGDm
 from .learner import Learner, NonFiniteModelError
 from .local import Local
+from .qg_dsgdm import QgDsgdm, QgDsgdmN, QgOptions
 from .registry import find_methods, option_types
 
 __all__ = [
+    "D2",
     "DPSGD",
     "Batch",
     "DSGDm",
@@ -18,6 +21,9 @@ __all__ = [
     "Learner",
     "Local",
     "NonFiniteModelError",
+    "QgDsgdm",
+    "QgDsgdmN",
+    "QgOptions",
     "find_methods",
     "make_client_app",
     "option_types",

@@ -77,6 +77,7 @@ class DmmlKd(Learner):
     paper: ClassVar[str] = "Yin, Chen and Tao, IEEE TMC 2024 (reconstruction)"
     options_type: ClassVar[type[Options]] = DmmlKdOptions
     stagger: ClassVar[float] = 0.5
+    rule: ClassVar[str] = "max-min"
     options: DmmlKdOptions
 
     def reset(self) -> None:

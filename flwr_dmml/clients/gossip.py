@@ -1,19 +1,23 @@
 """The mixing step of one device: every block with the neighbours that own it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..blocks import flatten, load_flat, mix, vector_problem
-from ..plan import Inbox, Plan
+from ..plan import Inbox
 
 
 def mix_blocks(
-    blocks: Mapping[str, nn.Module], plan: Plan, inbox: Inbox
+    blocks: Mapping[str, nn.Module],
+    weights: Mapping[str, tuple[float, ...]],
+    neighbours: Sequence[int],
+    inbox: Inbox,
 ) -> tuple[float, list[str]]:
-    """Mix each block with the neighbours' copies, in place, by the weights of the plan.
+    """Mix each block with the neighbours' copies, in place.
 
+    ``weights[block]`` holds the own weight, then that of each of ``neighbours``; they sum to 1.
     What cannot be mixed is left out and its weight given to the own copy, which keeps the weights
     of all others doubly stochastic.
 
@@ -24,10 +28,10 @@ def mix_blocks(
         measure), and what was wrong with neighbours' blocks (``"3: block head.audio is missing"``).
     """
     disagreement, rejected = 0.0, list[str]()
-    for name, weights in plan.weights.items():
-        own, own_weight = flatten(blocks[name]), weights[0]
+    for name, (own_weight, *others) in weights.items():
+        own = flatten(blocks[name])
         good: list[tuple[float, Tensor]] = []
-        for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
+        for neighbour, weight in zip(neighbours, others, strict=True):
             if weight == 0.0:
                 continue
             vector = inbox[neighbour].get(name)

@@ -14,22 +14,22 @@ from ..blocks import (
     flatten,
     load_flat,
     num_parameters,
-    vector_problem,
 )
-from ..data import Partition, Samples
+from ..data import Partition
 from ..models import DecomposedClassifier, Features
 from ..options import Options
 from ..plan import Inbox, Outcome, Payload, Plan
-from ..seeding import derive_seed, torch_generator
+from ..seeding import derive_seed
 from ..settings import Settings
 from .batch import Batch, draw_batches
 from .devices import on_device, resolve_device
+from .evaluation import accuracies
 from .gossip import mix_blocks
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
-from .speedometer import Speedometer
+from .speedometer import SPEEDS, Speedometer
 
-SPEEDS = STATISTICS + "speeds"
-"""Where the training speeds travel, ``[modality]`` in the order of the data set."""
+MEMORY = "memory."
+"""Prefix of what a method keeps, in a learner's state."""
 
 
 class NonFiniteModelError(RuntimeError):
@@ -70,6 +70,7 @@ class Learner:
 
     def __init__(self, partition: Partition, settings: Settings, options: Options) -> None:
         self.partition = partition
+        self.modalities = tuple(partition.source_modalities)  # all that any device may have
         self.settings = settings.of_method(self.stagger, self.rule)
         self.options = options
         self.device = resolve_device(settings.device)
@@ -89,6 +90,7 @@ class Learner:
             torch.manual_seed(derive_seed(self.settings.seed, "init", "model"))
             self.model = self.build_model().to(self.device)
         self.optimizer_state: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
         self.speedometer = Speedometer(self.encoders(), self.settings.speed_metric)
         modules = self.blocks() | self.private_blocks()
@@ -122,6 +124,10 @@ class Learner:
         """Return the encoder of each modality, whose training speed is measured."""
         return dict(self.model.encoders.items())
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return what the optimiser steps."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
     def private_blocks(self) -> dict[str, nn.Module]:
         """Return what is neither published nor mixed but must survive from round to round."""
         return {}
@@ -148,6 +154,19 @@ class Learner:
     def statistics(self) -> dict[str, Tensor]:
         """Return small tensors that travel with the blocks and are not mixed."""
         return {}
+
+    def make_optimizer(
+        self, parameters: list[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
+        """Return the optimiser of a round's local iterations."""
+        return make_optimizer(self.settings, parameters, learning_rate, self.optimizer_state)
+
+    def mixing_weights(self, plan: Plan) -> Mapping[str, tuple[float, ...]]:
+        """Return each block's weights: the own one, then that of each of the plan's neighbours."""
+        return plan.weights
+
+    def after_mixing(self, plan: Plan) -> None:
+        """Do what a method needs before anything else, once the blocks are mixed."""
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs after mixing and before the local iterations."""
@@ -176,39 +195,37 @@ class Learner:
         # Whatever a model draws from the global generator (dropout, say) is seeded as well.
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_for("global"))
-            disagreement, self.rejected = mix_blocks(self.blocks(), plan, inbox)
+            weights = self.mixing_weights(plan)
+            disagreement, self.rejected = mix_blocks(self.blocks(), weights, plan.neighbours, inbox)
             metrics = {"mix.disagreement": disagreement} if plan.neighbours else {}
+            self.after_mixing(plan)
             if plan.evaluate:
                 metrics |= self.evaluate()
             if plan.iterations == 0:
                 return Outcome({}, metrics, self.rejected)
-            updates = {
-                m: plan.by_modality.get(m, plan.iterations) for m in self.partition.modalities
-            }
+            owned = self.partition.modalities
+            updates = {m: plan.by_modality.get(m, plan.iterations) for m in owned}
             if any(updates.values()):
                 self.before_training(plan, inbox)
                 metrics |= self._train(plan, updates)
                 self.after_training(plan, inbox)
-            metrics |= self._speeds_near(inbox)
-            return Outcome(self._publish(), metrics, self.rejected)
+            near, wrong = self.speedometer.near(self.modalities, inbox)
+            return Outcome(self._publish(), metrics | near, self.rejected + wrong)
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this device in this round."""
-        return torch_generator(
-            self.settings.seed, purpose, self.partition.partition_id, self.server_round
-        )
+        return torch.Generator().manual_seed(self.seed_for(purpose))
 
     def seed_for(self, purpose: str) -> int:
         """Return a seed for one purpose of this device in this round."""
-        return derive_seed(
-            self.settings.seed, purpose, self.partition.partition_id, self.server_round
-        )
+        node = self.partition.partition_id
+        return derive_seed(self.settings.seed, purpose, node, self.server_round)
 
     def _train(self, plan: Plan, updates: Mapping[str, int]) -> dict[str, float]:
         self.model.train()
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = self.trained_parameters()
         rate = self.settings.learning_rate_at(plan.server_round, plan.num_rounds)
-        optimizer = make_optimizer(self.settings, parameters, rate, self.optimizer_state)
+        optimizer = self.make_optimizer(parameters, rate)
         steps = schedule(updates, self.settings.stagger_share, self.rng("schedule"))
         total = 0.0
         self.speedometer.begin()
@@ -229,10 +246,9 @@ class Learner:
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
-        size = self.settings.batch_size
-        return draw_batches(self.train_data, iterations, size, self.rng("batches"))
+        rng, size = self.rng("batches"), self.settings.batch_size
+        return draw_batches(self.train_data, iterations, size, rng)
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return accuracies in [0, 1] on the global test set and the own validation samples.
 
@@ -240,32 +256,14 @@ class Learner:
         """
         self.model.eval()
         owned = self.partition.modalities
-        alone = [(m,) for m in owned]
-        joint, *single = self._accuracies(self.test_data, [owned, *alone])
+        subsets = [owned, *((m,) for m in owned)]
+        joint, *single = accuracies(self.predict, self.test_data, subsets)
         metrics = {"test.accuracy": joint}
         metrics |= {f"test.accuracy.{m}": acc for m, acc in zip(owned, single, strict=True)}
         if len(self.validation_data):
-            metrics["validation.accuracy"] = self._accuracies(self.validation_data, [owned])[0]
+            (own,) = accuracies(self.predict, self.validation_data, [owned])
+            metrics["validation.accuracy"] = own
         return metrics
-
-    def _accuracies(self, data: Samples, subsets: list[tuple[str, ...]]) -> list[float]:
-        right = [0] * len(subsets)
-        for indices in torch.split(torch.arange(len(data)), 500):
-            part = data.subset(indices)
-            for k, predicted in enumerate(self.predict(part.inputs, subsets)):
-                right[k] += int((predicted == part.labels).sum())
-        return [count / len(data) for count in right]
-
-    def _speeds_near(self, inbox: Inbox) -> dict[str, float]:
-        """Return each modality's mean training speed around this device."""
-        modalities, reports = tuple(self.partition.source_modalities), []
-        for neighbour, payload in inbox.items():
-            report = payload.get(SPEEDS, torch.zeros(len(modalities)))
-            if problem := vector_problem(report, len(modalities)):
-                self.rejected.append(f"{neighbour}: {SPEEDS} {problem}")
-            else:
-                reports.append(report)
-        return self.speedometer.near(modalities, reports)
 
     def _publish(self) -> Payload:
         state = self.state()
@@ -276,16 +274,16 @@ class Learner:
                     "a lower learning-rate or clip-norm may help"
                 )
         payload = {name: state[name] for name in self.blocks()}
-        payload[SPEEDS] = self.speedometer.report(tuple(self.partition.source_modalities))
+        payload[SPEEDS] = self.speedometer.report(self.modalities)
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
 
     # ---- state between rounds ---------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that must survive until the next round."""
-        modules = self.blocks() | self.private_blocks()
-        blocks = {name: flatten(module) for name, module in modules.items()}
-        return blocks | self.optimizer_state | self.speedometer.state()
+        blocks = {n: flatten(m) for n, m in (self.blocks() | self.private_blocks()).items()}
+        memory = {MEMORY + name: value for name, value in self.memory.items()}
+        return blocks | self.optimizer_state | self.speedometer.state() | memory
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that :meth:`state` gave, or blocks to start from."""
@@ -293,6 +291,7 @@ class Learner:
             if name in state:
                 load_flat(module, state[name])
         self.optimizer_state = {k: v for k, v in state.items() if k.startswith(OPTIMIZER)}
+        self.memory = {k.removeprefix(MEMORY): v for k, v in state.items() if k.startswith(MEMORY)}
         self.speedometer.load_state(state)
 
     def block_lengths(self) -> dict[str, int]:

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ..balance import SPEED_METRICS, LocalPhase, SpeedMetric
-from ..blocks import flatten
+from ..blocks import STATISTICS, flatten, vector_problem
+from ..plan import Inbox
 
 SPEED = "speed."
 """Prefix of the speeds in a learner's state and metrics."""
 NEAR = "near."
 """Prefix of the mean speeds of a device and its neighbours, in its metrics."""
+SPEEDS = STATISTICS + "speeds"
+"""Where the speeds travel in a payload, ``[modality]`` in the order of the data set."""
 
 
 class Speedometer:
@@ -82,23 +85,31 @@ class Speedometer:
         speeds = self.speeds()
         return torch.tensor([speeds.get(m, 0.0) for m in modalities], dtype=torch.float32)
 
-    def near(self, modalities: Sequence[str], reports: Iterable[Tensor]) -> dict[str, float]:
+    def near(self, modalities: Sequence[str], inbox: Inbox) -> tuple[dict[str, float], list[str]]:
         """Return each modality's mean speed, of this device and of its neighbours, as metrics.
 
-        So a device with one sensor learns whether it is the fast one (``near.<modality>``).
+        So a device with one sensor learns whether it is the fast one (``near.<modality>``). Also
+        returns what was wrong with neighbours' reports, which are then left out.
 
         Parameters
         ----------
         modalities : sequence of str
-            All that any device may have: what the entries of the reports stand for.
-        reports : iterable of Tensor
-            What neighbours' :meth:`report` gave, ``[modality]``; entries of 0 or less are unset.
+            All that any device may have: what the entries of a report stand for.
+        inbox : Inbox
+            Payloads that may hold what the neighbours' :meth:`report` gave, under :data:`SPEEDS`;
+            entries of 0 or less are unset.
         """
+        reports, wrong = list[Tensor](), list[str]()
+        for neighbour, payload in inbox.items():
+            report = payload.get(SPEEDS, torch.zeros(len(modalities)))
+            if problem := vector_problem(report, len(modalities)):
+                wrong.append(f"{neighbour}: {SPEEDS} {problem}")
+            else:
+                reports.append(report)
         table = torch.stack([self.report(modalities), *reports])  # [device, modality]
-        found = {
-            NEAR + m: column[column > 0] for m, column in zip(modalities, table.T, strict=True)
-        }
-        return {name: float(column.mean()) for name, column in found.items() if len(column)}
+        known = {m: column[column > 0] for m, column in zip(modalities, table.T, strict=True)}
+        near = {NEAR + m: float(speeds.mean()) for m, speeds in known.items() if len(speeds)}
+        return near, wrong
 
     def state(self) -> dict[str, Tensor]:
         """Return what must survive until the next round."""

@@ -43,7 +43,9 @@ def _measure(learner: Learner) -> Work:
     plan, modalities = Plan(server_round=2, iterations=1), learner.partition.modalities
     learner.server_round = plan.server_round
     with FlopCounterMode(display=False) as before:
+        learner.after_mixing(plan)
         learner.before_training(plan, {})
+    learner.make_optimizer(learner.trained_parameters(), learner.settings.learning_rate)
     batch = next(iter(learner.batches(1)))
     learner.model.train()
 

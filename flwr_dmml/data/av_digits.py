@@ -9,6 +9,7 @@ import torch
 
 from ..seeding import torch_generator
 from .audio import SAMPLE_RATE_HZ, add_noise, log_mel, place, unit_variance
+from .mnist_files import as_input, mnist_problem, read_mnist
 from .registry import Dataset, LoadOptions
 from .samples import DataError, Modality, Samples, Source
 
@@ -17,11 +18,6 @@ NUM_TRAIN, NUM_TEST = 12_000, 2_000  # pairs
 TEST_REPETITIONS = 5  # FSDD's official split: repetitions 0 to 4 are test data
 
 _FILE_NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>\w+)_(?P<repetition>\d+)\.wav")
-_MNIST_FILES = tuple(
-    f"{part}-{content}"
-    for part in ("train", "t10k")
-    for content in ("images-idx3-ubyte", "labels-idx1-ubyte")
-)
 _CHUNK = 200  # pairs whose waves are held at once
 
 
@@ -90,7 +86,7 @@ def load(options: LoadOptions) -> Source:
 
     def part(name: str, count: int, *, train: bool) -> Samples:
         pool = [recording for recording in recordings if recording.is_test != train]
-        images, labels = _mnist(root / "mnist", train=train)
+        images, labels = read_mnist(root / "mnist", train=train)
         draw = torch_generator(options.seed, "av-digits", name, "pairs")
         chosen = torch.randperm(len(labels), generator=draw)[:count]
         pairs = pair_recordings(labels[chosen], pool, draw)
@@ -98,7 +94,7 @@ def load(options: LoadOptions) -> Source:
         return Samples(
             inputs={
                 "audio": _features(waves, pairs, options, name),
-                "image": images[chosen].unsqueeze(1).to(torch.float32) / 255,
+                "image": as_input(images[chosen]),
             },
             labels=labels[chosen],
             groups=torch.tensor([speakers.index(recording.speaker) for recording in pool])[pairs],
@@ -119,13 +115,8 @@ def load(options: LoadOptions) -> Source:
 def _check(root: Path, recordings: list[Recording]) -> None:
     """Raise one error that lists everything missing under ``root``, and where to get it."""
     problems = []
-    raw = root / "mnist" / "MNIST" / "raw"
-    missing = [name for name in _MNIST_FILES if not (raw / name).is_file()]
-    if missing:
-        problems.append(
-            f"mnist: {raw} lacks {', '.join(missing)} "
-            f'(get it with torchvision.datasets.MNIST("{root / "mnist"}", download=True))'
-        )
+    if problem := mnist_problem(root / "mnist"):
+        problems.append(problem)
     spoken = {(recording.digit, recording.is_test) for recording in recordings}
     silent = [
         f"{digit} ({'test' if is_test else 'train'})"
@@ -147,17 +138,6 @@ def _check(root: Path, recordings: list[Recording]) -> None:
             + "; ".join(problems)
             + ". Set data-path to the folder that holds mnist/ and fsdd/."
         )
-
-
-def _mnist(root: Path, *, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the images ``[n, 28, 28]`` uint8 and labels ``[n]`` int64 of one part of MNIST."""
-    from torchvision.datasets import MNIST  # takes over a second to import
-
-    try:
-        mnist = MNIST(root, train=train, download=False)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise DataError(f"data-path: mnist under '{root}' cannot be read: {error}") from error
-    return mnist.data, mnist.targets.to(torch.int64)
 
 
 def _read(path: Path) -> torch.Tensor:

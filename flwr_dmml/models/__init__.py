@@ -1,11 +1,12 @@
 """Encoders, the decomposed classifier and the generator."""
 
 from .decomposed import DecomposedClassifier, Features
-from .encoders import ENCODERS, make_encoder
+from .encoders import ENCODERS, IMAGE_ENCODERS, make_encoder
 from .generator import Generator, GeneratorTraining, draw_labels, train_generator
 
 __all__ = [
     "ENCODERS",
+    "IMAGE_ENCODERS",
     "DecomposedClassifier",
     "Features",
     "Generator",
