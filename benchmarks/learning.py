@@ -56,9 +56,9 @@ HALF = {"energy.battery-share": 0.5, "allocation.rule": "uniform", "stagger": 0.
 BY_SPEED = HALF | {"stagger": 0.5, "allocation.rule": "max-min"}
 
 CASES: dict[str, Case] = {
-    # All joint iterations, so that what is compared is the distillation and not the staggering.
+    # Joint and uniform iterations: what is compared is the distillation, not the balance.
     "dmml-kd": Case(
-        scenarios={"": {"stagger": 0.0}},
+        scenarios={"": {"stagger": 0.0, "allocation.rule": "uniform"}},
         arms={
             "local": GOSSIP | {"method": "local"},
             "dpsgd": GOSSIP | {"method": "dpsgd"},
