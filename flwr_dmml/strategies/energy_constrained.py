@@ -38,6 +38,13 @@ def _least_squares(problem: RoundProblem) -> Allocation:
     return replace(plan, tau=np.where(differs[:, None], plan.tau, even.tau))
 
 
+def among(graph: nx.Graph, live: Collection[int]) -> nx.Graph:
+    """Return all nodes of ``graph``, with only the links between those that are live."""
+    between = nx.create_empty_copy(graph)
+    between.add_edges_from(graph.subgraph(live).edges)
+    return between
+
+
 class EnergyConstrained:
     """Batteries, radio and the allocation of iterations of a fleet, round by round.
 
@@ -185,9 +192,7 @@ class EnergyConstrained:
         flat: dict[int, str] = {}
         left_j = self.ledger.remaining_j
         while True:  # a device with fewer neighbours sends at less cost
-            between = nx.create_empty_copy(graph)
-            between.add_edges_from(graph.subgraph(live).edges)
-            sending = self._broadcast(server_round, between, payload_bits)
+            sending = self._broadcast(server_round, among(graph, live), payload_bits)
             if self._on_mains:
                 return sending, flat
             poor = [k for k in sorted(live) if not self.ledger.can_afford(sending.energy_j)[k]]

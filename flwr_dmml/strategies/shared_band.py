@@ -9,7 +9,7 @@ import numpy as np
 from ..allocation import OBJECTIVES, FleetAllocator, Objective, SharedBand
 from ..costs import Work
 from ..energy import Floats
-from .energy_constrained import EnergyConstrained
+from .energy_constrained import EnergyConstrained, among
 from .round_budget import Decision, Sending
 
 
@@ -45,10 +45,11 @@ class SharedBandConstrained(EnergyConstrained):
         speeds: Mapping[int, Mapping[str, float]],
     ) -> Decision:
         assert self._wireless is not None
-        between = nx.create_empty_copy(graph)
-        between.add_edges_from(graph.subgraph(present).edges)
         radio = self._wireless.broadcast(
-            between, payload_bits, server_round=server_round, seed=self.settings.seed
+            among(graph, present),
+            payload_bits,
+            server_round=server_round,
+            seed=self.settings.seed,
         )
         nodes = range(len(payload_bits))
         listens = nx.to_numpy_array(radio.graph, nodelist=nodes) > 0  # [node, node]
