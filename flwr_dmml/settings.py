@@ -89,6 +89,9 @@ class Settings(Options):
     )
     batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
 
+    image_encoder: Literal["conv", "conv3", "resnet20"] = Field(
+        "conv", description="encoder of images: two or three convolutions, or a ResNet-20"
+    )
     common_dim: int = Field(32, ge=1, description="length of the modality-common features")
     specific_dim: int = Field(32, ge=1, description="length of the modality-specific features")
     device: str = Field(

@@ -6,10 +6,11 @@ from helpers import FAST, make_learner
 from torch import nn
 from torch.nn import functional as F
 
-from flwr_dmml.blocks import flatten
+from flwr_dmml.blocks import flatten, num_parameters
 from flwr_dmml.clients import DPSGD, Batch, Learner, NonFiniteModelError, find_methods
 from flwr_dmml.clients.optimisers import make_optimizer, optimizer_tensors
 from flwr_dmml.clients.speedometer import SPEEDS
+from flwr_dmml.models import IMAGE_ENCODERS
 from flwr_dmml.plan import Plan
 
 CONFIG = {**FAST, "num-nodes": 3, "method": "dpsgd"}
@@ -435,3 +436,17 @@ def test_a_neighbour_that_reports_no_speeds_is_no_problem():
     assert outcome.rejected == []
     assert outcome.metrics["near.audio"] == pytest.approx(outcome.metrics["speed.audio"])
     assert "near.image" not in outcome.metrics
+
+
+@pytest.mark.parametrize("name", ["conv", "conv3", "resnet20"])
+def test_the_image_encoder_is_the_one_of_the_setting(name: str):
+    """On 8x8 digits with 64 features; the audio encoder stays as it is."""
+    learner = make_learner({**FAST, "method": "dpsgd", "image-encoder": name}, 2)
+    plain = make_learner({**FAST, "method": "dpsgd"}, 2)
+    lengths, before = learner.block_lengths(), plain.block_lengths()
+    assert lengths["encoder.audio"] == before["encoder.audio"]
+    expected = num_parameters(IMAGE_ENCODERS[name]((1, 8, 8), 64))
+    assert lengths["encoder.image"] == expected > 0
+    assert (expected == before["encoder.image"]) == (name == "conv")
+    outcome = learner.run_round(Plan(1, 1), {})
+    assert set(outcome.payload) >= {"encoder.image"} and outcome.metrics["train.loss"] > 0

@@ -113,6 +113,7 @@ class Learner:
             self.partition.num_classes,
             common_dim=self.settings.common_dim,
             specific_dim=self.settings.specific_dim,
+            image_encoder=self.settings.image_encoder,
             seed=self.settings.seed,
         )
 

@@ -39,6 +39,8 @@ class DecomposedClassifier(nn.Module):
         Number of classes.
     common_dim, specific_dim : int
         Lengths of the common and the specific part of every modality's feature.
+    image_encoder : str
+        A name of :data:`~flwr_dmml.models.IMAGE_ENCODERS`.
     seed : int
         Every block starts from numbers that depend on this and on its name only: nodes with
         different modalities start from the same copies of what they share.
@@ -56,6 +58,7 @@ class DecomposedClassifier(nn.Module):
         *,
         common_dim: int = 32,
         specific_dim: int = 32,
+        image_encoder: str = "conv",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,7 +75,8 @@ class DecomposedClassifier(nn.Module):
             self.heads = nn.ModuleDict()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
-                self.encoders[name] = make_encoder(modality, common_dim + specific_dim)
+                width = common_dim + specific_dim
+                self.encoders[name] = make_encoder(modality, width, image=image_encoder)
                 fresh(f"head.{name}")
                 self.heads[name] = nn.Linear(specific_dim, num_classes, bias=False)
 

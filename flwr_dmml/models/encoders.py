@@ -98,9 +98,11 @@ IMAGE_ENCODERS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
 """Encoder factories for images, by name."""
 
 
-def make_encoder(modality: Modality, features: int) -> nn.Module:
+def make_encoder(modality: Modality, features: int, *, image: str = "conv") -> nn.Module:
     """Return a fresh encoder for ``modality`` with ``features`` outputs.
 
-    Maps ``[batch, *modality.shape]`` to ``[batch, features]``.
+    Maps ``[batch, *modality.shape]`` to ``[batch, features]``. ``image`` names the one for images,
+    of :data:`IMAGE_ENCODERS`.
     """
-    return ENCODERS[modality.kind](modality.shape, features)
+    factory = IMAGE_ENCODERS[image] if modality.kind == "image" else ENCODERS[modality.kind]
+    return factory(modality.shape, features)
