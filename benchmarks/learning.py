@@ -95,7 +95,7 @@ CASES: dict[str, Case] = {
             }.items()
         },
         arms={
-            "full energy, staggered": {"stagger": 0.5},
+            "full energy, staggered": {"stagger": 0.5, "allocation.rule": "uniform"},
             "uniform, synchronous": HALF,
             "uniform, staggered": HALF | {"stagger": 0.5},
             "random ratio": BY_SPEED | {"allocation.rule": "random"},

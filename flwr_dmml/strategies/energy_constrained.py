@@ -195,7 +195,8 @@ class EnergyConstrained:
             sending = self._broadcast(server_round, among(graph, live), payload_bits)
             if self._on_mains:
                 return sending, flat
-            poor = [k for k in sorted(live) if not self.ledger.can_afford(sending.energy_j)[k]]
+            pays = self.ledger.can_afford(sending.energy_j)  # [node]
+            poor = [k for k in sorted(live) if not pays[k]]
             if not poor:
                 return sending, flat
             for k in poor:
