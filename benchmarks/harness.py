@@ -1,26 +1,32 @@
 """Run arms (settings) over seeds in parallel processes, tabulate, write JSON, judge bars."""
 
-import json
 import logging
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from flwr_dmml.clients import make_client_app
+from flwr_dmml.clients import find_methods, make_client_app, option_types
+from flwr_dmml.clients.app import STATE
+from flwr_dmml.config import parse_settings
+from flwr_dmml.data import load_partition
 from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.strategies import make_server_app
 from flwr_dmml.tracking import RoundRecord
+from flwr_dmml.transport.messages import unpack
 
 Settings = Mapping[str, Any]
 Result = dict[str, Any]
@@ -41,28 +47,45 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a measure of an arm must not fall below, or not exceed, as the mean over seeds."""
+
+    arm: str
+    measure: str
+    at_least: float = -inf
+    at_most: float = inf
+    scenario: str = ""
+
+
+@dataclass(frozen=True)
 class Case:
-    """A comparison: every arm in every scenario, what to show and what to judge."""
+    """A comparison: every arm in every scenario, what to show and what to judge.
+
+    ``data`` is the data set by default, ``full`` are scenarios for who has more time, and
+    ``only`` names the arms of scenarios that are not for all of them.
+    """
 
     arms: Mapping[str, Settings]
     bars: Sequence[Bar]
     measures: Sequence[str]
     scenarios: Mapping[str, Settings] = field(default_factory=lambda: {"": {}})
+    full: Mapping[str, Settings] = field(default_factory=dict)
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    limits: Sequence[Limit] = ()
+    data: str = "av-digits"
 
 
-MEASURES: dict[str, Callable[[Result], float]] = {
-    "mean": lambda r: r["accuracy"],
-    "min": lambda r: r["min_accuracy"],
-    "fused": lambda r: r["accuracy_by_set"]["audio+image"],
-    "audio": lambda r: r["accuracy_by_modality"]["audio"],
-    "image": lambda r: r["accuracy_by_modality"]["image"],
-    "kB sent a round": lambda r: r["bytes_sent_per_node"] / 1e3,
-    "audio / image updates": lambda r: r["updates"]["audio"] / r["updates"]["image"],
-    "balance": lambda r: r["mean_balance"],
-    "joules": lambda r: r["total_j"],
-    "simulated s": lambda r: r["total_simulated_s"],
-}
-ACCURACIES = {"mean", "min", "fused", "audio", "image"}
+class _Devices:
+    """A ClientApp that keeps each device's last state here."""
+
+    def __init__(self, app: ClientApp) -> None:
+        self._app = app
+        self.states: dict[int, RecordDict] = {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = self._app(message, context)
+        self.states[int(context.node_config["partition-id"])] = context.state
+        return reply
 
 
 class _History:
@@ -78,8 +101,8 @@ class _History:
 def run_arm(settings: Settings) -> Result:
     """Run one arm on the in-process engine and return its result."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    app = FlowerApp({}, make_server_app(), make_client_app())
-    history = _History()
+    devices, history = _Devices(make_client_app()), _History()
+    app = FlowerApp({}, make_server_app(), devices)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         run_app(app, settings["num-nodes"], {**settings, "run-dir": folder}, trackers=[history])
     result = history.records[-1].to_json()
@@ -91,7 +114,41 @@ def run_arm(settings: Settings) -> Result:
     }
     balances = [r.balance for r in history.records if r.balance is not None]
     result["mean_balance"] = fmean(balances) if balances else 1.0
+    result["averaged_accuracy"] = averaged_accuracy(settings, devices.states)
+    names = dict.fromkeys(name for r in history.records for name in r.labels)
+    result["labels"] = {
+        name: [r.labels[name] for r in history.records if name in r.labels] for name in names
+    }
+    labels = sum(r.label_bytes_sent for r in history.records)
+    models = sum(r.bytes_sent - r.label_bytes_sent for r in history.records)
+    if labels:
+        result["label_share"] = labels / models
     return result
+
+
+def averaged_accuracy(settings: Settings, states: Mapping[int, RecordDict]) -> float:
+    """Return the accuracy of the model averaged block by block over its owners.
+
+    No device ever holds it. Mean over devices, each with the modalities it owns.
+    """
+    methods = find_methods()
+    parsed, options = parse_settings(settings, option_types(methods))
+    method, of_set = parsed.method, dict[tuple[str, ...], float]()
+    blocks = {k: unpack(state.array_records[STATE]) for k, state in states.items()}
+    accuracies: list[float] = []
+    for k in sorted(states):
+        partition = load_partition(parsed.partition_options(), k)
+        if partition.modalities not in of_set:
+            learner = methods[method](partition, parsed, options[method])
+            learner.load_state(
+                {
+                    name: torch.stack([b[name] for b in blocks.values() if name in b]).mean(dim=0)
+                    for name in learner.blocks()
+                }
+            )
+            of_set[partition.modalities] = learner.evaluate()["test.accuracy"]
+        accuracies.append(of_set[partition.modalities])
+    return fmean(accuracies)
 
 
 def run_all(
@@ -118,72 +175,6 @@ def run_all(
             line = f"{shown}, seed {seed}: {job.result()['accuracy']:.3f}"
             progress.console.print(line, highlight=False)
     return results
-
-
-def table_of(runs: Runs, scenario: str, measures: Sequence[str], title: str) -> Table:
-    """Return means over seeds (and each seed's accuracy) of a scenario, one row an arm."""
-    table = Table(title=title, title_justify="left")
-    for column in ("arm", *measures):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for (where, arm), by_seed in runs.items():
-        if where == scenario:
-            results = [by_seed[seed] for seed in sorted(by_seed)]
-            table.add_row(arm, *(_cell(name, results) for name in measures))
-    return table
-
-
-def _cell(name: str, results: Sequence[Result]) -> str:
-    values = [MEASURES[name](result) for result in results]
-    if name not in ACCURACIES:
-        return f"{fmean(values):.3g}"
-    each = " ".join(f"{v:.3f}"[1:] if v < 1 else "1.0" for v in values)
-    return f"{fmean(values):.3f}" + (f" ({each})" if len(values) > 1 else "")
-
-
-def gains(runs: Runs, bar: Bar, name: str) -> dict[int, float]:
-    """Return the gain on one measure by seed, in points."""
-    baseline = runs[bar.scenario, bar.baseline]
-    return {
-        seed: 100 * (MEASURES[name](result) - MEASURES[name](baseline[seed]))
-        for seed, result in runs[bar.scenario, bar.method].items()
-    }
-
-
-def conclude(
-    runs: Runs,
-    arms: Mapping[tuple[str, str], Settings],
-    case: Case,
-    *,
-    title: str,
-    json_file: Path | None,
-    judged: bool,
-) -> int:
-    """Print the tables and each bar's gains; write JSON; return the exit status."""
-    for scenario in dict.fromkeys(where for where, _ in runs):
-        head = f"{title}{', ' if scenario else ''}{scenario}"
-        CONSOLE.print(table_of(runs, scenario, case.measures, head))
-    passed, report = True, []
-    for bar in case.bars:
-        for name, points in bar.points.items():
-            by_seed = gains(runs, bar, name)
-            gain = fmean(by_seed.values())
-            met = gain >= points
-            passed &= met
-            each = ", ".join(f"seed {seed} {value:+.1f}" for seed, value in sorted(by_seed.items()))
-            where = f"{bar.scenario}: " if bar.scenario else ""
-            verdict = ("met" if met else "MISSED") if judged else "not judged, a smoke run"
-            line = f"{where}{bar.method} - {bar.baseline}, {name}: {gain:+.1f} points"
-            CONSOLE.print(f"{line} (bar {points:+.1f}: {verdict}; {each})", highlight=False)
-            report.append(asdict(bar) | {"measure": name, "gains": by_seed, "met": met})
-    if json_file is not None:
-        write = {
-            "title": title,
-            "arms": [[*name, dict(settings)] for name, settings in arms.items()],
-            "bars": report,
-            "results": [[*name, by_seed] for name, by_seed in runs.items()],
-        }
-        json_file.write_text(json.dumps(write, indent=2) + "\n", encoding="utf-8")
-    return 0 if passed or not judged else 1
 
 
 def data_folder() -> str:

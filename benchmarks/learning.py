@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import Bar, Case, conclude, data_folder, run_all
+from harness import Bar, Case, Limit, data_folder, run_all
+from judging import conclude
 
 from flwr_dmml.balance import SPEED_METRICS
 from flwr_dmml.engine import parse_override
@@ -35,8 +36,9 @@ COMMON: dict[str, Any] = {
 DATA: dict[str, dict[str, Any]] = {
     "av-digits": {"dataset": "av-digits", "samples-per-node": 400},
     "digits": {"dataset": "digits"},
+    "mnist": {"dataset": "mnist", "samples-per-node": 500, "modality-pattern": "image"},
 }
-QUICK = {"num-server-rounds": 3, "num-nodes": 6}
+QUICK = {"num-server-rounds": 3, "evaluate-every": 3}
 
 
 # Learning rates: the best of 0.01, 0.02, 0.05, 0.1 and 0.2 for dpsgd and for dmml-kd on av-digits
@@ -54,6 +56,43 @@ ALL_BOTH = {"modality-pattern": "audio+image", "alpha": 100.0, "image-visible": 
 ALONE = {"modality-loss": 1.0}
 HALF = {"energy.battery-share": 0.5, "allocation.rule": "uniform", "stagger": 0.0}
 BY_SPEED = HALF | {"stagger": 0.5, "allocation.rule": "max-min"}
+
+# Half of the public set is of another kind. 1,000 steps a device; one learning rate for all arms,
+# not tuned for any of them.
+IDKD = {
+    "num-nodes": 16,
+    "image-encoder": "conv3",
+    "common-dim": 8,
+    "specific-dim": 8,
+    "num-server-rounds": 100,
+    "local-iterations": 10,
+    "learning-rate": 0.05,
+    "weight-decay": 1e-4,
+    "lr-schedule": "step",
+    "lr-warm-up": 0.05,
+    "evaluate-every": 100,
+    "alpha": 0.05,
+    "public.samples": 4000,
+    "public.outside": "cifar10",
+    "public.convert-images": True,
+}
+EVERY_STEP = {
+    "num-server-rounds": 1000,
+    "local-iterations": 1,
+    "evaluate-every": 1000,
+    "kd.exchange-every": 75,
+    "idkd.exchange-every": 75,
+}
+AUDIO_VISUAL = {
+    "dataset": "av-digits",
+    "samples-per-node": 400,
+    "num-nodes": 12,
+    "modality-pattern": "audio,image,audio+image",
+    "alpha": 0.1,
+    "local-iterations": 20,
+    "public.samples": 2000,
+    "public.outside": "",
+}
 
 CASES: dict[str, Case] = {
     # Joint and uniform iterations: what is compared is the distillation, not the balance.
@@ -124,16 +163,71 @@ CASES: dict[str, Case] = {
             "simulated s",
         ],
     ),
+    "idkd": Case(
+        data="mnist",
+        scenarios={
+            "alpha 0.05": IDKD,
+            "alpha 0.1": IDKD | {"alpha": 0.1},
+            "gossip every step": IDKD | EVERY_STEP,
+            "100 images a device": IDKD | {"samples-per-node": 100, "validation-fraction": 0.2},
+            "audio-visual": IDKD | AUDIO_VISUAL,
+        },
+        full={
+            "torus": IDKD | {"topology": "torus"},
+            "Dyck": IDKD | {"topology": "dyck", "num-nodes": 32},
+            "Florentine": IDKD | {"topology": "florentine", "num-nodes": 15},
+        },
+        arms={
+            "dpsgd": {"method": "dpsgd"},
+            "dsgdm": {"method": "dsgdm"},
+            "qg-dsgdm-n": {"method": "qg-dsgdm-n"},
+            "qg-dsgdm-n, its schedule": {"method": "qg-dsgdm-n", "lr-milestones": "0.6,0.8"},
+            "kd": {"method": "kd"},
+            "idkd": {"method": "idkd"},
+            "idkd, energy score": {"method": "idkd", "idkd.score": "energy"},
+            "idkd, one exchange": {"method": "idkd", "idkd.exchange-every": 0},
+        },
+        bars=[
+            Bar("idkd", "qg-dsgdm-n", {"mean": 1.0, "min": 1.5}, "alpha 0.05"),
+            Bar("idkd", "kd", {"mean": 1.5}, "alpha 0.05"),
+            Bar("idkd", "qg-dsgdm-n, its schedule", {"mean": 0.3}, "alpha 0.05"),
+        ],
+        limits=[
+            Limit("idkd", "lowest AUROC", at_least=0.75, scenario="alpha 0.05"),
+            Limit("idkd", "most admitted", at_most=0.2, scenario="alpha 0.05"),
+            Limit("idkd", "label / model bytes", at_most=0.08, scenario="alpha 0.05"),
+        ],
+        only=dict.fromkeys(
+            ("gossip every step", "100 images a device"),
+            ("qg-dsgdm-n", "qg-dsgdm-n, its schedule", "kd", "idkd", "idkd, one exchange"),
+        ),
+        measures=[
+            "mean",
+            "min",
+            "averaged model",
+            "audio",
+            "image",
+            "lowest AUROC",
+            "kept",
+            "most admitted",
+            "right, first",
+            "right, last",
+            "skew before",
+            "skew after",
+            "label / model bytes",
+        ],
+    ),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, default="dmml-kd")
-    parser.add_argument("--data", choices=DATA, default="av-digits")
+    parser.add_argument("--data", choices=DATA, help="another data set than the case's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", help="only these arms; bars on others are not judged")
     parser.add_argument("--scenarios", nargs="+", help="only these scenarios")
+    parser.add_argument("--full", action="store_true", help="also the case's other scenarios")
     parser.add_argument(
         "--set",
         type=parse_override,
@@ -148,10 +242,12 @@ def main() -> int:
     options = parser.parse_args()
 
     case = CASES[options.case]
-    scenarios = _chosen(parser, "scenario", case.scenarios, options.scenarios)
+    known = {**case.scenarios, **(case.full if options.full else {})}
+    scenarios = _chosen(parser, "scenario", known, options.scenarios)
     arms = _chosen(parser, "arm", case.arms, options.arms)
-    common = COMMON | DATA[options.data]
-    if options.data != "digits":
+    data = options.data or case.data
+    common = COMMON | DATA[data]
+    if data != "digits":
         common["data-path"] = data_folder()
     seeds, quick = options.seeds, {}
     if options.quick:
@@ -160,14 +256,16 @@ def main() -> int:
         (scenario, arm): common | where | own | quick | dict(options.set)
         for scenario, where in scenarios.items()
         for arm, own in arms.items()
+        if arm in case.only.get(scenario, arms)
     }
     runs = run_all(settings, seeds, options.workers)
     bars = [b for b in case.bars if {(b.scenario, b.method), (b.scenario, b.baseline)} <= set(runs)]
-    title = f"{options.case} on {options.data}: mean over seeds {seeds}"
+    limits = [limit for limit in case.limits if (limit.scenario, limit.arm) in runs]
+    title = f"{options.case} on {data}: mean over seeds {seeds}"
     return conclude(
         runs,
         settings,
-        replace(case, bars=bars),
+        replace(case, bars=bars, limits=limits),
         title=title,
         json_file=options.json,
         judged=not options.quick,

@@ -14,6 +14,18 @@ from torch.nn.utils import parameters_to_vector
 STATISTICS = "stats."
 """Prefix of payload entries that travel with the blocks but are never mixed."""
 
+_TO = "@"
+
+
+def addressed(block: str, recipient: int) -> str:
+    """Return the name in a payload of what only the device ``recipient`` is to get of a block."""
+    return f"{block}{_TO}{recipient}"
+
+
+def unaddressed(name: str) -> str:
+    """Return the block that a name in a payload belongs to, addressed or not."""
+    return name.partition(_TO)[0]
+
 
 LARGEST = 1e6
 """A received block with a larger value is rubbish: mixing it would wreck the receiver."""
@@ -28,10 +40,13 @@ def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
     Raises
     ------
     ValueError
-        Names the block and its buffer, an empty block, or two blocks that share a parameter.
+        Names the block and its buffer, an empty block, two blocks that share a parameter, or a name
+        that a payload keeps for other things.
     """
     owner: dict[int, str] = {}
     for name, module in blocks.items():
+        if _TO in name:
+            raise ValueError(f"block '{name}': a name cannot hold '{_TO}'")
         if not num_parameters(module):
             raise ValueError(f"block '{name}' has no parameters: there is nothing to mix")
         for buffer, value in module.named_buffers():

@@ -101,6 +101,10 @@ def parse_settings(
         sound = {name: group for name, group in groups.items() if group is not None}
         settings = settings.model_copy(update=sound)
         problems += _conflicts(settings, methods)
+        for name in dict.fromkeys((settings.compare_with, settings.method)):
+            needs = options.get(name)
+            problems += needs.problems(settings) if needs is not None else []
+        problems = list(dict.fromkeys(problems))  # two methods may need the same
         problems += _coordinator_problems(settings) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
     if problems or settings is None:

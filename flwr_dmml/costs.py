@@ -1,7 +1,7 @@
 """What iterations cost a fleet in joules and seconds: the price list of the allocation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -23,11 +23,14 @@ class Work:
         Of an iteration that trains one modality alone, by modality.
     per_round : float
         Of what a method does besides iterations in a round in which it trains (a generator, say).
+    in_phase : dict of str to float
+        Of what it does on top of that, by phase of its plan (labelling a public set, say).
     """
 
     joint: float
     solo: dict[str, float]
     per_round: float = 0.0
+    in_phase: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,8 @@ class FleetCosts:
         Who has what.
     solo, joint, per_round : IterationCosts, shapes ``[node, modality]``, ``[node, 1]`` (both)
         Cost of each part of :class:`Work`; 0 where nothing is owned.
+    in_phase : dict of str to IterationCosts, shapes ``[node, 1]``
+        What a phase adds to ``per_round``.
     """
 
     modalities: tuple[str, ...]
@@ -49,6 +54,7 @@ class FleetCosts:
     solo: IterationCosts
     joint: IterationCosts
     per_round: IterationCosts
+    in_phase: dict[str, IterationCosts]
 
     @classmethod
     def of(cls, fleet: Sequence[DeviceProfile], work: Mapping[int, Work]) -> Self:
@@ -56,13 +62,27 @@ class FleetCosts:
         modalities = tuple(sorted({m for w in work.values() for m in w.solo}))
         owned = np.zeros((len(fleet), len(modalities)), np.bool_)
         solo, joint, per_round = np.zeros(owned.shape), *np.zeros((2, len(fleet), 1))
+        phases: dict[str, Floats] = {}
         for node, w in work.items():
             for m, flops in w.solo.items():
                 owned[node, modalities.index(m)] = True
                 solo[node, modalities.index(m)] = flops
             joint[node], per_round[node] = w.joint, w.per_round
-        costs = (iteration_costs(fleet, flops, batch_size=1) for flops in (solo, joint, per_round))
-        return cls(modalities, owned, *costs)
+            for phase, flops in w.in_phase.items():
+                phases.setdefault(phase, np.zeros((len(fleet), 1)))[node] = flops
+
+        def price(flops: Floats) -> IterationCosts:
+            return iteration_costs(fleet, flops, batch_size=1)
+
+        in_phase = {phase: price(flops) for phase, flops in phases.items()}
+        return cls(modalities, owned, price(solo), price(joint), price(per_round), in_phase)
+
+    def own_work(self, phase: str = "") -> IterationCosts:
+        """Return what a method's own work costs in a round of this phase, ``[node, 1]``."""
+        if phase not in self.in_phase:
+            return self.per_round
+        base, more = self.per_round, self.in_phase[phase]
+        return IterationCosts(base.energy_j + more.energy_j, base.time_s + more.time_s)
 
     def modalities_of(self, node: int) -> list[str]:
         """Return what a device owns, in the order of the modality axis."""
@@ -80,20 +100,22 @@ class FleetCosts:
         factor = np.maximum(1.0, self.joint.time_s / sums)  # [node, 1]
         return IterationCosts(self.solo.energy_j * factor, self.solo.time_s * factor)
 
-    def bill(self, tau: NDArray[np.int64], stagger: float) -> tuple[Floats, Floats]:
+    def bill(
+        self, tau: NDArray[np.int64], stagger: float, phase: str = ""
+    ) -> tuple[Floats, Floats]:
         """Return joules and seconds ``[node]`` of a round's updates ``tau`` ``[node, modality]``.
 
         Billed are the joint and the solo iterations that :func:`.balance.schedule` makes of them,
-        heads and losses included, and the method's own work of a round; a device that trains
-        nothing pays nothing.
+        heads and losses included, and the method's own work in a round of this phase; a device that
+        trains nothing pays nothing.
         """
         joint, solo = split(tau, self.owned, stagger)
-        trains = tau.any(axis=1)
+        trains, own = tau.any(axis=1), self.own_work(phase)
 
         def total(prices: str) -> Floats:
             iterations = joint * getattr(self.joint, prices)[:, 0]
             iterations = iterations + (solo * getattr(self.solo, prices)).sum(axis=1)
-            return np.asarray(iterations + trains * getattr(self.per_round, prices)[:, 0])
+            return np.asarray(iterations + trains * getattr(own, prices)[:, 0])
 
         return total("energy_j"), total("time_s")
 

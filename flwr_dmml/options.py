@@ -1,13 +1,16 @@
-"""Groups of settings that every run has: energy, allocation of iterations, radio."""
+"""Groups of settings that every run has: energy, allocation of iterations, radio, public set."""
 
 import os
 from math import inf
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .profiles import PROFILES, DeviceProfile, draw_fleet
 from .wireless import ChannelModel, Wireless
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 
 def kebab(name: str) -> str:
@@ -26,6 +29,14 @@ class Options(BaseModel):
         alias_generator=kebab,
         populate_by_name=True,
     )
+
+    def problems(self, settings: "Settings") -> list[str]:
+        """Return what these options of a method need of the run's settings and do not find there.
+
+        A line each, ``key = value: what is allowed``; asked of the methods that are to run, before
+        anything starts.
+        """
+        return []
 
 
 class EnergyOptions(Options):
@@ -166,9 +177,26 @@ class WirelessOptions(Options):
         )
 
 
+class PublicOptions(Options):
+    """The public set of methods that label one: the same unlabelled samples on every device."""
+
+    dataset: str = Field(
+        "", description="data set without its labels; empty: the run's own, what no device got"
+    )
+    samples: int = Field(0, ge=0, description="public samples; 0 takes all there are")
+    outside: str = Field(
+        "", description="mix in this data set, whose samples are out of distribution"
+    )
+    outside_share: float = Field(0.5, gt=0, lt=1, description="their share, where outside is set")
+    convert_images: bool = Field(
+        False, description="bring images of another size or colour to the run's"
+    )
+
+
 GROUPS: dict[str, type[Options]] = {
     "energy": EnergyOptions,
     "allocation": AllocationOptions,
     "wireless": WirelessOptions,
+    "public": PublicOptions,
 }
 """The groups by their prefix in a run config: ``energy.battery-share`` and so on."""

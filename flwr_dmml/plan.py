@@ -36,6 +36,10 @@ class Plan:
         Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
     budget_j : float
         The most that this round's computing may cost, J; inf where nobody counts.
+    phase : str
+        What the method is to do in this round besides training; empty for methods without phases.
+    recipients : tuple of int
+        Partition ids of the devices that this round's payload is for.
     """
 
     server_round: int
@@ -46,6 +50,8 @@ class Plan:
     num_rounds: int = 0
     by_modality: dict[str, int] = field(default_factory=dict)
     budget_j: float = inf
+    phase: str = ""
+    recipients: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ class Outcome:
     metrics : dict of str to float
         ``train.loss``, ``train.iterations``, ``speed.<modality>``, ``near.<modality>`` (mean speed
         over the device and its neighbours); with neighbours
-        ``mix.disagreement``; when evaluated ``test.accuracy``, ``test.accuracy.<modality>`` and
-        ``validation.accuracy``.
+        ``mix.disagreement``; of methods that label a public set ``labels.…``; when evaluated
+        ``test.accuracy``, ``test.accuracy.<modality>`` and ``validation.accuracy``.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
     """

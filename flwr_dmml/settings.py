@@ -4,10 +4,16 @@ import os
 from math import cos, pi
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from .data import LoadOptions, PartitionOptions
-from .options import AllocationOptions, EnergyOptions, Options, WirelessOptions
+from .options import (
+    AllocationOptions,
+    EnergyOptions,
+    Options,
+    PublicOptions,
+    WirelessOptions,
+)
 from .topology import Topology, make_topology
 
 
@@ -16,6 +22,14 @@ def _share(value: object) -> object:
     if value == "auto" or (is_number and 0 <= float(str(value)) <= 1):
         return value
     raise ValueError('must be "auto" or a number from 0 to 1')
+
+
+def _shares(text: str) -> list[float]:
+    """Read ``"0.6,0.8"``: numbers between 0 and 1."""
+    shares = [float(item) for item in text.split(",")]
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"'{text}' holds a number that is not between 0 and 1")
+    return shares
 
 
 class Settings(Options):
@@ -85,7 +99,13 @@ class Settings(Options):
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
     clip_norm: float = Field(5.0, ge=0, description="clip the gradient norm to this; 0 does not")
     lr_schedule: Literal["constant", "cosine", "step"] = Field(
-        "constant", description="over rounds: constant, cosine to 0, or x0.1 at 80 %"
+        "constant", description="over rounds: constant, cosine to 0, or x0.1 at lr-milestones"
+    )
+    lr_milestones: str = Field(
+        "0.8", description="shares of the rounds after which step multiplies by 0.1: '0.6,0.8'"
+    )
+    lr_warm_up: float = Field(
+        0.0, ge=0, lt=1, description="share of the rounds in which the rate grows to its full size"
     )
     batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
 
@@ -111,6 +131,16 @@ class Settings(Options):
     energy: EnergyOptions = EnergyOptions()
     allocation: AllocationOptions = AllocationOptions()
     wireless: WirelessOptions = WirelessOptions()
+    public: PublicOptions = PublicOptions()
+
+    @field_validator("lr_milestones")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        try:
+            _shares(text)
+        except ValueError as error:
+            raise ValueError(f"{error}; give shares of the rounds, e.g. '0.6,0.8'") from error
+        return text
 
     def make_topology(self) -> Topology:
         """Return the graph family that the settings name.
@@ -172,9 +202,12 @@ class Settings(Options):
 
         ``num_rounds`` is that of the run; 0 takes ``num-server-rounds``.
         """
-        done = (server_round - 1) / (num_rounds or self.num_server_rounds)  # in [0, 1)
+        num_rounds = num_rounds or self.num_server_rounds
+        done = (server_round - 1) / num_rounds  # in [0, 1)
+        rate = self.learning_rate
         if self.lr_schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + cos(pi * done))
-        if self.lr_schedule == "step" and done >= 0.8:
-            return self.learning_rate * 0.1
-        return self.learning_rate
+            rate *= 0.5 * (1 + cos(pi * done))
+        if self.lr_schedule == "step":
+            rate *= 0.1 ** sum(done >= milestone for milestone in _shares(self.lr_milestones))
+        growing = round(self.lr_warm_up * num_rounds)
+        return rate * min(1.0, server_round / (growing + 1))

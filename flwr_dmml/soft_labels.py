@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from .blocks import STATISTICS
+
+LABELS = STATISTICS + "labels."
+"""Prefix of soft labels in a payload."""
 _TOLERANCE = 1e-2  # of a row's sum; float16 rounding stays below 1e-3 up to 10,000 classes
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -169,21 +172,3 @@ def average(received: Iterable[SoftLabels], num_public: int, num_classes: int) -
     for sent in senders:
         total[torch.searchsorted(index, sent.index)] += sent.labels.double()
     return SoftLabels.of(index, total / total.sum(dim=1, keepdim=True))
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return ``-sum_c y_c log softmax(logits)_c``, averaged over the batch.
-
-    Parameters
-    ----------
-    logits : Tensor
-        ``[n, classes]``, n >= 1.
-    targets : Tensor
-        Class probabilities y, ``[n, classes]``, any floating type; carries no gradient.
-
-    Returns
-    -------
-    Tensor
-        Scalar >= 0; the ordinary cross-entropy for one-hot targets, the entropy of y at its least.
-    """
-    return F.cross_entropy(logits, targets.detach().to(logits.dtype))

@@ -10,6 +10,7 @@ from flwr_dmml.data import load_partition
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.plan import Inbox, Outcome, Plan
 from flwr_dmml.strategies import PeerStrategy
+from flwr_dmml.strategies.registry import find_strategies
 from flwr_dmml.topology import make_topology
 
 FAST: dict[str, Any] = {"samples-per-node": 40, "local-iterations": 2, "batch-size": 16}
@@ -37,7 +38,7 @@ def run_peers(
     methods = find_methods(learners)
     method = methods[config.get("method", "dpsgd")]
     grid = InProcessGrid(make_client_app(*learners), n, config, stall_s=stall_s)
-    peers = PeerStrategy(
+    peers = find_strategies().get(method.name, PeerStrategy)(
         make_topology(config.get("topology", "ring"), path=config.get("topology-file", "")),
         num_nodes=n,
         method=method.name,

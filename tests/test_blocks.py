@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flwr_dmml.blocks import (
+    addressed,
     check_mixable,
     flatten,
     load_flat,
     mix,
     num_parameters,
+    unaddressed,
     unflatten,
     vector_problem,
 )
@@ -90,6 +92,24 @@ def test_unflatten_gives_each_copy_its_parameters() -> None:
     for i, module in enumerate(copies):
         one = {name: value[i] for name, value in values.items()}
         assert torch.equal(functional_call(copies[0], one, (inputs,)), module(inputs))
+
+
+# Names
+
+
+BLOCK = st.from_regex(r"[a-z]+(\.[a-z0-9-]+)*", fullmatch=True)
+
+
+def test_an_addressed_name_by_hand() -> None:
+    assert addressed("encoder.audio", 12) == "encoder.audio@12"
+    assert unaddressed("encoder.audio@12") == unaddressed("encoder.audio") == "encoder.audio"
+
+
+@given(BLOCK, st.integers(0, 10**6), st.integers(0, 10**6))
+def test_an_address_can_be_told_from_others_and_taken_off(block: str, one: int, other: int) -> None:
+    assert unaddressed(addressed(block, one)) == unaddressed(block) == block
+    assert addressed(block, one) != block
+    assert (addressed(block, one) == addressed(block, other)) == (one == other)
 
 
 # What may be mixed
@@ -222,6 +242,7 @@ def test_mixing_keeps_the_mean_and_brings_nodes_together(
     mean = before.mean(dim=0)
     assert (after.mean(dim=0) - mean).abs().max() <= 1e-6 * scale
     spread, left = float((before - mean).square().sum()), float((after - mean).square().sum())
-    assert left <= (1 - spectral_gap(weights)) ** 2 * spread + 1e-9 * scale**2
+    rounding = 1e-6 * spread  # float32: up to 2 * 6e-8 of it, where the bound is tight
+    assert left <= (1 - spectral_gap(weights)) ** 2 * spread + rounding + 1e-9 * scale**2
     if n > 1 and nx.is_connected(graph):
         assert left < spread

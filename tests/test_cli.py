@@ -82,9 +82,12 @@ def test_list_methods() -> None:
         "dmml-kd",
         "dpsgd",
         "dsgdm",
+        "idkd",
+        "kd",
         "local",
         "qg-dsgdm",
         "qg-dsgdm-n",
+        "relaysgd",
     ]
     for paper in ("Lian et al., NeurIPS 2017", "Yin, Chen and Tao, IEEE TMC 2024", "baseline"):
         assert paper in words(result.stdout)

@@ -18,7 +18,7 @@ from flwr_dmml.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart" / "pyproject.toml"
 
-KNOWN = "there are d2, dmml-kd, dpsgd, dsgdm, local, qg-dsgdm, qg-dsgdm-n"
+KNOWN = "there are d2, dmml-kd, dpsgd, dsgdm, idkd, kd, local, qg-dsgdm, qg-dsgdm-n, relaysgd"
 
 
 def parse(**run_config: Any) -> tuple[Settings, dict[str, Options]]:
@@ -149,6 +149,8 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
         ("partition", "sorted", "Input should be 'dirichlet', 'iid' or 'natural'"),
         ("optimizer", "lion", "Input should be 'sgd', 'adam' or 'adamw'"),
         ("lr-schedule", "linear", "Input should be 'constant', 'cosine' or 'step'"),
+        ("lr-milestones", "0.6;0.8", "give shares of the rounds, e.g. '0.6,0.8'"),
+        ("lr-milestones", "0.6,1.2", "holds a number that is not between 0 and 1"),
         ("device", "gpu", "auto|cpu|cuda"),
         ("topology", "donut", f"allowed: {', '.join(TOPOLOGIES)}"),
         # Conflicts with other settings
@@ -297,10 +299,13 @@ def test_learning_rate_by_hand() -> None:
     """Cosine over 4 rounds: 1/2 (1 + cos 0), cos(pi/4), cos(pi/2), cos(3 pi/4).
 
     Step over 10 rounds: rounds 1 to 8 have 0 to 70 % behind them, 9 and 10 have 80 and 90 %.
+    Warm-up over half of 4 rounds: 1/3 and 2/3 of the way, then all of it.
     """
 
-    def rates(schedule: Any, rounds: int) -> list[float]:
-        settings = Settings(learning_rate=0.08, lr_schedule=schedule, num_server_rounds=rounds)
+    def rates(schedule: Any, rounds: int, **more: Any) -> list[float]:
+        settings = Settings(
+            learning_rate=0.08, lr_schedule=schedule, num_server_rounds=rounds, **more
+        )
         return [settings.learning_rate_at(t) for t in range(1, rounds + 1)]
 
     half = sqrt(2) / 2
@@ -308,6 +313,9 @@ def test_learning_rate_by_hand() -> None:
     assert rates("cosine", 4) == pytest.approx([0.08, 0.04 * (1 + half), 0.04, 0.04 * (1 - half)])
     assert rates("step", 10) == pytest.approx([0.08] * 8 + [0.008] * 2)
     assert rates("step", 1) == rates("cosine", 1) == [0.08]
+    twice = [0.08] * 6 + [0.008] * 2 + [0.0008] * 2
+    assert rates("step", 10, lr_milestones="0.6, 0.8") == pytest.approx(twice)
+    assert rates("constant", 4, lr_warm_up=0.5) == pytest.approx([0.08 / 3, 0.16 / 3, 0.08, 0.08])
 
 
 def test_make_topology_takes_its_parameters() -> None:

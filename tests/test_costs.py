@@ -146,6 +146,48 @@ def test_split_by_hand() -> None:
     assert solo.tolist() == [[7, 3], [2, 2], [0, 0], [0, 0]]
 
 
+# What a phase adds
+
+PHASED = replace(BOTH, in_phase={"label": 11.0, "draw": 13.0})
+"""7 FLOPs of its own in every round, 11 more in those in which it labels."""
+
+
+def test_what_a_phase_adds_by_hand() -> None:
+    """UNIT: 7, labelling 18, drawing 20. OTHER pays 3 J and 1/8 s a FLOP and only labels."""
+    work = {0: PHASED, 1: replace(BOTH, in_phase={"label": 11.0})}
+    costs = FleetCosts.of([UNIT, OTHER], work)
+    assert set(costs.in_phase) == {"label", "draw"}
+    for phase, joules, seconds in (
+        ("", [7, 21], [7, 0.875]),
+        ("train", [7, 21], [7, 0.875]),
+        ("label", [18, 54], [18, 2.25]),
+        ("draw", [20, 21], [20, 0.875]),
+    ):
+        own = costs.own_work(phase)
+        np.testing.assert_allclose(own.energy_j[:, 0], joules)
+        np.testing.assert_allclose(own.time_s[:, 0], seconds)
+    np.testing.assert_allclose(costs.per_round.energy_j, [[7], [21]])
+
+
+def test_a_bill_of_a_phase_by_hand() -> None:
+    """2 joint and a solo iteration, 2 * 5 + 4 = 14, and 7 + 11. The parked device labels nothing.
+
+    Planning prices are those of iterations: a phase does not change them.
+    """
+    costs = FleetCosts.of([UNIT, OTHER, UNIT], dict.fromkeys(range(3), PHASED))
+    tau = updates((3, 2), (3, 2), (0, 0))
+    np.testing.assert_allclose(costs.bill(tau, 0.0, "label"), [[32, 96, 0], [32, 4, 0]])
+    np.testing.assert_allclose(costs.bill(tau, 0.0, "train"), [[21, 63, 0], [21, 2.625, 0]])
+    np.testing.assert_allclose(costs.bill(tau, 0.0), costs.bill(tau, 0.0, "train"))
+    plain = FleetCosts.of([UNIT, OTHER, UNIT], dict.fromkeys(range(3), BOTH))
+    np.testing.assert_allclose(costs.planning.energy_j, plain.planning.energy_j)
+
+
+def test_a_fleet_without_phases_has_no_more_prices() -> None:
+    costs = FleetCosts.of([UNIT], {0: BOTH})
+    assert costs.in_phase == {} and costs.own_work("label") is costs.per_round
+
+
 # Whatever the fleet
 
 STAGGER = st.floats(0, 1)
@@ -167,7 +209,8 @@ def works(draw: st.DrawFn, *, dearest: float = 3.0) -> Work:
     """A device's work; a joint iteration costs up to ``dearest`` times the sum of the solo ones."""
     solo = draw(st.dictionaries(st.sampled_from("abc"), FLOPS, min_size=1))
     joint = draw(st.floats(0.1, dearest)) * sum(solo.values())
-    return Work(joint, solo, draw(st.just(0.0) | FLOPS))
+    phases = draw(st.dictionaries(st.just("label"), FLOPS))
+    return Work(joint, solo, draw(st.just(0.0) | FLOPS), phases)
 
 
 @st.composite
@@ -181,6 +224,21 @@ def fleets(
     owned = FleetCosts.of(fleet, work).owned
     counts = draw(st.lists(st.integers(0, 30), min_size=owned.size, max_size=owned.size))
     return fleet, work, np.where(owned, np.reshape(counts, owned.shape), 0)
+
+
+@settings(deadline=None)
+@given(fleets(), STAGGER)
+def test_a_phase_adds_its_price_to_the_bill_of_those_who_train(
+    drawn: tuple[list[DeviceProfile], dict[int, Work], NDArray[np.int64]], stagger: float
+) -> None:
+    fleet, work, tau = drawn
+    costs = FleetCosts.of(fleet, work)
+    for k, prices in enumerate(("energy_j", "time_s")):
+        more = costs.bill(tau, stagger, "label")[k] - costs.bill(tau, stagger)[k]
+        nothing = costs.per_round.energy_j * 0
+        price = getattr(costs.in_phase["label"], prices) if costs.in_phase else nothing
+        scale = costs.bill(tau, stagger, "label")[k]
+        assert np.all(np.abs(more - tau.any(axis=1) * price[:, 0]) <= 1e-9 * scale)
 
 
 @settings(deadline=None)

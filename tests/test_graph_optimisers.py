@@ -8,13 +8,14 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers import FAST, run_peers
+from helpers import FAST, make_learner, run_peers
 from torch import Tensor, nn
 
 from flwr_dmml.clients import Learner
 from flwr_dmml.clients.batch import Batch
 from flwr_dmml.clients.d2 import D2
 from flwr_dmml.clients.qg_dsgdm import QgDsgdm, QgDsgdmN
+from flwr_dmml.config import SettingsError
 
 
 class Point(nn.Module):
@@ -121,8 +122,8 @@ def test_quasi_global_momentum_is_its_pseudo_code(nesterov: bool, iterations: in
 
 
 def test_quasi_global_momentum_needs_sgd():
-    with pytest.raises(Exception, match="optimizer must be 'sgd'"):
-        run(QgDsgdm, 1, optimizer="adam")
+    with pytest.raises(SettingsError, match=r"optimizer = 'adam': .* sgd only"):
+        make_learner({"method": "qg-dsgdm", "optimizer": "adam"})
 
 
 def d_squared(rounds: int, iterations: int) -> list[float]:
@@ -165,4 +166,4 @@ def test_d_squared_ends_at_the_common_minimum_where_gossip_stays_apart():
 class Gossip(Learner):
     """Plain gossip with the weights of D-squared."""
 
-    mixing_weights = D2.mixing_weights
+    mix = D2.mix

@@ -38,9 +38,10 @@ def test_a_dead_node_leaves_its_neighbours_to_one_another():
     assert around[0].neighbours == (1,) and around[0].weights[C] == pytest.approx((0.5, 0.5))
 
 
-def test_a_neighbour_that_shares_nothing_is_no_neighbour():
-    around = neighbourhoods(nx.path_graph(2), {0: [A], 1: [V]})
-    assert around[0].neighbours == () and dict(around[0].weights) == {}
+def test_a_neighbour_that_shares_no_block_is_one_for_statistics():
+    around = neighbourhoods(nx.path_graph(3), {0: [A], 1: [V]})  # 2 is not live
+    assert around[0].neighbours == (1,) and dict(around[0].weights) == {A: (1.0, 0.0)}
+    assert around[1].neighbours == (0,) and dict(around[1].weights) == {V: (1.0, 0.0)}
 
 
 def test_separate_groups_are_counted_once_for_blocks_with_the_same_owners():

@@ -166,8 +166,8 @@ class Faulty(DPSGD):
                 self.release.wait(30)
         return super().run_round(plan, inbox)
 
-    def _publish(self) -> Payload:
-        payload = super()._publish()
+    def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
+        payload = super()._publish(plan, inbox)
         if self.partition.partition_id == 1 and self.server_round == 2:
             head = payload["head.common"]
             if self.fault == "NaN":

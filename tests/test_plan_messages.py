@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.blocks import vector_problem
+from flwr_dmml.blocks import addressed, vector_problem
 from flwr_dmml.plan import Plan
 from flwr_dmml.transport import Relay, size_bytes
 from flwr_dmml.transport.messages import (
@@ -45,6 +46,11 @@ def plans(draw: st.DrawFn) -> Plan:
         evaluate=draw(st.booleans()),
         neighbours=neighbours,
         weights=draw(st.dictionaries(BLOCKS, rows)),
+        num_rounds=draw(st.integers(0, 10**6)),
+        by_modality=draw(st.dictionaries(st.sampled_from(["audio", "image"]), st.integers(0, 99))),
+        budget_j=draw(st.floats(0, 1e6) | st.just(inf)),
+        phase=draw(st.sampled_from(["", "train", "label", "fine-tune"]) | st.text(max_size=9)),
+        recipients=tuple(draw(st.lists(st.integers(0, 2**40), max_size=4, unique=True))),
     )
 
 
@@ -82,6 +88,16 @@ def test_a_plan_with_neighbours() -> None:
     assert all(isinstance(weights, tuple) for weights in back.weights.values())
 
 
+def test_a_plan_with_a_phase_and_recipients() -> None:
+    """Written only where there are any: a plan of plain gossip is as long as it ever was."""
+    plan = Plan(5, 2, neighbours=(4,), phase="fine-tune", recipients=(4, 0))
+    record = write_plan(plan, "idkd")
+    assert record["phase"] == "fine-tune" and record["recipients"] == [4, 0]
+    back = read_plan(record)
+    assert back == plan and isinstance(back.recipients, tuple)
+    assert not {"phase", "recipients"} & set(write_plan(Plan(5, 2), "idkd"))
+
+
 # Payloads
 
 
@@ -92,6 +108,9 @@ def test_tensors_come_back_as_they_were() -> None:
         "optimizer.0.step": torch.tensor(7.0),
         "stats.order": torch.tensor([[2, 1], [0, 5]]),
         "none": torch.empty(0),
+        "stats.labels.labels": torch.tensor([[0.5, 0.5]], dtype=torch.float16),
+        "memory.own.index": torch.empty(0, dtype=torch.int32),
+        "memory.own.labels": torch.empty(0, 10, dtype=torch.float16),
     }
     back = unpack(pack(tensors))
     assert list(back) == list(tensors)
@@ -263,7 +282,7 @@ PLAN_OF_0 = Plan(
 def test_relay_sends_what_is_mixed_and_statistics() -> None:
     """Node 0 has no camera: no image encoder travels. Node 2 has no microphone: weight 0."""
     relay, _ = make_relay()
-    inbox = relay.inbox(PLAN_OF_0)
+    inbox = relay.inbox(PLAN_OF_0, 0)
     assert {sender: set(record) for sender, record in inbox.items()} == {
         2: {"head.common"},
         1: {"head.common", "encoder.audio", "stats.label-counts"},
@@ -276,7 +295,7 @@ def test_relay_passes_on_the_very_bytes_unread() -> None:
     relay, payloads = make_relay()
     sealed = array(b"nobody can read this")
     payloads[1]["encoder.audio"] = sealed
-    inbox = relay.inbox(PLAN_OF_0)
+    inbox = relay.inbox(PLAN_OF_0, 0)
     assert inbox[1]["encoder.audio"].data is sealed.data
     for sender, record in inbox.items():
         for name, sent in record.items():
@@ -287,13 +306,51 @@ def test_relay_passes_on_the_very_bytes_unread() -> None:
 def test_relay_sends_statistics_even_where_nothing_is_mixed() -> None:
     relay, _ = make_relay()
     plan = Plan(2, 5, neighbours=(1,), weights={"encoder.image": (1.0, 0.0)})
-    assert set(relay.inbox(plan)[1]) == {"stats.label-counts"}
+    assert set(relay.inbox(plan, 0)[1]) == {"stats.label-counts"}
 
 
 def test_relay_sends_nothing_to_a_node_without_neighbours() -> None:
     relay, _ = make_relay()
-    assert relay.inbox(Plan(2, 5)) == {}
-    assert Relay().inbox(Plan(1, 5)) == {} and Relay().sizes == {}
+    assert relay.inbox(Plan(2, 5), 0) == {}
+    assert Relay().inbox(Plan(1, 5), 0) == {} and Relay().sizes == {}
+
+
+def addressing_relay() -> Relay:
+    """Return a relay in which 1 sends 0 and 2 an edge of their own, and 2 sends all the same."""
+    relay = Relay()
+    own = {addressed("head.common", k): torch.full((2,), float(k)) for k in (0, 2, 30)}
+    relay.take(
+        {
+            1: pack(own | {"encoder.audio": torch.ones(3), "stats.speeds": torch.ones(2)}),
+            2: pack({"head.common": torch.zeros(2)}),
+        }
+    )
+    return relay
+
+
+def test_relay_gives_each_receiver_what_is_addressed_to_it() -> None:
+    """0 does not get what is for 2 or for 30; the rest of the payload is for everybody."""
+    relay, weights = addressing_relay(), {"head.common": (0.5, 0.25, 0.25)}
+    for receiver in (0, 2, 30):
+        plan = Plan(2, 5, neighbours=(1, 2), weights=weights)
+        inbox = relay.inbox(plan, receiver)
+        assert set(inbox[1]) == {f"head.common@{receiver}", "stats.speeds"}
+        assert unpack(inbox[1])[f"head.common@{receiver}"].tolist() == [receiver, receiver]
+        assert set(inbox[2]) == {"head.common"}
+
+
+def test_relay_gives_nothing_of_a_block_to_whom_it_is_not_addressed() -> None:
+    """3 gets nothing that is for 30; of a block that is not mixed nothing travels."""
+    relay = addressing_relay()
+    plan = Plan(2, 5, neighbours=(1,), weights={"head.common": (0.5, 0.5)})
+    assert set(relay.inbox(plan, 3)[1]) == {"stats.speeds"}
+    plan = Plan(2, 5, neighbours=(1,), weights={"head.common": (1.0, 0.0)})
+    assert set(relay.inbox(plan, 0)[1]) == {"stats.speeds"}
+
+
+def test_sizes_count_every_addressed_entry() -> None:
+    """Three edges of 128 + 8 bytes, an encoder of 128 + 12, speeds of 128 + 8."""
+    assert addressing_relay().sizes == {1: 4 * 136 + 140, 2: 136}
 
 
 def test_relay_forgets_the_round_before() -> None:
@@ -309,3 +366,14 @@ def test_size_in_bytes() -> None:
     record = pack({"head": torch.zeros(10), "encoder": torch.zeros(1000)})
     assert size_bytes(record) == (128 + 40) + (128 + 4000)
     assert size_bytes(ArrayRecord()) == 0
+
+
+def test_size_in_bytes_of_what_begins_with_a_prefix() -> None:
+    """Labels of two samples of three classes: 128 + 2 * 4 and 128 + 2 * 3 * 2."""
+    labels = {
+        "stats.labels.index": torch.zeros(2, dtype=torch.int32),
+        "stats.labels.labels": torch.zeros(2, 3, dtype=torch.float16),
+    }
+    others = {"head": torch.zeros(10), "stats.label-counts": torch.zeros(5)}
+    assert size_bytes(pack(labels | others), "stats.labels.") == 136 + 140
+    assert size_bytes(pack(others), "stats.labels.") == 0

@@ -1,18 +1,16 @@
 """Soft labels of a public set: what is sent, what is refused, and how they are averaged."""
 
-from math import inf, log, nan
+from math import inf, nan
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from flwr_dmml.soft_labels import (
     SoftLabelError,
     SoftLabels,
     average,
-    soft_cross_entropy,
     unpack,
 )
 
@@ -201,31 +199,3 @@ def test_the_order_of_the_senders_makes_no_difference(received, random):
     one, other = (average(senders, PUBLIC, CLASSES) for senders in (received, shuffled))
     assert one.index.equal(other.index)
     assert one.labels.equal(other.labels)
-
-
-def test_soft_cross_entropy_by_hand():
-    """p = (1/2, 1/4, 1/4): (log 2 + log 4) / 2 = 1.5 log 2 for (1/2, 1/2, 0); uniform: log 3."""
-    logits = torch.tensor([[log(2), 0.0, 0.0], [0.0, 0.0, 0.0]])
-    targets = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
-    assert float(soft_cross_entropy(logits[:1], targets[:1])) == pytest.approx(1.5 * log(2))
-    both = float(soft_cross_entropy(logits, targets))
-    assert both == pytest.approx((1.5 * log(2) + log(3)) / 2)
-    assert float(soft_cross_entropy(logits[:1], targets[:1].half())) == pytest.approx(1.5 * log(2))
-
-
-def test_one_hot_targets_give_the_ordinary_cross_entropy():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 4, generator=generator)
-    classes = torch.tensor([0, 3, 1, 2, 3, 3])
-    found = soft_cross_entropy(logits, F.one_hot(classes, 4).float())
-    assert float(found) == pytest.approx(float(F.cross_entropy(logits, classes)))
-
-
-def test_the_gradient_goes_into_the_logits_only():
-    """(softmax - y) / n: ((1/2, 1/4, 1/4) - (1/2, 1/2, 0)) / 1."""
-    logits = torch.tensor([[log(2), 0.0, 0.0]], requires_grad=True)
-    targets = torch.tensor([[0.5, 0.5, 0.0]], requires_grad=True)
-    soft_cross_entropy(logits, targets).backward()
-    assert logits.grad is not None
-    assert logits.grad.tolist() == [pytest.approx([0.0, -0.25, 0.25], abs=1e-6)]
-    assert targets.grad is None

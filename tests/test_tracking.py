@@ -48,6 +48,8 @@ def record() -> RoundRecord:
                 validation_accuracy=0.95,
                 disagreement=14.0,
                 bytes_sent=3000,
+                label_bytes_sent=150,
+                labels={"auroc": 0.8},
             ),
             0: NodeResult(
                 0,
@@ -86,6 +88,8 @@ def test_summaries_by_hand(record: RoundRecord) -> None:
     assert record.train_loss == 1.5
     assert record.consensus_distance == pytest.approx(3)
     assert record.bytes_sent == 1500
+    assert record.label_bytes_sent == 50
+    assert record.labels == {"auroc": pytest.approx(0.8)}
     assert [node.partition for node in record.nodes] == [0, 1, 2]
 
 
@@ -153,6 +157,8 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "accuracy_by_modality": pytest.approx({"audio": 0.55, "image": 0.8}),
         "consensus_distance": pytest.approx(3),
         "bytes_sent_per_node": 1500,
+        "label_bytes_sent_per_node": 50,
+        "labels": {"auroc": pytest.approx(0.8)},
         "compute_j": 0,
         "radio_j": 0,
         "total_j": 0,
@@ -175,6 +181,8 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "validation_accuracy": 0.95,
         "disagreement": 14.0,
         "bytes_sent": 3000,
+        "label_bytes_sent": 150,
+        "labels": {"auroc": 0.8},
         "speed": {},
         "updates": {},
         "compute_j": 0.0,

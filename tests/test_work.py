@@ -7,6 +7,7 @@ channels with p output pixels has n = 25abp.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ from flwr_dmml.clients.work import measure_work
 from flwr_dmml.config import Options, Settings
 from flwr_dmml.costs import Work
 from flwr_dmml.data import Modality, Partition, Samples
-from flwr_dmml.plan import Outcome, Plan
+from flwr_dmml.plan import Inbox, Outcome, Plan
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "method": "dpsgd"}  # batches of 16
 BOTH = {**CONFIG, "modality-pattern": "audio+image"}
 KD = {**BOTH, "method": "dmml-kd"}
+LABELLERS = {**BOTH, "public.samples": 100}
 NO_GENERATOR = {"dmml-kd.generator": False, "dmml-kd.distillation": False}
 
 BATCH = 16
@@ -32,6 +34,10 @@ HEAD = 6 * 32 * 10  # common or specific features (32) -> classes (10), 1,920
 AUDIO = 4 * 25 * 1 * 8 * 128 + 6 * (25 * 8 * 16 * 32 + 256 * 64 + 64 * 64)  # 839,680
 # Image 1x8x8: the first convolution halves to 4x4 pixels, the second stays there.
 IMAGE = 4 * 25 * 1 * 8 * 16 + 6 * (25 * 8 * 16 * 16 + 256 * 64 + 64 * 64)  # 442,880
+# Forward only, 2n of every layer.
+AUDIO_FORWARD = 2 * (25 * 1 * 8 * 128 + 25 * 8 * 16 * 32 + 256 * 64 + 64 * 64)  # 296,960
+IMAGE_FORWARD = 2 * (25 * 1 * 8 * 16 + 25 * 8 * 16 * 16 + 256 * 64 + 64 * 64)  # 149,760
+HEAD_FORWARD = 2 * 32 * 10  # 640
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +123,51 @@ def test_only_a_generator_costs_something_besides_iterations() -> None:
     assert measured(BOTH).per_round == 0
     assert measured(KD).per_round > 0
     assert measured({**KD, **NO_GENERATOR}).per_round == 0
+
+
+def test_labelling_by_hand() -> None:
+    """A forward pass of every public sample, 3 heads each; of IDKD's 4 held-out ones as well.
+
+    Held out are 0.1 of 40. All else is D-PSGD's.
+    """
+    assert AUDIO_FORWARD == 296_960 and IMAGE_FORWARD == 149_760
+    sample, plain = AUDIO_FORWARD + IMAGE_FORWARD + 3 * HEAD_FORWARD, measured(BOTH)
+    for method, passes in (("kd", 100), ("idkd", 104)):
+        found = measured({**LABELLERS, "method": method})
+        assert found == replace(plain, in_phase={"label": passes * sample})
+    few = measured({**LABELLERS, "method": "idkd", "validation-fraction": 0.5})
+    assert few.in_phase == {"label": 120 * sample}
+
+
+def test_labelling_goes_with_what_a_device_owns() -> None:
+    """One encoder and two heads for a sample of one modality."""
+    pattern = {"method": "kd", "modality-pattern": "audio,image"}
+    audio, image = (measured({**LABELLERS, **pattern}, k).in_phase for k in (0, 1))
+    assert audio == {"label": 100 * (AUDIO_FORWARD + 2 * HEAD_FORWARD)}
+    assert image == {"label": 100 * (IMAGE_FORWARD + 2 * HEAD_FORWARD)}
+
+
+class Phased(DPSGD):
+    """Multiplies matrices before training: 2 x 3 x 5 always, 7 x 7 x 7 more in one phase."""
+
+    name = "phased"
+    phases = ("free", "dear")
+
+    def before_training(self, plan: Plan, inbox: Inbox) -> None:
+        torch.zeros(2, 3) @ torch.zeros(3, 5)
+        if plan.phase == "dear":
+            torch.zeros(7, 7) @ torch.zeros(7, 7)
+
+
+def test_each_phase_is_priced_by_what_it_adds() -> None:
+    """2 * 30 FLOPs in every round, 2 * 343 more; a phase that costs no more has no price."""
+    like = make_learner(BOTH)
+    found = measure_work(Phased(like.partition, like.settings, like.options))
+    assert found.per_round == 60 and found.in_phase == {"dear": 686.0}
+
+
+def test_methods_without_phases_have_no_price_for_any() -> None:
+    assert measured(BOTH).in_phase == measured(KD).in_phase == {}
 
 
 def test_a_device_of_one_modality_has_one_price() -> None:
@@ -208,7 +259,7 @@ class Dropping(DPSGD):
 
 def fresh(method: str) -> Learner:
     if method != "dropping":
-        return make_learner({**BOTH, "method": method})
+        return make_learner({**LABELLERS, "method": method})
     like = make_learner(BOTH)
     return Dropping(like.partition, like.settings, like.options)
 
@@ -218,7 +269,7 @@ def same_state(a: Learner, b: Learner) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-METHODS = ["dpsgd", "dsgdm", "dmml-kd", "dropping"]
+METHODS = ["dpsgd", "dsgdm", "dmml-kd", "kd", "idkd", "dropping"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -240,7 +291,8 @@ def test_rounds_after_measuring_are_those_without(method: str) -> None:
     measure_work(learner)
 
     def rounds(of: Learner) -> list[Outcome]:
-        return [of.run_round(Plan(t, 3, evaluate=True), {}) for t in (1, 2)]
+        plans = [Plan(1, 3, evaluate=True, phase="label"), Plan(2, 3, evaluate=True)]
+        return [of.run_round(plan, {}) for plan in plans]
 
     for measured_one, other in zip(rounds(learner), rounds(never_measured), strict=True):
         assert measured_one.metrics == other.metrics

@@ -13,6 +13,7 @@ from ..options import Options
 from ..settings import Settings
 from ..transport.messages import (
     ABOUT,
+    FLOPS_IN,
     INITIAL,
     METRICS,
     PAYLOAD,
@@ -64,6 +65,7 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
                 "flops-joint": work.joint,
                 "flops-solo": list(work.solo.values()),
                 "flops-per-round": work.per_round,
+                **{FLOPS_IN + phase: flops for phase, flops in work.in_phase.items()},
             }
         )
         return Message(RecordDict({ABOUT: about}), reply_to=message)

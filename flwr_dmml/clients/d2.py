@@ -1,9 +1,10 @@
 """D-squared: gossip that corrects for how different the devices' data are."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..blocks import flatten, load_flat
-from ..plan import Plan
+from ..plan import Inbox, Plan
+from .gossip import mix_blocks
 from .learner import Learner
 
 
@@ -27,20 +28,21 @@ class D2(Learner):
     name: ClassVar[str] = "d2"
     paper: ClassVar[str] = "Tang et al., ICML 2018"
 
-    def mixing_weights(self, plan: Plan) -> dict[str, tuple[float, ...]]:
-        """Return ``(I + W) / 2``."""
-        return {
+    def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
+        """Mix with ``(I + W) / 2``."""
+        halved = {
             name: ((1 + weights[0]) / 2, *(w / 2 for w in weights[1:]))
             for name, weights in plan.weights.items()
         }
+        return mix_blocks(self.blocks(), halved, plan.neighbours, inbox)
 
-    def after_mixing(self, plan: Plan) -> None:
+    def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Note where the round starts; a parked device begins anew when it trains again."""
         self._start = {name: flatten(module) for name, module in self.blocks().items()}
         if plan.by_modality and not any(plan.by_modality.values()):
             self.memory.clear()
 
-    def after_training(self, plan: Plan, inbox: Any) -> None:
+    def after_training(self, plan: Plan, inbox: Inbox) -> None:
         """Add the correction to what is published."""
         for name, module in self.blocks().items():
             end = flatten(module)

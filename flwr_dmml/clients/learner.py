@@ -23,7 +23,7 @@ from ..seeding import derive_seed
 from ..settings import Settings
 from .batch import Batch, draw_batches
 from .devices import on_device, resolve_device
-from .evaluation import accuracies
+from .evaluation import accuracy_metrics
 from .gossip import mix_blocks
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
 from .speedometer import SPEEDS, Speedometer
@@ -39,10 +39,9 @@ class NonFiniteModelError(RuntimeError):
 class Learner:
     """Mix with the neighbours, train on one's own data, publish: D-PSGD unless overridden.
 
-    A method of your own overrides ``local_loss``; ``statistics``, ``before_training`` and
-    ``after_training`` are there for methods that need more, ``blocks`` for what is mixed besides
-    the model. A model other than :class:`~flwr_dmml.models.DecomposedClassifier` comes from
-    ``build_model``, with ``blocks`` and ``predict`` to match.
+    A method of your own overrides ``local_loss``; ``statistics``, ``before_training``, ... are
+    there for methods that need more, ``blocks`` for what else is mixed. A model other than
+    :class:`~flwr_dmml.models.DecomposedClassifier` comes with ``blocks`` and ``predict`` to match.
 
     Parameters
     ----------
@@ -65,6 +64,8 @@ class Learner:
     """The setting ``stagger`` where the run config says "auto"."""
     rule: ClassVar[str] = "uniform"
     """The setting ``allocation.rule`` where the run config says "auto"."""
+    phases: ClassVar[tuple[str, ...]] = ()
+    """The phases of its plan in which a device does more work than in others."""
     keeps_optimizer: ClassVar[bool] = False
     """Whether momentum and the like survive from one round to the next."""
 
@@ -92,6 +93,7 @@ class Learner:
         self.optimizer_state: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
+        self.measured: dict[str, float] = {}  # in this round; hooks may add to it
         self.speedometer = Speedometer(self.encoders(), self.settings.speed_metric)
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
@@ -162,11 +164,11 @@ class Learner:
         """Return the optimiser of a round's local iterations."""
         return make_optimizer(self.settings, parameters, learning_rate, self.optimizer_state)
 
-    def mixing_weights(self, plan: Plan) -> Mapping[str, tuple[float, ...]]:
-        """Return each block's weights: the own one, then that of each of the plan's neighbours."""
-        return plan.weights
+    def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
+        """Mix the blocks in place; return what :func:`~.gossip.mix_blocks` does."""
+        return mix_blocks(self.blocks(), plan.weights, plan.neighbours, inbox)
 
-    def after_mixing(self, plan: Plan) -> None:
+    def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
@@ -174,6 +176,10 @@ class Learner:
 
     def after_training(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs after the local iterations and before publishing."""
+
+    def outgoing(self, plan: Plan, inbox: Inbox, blocks: Payload) -> Payload:
+        """Return what is published of the trained ``blocks`` (flat, by name)."""
+        return blocks
 
     def predict(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
@@ -192,26 +198,27 @@ class Learner:
         NonFiniteModelError
             If training diverged; the caller keeps the state of before.
         """
-        self.server_round = plan.server_round
+        self.server_round, self.measured = plan.server_round, {}
         # Whatever a model draws from the global generator (dropout, say) is seeded as well.
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_for("global"))
-            weights = self.mixing_weights(plan)
-            disagreement, self.rejected = mix_blocks(self.blocks(), weights, plan.neighbours, inbox)
-            metrics = {"mix.disagreement": disagreement} if plan.neighbours else {}
-            self.after_mixing(plan)
+            disagreement, self.rejected = self.mix(plan, inbox)
+            if plan.neighbours:
+                self.measured["mix.disagreement"] = disagreement
+            self.after_mixing(plan, inbox)
             if plan.evaluate:
-                metrics |= self.evaluate()
+                self.measured |= self.evaluate()
             if plan.iterations == 0:
-                return Outcome({}, metrics, self.rejected)
+                return Outcome({}, self.measured, self.rejected)
             owned = self.partition.modalities
             updates = {m: plan.by_modality.get(m, plan.iterations) for m in owned}
             if any(updates.values()):
                 self.before_training(plan, inbox)
-                metrics |= self._train(plan, updates)
+                self.measured |= self._train(plan, updates)
                 self.after_training(plan, inbox)
             near, wrong = self.speedometer.near(self.modalities, inbox)
-            return Outcome(self._publish(), metrics | near, self.rejected + wrong)
+            payload = self._publish(plan, inbox)
+            return Outcome(payload, self.measured | near, self.rejected + wrong)
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this device in this round."""
@@ -257,16 +264,9 @@ class Learner:
         """
         self.model.eval()
         owned = self.partition.modalities
-        subsets = [owned, *((m,) for m in owned)]
-        joint, *single = accuracies(self.predict, self.test_data, subsets)
-        metrics = {"test.accuracy": joint}
-        metrics |= {f"test.accuracy.{m}": acc for m, acc in zip(owned, single, strict=True)}
-        if len(self.validation_data):
-            (own,) = accuracies(self.predict, self.validation_data, [owned])
-            metrics["validation.accuracy"] = own
-        return metrics
+        return accuracy_metrics(self.predict, owned, self.test_data, self.validation_data)
 
-    def _publish(self) -> Payload:
+    def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
         state = self.state()
         for name, vector in state.items():
             if not bool(torch.isfinite(vector).all()):
@@ -274,7 +274,7 @@ class Learner:
                     f"round {self.server_round}: training left NaN or infinity in '{name}'; "
                     "a lower learning-rate or clip-norm may help"
                 )
-        payload = {name: state[name] for name in self.blocks()}
+        payload = self.outgoing(plan, inbox, {name: state[name] for name in self.blocks()})
         payload[SPEEDS] = self.speedometer.report(self.modalities)
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
 

@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..options import Options
-from ..plan import Plan
+from ..plan import Inbox, Plan
+from ..settings import Settings
 from .learner import Learner
 
 
@@ -16,6 +17,12 @@ class QgOptions(Options):
     """The option of quasi-global momentum."""
 
     mu: float = Field(0.1, gt=0, le=1, description="how fast the momentum follows the network")
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Refuse an optimiser other than SGD: this one is its own."""
+        if settings.optimizer == "sgd":
+            return []
+        return [f"optimizer = '{settings.optimizer}': quasi-global momentum goes with sgd only"]
 
 
 class QuasiGlobalSGD(torch.optim.Optimizer):
@@ -75,12 +82,6 @@ class QgDsgdm(Learner):
     options_type: ClassVar[type[Options]] = QgOptions
     options: QgOptions
 
-    def reset(self) -> None:
-        """Start afresh, without momentum."""
-        super().reset()
-        if self.settings.optimizer != "sgd":
-            raise ValueError(f"{self.name} has a momentum of its own: optimizer must be 'sgd'")
-
     def make_optimizer(
         self, parameters: list[nn.Parameter], learning_rate: float
     ) -> torch.optim.Optimizer:
@@ -98,7 +99,7 @@ class QgDsgdm(Learner):
         )
         return self._optimizer
 
-    def after_mixing(self, plan: Plan) -> None:
+    def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Let m follow the way since the last round's start, and note where this one starts."""
         mu = self.options.mu
         for i, x in enumerate(self.trained_parameters()):
@@ -109,7 +110,7 @@ class QgDsgdm(Learner):
                 self.memory[f"m.{i}"] = (1 - mu) * m + mu * d
             self.memory[f"start.{i}"], self.memory[f"moved.{i}"] = now, torch.zeros(())
 
-    def after_training(self, plan: Plan, inbox: Any) -> None:
+    def after_training(self, plan: Plan, inbox: Inbox) -> None:
         """Note how far the learning rate carried each parameter."""
         for i, moved in enumerate(self._optimizer.moved):
             self.memory[f"moved.{i}"] = torch.tensor(moved, dtype=torch.float64)

@@ -1,5 +1,7 @@
 """What a device's iterations cost, counted on its real model and loss."""
 
+from dataclasses import replace
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -9,7 +11,7 @@ from ..plan import Plan
 from ..settings import Settings
 from .learner import Learner
 
-_Key = tuple[type[Learner], Settings, Options, tuple[str, ...]]
+_Key = tuple[type[Learner], Settings, Options, tuple[str, ...], int]
 _measured: dict[_Key, Work] = {}  # devices of one process with the same model count once
 
 
@@ -19,7 +21,8 @@ def measure_work(learner: Learner) -> Work:
     Counted are matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does (a
     multiply-add is 2); not biases, norms, activations, element-wise losses and the optimiser, which
     are small beside them; nor recurrent layers of torch that it does not see into (an LSTM on the
-    CPU). A round's own work is counted as in round 2, without neighbours.
+    CPU). A round's own work is counted as in round 2, without neighbours, and once more in each of
+    the learner's ``phases``.
 
     The learner is reset before and after: it must not have been trained.
 
@@ -29,7 +32,8 @@ def measure_work(learner: Learner) -> Work:
         Nothing of a modality's iteration can be counted.
     """
     settings, modalities = learner.settings, learner.partition.modalities
-    key = (type(learner), settings, learner.options, modalities)
+    held_out = len(learner.validation_data)  # what a method does with it may cost work
+    key = (type(learner), settings, learner.options, modalities, held_out)
     if key not in _measured:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -42,9 +46,14 @@ def measure_work(learner: Learner) -> Work:
 def _measure(learner: Learner) -> Work:
     plan, modalities = Plan(server_round=2, iterations=1), learner.partition.modalities
     learner.server_round = plan.server_round
-    with FlopCounterMode(display=False) as before:
-        learner.after_mixing(plan)
-        learner.before_training(plan, {})
+
+    def preparation(plan: Plan) -> float:
+        with FlopCounterMode(display=False) as counter:
+            learner.after_mixing(plan, {})
+            learner.before_training(plan, {})
+        return float(counter.get_total_flops())
+
+    before = preparation(plan)
     learner.make_optimizer(learner.trained_parameters(), learner.settings.learning_rate)
     batch = next(iter(learner.batches(1)))
     learner.model.train()
@@ -62,4 +71,6 @@ def _measure(learner: Learner) -> Work:
         )
     with FlopCounterMode(display=False) as after:
         learner.after_training(plan, {})
-    return Work(joint, solo, float(before.get_total_flops() + after.get_total_flops()))
+    in_phase = {phase: preparation(replace(plan, phase=phase)) for phase in learner.phases}
+    more = {phase: flops - before for phase, flops in in_phase.items() if flops > before}
+    return Work(joint, solo, before + float(after.get_total_flops()), more)

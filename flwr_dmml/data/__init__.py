@@ -11,6 +11,7 @@ from .partition import (
     partition_indices,
     split_validation,
 )
+from .public import PublicSet, load_public, public_problems
 from .registry import (
     Dataset,
     LoadOptions,
@@ -28,6 +29,7 @@ __all__ = [
     "Modality",
     "Partition",
     "PartitionOptions",
+    "PublicSet",
     "Samples",
     "Scheme",
     "Source",
@@ -37,9 +39,11 @@ __all__ = [
     "dtmf_tones",
     "find_dataset",
     "load_partition",
+    "load_public",
     "load_source",
     "log_mel",
     "partition_indices",
     "place",
+    "public_problems",
     "split_validation",
 ]

@@ -3,6 +3,13 @@
 from .app import make_server_app
 from .energy_constrained import EnergyConstrained
 from .peer import PeerStrategy
+from .relaysgd import RelaySGDStrategy
 from .roster import NoDevicesError
 
-__all__ = ["EnergyConstrained", "NoDevicesError", "PeerStrategy", "make_server_app"]
+__all__ = [
+    "EnergyConstrained",
+    "NoDevicesError",
+    "PeerStrategy",
+    "RelaySGDStrategy",
+    "make_server_app",
+]

@@ -1,6 +1,6 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from logging import INFO
 
 from flwr.app import Context
@@ -8,21 +8,27 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from ..clients import Learner, find_methods, option_types
-from ..config import Settings, parse_settings, resolved
+from ..config import Settings, SettingsError, parse_settings, resolved
 from ..energy import Floats
-from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
+from ..topology import TopologyError
+from ..tracking import RoundRecord, RunFolder, devices_table, final_table, render, verdict
 from .energy_constrained import EnergyConstrained
 from .peer import PeerStrategy
+from .registry import find_strategies
 from .shared_band import SharedBandConstrained
 
 
-def make_server_app(*learners: type[Learner]) -> ServerApp:
+def make_server_app(
+    *learners: type[Learner], strategies: Mapping[str, type[PeerStrategy]] | None = None
+) -> ServerApp:
     """Return a ServerApp that runs the method of the run config, and ``compare-with`` before it.
 
     Parameters
     ----------
     *learners : type[Learner]
         Methods of your own, besides the registered ones. Give the same to ``make_client_app``.
+    strategies : mapping of str to type[PeerStrategy], optional
+        Round plans of your own, by the method's name; a method without one runs plain gossip.
 
     Examples
     --------
@@ -36,6 +42,11 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
         settings, options = parse_settings(
             context.run_config, option_types(methods), side="coordinator"
         )
+        plans = find_strategies(strategies)
+        runs = dict.fromkeys(filter(None, (settings.compare_with, settings.method)))
+        kinds = {name: plans.get(name, PeerStrategy) for name in runs}
+        for name, kind in kinds.items():
+            _check_topology(settings, name, kind)
         folder = RunFolder(settings.run_dir, settings.run_name, resolved(settings, options))
         log(INFO, "Run folder: %s", folder.path)
         # An engine of this package may carry trackers of its own, such as the live table.
@@ -45,9 +56,25 @@ def make_server_app(*learners: type[Learner]) -> ServerApp:
             log(INFO, "compare-with names the method itself: it runs once")
         present: int | None = None  # a device lost by the first method is not waited for again
         battery_j: Floats | None = None  # the second method gets the batteries of the first
-        for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
+        for name, kind in kinds.items():
             energy = constrain(settings, methods[name], battery_j)
-            results[name] = _run(grid, settings, methods[name], trackers, present, energy)
+            strategy = kind(
+                settings.make_topology(),
+                num_nodes=settings.num_nodes,
+                method=name,
+                communicates=methods[name].communicates,
+                local_iterations=settings.local_iterations,
+                evaluate_every=settings.evaluate_every,
+                wait_timeout=settings.wait_timeout,
+                min_nodes=present,
+                seed=settings.seed,
+                options=options[name],
+                energy=energy,
+                trackers=trackers,
+            )
+            rounds, timeout = settings.num_server_rounds, settings.round_timeout
+            strategy.start(grid, num_rounds=rounds, timeout=timeout)
+            results[name] = strategy.records[-1]
             present = max(1, len(results[name].nodes))
             battery_j = None if settings.energy.on_mains else energy.battery_j
         report(settings, results)
@@ -64,30 +91,15 @@ def constrain(
     return kind(settings.of_method(method.stagger, method.rule), battery_j=battery_j)
 
 
-def _run(
-    grid: Grid,
-    settings: Settings,
-    method: type[Learner],
-    trackers: Sequence[Tracker],
-    min_nodes: int | None,
-    energy: EnergyConstrained,
-) -> RoundRecord:
-    """Run one method and return its last round."""
-    strategy = PeerStrategy(
-        settings.make_topology(),
-        num_nodes=settings.num_nodes,
-        method=method.name,
-        communicates=method.communicates,
-        local_iterations=settings.local_iterations,
-        evaluate_every=settings.evaluate_every,
-        wait_timeout=settings.wait_timeout,
-        min_nodes=min_nodes,
-        seed=settings.seed,
-        energy=energy,
-        trackers=trackers,
-    )
-    strategy.start(grid, num_rounds=settings.num_server_rounds, timeout=settings.round_timeout)
-    return strategy.records[-1]
+def _check_topology(settings: Settings, method: str, strategy: type[PeerStrategy]) -> None:
+    """Refuse a graph that the method's plan cannot use, before any method runs."""
+    try:
+        strategy.check(settings.make_topology(), settings.num_nodes, settings.seed)
+    except TopologyError as error:
+        raise SettingsError(
+            f"the run config cannot work:\n  topology = {settings.topology!r} with "
+            f"method {method!r}: {error}"
+        ) from error
 
 
 def report(settings: Settings, results: dict[str, RoundRecord]) -> None:

@@ -1,6 +1,6 @@
 """A round's plan under remaining energy: live links, joules, iterations of every modality."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -86,10 +86,12 @@ class EnergyConstrained:
         num_nodes: int,
         num_rounds: int,
         graph: nx.Graph | None = None,
+        phases: Sequence[str] = (),
     ) -> None:
         """Take note of the devices' work; the first plan fills their batteries.
 
         ``battery-share`` pays for sending over ``graph``, by default that of the first round.
+        ``phases`` are those of the method's plan, one a round; some cost more than others.
         """
         s = self.settings
         self._num_rounds = num_rounds
@@ -98,6 +100,8 @@ class EnergyConstrained:
         self._full_j = self.costs.planning.energy_j.sum(axis=1) * s.local_iterations  # [node]
         self._wireless = s.wireless.make(s.topology_side_m, fleet) if s.wireless.enabled else None
         self._sends_over, self._round_s = graph, 0.0
+        self._own_work = [self.costs.own_work(phase) for phase in phases or [""] * num_rounds]
+        self._phases = list(phases) or [""] * num_rounds
         self._radio_j = np.zeros((0, num_nodes))  # [round, node], of the rounds so far
 
     def plan(
@@ -127,7 +131,8 @@ class EnergyConstrained:
             self._fill_batteries(self._sends_over or graph, payload_bits)
         decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
         tau, sending = decision.tau, decision.sending
-        compute_j, compute_s = self.costs.bill(tau, self.settings.stagger_share)
+        phase = self._phases[server_round - 1]
+        compute_j, compute_s = self.costs.bill(tau, self.settings.stagger_share, phase)
         seconds = compute_s + sending.time_s
         self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
         live = sorted(set(present) - set(decision.flat))
@@ -157,7 +162,9 @@ class EnergyConstrained:
         sending, flat = self._sending(server_round, graph, present, payload_bits)
         problem = self._problem(server_round, sending, present - set(flat), speeds)
         allocation = self.allocate(problem, server_round)
-        return Decision(sending, flat, allocation.tau, self._limit_j(problem), allocation.notes)
+        return Decision(
+            sending, flat, allocation.tau, self._limit_j(problem, server_round), allocation.notes
+        )
 
     def allocate(self, problem: RoundProblem, server_round: int) -> Allocation:
         """Return the iterations of a round, by ``allocation.rule``; override for a rule of yours.
@@ -166,9 +173,9 @@ class EnergyConstrained:
         """
         return RULES[self.settings.allocation.rule](problem, self._trains(server_round))
 
-    def _limit_j(self, problem: RoundProblem) -> Floats:
+    def _limit_j(self, problem: RoundProblem, server_round: int) -> Floats:
         """Return the most that computing may cost, a round's own work included, ``[node]``."""
-        return np.maximum(0.0, problem.budget_j + self.costs.per_round.energy_j[:, 0])
+        return np.maximum(0.0, problem.budget_j + self._own_work[server_round - 1].energy_j[:, 0])
 
     def _fill_batteries(self, graph: nx.Graph, payload_bits: Floats) -> None:
         """Put in the batteries what the settings say, for a fleet that sends over ``graph``."""
@@ -178,9 +185,9 @@ class EnergyConstrained:
         elif s.energy.battery_share:
             trial = range(1, min(rounds, _TRIAL_ROUNDS) + 1)
             sent = [self._broadcast(t, graph, payload_bits).energy_j for t in trial]
-            training_j = self._full_j + self.costs.per_round.energy_j[:, 0]
-            round_j = s.energy.battery_share * training_j + np.mean(sent, axis=0)
-            self.battery_j = rounds * round_j
+            own_j = sum(work.energy_j[:, 0] for work in self._own_work)
+            training_j = rounds * self._full_j + own_j
+            self.battery_j = s.energy.battery_share * training_j + rounds * np.mean(sent, axis=0)
         else:
             self.battery_j = np.full(len(payload_bits), s.energy.battery_j)
         self.ledger = Ledger(self.battery_j, np.inf if s.energy.on_mains else None)
@@ -226,7 +233,7 @@ class EnergyConstrained:
         Where the allocation has to pay for sending as well, ``to_send_j`` is added to the limit.
         """
         allocation, most = self.settings.allocation, self.settings.local_iterations
-        overhead = self.costs.per_round
+        overhead = self._own_work[server_round - 1]
         budget_j = self._full_j * (1 + 1e-9) + to_send_j  # rounding must not cost an iteration
         if not self._on_mains:
             left_j = self._spendable_j(server_round, sending.energy_j) - overhead.energy_j[:, 0]
@@ -249,13 +256,16 @@ class EnergyConstrained:
         self._radio_j = np.concatenate([self._radio_j, radio_j[None]])
         rounds = range(server_round, self._num_rounds + 1)
         training = [t for t in rounds if self._trains(t)]
-        return pacing(
-            self.ledger.remaining_j,
+        least_j = self.costs.per_round.energy_j[:, 0]
+        more_j = [w.energy_j[:, 0] - least_j for w in self._own_work[server_round - 1 :]]
+        even = pacing(
+            np.maximum(0.0, self.ledger.remaining_j - sum(more_j)),  # what phases add is set aside
             radio_j,
             len(rounds),
             expected_radio_j=self._radio_j.mean(axis=0),
             training_rounds=max(1, len(training)),
         )
+        return np.minimum(even + more_j[0], greedy(self.ledger.remaining_j, radio_j))
 
     def _trains(self, server_round: int) -> bool:
         rule = self.settings.allocation

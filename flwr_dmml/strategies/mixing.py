@@ -13,8 +13,8 @@ class Neighbourhood:
     """A node's neighbours in one round, and the weights of every block it owns.
 
     ``weights[block]`` holds the node's own weight, then one for each of ``neighbours`` (0 where the
-    neighbour does not own the block); they sum to 1. Both are empty for a node that mixes with
-    nobody.
+    neighbour does not own the block); they sum to 1. Both are empty for a node without live
+    neighbours. One that shares no block is a neighbour all the same: statistics reach it.
     """
 
     neighbours: tuple[int, ...] = ()
@@ -51,7 +51,7 @@ def neighbourhoods(
     weights = {name: by_owners[nodes] for name, nodes in owners_by_block(blocks).items()}
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
-        near = [j for j in sorted(graph[node]) if any(weights[b][node, j] > 0 for b in owned)]
+        near = [j for j in sorted(graph[node]) if j in blocks]
         if near:
             rows = {b: tuple(float(weights[b][node, j]) for j in (node, *near)) for b in owned}
             result[node] = Neighbourhood(tuple(near), rows)

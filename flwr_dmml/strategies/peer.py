@@ -3,17 +3,18 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..blocks import vector_problem
 from ..clients.speedometer import NEAR
-from ..plan import Payload, Plan
-from ..settings import Settings
-from ..topology import Topology, effective_spectral_gap
+from ..options import Options
+from ..plan import Plan
+from ..soft_labels import LABELS
+from ..topology import Topology
 from ..tracking.records import RoundRecord, Tracker, under
 from ..transport import Relay, size_bytes
 from ..transport.messages import (
@@ -60,12 +61,17 @@ class PeerStrategy(Strategy):
         Go on with so many devices instead of all; the others' places stay empty.
     seed : int (default: 0)
         Seed of random graphs.
+    options : Options, optional
+        The method's own, for a plan that depends on them.
     energy : EnergyConstrained, optional
         Batteries, radio and the iterations of each round; by default every device is on mains power
         and trains ``local_iterations``.
     trackers : sequence of Tracker
         Told of every round.
     """
+
+    addressed: ClassVar[bool] = False
+    """Whether devices send every neighbour blocks of its own, instead of the same to all."""
 
     def __init__(
         self,
@@ -79,16 +85,11 @@ class PeerStrategy(Strategy):
         wait_timeout: float = 60.0,
         min_nodes: int | None = None,
         seed: int = 0,
+        options: Options | None = None,
         energy: EnergyConstrained | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        topology.check(num_nodes)
-        for name, value in (
-            ("local_iterations", local_iterations),
-            ("evaluate_every", evaluate_every),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} = {value}: must be at least 1")
+        self.check(topology, num_nodes, seed)
         self.topology = topology
         self.num_nodes = num_nodes
         self.method = method
@@ -98,16 +99,17 @@ class PeerStrategy(Strategy):
         self.wait_timeout = wait_timeout
         self.min_nodes = num_nodes if min_nodes is None else min_nodes
         self.seed = seed
+        self.options = options
         self.trackers = tuple(trackers)
-        mains = Settings(local_iterations=local_iterations, seed=seed)
         self.planner = RoundPlanner(
             topology,
             num_nodes,
-            energy or EnergyConstrained(mains),
+            energy,
             communicates=communicates,
             local_iterations=local_iterations,
             evaluate_every=evaluate_every,
             seed=seed,
+            addressed=self.addressed,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
@@ -121,18 +123,20 @@ class PeerStrategy(Strategy):
         """The record of every round so far."""
         return self._logbook.records
 
+    @classmethod
+    def check(cls, topology: Topology, num_nodes: int, seed: int) -> None:
+        """Raise TopologyError unless the method can run on this graph; override to ask for more."""
+        topology.check(num_nodes)
+
+    def phase(self, server_round: int, num_rounds: int) -> str:
+        """Return what devices do in a round besides training (``plan.phase``); override it."""
+        return ""
+
     def summary(self) -> None:
         """Log the strategy's configuration as a tree."""
-        name, n = type(self.topology).__name__, self.num_nodes
-        gap = effective_spectral_gap(self.topology, n, seed=self.seed)
-        links = self.planner.graph(1).number_of_edges()
         log(INFO, "\t├──> Method: %s", self.method)
-        log(INFO, "\t├──> Topology: %s%s", name, ", new every round" * self.topology.time_varying)
-        log(INFO, "\t│\t├── %s nodes, %s links", n, links)
-        log(INFO, "\t│\t└── Spectral gap: %.4f (Metropolis-Hastings weights)", gap)
-        log(INFO, "\t├──> Local iterations: %s", self.local_iterations)
-        for line in self.planner.energy.summary():
-            log(INFO, "\t│\t├── %s", line)
+        for line in self.planner.summary():
+            log(INFO, "\t├──> %s", line)
         log(INFO, "\t└──> Evaluated every %s round(s), and at the end", self.evaluate_every)
 
     # ---- one round --------------------------------------------------------------------------
@@ -244,12 +248,13 @@ class PeerStrategy(Strategy):
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
-        self.planner.begin(self.roster.members, num_rounds)
+        phases = [self.phase(t, num_rounds) for t in range(1, num_rounds + 1)]
+        self.planner.begin(self.roster.members, phases)
         fixed = self.communicates and not self.topology.time_varying
         self._logbook.announce(self.method, self.planner.graph(1) if fixed else None)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
-        self._check_initial(unpack(arrays))
+        self.roster.check_initial(unpack(arrays))
         for t in range(1, num_rounds + 1):
             begun = time.monotonic()
             messages = self.configure_train(t, arrays, config, grid)
@@ -272,9 +277,11 @@ class PeerStrategy(Strategy):
         messages: list[Message] = []
         for partition, plan in plans.items():
             content = RecordDict({PLAN: write_plan(plan, self.method)})
-            for sender, record in self._relay.inbox(plan).items():
+            for sender, record in self._relay.inbox(plan, partition).items():
                 content[f"{INBOX}{sender}"] = record
-                self._logbook.node(plan.server_round - 1, sender).bytes_sent += size_bytes(record)
+                self._logbook.node(plan.server_round - 1, sender).sent(
+                    size_bytes(record), size_bytes(record, LABELS)
+                )
             node_id = self.roster.members[partition].node_id
             messages.append(Message(content, node_id, kind, group_id=str(plan.server_round)))
         return messages
@@ -284,14 +291,6 @@ class PeerStrategy(Strategy):
         invited, absent = self.roster.invite(grid)
         self._logbook.failures(absent)
         return invited
-
-    def _check_initial(self, payload: Payload) -> None:
-        lengths = {b: n for m in self.roster.members.values() for b, n in m.blocks.items()}
-        for name, vector in payload.items():
-            if name not in lengths:
-                raise ValueError(f"initial_arrays: no device has the block '{name}'")
-            if problem := vector_problem(vector, lengths[name]):
-                raise ValueError(f"initial_arrays: block '{name}' {problem}")
 
     def _complete(self, record: RoundRecord, result: Result) -> None:
         self._logbook.complete(record)

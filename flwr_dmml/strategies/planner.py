@@ -1,13 +1,14 @@
 """Who takes part in a round, with whom it mixes and what it trains. Knows nothing of messages."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import networkx as nx
 import numpy as np
 
 from ..energy import Floats
 from ..plan import Plan
-from ..topology import Topology
+from ..settings import Settings
+from ..topology import Topology, effective_spectral_gap
 from .energy_constrained import EnergyConstrained
 from .mixing import Neighbourhood, neighbourhoods
 from .roster import Member
@@ -23,39 +24,63 @@ class RoundPlanner:
         Who is whose neighbour.
     num_nodes : int
         Partition ids are 0 .. num_nodes - 1.
-    energy : EnergyConstrained
-        Decides on links, joules and iterations.
+    energy : EnergyConstrained or None
+        Decides on links, joules and iterations; None puts every device on mains power.
     communicates : bool
         False leaves everybody without neighbours.
     local_iterations, evaluate_every, seed : int
         See :class:`~flwr_dmml.strategies.PeerStrategy`.
+    addressed : bool (default: False)
+        Whether a device sends every neighbour blocks of its own.
     """
 
     def __init__(
         self,
         topology: Topology,
         num_nodes: int,
-        energy: EnergyConstrained,
+        energy: EnergyConstrained | None,
         *,
         communicates: bool,
         local_iterations: int,
         evaluate_every: int,
         seed: int,
+        addressed: bool = False,
     ) -> None:
+        for name, value in (
+            ("local_iterations", local_iterations),
+            ("evaluate_every", evaluate_every),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} = {value}: must be at least 1")
         self.topology = topology
         self.num_nodes = num_nodes
-        self.energy = energy
+        mains = Settings(local_iterations=local_iterations, seed=seed)
+        self.energy = energy or EnergyConstrained(mains)
         self.communicates = communicates
         self.local_iterations = local_iterations
         self.evaluate_every = evaluate_every
         self.seed = seed
+        self.addressed = addressed
 
-    def begin(self, members: Mapping[int, Member], num_rounds: int) -> None:
-        """Take note of who is there and of the length of the run."""
-        self._members, self._num_rounds = members, num_rounds
+    def summary(self) -> list[str]:
+        """Return what is known before the first round, in a few lines for the log."""
+        name = type(self.topology).__name__ + ", new every round" * self.topology.time_varying
+        gap = effective_spectral_gap(self.topology, self.num_nodes, seed=self.seed)
+        links = self.graph(1).number_of_edges()
+        return [
+            f"Topology: {name}, {self.num_nodes} nodes, {links} links",
+            f"Spectral gap: {gap:.4f} (Metropolis-Hastings weights)",
+            f"Local iterations: {self.local_iterations}",
+            *self.energy.summary(),
+        ]
+
+    def begin(self, members: Mapping[int, Member], phases: Sequence[str]) -> None:
+        """Take note of who is there and of the phase of every round of the run."""
+        self._members, self._phases, num_rounds = members, list(phases), len(phases)
+        self._num_rounds = num_rounds
         work = {p: member.work for p, member in members.items()}
         reach = self.topology.graph(self.num_nodes, seed=self.seed)
-        self.energy.begin(work, self.num_nodes, num_rounds, reach)
+        self.energy.begin(work, self.num_nodes, num_rounds, reach, phases)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
         self._flat: Collection[int] = ()
 
@@ -86,8 +111,8 @@ class RoundPlanner:
             Training speed of each modality around each device, where known.
         """
         mixing_graph = self._live_graph
-        bits = self._payload_bits(payload_bytes)
         graph = self.graph(server_round)
+        bits = self._payload_bits(payload_bytes, graph)
         budget = self.energy.plan(server_round, graph, invited, bits, speeds)
         self._live_graph, self._flat = budget.graph, budget.flat
         around = self._around(mixing_graph, budget.updates, payload_bytes)
@@ -102,6 +127,8 @@ class RoundPlanner:
                 num_rounds=self._num_rounds,
                 by_modality=updates,
                 budget_j=float(budget.budget_j[p]),
+                phase=self._phases[server_round - 1],
+                recipients=tuple(k for k in sorted(budget.graph[p]) if k in budget.updates),
             )
             for p, updates in budget.updates.items()
         }
@@ -126,12 +153,13 @@ class RoundPlanner:
             for p, near in around.items()
         }
 
-    def _payload_bits(self, payload_bytes: Mapping[int, int]) -> Floats:
+    def _payload_bits(self, payload_bytes: Mapping[int, int], graph: nx.Graph) -> Floats:
         """Return what each device is to send, ``[node]``: as much as last time, or its blocks."""
         bits = np.zeros(self.num_nodes)
         for partition, member in self._members.items():
+            copies = max(1, graph.degree(partition)) if self.addressed else 1
             blocks = 4 * sum(member.blocks.values())
-            bits[partition] = 8 * payload_bytes.get(partition, blocks)
+            bits[partition] = 8 * payload_bytes.get(partition, copies * blocks)
         return bits
 
     def _around(

@@ -10,9 +10,10 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from ..blocks import STATISTICS
+from ..blocks import STATISTICS, unaddressed, vector_problem
 from ..costs import Work
-from ..transport.messages import ABOUT, PLAN
+from ..plan import Payload
+from ..transport.messages import ABOUT, FLOPS_IN, PLAN
 
 _POLL_S = 0.1
 _REMIND_S = 10.0
@@ -36,9 +37,10 @@ class Member:
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
-        if lacking := set(self.blocks) - set(names):
+        blocks = {unaddressed(name) for name in names if not name.startswith(STATISTICS)}
+        if lacking := set(self.blocks) - blocks:
             return f"its payload lacks {', '.join(sorted(lacking))}"
-        unknown = {n for n in names if n not in self.blocks and not n.startswith(STATISTICS)}
+        unknown = blocks - set(self.blocks)
         return (
             f"its payload holds unknown blocks: {', '.join(sorted(unknown))}" if unknown else None
         )
@@ -131,6 +133,21 @@ class Roster:
         self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
 
+    def check_initial(self, payload: Payload) -> None:
+        """Refuse blocks to start from that no device takes.
+
+        Raises
+        ------
+        ValueError
+            Names the block and what is wrong with it.
+        """
+        lengths = {b: n for m in self.members.values() for b, n in m.blocks.items()}
+        for name, vector in payload.items():
+            if name not in lengths:
+                raise ValueError(f"initial_arrays: no device has the block '{name}'")
+            if problem := vector_problem(vector, lengths[name]):
+                raise ValueError(f"initial_arrays: block '{name}' {problem}")
+
     def invite(self, grid: Grid) -> tuple[list[int], dict[int, str]]:
         """Return who can be sent a message now, and why the others cannot.
 
@@ -221,5 +238,10 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
             joint=float(about["flops-joint"]),  # type: ignore[arg-type]
             solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]
             per_round=float(about["flops-per-round"]),  # type: ignore[arg-type]
+            in_phase={
+                key.removeprefix(FLOPS_IN): float(flops)  # type: ignore[arg-type]
+                for key, flops in about.items()
+                if key.startswith(FLOPS_IN)
+            },
         ),
     )

@@ -1,6 +1,6 @@
 """Devices that share one radio band: its shares and the iterations are decided together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -27,9 +27,10 @@ class SharedBandConstrained(EnergyConstrained):
         num_nodes: int,
         num_rounds: int,
         graph: nx.Graph | None = None,
+        phases: Sequence[str] = (),
     ) -> None:
         """Take note of the devices' work."""
-        super().begin(work, num_nodes, num_rounds, graph)
+        super().begin(work, num_nodes, num_rounds, graph, phases)
         rule = self.settings.allocation.rule
         if rule == "sync-only":
             raise ValueError("allocation.rule = 'sync-only' cannot be used with a shared band")
@@ -78,4 +79,4 @@ class SharedBandConstrained(EnergyConstrained):
         sends = np.isin(nodes, sorted(present))
         seconds = np.where(sends, band.seconds(plan.bandwidth_hz), 0.0)
         sending = Sending(radio.graph, band.power_w * seconds, seconds)
-        return Decision(sending, flat, plan.tau, self._limit_j(problem), plan.notes)
+        return Decision(sending, flat, plan.tau, self._limit_j(problem, server_round), plan.notes)

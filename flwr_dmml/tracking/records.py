@@ -24,6 +24,8 @@ class NodeResult:
     validation_accuracy: float | None = None
     disagreement: float | None = None  # sum_j w_kj ||x_k - x_j||^2
     bytes_sent: int = 0
+    label_bytes_sent: int = 0  # of these, soft labels
+    labels: dict[str, float] = field(default_factory=dict)  # how a public set was labelled
     speed: dict[str, float] = field(default_factory=dict)  # training speed of each modality
     updates: dict[str, int] = field(default_factory=dict)  # of each modality's encoder
     compute_j: float = 0.0
@@ -34,6 +36,12 @@ class NodeResult:
         """Take up what the node measured while training."""
         self.train_loss = metrics.get("train.loss")
         self.speed = under("speed.", metrics)
+        self.labels = under("labels.", metrics)
+
+    def sent(self, num_bytes: int, label_bytes: int) -> None:
+        """Take note of what went to one neighbour."""
+        self.bytes_sent += num_bytes
+        self.label_bytes_sent += label_bytes
 
     @property
     def balance(self) -> float | None:
@@ -137,6 +145,22 @@ class RoundRecord:
         return fmean([n.bytes_sent for n in self.nodes]) if self.nodes else 0.0
 
     @property
+    def label_bytes_sent(self) -> float:
+        """What of ``bytes_sent`` was soft labels of a public set."""
+        return fmean([n.label_bytes_sent for n in self.nodes]) if self.nodes else 0.0
+
+    @property
+    def labels(self) -> dict[str, float]:
+        """How the public set was labelled in this round, mean over nodes; empty where it was not.
+
+        ``sent`` and ``used`` are shares of the public set, ``auroc``, ``kept`` and ``admitted`` the
+        detector's figures against the truth, ``right`` the share of right labels among the used
+        in-distribution ones, ``skew`` the total variation between the label distribution of what a
+        node trains on and the uniform one (``skew-before``: of its own samples alone).
+        """
+        return _mean_by_key(node.labels for node in self.nodes)
+
+    @property
     def compute_j(self) -> float:
         """Joules that all devices spent on computing in this round."""
         return fsum(n.compute_j for n in self.nodes)
@@ -216,6 +240,8 @@ class RoundRecord:
             "accuracy_by_modality": self.accuracy_by_modality,
             "consensus_distance": self.consensus_distance,
             "bytes_sent_per_node": self.bytes_sent,
+            "label_bytes_sent_per_node": self.label_bytes_sent,
+            "labels": self.labels,
             "compute_j": self.compute_j,
             "radio_j": self.radio_j,
             "total_j": self.total_j,

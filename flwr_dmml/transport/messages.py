@@ -11,7 +11,7 @@ from ..plan import Inbox, Payload, Plan
 
 ABOUT, PLAN, INITIAL = "about", "plan", "initial"
 PAYLOAD, METRICS, REPORT = "payload", "metrics", "report"
-INBOX = "inbox."
+INBOX, FLOPS_IN = "inbox.", "flops-in."
 _WEIGHTS, _UPDATES = "weights.", "updates."
 
 
@@ -48,8 +48,11 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     )
     if isfinite(plan.budget_j):
         record["budget-j"] = plan.budget_j
-    if plan.neighbours:
-        record["neighbours"] = list(plan.neighbours)
+    if plan.phase:
+        record["phase"] = plan.phase
+    for key, partitions in (("neighbours", plan.neighbours), ("recipients", plan.recipients)):
+        if partitions:
+            record[key] = list(partitions)
     for modality, updates in plan.by_modality.items():
         record[_UPDATES + modality] = updates
     for block, weights in plan.weights.items():
@@ -59,14 +62,15 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
 
 def read_plan(record: ConfigRecord) -> Plan:
     """Read what :func:`write_plan` wrote."""
-    neighbours = record.get("neighbours", [])
     return Plan(
         server_round=int(record["server-round"]),  # type: ignore[arg-type]
         iterations=int(record["iterations"]),  # type: ignore[arg-type]
         num_rounds=int(record["num-rounds"]),  # type: ignore[arg-type]
         evaluate=bool(record["evaluate"]),
         budget_j=float(record.get("budget-j", inf)),  # type: ignore[arg-type]
-        neighbours=tuple(neighbours),  # type: ignore[arg-type]
+        phase=str(record.get("phase", "")),
+        neighbours=tuple(record.get("neighbours", [])),  # type: ignore[arg-type]
+        recipients=tuple(record.get("recipients", [])),  # type: ignore[arg-type]
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)  # type: ignore[arg-type]
             for key, value in record.items()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
 
-from ..blocks import STATISTICS
+from ..blocks import STATISTICS, addressed
 from ..plan import Plan
 
 
@@ -27,21 +27,25 @@ class Relay:
         """Bytes of each payload that is here, by partition id."""
         return {partition: size_bytes(record) for partition, record in self._payloads.items()}
 
-    def inbox(self, plan: Plan) -> dict[int, ArrayRecord]:
-        """Return what goes with ``plan``: a record for each of its neighbours."""
+    def inbox(self, plan: Plan, recipient: int) -> dict[int, ArrayRecord]:
+        """Return what goes with the recipient's ``plan``: a record for each of its neighbours.
+
+        Of a block that its sender has addressed, it holds what is addressed to the recipient.
+        """
         records: dict[int, ArrayRecord] = {}
         for position, neighbour in enumerate(plan.neighbours, start=1):
             wanted = {name for name, weights in plan.weights.items() if weights[position] > 0}
+            mine = wanted | {addressed(name, recipient) for name in wanted}
             records[neighbour] = ArrayRecord(
                 {
                     name: array
                     for name, array in self._payloads[neighbour].items()
-                    if name in wanted or name.startswith(STATISTICS)
+                    if name in mine or name.startswith(STATISTICS)
                 }
             )
         return records
 
 
-def size_bytes(record: ArrayRecord) -> int:
-    """Return the bytes of the arrays in ``record``, as serialised."""
-    return sum(len(array.data) for array in record.values())
+def size_bytes(record: ArrayRecord, prefix: str = "") -> int:
+    """Return the bytes of the arrays in ``record`` whose names begin so, as serialised."""
+    return sum(len(array.data) for name, array in record.items() if name.startswith(prefix))

@@ -1,0 +1,124 @@
+"""Tables of a comparison's results, and what its bars say."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from math import inf
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from harness import CONSOLE, Bar, Case, Result, Runs, Settings
+from rich.table import Table
+
+# A measure that a result does not have (KeyError) is shown as "-".
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "mean": lambda r: r["accuracy"],
+    "min": lambda r: r["min_accuracy"],
+    "averaged model": lambda r: r["averaged_accuracy"],
+    "fused": lambda r: r["accuracy_by_set"]["audio+image"],
+    "audio": lambda r: r["accuracy_by_modality"]["audio"],
+    "image": lambda r: r["accuracy_by_modality"]["image"],
+    "kB sent a round": lambda r: r["bytes_sent_per_node"] / 1e3,
+    "audio / image updates": lambda r: r["updates"]["audio"] / r["updates"]["image"],
+    "balance": lambda r: r["mean_balance"],
+    "joules": lambda r: r["total_j"],
+    "simulated s": lambda r: r["total_simulated_s"],
+    "lowest AUROC": lambda r: min(r["labels"]["auroc"]),
+    "kept": lambda r: r["labels"]["kept"][-1],
+    "most admitted": lambda r: max(r["labels"]["admitted"]),
+    "right, first": lambda r: r["labels"]["right"][0],
+    "right, last": lambda r: r["labels"]["right"][-1],
+    "skew before": lambda r: r["labels"]["skew-before"][-1],
+    "skew after": lambda r: r["labels"]["skew"][-1],
+    "label / model bytes": lambda r: r["label_share"],
+}
+ACCURACIES = {"mean", "min", "averaged model", "fused", "audio", "image"}
+
+
+def table_of(runs: Runs, scenario: str, measures: Sequence[str], title: str) -> Table:
+    """Return means over seeds (and each seed's accuracy) of a scenario, one row an arm.
+
+    Measures that none of its results has are left out.
+    """
+    rows = {
+        arm: [_cell(name, [by_seed[seed] for seed in sorted(by_seed)]) for name in measures]
+        for (where, arm), by_seed in runs.items()
+        if where == scenario
+    }
+    shown = [i for i in range(len(measures)) if any(cells[i] != "-" for cells in rows.values())]
+    table = Table(title=title, title_justify="left")
+    for column in ("arm", *(measures[i] for i in shown)):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, cells in rows.items():
+        table.add_row(arm, *(cells[i] for i in shown))
+    return table
+
+
+def _cell(name: str, results: Sequence[Result]) -> str:
+    try:
+        values = [MEASURES[name](result) for result in results]
+    except KeyError:
+        return "-"
+    if name not in ACCURACIES:
+        return f"{fmean(values):.3g}"
+    each = " ".join(f"{v:.3f}"[1:] if v < 1 else "1.0" for v in values)
+    return f"{fmean(values):.3f}" + (f" ({each})" if len(values) > 1 else "")
+
+
+def gains(runs: Runs, bar: Bar, name: str) -> dict[int, float]:
+    """Return the gain on one measure by seed, in points."""
+    baseline = runs[bar.scenario, bar.baseline]
+    return {
+        seed: 100 * (MEASURES[name](result) - MEASURES[name](baseline[seed]))
+        for seed, result in runs[bar.scenario, bar.method].items()
+    }
+
+
+def conclude(
+    runs: Runs,
+    arms: Mapping[tuple[str, str], Settings],
+    case: Case,
+    *,
+    title: str,
+    json_file: Path | None,
+    judged: bool,
+) -> int:
+    """Print the tables and each bar's gains; write JSON; return the exit status."""
+    for scenario in dict.fromkeys(where for where, _ in runs):
+        head = f"{title}{', ' if scenario else ''}{scenario}"
+        CONSOLE.print(table_of(runs, scenario, case.measures, head))
+    passed, report = True, list[dict[str, Any]]()
+    for limit in case.limits:
+        results = runs[limit.scenario, limit.arm].values()
+        mean = fmean(MEASURES[limit.measure](result) for result in results)
+        met = limit.at_least <= mean <= limit.at_most
+        passed &= met
+        upper = limit.at_most < inf
+        asked = f"at most {limit.at_most:g}" if upper else f"at least {limit.at_least:g}"
+        where = f"{limit.scenario}: " if limit.scenario else ""
+        verdict = ("met" if met else "MISSED") if judged else "not judged, a smoke run"
+        line = f"{where}{limit.arm}, {limit.measure}: {mean:.3f} (bar {asked}: {verdict})"
+        CONSOLE.print(line, highlight=False)
+        report.append({"limit": asked, "measure": limit.measure, "mean": mean, "met": met})
+    for bar in case.bars:
+        for name, points in bar.points.items():
+            by_seed = gains(runs, bar, name)
+            gain = fmean(by_seed.values())
+            met = gain >= points
+            passed &= met
+            each = ", ".join(f"seed {seed} {value:+.1f}" for seed, value in sorted(by_seed.items()))
+            where = f"{bar.scenario}: " if bar.scenario else ""
+            verdict = ("met" if met else "MISSED") if judged else "not judged, a smoke run"
+            line = f"{where}{bar.method} - {bar.baseline}, {name}: {gain:+.1f} points"
+            CONSOLE.print(f"{line} (bar {points:+.1f}: {verdict}; {each})", highlight=False)
+            report.append(asdict(bar) | {"measure": name, "gains": by_seed, "met": met})
+    if json_file is not None:
+        write = {
+            "title": title,
+            "arms": [[*name, dict(settings)] for name, settings in arms.items()],
+            "bars": report,
+            "results": [[*name, by_seed] for name, by_seed in runs.items()],
+        }
+        json_file.write_text(json.dumps(write, indent=2) + "\n", encoding="utf-8")
+    return 0 if passed or not judged else 1
