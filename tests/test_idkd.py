@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_dmml.clients import Idkd, Kd, QgDsgdmN
-from flwr_dmml.clients.batch import MixedBatch
 from flwr_dmml.clients.labelling import sent as figures_of_sent
 from flwr_dmml.clients.labelling import taught as figures_of_taught
 from flwr_dmml.data import PublicSet
@@ -134,7 +133,7 @@ def test_a_device_whose_detector_lets_nobody_in_trains_as_without_labels():
         assert all(torch.equal(outcome.payload[k], v) for k, v in expected.payload.items())
         assert outcome.metrics["train.loss"] == expected.metrics["train.loss"]
         assert outcome.metrics.get("labels.sent") == (0.0 if phase == "label" else None)
-        assert not any(isinstance(batch, MixedBatch) for batch in learner.batches(3))
+        assert not any(batch.others for batch in learner.batches(3))
     assert outcome.metrics["labels.used"] == 0.0 and taught(learner) == {}
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, Idkd, Kd, Learner
 from flwr_dmml.clients import kd as kd_module
-from flwr_dmml.clients.batch import MixedBatch, draw_indices
+from flwr_dmml.clients.batch import draw_indices, mean_over
 from flwr_dmml.data import PublicSet, load_public
 from flwr_dmml.plan import Outcome, Payload, Plan
 from flwr_dmml.transport.messages import pack, unpack
@@ -24,11 +24,11 @@ NOTHING = torch.empty(0, 2)
 NO_LABELS = torch.empty(0, dtype=torch.int64)
 
 
-def both(own: Tensor, labels: list[int], public: Tensor, targets: list[list[float]]) -> MixedBatch:
+def both(own: Tensor, labels: list[int], public: Tensor, targets: list[list[float]]) -> Batch:
     """Return a batch of own rows with modalities a and b (zeros), and public rows with a alone."""
     soft = torch.tensor(targets, dtype=torch.float32).reshape(len(public), 2)
     inputs = {"a": own, "b": torch.zeros_like(own)}
-    return MixedBatch(inputs, torch.tensor(labels), Batch({"a": public}, soft))
+    return Batch(inputs, torch.tensor(labels), (Batch({"a": public}, soft),))
 
 
 OWN_ROW = torch.tensor([[log(2), 0.0]])  # (2/3, 1/3)
@@ -51,7 +51,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_own_and_public_rows_by_hand():
     The mean of three rows, not of two parts.
     """
     rows = [log(1.5), log(2), log(4) - log(3) / 2]
-    loss = on_two().local_loss(MIXED)
+    loss = mean_over(MIXED, on_two().local_loss)
     assert float(loss.detach()) == pytest.approx(sum(rows) / 3, rel=1e-6)
     assert float(loss.detach()) != pytest.approx((rows[0] + (rows[1] + rows[2]) / 2) / 2, rel=1e-2)
 
@@ -59,27 +59,24 @@ def test_the_loss_of_a_batch_is_the_mean_over_own_and_public_rows_by_hand():
 def test_a_part_without_rows_does_not_count():
     learner = on_two()
     own_only = both(OWN_ROW, [0], NOTHING, [])
-    assert learner.local_loss(own_only).item() == pytest.approx(log(1.5))
+    assert mean_over(own_only, learner.local_loss).item() == pytest.approx(log(1.5))
     public_only = both(NOTHING, [], PUBLIC_ROWS[:1], [[0.25, 0.75]])
-    assert learner.local_loss(public_only).item() == pytest.approx(log(2))
+    assert mean_over(public_only, learner.local_loss).item() == pytest.approx(log(2))
 
 
 def test_a_solo_iteration_sees_one_modality_of_both_parts():
     seen = MIXED.only(["a"])
-    assert isinstance(seen, MixedBatch)
-    assert set(seen.inputs) == set(seen.public.inputs) == {"a"}
-    assert seen.labels is MIXED.labels and seen.public.labels is MIXED.public.labels
+    assert set(seen.inputs) == set(seen.others[0].inputs) == {"a"}
+    assert seen.labels is MIXED.labels and seen.others[0].labels is MIXED.others[0].labels
     joint = MIXED.only(m for m in ("b", "a"))  # an iterator is read once
-    assert isinstance(joint, MixedBatch)
-    assert set(joint.inputs) == {"a", "b"} and set(joint.public.inputs) == {"a"}
+    assert set(joint.inputs) == {"a", "b"} and set(joint.others[0].inputs) == {"a"}
 
 
 def test_public_rows_that_lack_the_trained_modality_are_left_out():
     """Alone, b is (0, 0) in the own row: log 2, whatever the public rows are."""
     seen = MIXED.only(["b"])
-    assert isinstance(seen, MixedBatch)
-    assert set(seen.inputs) == {"b"} and seen.public.inputs == {}
-    assert on_two().local_loss(seen).item() == pytest.approx(log(2))
+    assert set(seen.inputs) == {"b"} and seen.others[0].inputs == {}
+    assert mean_over(seen, on_two().local_loss).item() == pytest.approx(log(2))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -89,7 +86,7 @@ def test_no_row_at_all_steps_nothing(momentum: float):
     learner.memory["m.0"] = torch.ones(1)
     batch = both(NOTHING, [], PUBLIC_ROWS, [[0.25, 0.75], [0.5, 0.5]]).only(["b"])
     optimizer = learner.make_optimizer(learner.trained_parameters(), 0.1)
-    loss = learner.local_loss(batch)
+    loss = mean_over(batch, learner.local_loss)
     assert loss.item() == 0.0
     loss.backward()
     torch.nn.utils.clip_grad_norm_(learner.trained_parameters(), 1.0)
@@ -120,11 +117,11 @@ def drawn(learner: Learner, iterations: int) -> list[tuple[list[float], list[flo
     """Return (row, target) of all that is drawn, own and public; hard labels as one number."""
     rows: list[tuple[list[float], list[float]]] = []
     for batch in learner.batches(iterations):
-        assert isinstance(batch, MixedBatch)
-        assert len(batch.labels) + len(batch.public.labels) == learner.settings.batch_size
+        assert len(batch.others) == 1
+        assert len(batch.labels) + len(batch.others[0].labels) == learner.settings.batch_size
         for x, y in zip(batch.inputs["a"], batch.labels, strict=True):
             rows.append((x.tolist(), [float(y)]))
-        for x, y in zip(batch.public.inputs["a"], batch.public.labels, strict=True):
+        for x, y in zip(batch.others[0].inputs["a"], batch.others[0].labels, strict=True):
             rows.append((x.tolist(), y.tolist()))
     return rows
 
@@ -219,7 +216,7 @@ def test_labels_cross_the_modality_gap():
     assert set(labels) == set(sent(there)) | set(sent(own))
     assert all(labels[i] == pytest.approx(sent(there)[i], abs=1e-3) for i in only_camera)
     (batch,) = microphone.batches(1)
-    assert isinstance(batch, MixedBatch) and set(batch.public.inputs) == {"audio"}
+    assert len(batch.others) == 1 and set(batch.others[0].inputs) == {"audio"}
 
 
 def test_a_device_that_sends_nothing_is_taught_by_the_one_that_does(
@@ -260,8 +257,8 @@ def test_a_public_set_without_one_of_the_modalities(
     assert 0 < outcome.metrics["train.loss"] < 10 and set(taught(learner) or {}) == set(found)
     assert outcome.metrics["train.iterations"] == (12 if stagger else 6)
     for batch in learner.batches(3):
-        assert isinstance(batch, MixedBatch)
-        assert set(batch.public.inputs) == {"image"} and set(batch.inputs) == {"audio", "image"}
+        assert len(batch.others) == 1
+        assert set(batch.others[0].inputs) == {"image"} and set(batch.inputs) == {"audio", "image"}
         own = Batch({"audio": batch.inputs["audio"]}, batch.labels)
         assert torch.equal(learner.local_loss(batch.only(["audio"])), learner.local_loss(own))
 
@@ -329,7 +326,7 @@ def test_a_fresh_start_forgets_all_labels():
     learner.run_round(Plan(2, 1), {})
     learner.reset()
     assert not any("own." in name or "taught." in name for name in learner.state())
-    assert not isinstance(next(learner.batches(1)), MixedBatch)
+    assert next(learner.batches(1)).others == ()
 
 
 def test_labelling_leaves_the_global_random_state_alone():

@@ -1,6 +1,6 @@
 """Mini-batches of a device's samples."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,33 @@ from ..data import Samples
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples: ``inputs`` by modality ``[batch, *shape]``, and ``labels`` ``[batch]`` int64."""
+    """Rows of a mini-batch that have the same modalities, and the other rows of it.
+
+    Parameters
+    ----------
+    inputs : dict of str to Tensor
+        Modality -> ``[batch, *shape]``.
+    labels : Tensor
+        Classes ``[batch]`` int64, or probabilities ``[batch, classes]`` float32.
+    others : tuple of Batch
+        Further rows of the same mini-batch, with other modalities or labels of another kind.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor
+    others: tuple["Batch", ...] = ()
 
     def only(self, modalities: Iterable[str]) -> "Batch":
         """Return the batch as a solo iteration sees it: with these modalities alone."""
-        return Batch({m: self.inputs[m] for m in modalities}, self.labels)
+        names = list(modalities)
+        kept = {m: self.inputs[m] for m in names if m in self.inputs}
+        return Batch(kept, self.labels, tuple(other.only(names) for other in self.others))
+
+    @property
+    def parts(self) -> list["Batch"]:
+        """All rows by what they have; without what has no rows or no modality left."""
+        every = [Batch(self.inputs, self.labels), *self.others]
+        return [part for part in every if len(part.labels) and part.inputs]
 
 
 def draw_batches(
@@ -26,8 +45,22 @@ def draw_batches(
 ) -> Iterator[Batch]:
     """Yield ``count`` mini-batches of ``size`` from reshuffled passes over ``samples``."""
     for indices in draw_indices(len(samples), count, size, generator):
-        drawn = samples.subset(indices)
-        yield Batch(dict(drawn.inputs), drawn.labels)
+        yield batch_of(samples.subset(indices))
+
+
+def batch_of(samples: Samples) -> Batch:
+    """Return samples as one batch, cut into rows that have the same modalities."""
+    if not samples.present:
+        return Batch(dict(samples.inputs), samples.labels)
+    names = tuple(samples.inputs)
+    table = torch.stack([samples.present[m] for m in names], dim=1)  # [n, modality]
+    parts: list[Batch] = []
+    for pattern in torch.unique(table, dim=0).flip(0):  # most modalities of the first first
+        rows = torch.nonzero((table == pattern).all(dim=1)).squeeze(1)
+        owned = [m for m, has in zip(names, pattern.tolist(), strict=True) if has]
+        part = samples.subset(rows)
+        parts.append(Batch({m: part.inputs[m] for m in owned}, part.labels))
+    return Batch(parts[0].inputs, parts[0].labels, tuple(parts[1:]))
 
 
 def draw_indices(total: int, count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -38,19 +71,16 @@ def draw_indices(total: int, count: int, size: int, generator: torch.Generator) 
         yield from torch.split(torch.cat(passes)[:needed], size)
 
 
-@dataclass(frozen=True)
-class MixedBatch(Batch):
-    """Rows of a device's own data, and rows of the public set with soft labels; each may be none.
+def mean_over(batch: Batch, loss: Callable[[Batch], Tensor]) -> Tensor:
+    """Return the mean of ``loss`` over all rows, where it gives the mean over those of a part.
 
-    The public rows may lack modalities that the own ones have. Their ``labels`` are probabilities
-    ``[batch, classes]`` float32.
+    0 where no row has what is trained; there is then nothing to step.
     """
-
-    public: Batch
-
-    def only(self, modalities: Iterable[str]) -> Batch:
-        """Return both parts with these modalities alone."""
-        names = list(modalities)
-        own = super().only(names)
-        public = self.public.only(m for m in names if m in self.public.inputs)
-        return MixedBatch(own.inputs, own.labels, public)
+    parts = batch.parts
+    if not parts:
+        return torch.zeros((), requires_grad=True)
+    if len(parts) == 1:
+        return loss(parts[0])
+    losses = torch.stack([loss(part) for part in parts])
+    sizes = losses.new_tensor([len(part.labels) for part in parts])
+    return (losses * sizes).sum() / sizes.sum()

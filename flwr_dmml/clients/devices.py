@@ -30,4 +30,5 @@ def on_device(samples: Samples, device: torch.device) -> Samples:
     if device.type == "cpu":
         return samples
     inputs = {name: x.to(device) for name, x in samples.inputs.items()}
-    return Samples(inputs, samples.labels.to(device))
+    present = samples.present and {name: x.to(device) for name, x in samples.present.items()}
+    return Samples(inputs, samples.labels.to(device), present=present)

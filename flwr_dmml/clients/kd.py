@@ -1,6 +1,7 @@
 """KD: neighbours exchange soft labels of a public set and train on them beside their own data."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from ..options import Options
 from ..plan import Inbox, Plan
 from ..settings import Settings
 from ..soft_labels import LABELS, SoftLabels, average
-from .batch import Batch, MixedBatch, draw_indices
+from .batch import Batch, batch_of, draw_indices
 from .devices import on_device
 from .evaluation import outputs
 from .labelling import received, sent, taught
@@ -139,19 +140,10 @@ class Kd(QgDsgdmN):
         targets = labels.labels.float().to(self.device)  # [k, classes]
         own, size = len(self.train_data), self.settings.batch_size
         for rows in draw_indices(own + len(public), iterations, size, self.rng("batches")):
-            private, others = self.train_data.subset(rows[rows < own]), rows[rows >= own] - own
-            drawn = Batch(dict(public.subset(others).inputs), targets[others])
-            yield MixedBatch(dict(private.inputs), private.labels, drawn)
-
-    def local_loss(self, batch: Batch) -> Tensor:
-        """Return the mean over own and public rows alike."""
-        parts = [batch, batch.public] if isinstance(batch, MixedBatch) else [batch]
-        parts = [part for part in parts if len(part.labels) and part.inputs]
-        if not parts:  # only public rows were drawn, and they lack what is trained
-            return torch.zeros((), requires_grad=True)
-        sizes = torch.tensor([len(part.labels) for part in parts], device=self.device)
-        losses = torch.stack([super(Kd, self).local_loss(part) for part in parts])
-        return (losses * sizes).sum() / sizes.sum()
+            private, others = batch_of(self.train_data.subset(rows[rows < own])), rows[rows >= own]
+            drawn = public.subset(others - own)
+            taught = Batch(dict(drawn.inputs), targets[others - own])
+            yield replace(private, others=(*private.others, taught))
 
     # ---- labels in the state ----------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from ..options import Options
 from ..plan import Inbox, Outcome, Payload, Plan
 from ..seeding import derive_seed
 from ..settings import Settings
-from .batch import Batch, draw_batches
+from .batch import Batch, draw_batches, mean_over
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
 from .gossip import mix_blocks
@@ -239,7 +239,7 @@ class Learner:
         self.speedometer.begin()
         for modalities, batch in zip(steps, self.batches(len(steps)), strict=True):
             optimizer.zero_grad(set_to_none=True)
-            loss = self.local_loss(batch.only(modalities))
+            loss = mean_over(batch.only(modalities), self.local_loss)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.settings.clip_norm:
                 nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)

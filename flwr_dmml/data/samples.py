@@ -41,6 +41,9 @@ class Samples:
         ``[n]`` int64, in ``[0, num_classes)``.
     groups : torch.Tensor, optional
         ``[n]`` int64: the natural id (speaker, subject, ...) of each sample.
+    present : mapping of str to torch.Tensor, optional
+        Modality to ``[n]`` bool: False for samples that lack it, whose input is then zero. Every
+        sample has one modality at least. None where no sample lacks any.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class Samples:
     inputs: Mapping[str, torch.Tensor]
     labels: torch.Tensor
     groups: torch.Tensor | None = None
+    present: Mapping[str, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(tensor) for name, tensor in self.inputs.items()}
@@ -74,6 +78,7 @@ class Samples:
             inputs={name: tensor[index] for name, tensor in self.inputs.items()},
             labels=self.labels[index],
             groups=None if self.groups is None else self.groups[index],
+            present=self.present and {name: has[index] for name, has in self.present.items()},
         )
 
     def restrict(self, modalities: Iterable[str]) -> "Samples":
@@ -88,7 +93,9 @@ class Samples:
         unknown = [name for name in names if name not in self.inputs]
         if unknown:
             raise DataError(f"no modality {unknown} in these samples; they have {[*self.inputs]}")
-        return Samples({name: self.inputs[name] for name in names}, self.labels, self.groups)
+        present = self.present and {name: self.present[name] for name in names}
+        inputs = {name: self.inputs[name] for name in names}
+        return Samples(inputs, self.labels, self.groups, present)
 
 
 @dataclass(frozen=True, eq=False)
