@@ -154,6 +154,12 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
                 f"partition = 'natural': the data set '{dataset.name}' has no natural ids; "
                 "allowed with it: dirichlet, iid"
             )
+        if unknown := settings.missing.unknown(dataset.modalities):
+            problems.append(
+                f"missing.modalities = {settings.missing.modalities!r}: the data set "
+                f"'{dataset.name}' has no {', '.join(map(repr, unknown))}; allowed: "
+                f"{', '.join(dataset.modalities)}, or empty for any"
+            )
         options = settings.partition_options()
         assign_modalities(
             settings.num_nodes,

@@ -1,6 +1,7 @@
-"""Groups of settings that every run has: energy, allocation of iterations, radio, public set."""
+"""Groups of settings that every run has: energy, iterations, radio, public set, what is missing."""
 
 import os
+from collections.abc import Container, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
@@ -193,10 +194,37 @@ class PublicOptions(Options):
     )
 
 
+class MissingOptions(Options):
+    """Samples that lack one of their device's modalities; a device with one never lacks it."""
+
+    train_share: float = Field(
+        0.0, ge=0, lt=1, description="share of a device's training samples that lack a modality"
+    )
+    test_share: float = Field(
+        0.0, ge=0, le=1, description="share of the test samples that lack one, in metrics apart"
+    )
+    modalities: str = Field(
+        "", description="which may be missing, one in a sample: 'audio,image'; empty: any"
+    )
+
+    def among(self, available: Iterable[str]) -> tuple[str, ...]:
+        """Return those of the ``available`` modalities that may be missing, in their order."""
+        return tuple(m for m in available if m in self._named or not self._named)
+
+    def unknown(self, available: Container[str]) -> list[str]:
+        """Return what ``modalities`` names besides the ``available`` ones."""
+        return [m for m in self._named if m not in available]
+
+    @property
+    def _named(self) -> list[str]:
+        return [name.strip() for name in self.modalities.split(",")] if self.modalities else []
+
+
 GROUPS: dict[str, type[Options]] = {
     "energy": EnergyOptions,
     "allocation": AllocationOptions,
     "wireless": WirelessOptions,
     "public": PublicOptions,
+    "missing": MissingOptions,
 }
 """The groups by their prefix in a run config: ``energy.battery-share`` and so on."""

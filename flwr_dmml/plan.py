@@ -66,7 +66,9 @@ class Outcome:
         ``train.loss``, ``train.iterations``, ``speed.<modality>``, ``near.<modality>`` (mean speed
         over the device and its neighbours); with neighbours
         ``mix.disagreement``; of methods that label a public set ``labels.…``; when evaluated
-        ``test.accuracy``, ``test.accuracy.<modality>`` and ``validation.accuracy``.
+        ``test.accuracy``, ``test.accuracy.<modality>`` (from it alone), ``validation.accuracy``, of
+        a device with several modalities ``test.without.<modality>`` (from all its others), and with
+        ``missing.test-share`` ``test.missing`` (each sample from what it then has).
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
     """

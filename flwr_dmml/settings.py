@@ -10,6 +10,7 @@ from .data import LoadOptions, PartitionOptions
 from .options import (
     AllocationOptions,
     EnergyOptions,
+    MissingOptions,
     Options,
     PublicOptions,
     WirelessOptions,
@@ -132,6 +133,7 @@ class Settings(Options):
     allocation: AllocationOptions = AllocationOptions()
     wireless: WirelessOptions = WirelessOptions()
     public: PublicOptions = PublicOptions()
+    missing: MissingOptions = MissingOptions()
 
     @field_validator("lr_milestones")
     @classmethod
@@ -181,6 +183,7 @@ class Settings(Options):
             validation_fraction=self.validation_fraction,
             modality_pattern="" if self.modality_shares else self.modality_pattern,
             modality_shares=self.modality_shares,
+            missing=self.missing,
             seed=self.seed,
         )
 

@@ -1,6 +1,12 @@
 """Run a strategy by hand on the in-process grid, as the tests of learners and strategies do."""
 
+import json
+import os
+import subprocess
+import sys
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from flwr_dmml.blocks import flatten
@@ -64,3 +70,37 @@ class Recording(DPSGD):
             blocks = {name: flatten(module) for name, module in self.blocks().items()}
             self.final[self.partition.partition_id] = blocks
         return outcome
+
+
+CUSTOM = Path(__file__).resolve().parents[1] / "examples" / "custom_method"
+
+
+def install_metadata(package: Path, folder: Path) -> Path:
+    """Write a package's metadata and entry points to ``folder``, as an installer would."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    name, version = project["name"].replace("-", "_"), project["version"]
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n"
+    (info / "METADATA").write_text(head)
+    groups = [
+        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
+        for group, entries in project["entry-points"].items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(groups))
+    return folder
+
+
+def simulate_custom(installed: Path, run_dir: Path, **settings: Any) -> Path:
+    """Run examples/custom_method, as installed, by `flwr-dmml simulate`; return ``run_dir``."""
+    install_metadata(CUSTOM, installed)
+    sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    command = [sys.executable, "-m", "flwr_dmml.cli", "simulate", str(CUSTOM), *sets]
+    done = subprocess.run(
+        [*command, "--set", f"run-dir={run_dir}"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(CUSTOM)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run_dir

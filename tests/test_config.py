@@ -14,11 +14,16 @@ from flwr_dmml.clients.dmml_kd import DmmlKdOptions
 from flwr_dmml.config import Options, Settings, SettingsError, every_setting, parse_settings
 from flwr_dmml.data import LoadOptions, PartitionOptions
 from flwr_dmml.engine import flatten_config
+from flwr_dmml.options import MissingOptions
 from flwr_dmml.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart" / "pyproject.toml"
 
-KNOWN = "there are d2, dmml-kd, dpsgd, dsgdm, idkd, kd, local, qg-dsgdm, qg-dsgdm-n, relaysgd"
+KNOWN = (
+    "there are d2, dmml-kd, dpsgd, dsgdm, fedcmi, fedgen, fedproto, fedprox, greedy, harmony, "
+    "idkd, kd, local, modality-dropout, modality-mirror, moon, ogm-ge, qg-dsgdm, qg-dsgdm-n, "
+    "relaysgd"
+)
 
 
 def parse(**run_config: Any) -> tuple[Settings, dict[str, Options]]:
@@ -80,6 +85,18 @@ def test_boundaries_that_are_allowed() -> None:
     assert settings.num_nodes == 2 and settings.seed == 2**63 - 1
 
 
+def test_missing_modalities_are_read() -> None:
+    settings, _ = parse(
+        missing__train_share=0, missing__test_share=1, missing__modalities="image, audio"
+    )
+    assert settings.missing == MissingOptions(test_share=1.0, modalities="image, audio")
+    assert settings.missing.among(("audio", "image", "radar")) == ("audio", "image")
+    assert settings.missing.unknown(("audio", "radar")) == ["image"]
+    assert MissingOptions().among(("audio", "image")) == ("audio", "image")
+    assert MissingOptions().unknown(("audio",)) == []
+    parse(missing__train_share=0.999, missing__modalities="image")
+
+
 def test_a_compare_with_of_another_method_and_shares_instead_of_a_pattern() -> None:
     shares = "audio=0.5,image=0.5"
     settings, _ = parse(method="dsgdm", compare_with="local", modality_shares=shares)
@@ -137,6 +154,17 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
         ("snr-db", 81.0, "Input should be less than or equal to 80"),
         ("learning-rate", 0.0, "Input should be greater than 0"),
         ("topology-probability", 1.5, "Input should be less than or equal to 1"),
+        ("missing.train-share", 1.0, "Input should be less than 1"),
+        ("missing.train-share", -0.1, "Input should be greater than or equal to 0"),
+        ("missing.test-share", 1.5, "Input should be less than or equal to 1"),
+        ("missing.test-share", -0.1, "Input should be greater than or equal to 0"),
+        ("missing.test-share", "0.5", "Input should be a valid number"),
+        ("missing.share", 0.5, "unknown setting; did you mean 'missing.t"),
+        ("missing.modalities", "lidar", "'digits' has no 'lidar'; allowed: audio, image, or empty"),
+        ("missing.modalities", "image,Audio", "has no 'Audio'; allowed: audio, image"),
+        ("missing.modalities", "image,", "has no ''; allowed: audio, image"),
+        ("missing.modalities", "radar, lidar", "has no 'radar', 'lidar'; allowed: audio, image"),
+        ("missing.modalities", "image+audio", "has no 'image+audio'; allowed: audio, image"),
         ("dmml-kd.guidance", -0.5, "Input should be greater than or equal to 0"),
         ("dmml-kd.guidance-decay", 1.5, "Input should be less than or equal to 1"),
         # Unknown names
@@ -267,7 +295,7 @@ def test_all_conflicts_are_in_one_message() -> None:
     problems = problems_of(
         {
             "method": "fedavg",
-            "compare-with": "fedprox",
+            "compare-with": "scaffold",
             "topology": "torus",
             "num-nodes": 13,
             "partition": "natural",
@@ -339,6 +367,7 @@ def test_partition_options_map_every_field() -> None:
         "samples_per_node": 40,
         "validation_fraction": 0.2,
         "modality_pattern": "image",
+        "missing": MissingOptions(train_share=0.5),
     }
     common = {
         "dataset": "av-digits",
@@ -348,6 +377,7 @@ def test_partition_options_map_every_field() -> None:
         "alpha": 0.9,
         "samples_per_node": 40,
         "validation_fraction": 0.2,
+        "missing": MissingOptions(train_share=0.5),
         "seed": 11,
     }
     by_pattern = Settings(**given).partition_options()

@@ -10,6 +10,7 @@ from flwr_dmml.strategies import PeerStrategy, registry
 from flwr_dmml.strategies.idkd import IdkdStrategy
 from flwr_dmml.strategies.registry import find_strategies
 from flwr_dmml.strategies.relaysgd import RelaySGDStrategy
+from flwr_dmml.strategies.staged import StagedStrategy
 
 
 class Mine(PeerStrategy):
@@ -38,7 +39,13 @@ def install(monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> None:
 def test_the_registered_plans():
     """Of methods that exist; every other one runs plain gossip."""
     found = find_strategies()
-    assert found == {"idkd": IdkdStrategy, "kd": IdkdStrategy, "relaysgd": RelaySGDStrategy}
+    assert found == {
+        "harmony": StagedStrategy,
+        "idkd": IdkdStrategy,
+        "kd": IdkdStrategy,
+        "modality-mirror": StagedStrategy,
+        "relaysgd": RelaySGDStrategy,
+    }
     assert set(found) <= set(find_methods())
 
 

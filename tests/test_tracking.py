@@ -125,6 +125,9 @@ def test_measured_takes_the_metrics_of_an_evaluation() -> None:
             "test.accuracy": 0.7,
             "test.accuracy.audio": 0.4,
             "test.accuracy.image": 0.6,
+            "test.without.audio": 0.6,
+            "test.without.image": 0.4,
+            "test.missing": 0.65,
             "validation.accuracy": 0.8,
         }
     )
@@ -133,6 +136,8 @@ def test_measured_takes_the_metrics_of_an_evaluation() -> None:
         "audio+image",
         accuracy=0.7,
         accuracy_by_modality={"audio": 0.4, "image": 0.6},
+        accuracy_without={"audio": 0.6, "image": 0.4},
+        accuracy_missing=0.65,
         validation_accuracy=0.8,
         disagreement=2.0,
     )
@@ -145,6 +150,8 @@ def test_measured_without_an_evaluation_leaves_none() -> None:
 
 
 def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
+    record.by_partition[1].accuracy_without = {"image": 0.6, "audio": 0.8}
+    record.by_partition[1].accuracy_missing = 0.75
     line = json.loads(json.dumps(record.to_json(), allow_nan=False))
     nodes = line.pop("nodes")
     assert line == {
@@ -155,6 +162,8 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "max_accuracy": 0.9,
         "accuracy_by_set": {"audio": 0.5, "audio+image": 0.9},
         "accuracy_by_modality": pytest.approx({"audio": 0.55, "image": 0.8}),
+        "accuracy_without": {"audio": 0.8, "image": 0.6},
+        "accuracy_missing": 0.75,
         "consensus_distance": pytest.approx(3),
         "bytes_sent_per_node": 1500,
         "label_bytes_sent_per_node": 50,
@@ -178,6 +187,8 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "train_loss": 2.0,
         "accuracy": 0.9,
         "accuracy_by_modality": {"audio": 0.6, "image": 0.8},
+        "accuracy_without": {"audio": 0.8, "image": 0.6},
+        "accuracy_missing": 0.75,
         "validation_accuracy": 0.95,
         "disagreement": 14.0,
         "bytes_sent": 3000,
@@ -217,6 +228,80 @@ def test_text_for_the_log(record: RoundRecord) -> None:
         "1.5 kB sent per device",
     ):
         assert figures in text
+
+
+# Modalities missing
+
+
+def without(*tables: dict[str, float]) -> RoundRecord:
+    """Return a record of evaluated nodes with these accuracies from all but one modality."""
+    record = make_record(dict.fromkeys(range(len(tables)), 0.75))
+    for node, table in zip(record.nodes, tables, strict=True):
+        node.accuracy_without = table
+    return record
+
+
+def test_accuracies_with_modalities_missing_by_hand() -> None:
+    """Audio (0.25 + 0.75)/2; with some missing (0.5 + 0)/2: a 0 counts, a None does not."""
+    record = without({"image": 0.5, "audio": 0.25}, {"audio": 0.75}, {})
+    assert record.accuracy_without == {"audio": 0.5, "image": 0.5}
+    assert list(record.accuracy_without) == ["audio", "image"]
+    assert record.accuracy_missing is None
+    record.by_partition[0].accuracy_missing = 0.5
+    record.by_partition[1].accuracy_missing = 0.0
+    assert record.accuracy_missing == 0.25
+    assert RoundRecord(1).accuracy_without == {} and RoundRecord(1).accuracy_missing is None
+
+
+TWO = {"audio": 0.25, "image": 0.5}
+THREE = {"audio": 0.5, "image": 0.75, "radar": 0.125}
+
+
+@pytest.mark.parametrize(
+    ("tables", "missing", "words"),
+    [
+        ([TWO, {}], None, None),  # it would repeat what comes from each alone
+        ([{}, {}], None, None),
+        ([TWO, {}], 0.5, "some inputs missing 0.500 | without audio 0.250  image 0.500"),
+        ([TWO, THREE], None, "without audio 0.375  image 0.625  radar 0.125"),
+        (
+            [THREE],
+            0.0,
+            "some inputs missing 0.000 | without audio 0.500  image 0.750  radar 0.125",
+        ),
+        ([{}], 0.5, "some inputs missing 0.500"),
+    ],
+)
+def test_text_with_modalities_missing(
+    tables: list[dict[str, float]], missing: float | None, words: str | None
+) -> None:
+    record = without(*tables)
+    record.by_partition[0].accuracy_missing = missing
+    begin, _, end = record.to_text().partition("alone | ")
+    assert begin.endswith("from  ")
+    rest = "0.0 kB sent"
+    assert end.startswith(rest if words is None else f"{words} | {rest}")
+
+
+def test_final_table_with_modalities_missing() -> None:
+    """Owners of audio: (0.5 + 0.25)/2 without it, against 0.75 where only one has an answer."""
+    before, after = without(THREE, TWO), without(THREE | {"audio": 0.75}, {})
+    before.by_partition[0].accuracy_missing = 0.5
+    table = rows(render(final_table({"dpsgd": before, "dmml-kd": after})))
+    assert table["without audio, mean over owners"] == ["0.375", "0.750", "+37.5"]
+    assert table["without image, mean over owners"] == ["0.625", "0.750", "+12.5"]
+    assert table["without radar, mean over owners"] == ["0.125", "0.125", "+0.0"]
+    assert table["all devices, some inputs missing"] == ["0.500", "-", "-"]
+
+
+def test_final_table_of_two_modalities_has_no_rows_that_repeat_others() -> None:
+    record = without(TWO, TWO)
+    labels = rows(render(final_table({"dpsgd": record})))
+    assert not any(label.startswith("without") or "missing" in label for label in labels)
+    record.by_partition[1].accuracy_missing = 0.0
+    labels = rows(render(final_table({"dpsgd": record})))
+    assert labels["all devices, some inputs missing"] == ["0.000"]
+    assert not any(label.startswith("without") for label in labels)
 
 
 # Energy

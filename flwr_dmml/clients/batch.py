@@ -50,7 +50,7 @@ def draw_batches(
 
 def batch_of(samples: Samples) -> Batch:
     """Return samples as one batch, cut into rows that have the same modalities."""
-    if not samples.present:
+    if not samples.present or not len(samples):
         return Batch(dict(samples.inputs), samples.labels)
     names = tuple(samples.inputs)
     table = torch.stack([samples.present[m] for m in names], dim=1)  # [n, modality]

@@ -10,35 +10,70 @@ from ..data import Samples
 Predict = Callable[[Mapping[str, Tensor], Sequence[tuple[str, ...]]], list[Tensor]]
 """(inputs by modality, subsets of the modalities) -> classes ``[batch]`` from each subset."""
 
-_BATCH = 500
+BATCH = 500
 
 
 @torch.no_grad()
 def accuracies(predict: Predict, data: Samples, subsets: Sequence[tuple[str, ...]]) -> list[float]:
     """Return the accuracy in [0, 1] on ``data`` from each subset of the modalities alone."""
-    right = [0] * len(subsets)
-    for indices in torch.split(torch.arange(len(data)), _BATCH):
+    return [_share(right) for right in hits(predict, data, subsets)]
+
+
+@torch.no_grad()
+def hits(predict: Predict, data: Samples, subsets: Sequence[tuple[str, ...]]) -> list[Tensor]:
+    """Return which samples are predicted right from each subset of the modalities, ``[n]`` bool."""
+    right: list[list[Tensor]] = []
+    for indices in torch.split(torch.arange(len(data)), BATCH):
         part = data.subset(indices)
-        for k, predicted in enumerate(predict(part.inputs, subsets)):
-            right[k] += int((predicted == part.labels).sum())
-    return [count / len(data) for count in right]
+        right.append([found == part.labels for found in predict(part.inputs, subsets)])
+    return [torch.cat(batches) for batches in zip(*right, strict=True)]
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, data: Samples) -> Tensor:
     """Return what ``model`` makes of all samples, ``[n, outputs]``."""
-    parts = torch.split(torch.arange(len(data)), _BATCH)
+    parts = torch.split(torch.arange(len(data)), BATCH)
     return torch.cat([model(data.subset(indices).inputs) for indices in parts])
 
 
 def accuracy_metrics(
-    predict: Predict, modalities: Sequence[str], test: Samples, validation: Samples
+    predict: Predict,
+    modalities: Sequence[str],
+    test: Samples,
+    validation: Samples,
+    test_present: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Return a device's accuracies as metrics, see :class:`~flwr_dmml.plan.Outcome`."""
+    """Return a device's accuracies as metrics, see :class:`~flwr_dmml.plan.Outcome`.
+
+    Parameters
+    ----------
+    predict : callable
+        Predicts from subsets of the modalities; each subset is asked for once.
+    modalities : sequence of str
+        The device's own.
+    test, validation : Samples
+        With the input of every modality; ``validation`` may be empty.
+    test_present : mapping of str to Tensor, optional
+        Modality to ``[n]`` bool: what each test sample has in ``test.missing``, all modalities or
+        all but one.
+    """
     owned = tuple(modalities)
-    joint, *single = accuracies(predict, test, [owned, *((m,) for m in owned)])
-    metrics = {"test.accuracy": joint}
-    metrics |= {f"test.accuracy.{m}": acc for m, acc in zip(owned, single, strict=True)}
+    others = {m: tuple(o for o in owned if o != m) for m in owned} if len(owned) > 1 else {}
+    subsets = list(dict.fromkeys([owned, *((m,) for m in owned), *others.values()]))
+    right = dict(zip(subsets, hits(predict, test, subsets), strict=True))
+    metrics = {"test.accuracy": _share(right[owned])}
+    metrics |= {f"test.accuracy.{m}": _share(right[m,]) for m in owned}
+    metrics |= {f"test.without.{m}": _share(right[rest]) for m, rest in others.items()}
+    if test_present is not None:
+        found = right[owned]
+        for m, rest in others.items():
+            found = torch.where(test_present[m].to(found.device), found, right[rest])
+        metrics["test.missing"] = _share(found)
     if len(validation):
         (metrics["validation.accuracy"],) = accuracies(predict, validation, [owned])
     return metrics
+
+
+def _share(right: Tensor) -> float:
+    """Return the share of what is right, in [0, 1]."""
+    return int(right.sum()) / len(right)

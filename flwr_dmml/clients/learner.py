@@ -8,13 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..balance import schedule
-from ..blocks import (
-    STATISTICS,
-    check_mixable,
-    flatten,
-    load_flat,
-    num_parameters,
-)
+from ..blocks import STATISTICS, check_mixable, flatten, load_flat, num_parameters
 from ..data import Partition
 from ..models import DecomposedClassifier, Features
 from ..options import Options
@@ -144,8 +138,7 @@ class Learner:
     def task_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return the cross-entropy of the fused prediction, and of each modality's own.
 
-        ``CE(fused, y) + a sum_m CE(m alone, y)`` with a = ``modality-loss``; a solo iteration has
-        the first term only, which is the modality's own.
+        ``CE(fused, y) + a sum_m CE(m alone, y)``, a = ``modality-loss``; solo, the first term only.
         """
         loss = F.cross_entropy(self.model.fuse(features), labels)
         if self.settings.modality_loss and len(features.common) > 1:
@@ -153,6 +146,13 @@ class Learner:
             own = torch.stack([F.cross_entropy(logits, labels) for logits in alone])
             loss = loss + self.settings.modality_loss * own.sum()
         return loss
+
+    def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]:
+        """Return which modalities each iteration of a round trains."""
+        return schedule(updates, self.settings.stagger_share, self.rng("schedule"))
+
+    def modulate(self, modalities: tuple[str, ...]) -> None:
+        """Change the gradients of an iteration of these modalities, before they are clipped."""
 
     def statistics(self) -> dict[str, Tensor]:
         """Return small tensors that travel with the blocks and are not mixed."""
@@ -234,13 +234,13 @@ class Learner:
         parameters = self.trained_parameters()
         rate = self.settings.learning_rate_at(plan.server_round, plan.num_rounds)
         optimizer = self.make_optimizer(parameters, rate)
-        steps = schedule(updates, self.settings.stagger_share, self.rng("schedule"))
-        total = 0.0
+        steps, total = self.steps(updates), 0.0
         self.speedometer.begin()
         for modalities, batch in zip(steps, self.batches(len(steps)), strict=True):
             optimizer.zero_grad(set_to_none=True)
             loss = mean_over(batch.only(modalities), self.local_loss)
             loss.backward()  # type: ignore[no-untyped-call]
+            self.modulate(modalities)
             if self.settings.clip_norm:
                 nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
             self.speedometer.before_step(modalities)
@@ -263,8 +263,8 @@ class Learner:
         ``test.accuracy`` uses all owned modalities; ``test.accuracy.<m>`` gives modality m alone.
         """
         self.model.eval()
-        owned = self.partition.modalities
-        return accuracy_metrics(self.predict, owned, self.test_data, self.validation_data)
+        part, test, held_out = self.partition, self.test_data, self.validation_data
+        return accuracy_metrics(self.predict, part.modalities, test, held_out, part.test_present)
 
     def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
         state = self.state()

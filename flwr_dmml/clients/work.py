@@ -11,7 +11,7 @@ from ..plan import Plan
 from ..settings import Settings
 from .learner import Learner
 
-_Key = tuple[type[Learner], Settings, Options, tuple[str, ...], int]
+_Key = tuple[type[Learner], Settings, Options, tuple[str, ...], tuple[int, int]]
 _measured: dict[_Key, Work] = {}  # devices of one process with the same model count once
 
 
@@ -24,6 +24,9 @@ def measure_work(learner: Learner) -> Work:
     CPU). A round's own work is counted as in round 2, without neighbours, and once more in each of
     the learner's ``phases``.
 
+    Training samples that lack a modality count as if they were complete: which of them a mini-batch
+    holds is by chance, and the cost must not depend on whom it is measured on.
+
     The learner is reset before and after: it must not have been trained.
 
     Raises
@@ -32,13 +35,18 @@ def measure_work(learner: Learner) -> Work:
         Nothing of a modality's iteration can be counted.
     """
     settings, modalities = learner.settings, learner.partition.modalities
-    held_out = len(learner.validation_data)  # what a method does with it may cost work
-    key = (type(learner), settings, learner.options, modalities, held_out)
+    sizes = len(learner.train_data), len(learner.validation_data)  # a method may go over them all
+    key = (type(learner), settings, learner.options, modalities, sizes)
     if key not in _measured:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            learner.reset()
-            _measured[key] = _measure(learner)
+        samples = learner.train_data
+        try:
+            learner.train_data = replace(samples, present=None)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                learner.reset()
+                _measured[key] = _measure(learner)
+        finally:
+            learner.train_data = samples
         learner.reset()
     return _measured[key]
 

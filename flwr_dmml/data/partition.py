@@ -1,5 +1,6 @@
 """Which node gets which samples and modalities."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -7,9 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..options import MissingOptions
 from ..seeding import derive_seed, numpy_generator
 from . import partitioners
 from .assignment import assign_modalities
+from .missing import draw_present, drop
 from .registry import LoadOptions, load_source
 from .samples import DataError, Modality, Samples
 
@@ -48,6 +51,8 @@ class PartitionOptions:
         Share of a node's samples kept for validation, in ``[0, 1)``.
     modality_pattern, modality_shares : str
         See :func:`assign_modalities`; exactly one is given.
+    missing : MissingOptions
+        What training and test samples lack. It has no influence on who gets which sample.
     seed : int
         Seed of everything drawn here.
     """
@@ -61,6 +66,7 @@ class PartitionOptions:
     validation_fraction: float = 0.0
     modality_pattern: str = ""
     modality_shares: str = ""
+    missing: MissingOptions = field(default_factory=MissingOptions)
     seed: int = 0
 
 
@@ -81,7 +87,11 @@ class Partition:
     num_classes : int
         Number of classes of the whole data set.
     test : Samples
-        The whole test set, with the node's modalities only.
+        The whole test set, with the node's modalities only; complete, whatever is missing.
+    test_present : mapping of str to torch.Tensor, optional
+        Modality to ``[n]`` bool, False where a test sample is to be predicted without it: at most
+        one a sample, the same for nodes with the same modalities. None where ``missing.test-share``
+        is 0.
     """
 
     partition_id: int
@@ -91,6 +101,7 @@ class Partition:
     source_modalities: dict[str, Modality]
     num_classes: int
     test: Samples
+    test_present: Mapping[str, torch.Tensor] | None = None
 
 
 def partition_indices(
@@ -243,15 +254,22 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
         numpy_generator(options.seed, "validation", partition_id),
     )
     own = modalities[partition_id]
-    samples = source.train.restrict(own)
+    samples, test = source.train.restrict(own), source.test.restrict(own)
+    missing, may_miss = options.missing, options.missing.among(own)
+    rng = numpy_generator(options.seed, "missing", partition_id)
+    test_present: Mapping[str, torch.Tensor] | None = None
+    if missing.test_share:  # the same draw on every node
+        test_rng = numpy_generator(options.seed, "missing", "test")
+        test_present = draw_present(test, missing.test_share, may_miss, test_rng)
     return Partition(
         partition_id=partition_id,
         modalities=own,
-        train=samples.subset(train),
+        train=drop(samples.subset(train), missing.train_share, may_miss, rng),
         validation=samples.subset(validation),
         source_modalities=source.modalities,
         num_classes=source.num_classes,
-        test=source.test.restrict(own),
+        test=test,
+        test_present=test_present,
     )
 
 

@@ -3,14 +3,20 @@
 from .decomposed import DecomposedClassifier, Features
 from .encoders import ENCODERS, IMAGE_ENCODERS, make_encoder
 from .generator import Generator, GeneratorTraining, draw_labels, train_generator
+from .modality_networks import FusionHead, ModalityNetworks
+from .two_projector import Projections, TwoProjectorClassifier
 
 __all__ = [
     "ENCODERS",
     "IMAGE_ENCODERS",
     "DecomposedClassifier",
     "Features",
+    "FusionHead",
     "Generator",
     "GeneratorTraining",
+    "ModalityNetworks",
+    "Projections",
+    "TwoProjectorClassifier",
     "draw_labels",
     "make_encoder",
     "train_generator",

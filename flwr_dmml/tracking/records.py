@@ -21,6 +21,8 @@ class NodeResult:
     train_loss: float | None = None
     accuracy: float | None = None  # test set, all its modalities
     accuracy_by_modality: dict[str, float] = field(default_factory=dict)  # each one alone
+    accuracy_without: dict[str, float] = field(default_factory=dict)  # from all but that one
+    accuracy_missing: float | None = None  # test samples of which a share lacks a modality
     validation_accuracy: float | None = None
     disagreement: float | None = None  # sum_j w_kj ||x_k - x_j||^2
     bytes_sent: int = 0
@@ -57,6 +59,8 @@ class NodeResult:
         self.accuracy = metrics.get("test.accuracy")
         self.validation_accuracy = metrics.get("validation.accuracy")
         self.accuracy_by_modality = under("test.accuracy.", metrics)
+        self.accuracy_without = under("test.without.", metrics)
+        self.accuracy_missing = metrics.get("test.missing")
 
 
 def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -121,6 +125,17 @@ class RoundRecord:
     def accuracy_by_modality(self) -> dict[str, float]:
         """Mean test accuracy of a modality's owners when they use that modality alone."""
         return _mean_by_key(node.accuracy_by_modality for node in self.nodes)
+
+    @property
+    def accuracy_without(self) -> dict[str, float]:
+        """Mean test accuracy of a modality's owners when they use all their others instead."""
+        return _mean_by_key(node.accuracy_without for node in self.nodes)
+
+    @property
+    def accuracy_missing(self) -> float | None:
+        """Mean test accuracy over nodes when a share of the samples lacks a modality."""
+        values = [n.accuracy_missing for n in self.nodes if n.accuracy_missing is not None]
+        return fmean(values) if values else None
 
     @property
     def train_loss(self) -> float | None:
@@ -211,9 +226,17 @@ class RoundRecord:
         return (
             f"accuracy mean {self.accuracy or 0:.3f}  min {self.min_accuracy or 0:.3f}  "
             f"max {self.max_accuracy or 0:.3f} | devices with {by_set} | "
-            f"from {by_modality} alone | {distance}"
+            f"from {by_modality} alone | {self._missing_text()}{distance}"
             f"{self.bytes_sent / 1e3:.1f} kB sent per device | {self._energy_text()}"
         )
+
+    def _missing_text(self) -> str:
+        """Return the accuracies with modalities missing, where they say anything new."""
+        one = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_without.items())
+        text = f"without {one} | " if one else ""
+        if self.accuracy_missing is not None:
+            return f"some inputs missing {self.accuracy_missing:.3f} | {text}"
+        return text if any(len(node.accuracy_without) > 2 for node in self.nodes) else ""
 
     def _energy_text(self) -> str:
         """Return what the run has taken so far, and how this round was balanced."""
@@ -238,6 +261,8 @@ class RoundRecord:
             "max_accuracy": self.max_accuracy,
             "accuracy_by_set": self.accuracy_by_set,
             "accuracy_by_modality": self.accuracy_by_modality,
+            "accuracy_without": self.accuracy_without,
+            "accuracy_missing": self.accuracy_missing,
             "consensus_distance": self.consensus_distance,
             "bytes_sent_per_node": self.bytes_sent,
             "label_bytes_sent_per_node": self.label_bytes_sent,

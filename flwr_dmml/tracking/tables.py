@@ -84,6 +84,12 @@ def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
     for name in dict.fromkeys(name for r in records for name in r.accuracy_by_modality):
         values = [r.accuracy_by_modality.get(name) for r in records]
         rows.append((f"from {name} alone, mean over owners", values))
+    if any(len(node.accuracy_without) > 2 for r in records for node in r.nodes):
+        for name in dict.fromkeys(name for r in records for name in r.accuracy_without):
+            values = [r.accuracy_without.get(name) for r in records]
+            rows.append((f"without {name}, mean over owners", values))
+    if any(r.accuracy_missing is not None for r in records):
+        rows.append(("all devices, some inputs missing", [r.accuracy_missing for r in records]))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The quickstart under Flower's own engine (`flwr run`), against the in-process engine."""
+"""The examples under Flower's own engine (`flwr run`), against the in-process engine."""
 
 import contextlib
 import json
@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers import install_metadata, simulate_custom
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
 pytest.importorskip("ray", reason='flwr run needs pip install "flwr-dmml[simulation]"')
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+QUICKSTART, CUSTOM = EXAMPLES / "quickstart", EXAMPLES / "custom_method"
 SETTINGS = {
     "num-nodes": 4,
     "num-server-rounds": 3,
@@ -41,7 +43,9 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    installed = install_metadata(CUSTOM, home / "installed")
     environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(installed), str(CUSTOM)]),
         "FLWR_HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -56,11 +60,11 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def run(num_nodes: int, **settings: object) -> tuple[str, str]:
+    def run(num_nodes: int, app: Path = QUICKSTART, **settings: object) -> tuple[str, str]:
         config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
         federation = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
         submitted = call(
-            "run", str(QUICKSTART), "--format", "json", "-c", config,
+            "run", str(app), "--format", "json", "-c", config,
             "--federation-config", federation,
         )  # fmt: skip
         run_id = str(json.loads(submitted)["run-id"])
@@ -116,3 +120,13 @@ def test_a_bad_setting_fails_the_run_and_names_the_key(flwr_run: Run, tmp_path: 
     assert status == "finished:failed"
     assert "torus" in log and "13" in log and "12 and 14" in log
     assert list(tmp_path.iterdir()) == [], "nothing is written before the settings are sound"
+
+
+def test_a_method_and_a_strategy_of_ones_own_by_entry_point(flwr_run: Run, tmp_path: Path):
+    """Half of 3 rounds, 1, is smoothed. Both engines write the same bytes; dpsgd runs first."""
+    status, log = flwr_run(4, app=CUSTOM, **SETTINGS, **{"run-dir": str(tmp_path / "ray")})
+    assert status == "finished:completed", log
+    found = simulate_custom(tmp_path / "installed", tmp_path / "inprocess", **SETTINGS)
+    for method in ("dpsgd", "smooth-start"):
+        ray = (tmp_path / "ray" / "same" / method / "metrics.jsonl").read_bytes()
+        assert ray == (found / "same" / method / "metrics.jsonl").read_bytes()

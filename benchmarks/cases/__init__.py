@@ -1,0 +1,20 @@
+"""The comparisons of the learning benchmark, by name."""
+
+from harness import Case
+
+from .balance import BALANCE
+from .common import COMMON, DATA
+from .dmml_kd import DMML_KD_CASE
+from .fedcmi import FEDCMI_CASE
+from .idkd import IDKD_CASE
+from .modality_mirror import MODALITY_MIRROR_CASE
+
+CASES: dict[str, Case] = {
+    "dmml-kd": DMML_KD_CASE,
+    "balance": BALANCE,
+    "idkd": IDKD_CASE,
+    "fedcmi": FEDCMI_CASE,
+    "modality-mirror": MODALITY_MIRROR_CASE,
+}
+
+__all__ = ["CASES", "COMMON", "DATA"]

@@ -1,0 +1,110 @@
+"""A network of its own for every modality, and one that fuses copies of their encoders."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Modality
+from ..seeding import derive_seed
+from .encoders import make_encoder
+
+
+class FusionHead(nn.Module):
+    """A linear layer on concatenated features, ``h([f_1; ...; f_M]) = b + sum_m W_m f_m``.
+
+    A modality that is missing counts as a feature of zeros, and costs nothing. There is a W_m for
+    every modality of the data set: the head is the same block on devices with different sensors.
+    """
+
+    def __init__(self, modalities: Sequence[str], width: int, num_classes: int) -> None:
+        super().__init__()
+        layers = {m: nn.Linear(width, num_classes, bias=False) for m in modalities}
+        self.layers = nn.ModuleDict(layers)
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Classify features ``[batch, width]`` by modality: ``[batch, classes]``."""
+        return self.bias + torch.stack([self.layers[m](f) for m, f in features.items()]).sum(dim=0)
+
+
+class ModalityNetworks(nn.Module):
+    """An encoder and a linear head for each modality, and a fusion network of several.
+
+    The networks share no parameter: ``h_m(f_m(x_m))`` of each modality m by itself, and
+    ``h([f'_1(x_1); ...; f'_M(x_M)])`` with encoders f' of its own. A device with one modality has
+    no fusion network.
+
+    Parameters
+    ----------
+    modalities : mapping of str to Modality
+        The modalities this node owns.
+    every : sequence of str
+        Every modality of the data set, in the same order on all nodes.
+    num_classes : int
+        Number of classes.
+    width : int
+        Length of a feature.
+    image_encoder : str
+        A name of :data:`~flwr_dmml.models.IMAGE_ENCODERS`.
+    seed : int
+        Every block starts from numbers that depend on this and on its name only; the encoders are
+        those of :class:`~flwr_dmml.models.DecomposedClassifier`, f' begins as a copy of f.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality],
+        every: Sequence[str],
+        num_classes: int,
+        *,
+        width: int = 64,
+        image_encoder: str = "conv",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
+
+            def fresh(name: str) -> None:
+                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
+
+            self.encoders, self.heads = nn.ModuleDict(), nn.ModuleDict()
+            for name, modality in modalities.items():
+                fresh(f"encoder.{name}")
+                self.encoders[name] = make_encoder(modality, width, image=image_encoder)
+                fresh(f"head.{name}")
+                self.heads[name] = nn.Linear(width, num_classes)
+            self.fuses = len(modalities) > 1
+            """Whether there is a fusion network."""
+            if self.fuses:
+                fresh("fusion.head")
+                self.fusion_head = FusionHead(every, width, num_classes)
+                self.fusion_encoders = copy.deepcopy(self.encoders)
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Return the parts of the uni-modal networks, by name."""
+        named: dict[str, nn.Module] = {f"encoder.{m}": f for m, f in self.encoders.items()}
+        return named | {f"head.{m}": h for m, h in self.heads.items()}
+
+    def fusion_blocks(self) -> dict[str, nn.Module]:
+        """Return the parts of the fusion network by name, empty where there is none."""
+        if not self.fuses:
+            return {}
+        encoders = {f"encoder.{m}": f for m, f in self.fusion_encoders.items()}
+        return encoders | {"head": self.fusion_head}
+
+    def begin_fusion(self) -> None:
+        """Set the encoders of the fusion network to those of the uni-modal ones."""
+        if self.fuses:
+            self.fusion_encoders.load_state_dict(self.encoders.state_dict())
+
+    def alone(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Classify each modality by its own network: ``[batch, classes]`` each."""
+        return {m: self.heads[m](self.encoders[m](x)) for m, x in inputs.items()}
+
+    def fused(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Classify any non-empty subset of the modalities together: ``[batch, classes]``."""
+        features = {m: self.fusion_encoders[m](x) for m, x in inputs.items()}
+        logits: Tensor = self.fusion_head(features)
+        return logits

@@ -1,0 +1,121 @@
+"""FedCMI's classifier: two projectors a modality, one for its own, one for what others teach it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Modality
+from ..seeding import derive_seed
+from .encoders import make_encoder
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Both projections of one batch by modality, ``[batch, width]`` each."""
+
+    own: dict[str, Tensor]
+    infiltration: dict[str, Tensor]
+
+    def only(self, modalities: Iterable[str]) -> "Projections":
+        """Return the projections of these modalities alone."""
+        kept = list(modalities)
+        own, infiltration = self.own, self.infiltration
+        return Projections({m: own[m] for m in kept}, {m: infiltration[m] for m in kept})
+
+
+class TwoProjectorClassifier(nn.Module):
+    """Encoders, a self and an infiltration projector each, a head for both, and a fusion head.
+
+    ``logits = W [slot_1; slot_2; ...] + b`` with a slot for every modality of the data set: its
+    self projection, or where it is missing the mean infiltration projection of those present
+    (of two, the other one's).
+
+    Parameters
+    ----------
+    modalities : mapping of str to Modality
+        The modalities this node owns.
+    slots : sequence of str
+        Every modality of the data set, in the same order on all nodes.
+    num_classes : int
+        Number of classes.
+    width : int
+        Length of a projection.
+    image_encoder : str
+        A name of :data:`~flwr_dmml.models.IMAGE_ENCODERS`.
+    fill : bool
+        False leaves the slot of a missing modality zero.
+    seed : int
+        Every block starts from numbers that depend on this and on its name only.
+
+    References
+    ----------
+    Fan et al., "Balanced Multi-modal Federated Learning via Cross-Modal Infiltration", arXiv
+    2401.00894, 2024. More than two modalities: this project's generalisation.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality],
+        slots: Sequence[str],
+        num_classes: int,
+        *,
+        width: int = 64,
+        image_encoder: str = "conv",
+        fill: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.slots, self.fill = tuple(slots), fill
+        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
+
+            def fresh(name: str) -> None:
+                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
+
+            fresh("fusion")
+            self.fusion = nn.Linear(len(self.slots) * width, num_classes)
+            self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
+            self.heads = nn.ModuleDict()
+            for name, modality in modalities.items():
+                fresh(f"encoder.{name}")
+                self.encoders[name] = make_encoder(modality, width, image=image_encoder)
+                fresh(f"projectors.{name}")
+                self.projectors[name] = nn.Linear(width, 2 * width)  # own, infiltration
+                fresh(f"head.{name}")
+                self.heads[name] = nn.Linear(width, num_classes)
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Return the parts that are mixed apart from one another, by name."""
+        named: dict[str, nn.Module] = {"fusion": self.fusion}
+        for name in self.encoders:
+            named[f"encoder.{name}"] = self.encoders[name]
+            named[f"projectors.{name}"] = self.projectors[name]
+            named[f"head.{name}"] = self.heads[name]
+        return named
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Projections:
+        """Project every modality in ``inputs`` (``[batch, *shape]`` each) in both ways."""
+        own, infiltration = dict[str, Tensor](), dict[str, Tensor]()
+        for name, x in inputs.items():
+            encoded = self.encoders[name](x)
+            own[name], infiltration[name] = self.projectors[name](encoded).chunk(2, dim=1)
+        return Projections(own, infiltration)
+
+    def head(self, modality: str, projection: Tensor) -> Tensor:
+        """Classify a projection of a modality, either one, ``[batch, width]``."""
+        logits: Tensor = self.heads[modality](projection)
+        return logits
+
+    def fuse(self, projections: Projections) -> Tensor:
+        """Classify from the modalities in ``projections``: ``[batch, classes]``."""
+        missing = torch.stack(list(projections.infiltration.values())).mean(dim=0)
+        if not self.fill:
+            missing = torch.zeros_like(missing)
+        slots = [projections.own.get(name, missing) for name in self.slots]
+        logits: Tensor = self.fusion(torch.cat(slots, dim=1))
+        return logits
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Classify inputs of any non-empty subset of the modalities: ``[batch, classes]``."""
+        return self.fuse(self.encode(inputs))

@@ -1,0 +1,33 @@
+"""examples/custom_method: a learner and a strategy in a package of their own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import simulate_custom
+
+FEW = {
+    "num-nodes": 4,
+    "num-server-rounds": 4,
+    "local-iterations": 2,
+    "evaluate-every": 4,
+    "samples-per-node": 60,
+    "run-name": "x",
+}
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "x" / "smooth-start" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train_loss"] for line in lines]
+
+
+def test_its_strategy_tells_its_learner_when_to_smooth(tmp_path: Path):
+    """Half of 4 rounds are smoothed: with no share of them, the first loss is another one."""
+    half = losses(simulate_custom(tmp_path / "a", tmp_path / "half", **FEW))
+    none = {**FEW, "smooth-start.share": 0.0}
+    assert half[0] > losses(simulate_custom(tmp_path / "b", tmp_path / "none", **none))[0]
+
+
+def test_its_options_are_checked_like_any_other(tmp_path: Path):
+    with pytest.raises(AssertionError, match=r"smooth-start\.smoothing = 1\.5"):
+        simulate_custom(tmp_path / "a", tmp_path / "b", **FEW, **{"smooth-start.smoothing": 1.5})
