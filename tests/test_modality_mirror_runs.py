@@ -151,8 +151,9 @@ def test_without_all_nodes_the_others_rest_and_hear_of_it(tmp_path: Path) -> Non
         {"missing__train_share": 0.5, "stagger": 0.5},
         {"allocation__rule": "max-min", "energy__battery_share": 0.7},
         {"student": "image"},
+        {"wireless__enabled": True, "wireless__shared_band_hz": 1e7, "wireless__fading": "none"},
     ],
-    ids=["batteries", "missing and solo", "by speed", "the image learns"],
+    ids=["batteries", "missing and solo", "by speed", "the image learns", "shared band"],
 )
 def test_other_circumstances(more: dict[str, Any], tmp_path: Path) -> None:
     own = {f"watched__{k}" if k == "student" else k: v for k, v in more.items()}

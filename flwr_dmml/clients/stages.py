@@ -34,7 +34,7 @@ class StagedOptions(Options):
         return modalities if stage == UNI_MODAL or len(modalities) > 1 else ()
 
     def problems(self, settings: Settings) -> list[str]:
-        """Refuse a stage without a round, a fleet that fuses nothing, and a shared band."""
+        """Refuse a stage without a round, and a fleet that fuses nothing."""
         problems, rounds = super().problems(settings), settings.num_server_rounds
         begun = {self.stage(t, rounds) for t in range(1, rounds + 1)}
         if lacking := [stage for stage in self.ends() if stage not in begun]:
@@ -47,11 +47,6 @@ class StagedOptions(Options):
         who += repr(shares or settings.modality_pattern)
         if owned and not any(len(modalities) > 1 for modalities in owned):
             problems.append(f"{who}: no device has two modalities, to fuse them")
-        if settings.wireless.shared:
-            problems.append(
-                f"wireless.shared-band-hz = {settings.wireless.shared_band_hz:g}: who shares it "
-                "cannot rest for a stage; set it to 0"
-            )
         return problems
 
 

@@ -111,6 +111,7 @@ class EnergyConstrained:
         present: Collection[int],
         payload_bits: Floats,
         speeds: Mapping[int, Mapping[str, float]],
+        trains: NDArray[np.bool_] | None = None,
     ) -> RoundBudget:
         """Plan a round and book it.
 
@@ -126,11 +127,13 @@ class EnergyConstrained:
             What each of them will send.
         speeds : mapping of int to mapping of str to float
             Training speed of each modality around each device, where known.
+        trains : NDArray[np.bool_], shape ``[node, modality]``, optional
+            What is to be trained; the rest is given no iterations, and costs nothing.
         """
         if server_round == 1:
             self._fill_batteries(self._sends_over or graph, payload_bits)
         decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
-        tau, sending = decision.tau, decision.sending
+        sending, tau = decision.sending, decision.tau if trains is None else decision.tau * trains
         phase = self._phases[server_round - 1]
         compute_j, compute_s = self.costs.bill(tau, self.settings.stagger_share, phase)
         seconds = compute_s + sending.time_s
@@ -167,10 +170,7 @@ class EnergyConstrained:
         )
 
     def allocate(self, problem: RoundProblem, server_round: int) -> Allocation:
-        """Return the iterations of a round, by ``allocation.rule``; override for a rule of yours.
-
-        A plan that costs more than the problem's budgets is refused by the ledger.
-        """
+        """Return a round's iterations, by ``allocation.rule``; override for a rule of yours."""
         return RULES[self.settings.allocation.rule](problem, self._trains(server_round))
 
     def _limit_j(self, problem: RoundProblem, server_round: int) -> Floats:

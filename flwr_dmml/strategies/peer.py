@@ -1,7 +1,7 @@
 """The round plan of plain gossip: route, train, watch. Never averages a model."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO
 from typing import ClassVar
 
@@ -17,15 +17,7 @@ from ..soft_labels import LABELS
 from ..topology import Topology
 from ..tracking.records import RoundRecord, Tracker, under
 from ..transport import Relay, size_bytes
-from ..transport.messages import (
-    INBOX,
-    INITIAL,
-    PAYLOAD,
-    PLAN,
-    read_metrics,
-    unpack,
-    write_plan,
-)
+from ..transport.messages import INBOX, INITIAL, PAYLOAD, PLAN, read_metrics, unpack, write_plan
 from .energy_constrained import EnergyConstrained
 from .logbook import Logbook
 from .planner import RoundPlanner
@@ -131,6 +123,10 @@ class PeerStrategy(Strategy):
     def phase(self, server_round: int, num_rounds: int) -> str:
         """Return what devices do in a round besides training (``plan.phase``); override it."""
         return ""
+
+    def trained(self, phase: str, modalities: tuple[str, ...]) -> Collection[str]:
+        """Return which of its ``modalities`` a device trains in a phase; override it."""
+        return modalities
 
     def summary(self) -> None:
         """Log the strategy's configuration as a tree."""
@@ -249,7 +245,7 @@ class PeerStrategy(Strategy):
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
         phases = [self.phase(t, num_rounds) for t in range(1, num_rounds + 1)]
-        self.planner.begin(self.roster.members, phases)
+        self.planner.begin(self.roster.members, phases, self.trained)
         fixed = self.communicates and not self.topology.time_varying
         self._logbook.announce(self.method, self.planner.graph(1) if fixed else None)
 

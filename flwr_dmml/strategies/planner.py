@@ -1,9 +1,10 @@
 """Who takes part in a round, with whom it mixes and what it trains. Knows nothing of messages."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from ..energy import Floats
 from ..plan import Plan
@@ -74,8 +75,14 @@ class RoundPlanner:
             *self.energy.summary(),
         ]
 
-    def begin(self, members: Mapping[int, Member], phases: Sequence[str]) -> None:
-        """Take note of who is there and of the phase of every round of the run."""
+    def begin(
+        self,
+        members: Mapping[int, Member],
+        phases: Sequence[str],
+        trained: Callable[[str, tuple[str, ...]], Collection[str]],
+    ) -> None:
+        """Take note of who is there, of every round's phase, and of what is trained in a phase."""
+        self._trained = trained
         self._members, self._phases, num_rounds = members, list(phases), len(phases)
         self._num_rounds = num_rounds
         work = {p: member.work for p, member in members.items()}
@@ -113,7 +120,8 @@ class RoundPlanner:
         mixing_graph = self._live_graph
         graph = self.graph(server_round)
         bits = self._payload_bits(payload_bytes, graph)
-        budget = self.energy.plan(server_round, graph, invited, bits, speeds)
+        trains = self._trains(self._phases[server_round - 1])
+        budget = self.energy.plan(server_round, graph, invited, bits, speeds, trains)
         self._live_graph, self._flat = budget.graph, budget.flat
         around = self._around(mixing_graph, budget.updates, payload_bytes)
         mixed = server_round - 1
@@ -152,6 +160,15 @@ class RoundPlanner:
             )
             for p, near in around.items()
         }
+
+    def _trains(self, phase: str) -> NDArray[np.bool_]:
+        """Return what is to be trained in a phase, ``[node, modality]``."""
+        modalities = self.energy.costs.modalities
+        trains = np.zeros((self.num_nodes, len(modalities)), np.bool_)
+        for partition, member in self._members.items():
+            trained = self._trained(phase, member.modalities)
+            trains[partition] = [m in trained for m in modalities]
+        return trains
 
     def _payload_bits(self, payload_bytes: Mapping[int, int], graph: nx.Graph) -> Floats:
         """Return what each device is to send, ``[node]``: as much as last time, or its blocks."""

@@ -1,13 +1,6 @@
 """The round plan of methods in stages: who trains what changes from stage to stage."""
 
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
-
-from ..allocation import Allocation, RoundProblem
 from ..clients.stages import StagedOptions
-from ..topology import Topology
 from .peer import PeerStrategy
 
 
@@ -25,29 +18,15 @@ class StagedStrategy(PeerStrategy):
     options : StagedOptions
         The stages, and who trains in each.
     **common
-        As :class:`PeerStrategy`; not with a shared band, in which nobody can rest.
+        As :class:`PeerStrategy`.
     """
 
     options: StagedOptions
-
-    def __init__(self, topology: Topology, *, options: StagedOptions, **common: Any) -> None:
-        super().__init__(topology, options=options, **common)
-        energy = self.planner.energy
-        self._allocate_all = energy.allocate
-        energy.allocate = self.allocate  # type: ignore[method-assign]
 
     def phase(self, server_round: int, num_rounds: int) -> str:
         """Return ``uni-modal``, ``fusion`` or ``distil``."""
         return self.options.stage(server_round, num_rounds)
 
-    def allocate(self, problem: RoundProblem, server_round: int) -> Allocation:
-        """Return the iterations of a round, of what its stage trains."""
-        plan, stage = (
-            self._allocate_all(problem, server_round),
-            self.phase(server_round, self._num_rounds),
-        )
-        trains = np.zeros(plan.tau.shape, np.bool_)  # [node, modality]
-        for k, member in self.roster.members.items():
-            wanted = self.options.trained(stage, member.modalities)
-            trains[k] = [m in wanted for m in self.planner.energy.costs.modalities]
-        return replace(plan, tau=np.where(trains, plan.tau, 0))
+    def trained(self, phase: str, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        """Return which of its ``modalities`` a device trains in a stage; () rests."""
+        return self.options.trained(phase, modalities)
