@@ -200,8 +200,8 @@ def test_a_method_whose_own_options_are_wrong_is_not_asked():
     assert problem.startswith("idkd.start = 2.0")
 
 
-def test_every_other_method_asks_for_nothing():
+def test_methods_ask_for_what_they_need_and_the_others_for_nothing():
     settings = Settings(num_server_rounds=1, validation_fraction=0.0)
     for name, options in option_types(find_methods()).items():
-        expected = {"kd": 1, "idkd": 2}.get(name, 0)
+        expected = {"kd": 1, "idkd": 2, "harmony": 1, "modality-mirror": 2}.get(name, 0)
         assert len(options().problems(settings)) == expected, name
