@@ -30,7 +30,7 @@ from flwr_dmml.transport.messages import unpack
 
 Settings = Mapping[str, Any]
 Result = dict[str, Any]
-"""A last RoundRecord's JSON, and sums over the run (``updates``, ``mean_balance``)."""
+"""A last RoundRecord's JSON, and what :func:`run_arm` adds of the run as a whole."""
 Runs = Mapping[tuple[str, str], Mapping[int, Result]]
 """(scenario, arm) -> seed -> result."""
 CONSOLE = Console(width=None if sys.stdout.isatty() else 150)

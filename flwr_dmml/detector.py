@@ -6,7 +6,6 @@ threshold on it is calibrated on the node's own held-out samples against public 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import nan
 
 import numpy as np
 import torch
@@ -143,42 +142,3 @@ def calibrate(inside: Tensor, outside: Tensor) -> Calibration:
     youden = tpr - fpr  # from the highest threshold, inf, to the lowest
     best = np.flatnonzero(youden >= youden.max() - 1e-12)[0]  # equal ones differ by rounding
     return Calibration(float(thresholds[best]), float(roc_auc_score(is_inside, both)))
-
-
-def rates(scores: Tensor, inside_mask: Tensor, threshold: float) -> tuple[float, float]:
-    """Return the shares let in of the true in-distribution samples and of the others.
-
-    For measuring: a node does not know the mask.
-
-    Parameters
-    ----------
-    scores : Tensor
-        ``[n]``.
-    inside_mask : Tensor
-        Truly in-distribution, ``[n]`` bool.
-    threshold : float
-        Of :func:`calibrate`.
-
-    Returns
-    -------
-    kept : float
-        Share of the in-distribution samples let in, in [0, 1]; nan where there are none.
-    admitted : float
-        Share of the out-of-distribution samples let in, in [0, 1]; nan where there are none.
-
-    Raises
-    ------
-    ValueError
-        The mask is not bool, or its shape is not that of the scores.
-    """
-    if inside_mask.dtype != torch.bool or inside_mask.shape != scores.shape:
-        raise ValueError(
-            f"the mask is bool of shape {list(scores.shape)}, "
-            f"not {inside_mask.dtype} of shape {list(inside_mask.shape)}"
-        )
-    chosen = scores.double() >= threshold
-    kept, admitted = (
-        float(part.double().mean()) if len(part) else nan
-        for part in (chosen[inside_mask], chosen[~inside_mask])
-    )
-    return kept, admitted

@@ -1,13 +1,13 @@
-"""Scores of the out-of-distribution detector, its threshold and its measured rates."""
+"""Scores of the out-of-distribution detector, and its threshold."""
 
-from math import exp, inf, isnan, log, nan
+from math import exp, inf, log, nan
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.detector import SCORES, Calibration, calibrate, energy, msp, rates
+from flwr_dmml.detector import SCORES, Calibration, calibrate, energy, msp
 
 # exp of the rows: (1, 1, 2) and (1, 8, 1).
 LOGITS = torch.tensor([[0.0, 0.0, log(2)], [0.0, log(8), 0.0]])
@@ -105,8 +105,7 @@ def test_threshold_and_auroc_by_hand(inside, outside, threshold, auroc):
 def test_where_nothing_separates_nothing_is_let_in(inside, outside, auroc):
     assert _calibrate(inside, outside) == Calibration(inf, auroc)
     scores = torch.tensor(inside + outside)
-    mask = torch.tensor([True, True, False, False])
-    assert rates(scores, mask, inf) == (0.0, 0.0)
+    assert not (scores >= inf).any()
 
 
 def test_the_threshold_itself_counts_as_inside_in_float32():
@@ -115,7 +114,7 @@ def test_the_threshold_itself_counts_as_inside_in_float32():
     threshold = calibrate(inside, outside).threshold
     assert (inside >= threshold).all()
     scores = torch.cat([inside, outside])
-    assert rates(scores, torch.tensor([True, True, False, False]), threshold) == (1.0, 0.0)
+    assert (scores.double() >= threshold).tolist() == [True, True, False, False]
 
 
 def test_scores_that_carry_a_gradient_can_be_calibrated():
@@ -157,25 +156,3 @@ def test_no_threshold_is_better_and_auroc_is_the_share_of_pairs(inside, outside)
     assert found.threshold == max(candidates, key=hits)  # max takes the first, the highest
     pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
     assert found.auroc == pytest.approx(sum(pairs) / len(pairs))
-
-
-def test_rates_by_hand():
-    """At 0.5, two of three inside (0.5 itself counts) and one of two outside."""
-    scores = torch.tensor([0.9, 0.5, 0.4, 0.6, 0.1])
-    mask = torch.tensor([True, True, True, False, False])
-    assert rates(scores, mask, 0.5) == pytest.approx((2 / 3, 1 / 2))
-
-
-def test_a_rate_of_no_samples_is_nan():
-    scores = torch.tensor([0.9, 0.1])
-    kept, admitted = rates(scores, torch.tensor([True, True]), 0.5)
-    assert kept == 0.5 and isnan(admitted)
-    kept, admitted = rates(scores, torch.tensor([False, False]), 0.5)
-    assert isnan(kept) and admitted == 0.5
-    assert all(isnan(rate) for rate in rates(scores[:0], torch.zeros(0, dtype=torch.bool), 0.5))
-
-
-@pytest.mark.parametrize("mask", [torch.tensor([1, 0]), torch.tensor([True])])
-def test_a_mask_that_does_not_fit_is_refused(mask):
-    with pytest.raises(ValueError, match="mask"):
-        rates(torch.tensor([0.9, 0.1]), mask, 0.5)
