@@ -21,6 +21,8 @@ from rich.progress import Progress
 
 from flwr_dmml.clients import find_methods, make_client_app, option_types
 from flwr_dmml.clients.app import STATE
+from flwr_dmml.clients.staged import Staged
+from flwr_dmml.clients.teaching import share_right
 from flwr_dmml.config import parse_settings
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import FlowerApp, run_app
@@ -38,12 +40,16 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 150)
 
 @dataclass(frozen=True)
 class Bar:
-    """What ``method`` must gain over ``baseline`` in a scenario: points for each measure."""
+    """What ``method`` must gain over ``baseline`` in a scenario: points for each measure.
+
+    ``read`` is the baseline's measure, where it is another one.
+    """
 
     method: str
     baseline: str
     points: Mapping[str, float]
     scenario: str = ""
+    read: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ def run_arm(settings: Settings) -> Result:
     balances = [r.balance for r in history.records if r.balance is not None]
     result["mean_balance"] = fmean(balances) if balances else 1.0
     result["averaged_accuracy"] = averaged_accuracy(settings, devices.states)
+    result["fused_alone"] = fused_alone(settings, devices.states)
     names = dict.fromkeys(name for r in history.records for name in r.labels)
     result["labels"] = {
         name: [r.labels[name] for r in history.records if name in r.labels] for name in names
@@ -149,6 +156,28 @@ def averaged_accuracy(settings: Settings, states: Mapping[int, RecordDict]) -> f
             of_set[partition.modalities] = learner.evaluate()["test.accuracy"]
         accuracies.append(of_set[partition.modalities])
     return fmean(accuracies)
+
+
+def fused_alone(settings: Settings, states: Mapping[int, RecordDict]) -> dict[str, float]:
+    """Return the accuracy of fusion networks that see one modality, the others' features zero.
+
+    Mean over the devices that have one, by modality; empty where the method has none. The methods
+    themselves read a modality alone by its own network, which is better.
+    """
+    methods = find_methods()
+    parsed, options = parse_settings(settings, option_types(methods))
+    found: dict[str, list[float]] = {}
+    for k, state in states.items():
+        partition = load_partition(parsed.partition_options(), k)
+        learner = methods[parsed.method](partition, parsed, options[parsed.method])
+        if not isinstance(learner, Staged) or len(partition.modalities) == 1:
+            continue
+        learner.load_state(unpack(state.array_records[STATE]))
+        learner.model.eval()
+        for m in partition.modalities:
+            share = share_right(learner.model.fused, learner.test_data.restrict([m]))
+            found.setdefault(m, []).append(share)
+    return {m: fmean(shares) for m, shares in found.items()}
 
 
 def run_all(

@@ -19,6 +19,7 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "fused": lambda r: r["accuracy_by_set"]["audio+image"],
     "audio": lambda r: r["accuracy_by_modality"]["audio"],
     "image": lambda r: r["accuracy_by_modality"]["image"],
+    "audio, image zeroed": lambda r: r["fused_alone"]["audio"],
     "kB sent a round": lambda r: r["bytes_sent_per_node"] / 1e3,
     "audio / image updates": lambda r: r["updates"]["audio"] / r["updates"]["image"],
     "balance": lambda r: r["mean_balance"],
@@ -33,7 +34,7 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "skew after": lambda r: r["labels"]["skew"][-1],
     "label / model bytes": lambda r: r["label_share"],
 }
-ACCURACIES = {"mean", "min", "averaged model", "fused", "audio", "image"}
+ACCURACIES = {"mean", "min", "averaged model", "fused", "audio", "image", "audio, image zeroed"}
 
 
 def table_of(runs: Runs, scenario: str, measures: Sequence[str], title: str) -> Table:
@@ -68,9 +69,9 @@ def _cell(name: str, results: Sequence[Result]) -> str:
 
 def gains(runs: Runs, bar: Bar, name: str) -> dict[int, float]:
     """Return the gain on one measure by seed, in points."""
-    baseline = runs[bar.scenario, bar.baseline]
+    baseline, read = runs[bar.scenario, bar.baseline], MEASURES[bar.read or name]
     return {
-        seed: 100 * (MEASURES[name](result) - MEASURES[name](baseline[seed]))
+        seed: 100 * (MEASURES[name](result) - read(baseline[seed]))
         for seed, result in runs[bar.scenario, bar.method].items()
     }
 
@@ -110,7 +111,8 @@ def conclude(
             each = ", ".join(f"seed {seed} {value:+.1f}" for seed, value in sorted(by_seed.items()))
             where = f"{bar.scenario}: " if bar.scenario else ""
             verdict = ("met" if met else "MISSED") if judged else "not judged, a smoke run"
-            line = f"{where}{bar.method} - {bar.baseline}, {name}: {gain:+.1f} points"
+            read = f" ({bar.read})" if bar.read else ""
+            line = f"{where}{bar.method} - {bar.baseline}{read}, {name}: {gain:+.1f} points"
             CONSOLE.print(f"{line} (bar {points:+.1f}: {verdict}; {each})", highlight=False)
             report.append(asdict(bar) | {"measure": name, "gains": by_seed, "met": met})
     if json_file is not None:

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +15,11 @@ from rich.table import Column, Table
 from .clients import find_methods, option_types
 from .config import Settings, SettingsError, every_setting
 from .data import DataError
-from .engine import AppError, load_app, parse_override, run_app
+from .engine import AppError, EngineError, cores, load_app, parse_override, run_app
 from .strategies import NoDevicesError
 from .tracking.live import LiveTable
 
-EXPECTED_ERRORS = (AppError, DataError, NoDevicesError, OSError, SettingsError)
+EXPECTED_ERRORS = (AppError, DataError, EngineError, NoDevicesError, OSError, SettingsError)
 """Errors that say all there is to say: shown without a traceback."""
 
 STOPPED = 130
@@ -50,6 +52,16 @@ def simulate(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a run-config key. Repeatable."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes to spread the devices over; 0: all in this one."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Spread them over this Ray cluster; sets ray-address."
+        ),
+    ] = None,
     list_methods: Annotated[
         bool, typer.Option("--list-methods", help="List the methods and their papers, and stop.")
     ] = False,
@@ -57,9 +69,12 @@ def simulate(
         bool, typer.Option("--list-settings", help="List every run-config key, and stop.")
     ] = False,
 ) -> None:
-    """Run a Flower app's devices one after another in this process: no Ray, no server.
+    """Run a Flower app on this machine: many devices in each of a few processes, no server.
 
     PATH is the app's folder, the one with its pyproject.toml (default: the current folder).
+
+    There is a process a core unless --workers (or the setting [bold]workers[/bold]) says otherwise;
+    with --workers 0, on a single core, and without Ray the devices take turns in this process.
 
     The app, its settings and (on a CPU) its numbers are those of [bold]flwr run[/bold], bit for bit
     for the same seed. Log lines and a live table show how it goes; the run folder holds
@@ -75,7 +90,7 @@ def simulate(
 
       flwr-dmml simulate examples/quickstart --set dataset=av-digits --set data-path=DATA
 
-      flwr-dmml simulate examples/quickstart --set dmml-kd.distillation=false
+      flwr-dmml simulate examples/quickstart --set dmml-kd.distillation=false --workers 4
 
     [bold]Exit status[/bold]  0: all rounds ran.  1: the run failed, or could not start; standard
     error says why.  2: wrong command line.  130: stopped with Ctrl-C.
@@ -92,8 +107,19 @@ def simulate(
         loaded = load_app(path)
         count = {**loaded.run_config, **changed}.get("num-nodes", Settings().num_nodes)
         count = count if isinstance(count, int) and count > 0 else 1  # the settings will object
+        if ray_address is not None:
+            changed["ray-address"] = ray_address
+        config = {**loaded.run_config, **changed}
         with LiveTable(err) as live:
-            run_app(loaded, count, changed, trackers=[live], on_reply=live.on_reply)
+            run_app(
+                loaded,
+                count,
+                changed,
+                workers=_processes(workers, config),
+                ray_address=str(config.get("ray-address", "")),
+                trackers=[live],
+                on_reply=live.on_reply,
+            )
     except EXPECTED_ERRORS as error:
         err.print(f"[bold red]Error:[/bold red] {type(error).__name__}:", end=" ")
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -101,6 +127,18 @@ def simulate(
     except KeyboardInterrupt as error:
         err.print("Stopped.")
         raise typer.Exit(STOPPED) from error
+
+
+def _processes(asked: int | None, config: Mapping[str, Any]) -> int:
+    """Return how many worker processes to start; 0 runs all devices in this one."""
+    if asked is not None:
+        return asked
+    chosen = config.get("workers", 0)
+    if isinstance(chosen, int) and chosen > 0:
+        return chosen
+    sharded = bool(config.get("ray-address")) or config.get("engine") == "sharded"
+    worth = cores() > 1 and find_spec("ray") is not None
+    return cores() if sharded or worth else 0
 
 
 def _read_overrides(items: list[str]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ and the same purpose gives the same numbers in every process and on every engine
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -37,3 +39,18 @@ def torch_generator(seed: int, *purpose: int | str) -> torch.Generator:
 def numpy_generator(seed: int, *purpose: int | str) -> np.random.Generator:
     """Return a NumPy ``Generator`` seeded by :func:`derive_seed`."""
     return np.random.default_rng(derive_seed(seed, *purpose))
+
+
+@contextmanager
+def global_generator(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generator while the block runs, for code that draws from it.
+
+    Afterwards it is as it was. On a GPU that of the ``device`` as well.
+    """
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    # Not torch.manual_seed: without a GPU it notes every call, with its stack, for a later one.
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
+        yield

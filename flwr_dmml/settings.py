@@ -110,8 +110,8 @@ class Settings(Options):
     )
     batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
 
-    image_encoder: Literal["conv", "conv3", "resnet20"] = Field(
-        "conv", description="encoder of images: two or three convolutions, or a ResNet-20"
+    image_encoder: Literal["conv", "conv3", "mlp", "resnet20"] = Field(
+        "conv", description="encoder of images: two, three or no convolutions, or a ResNet-20"
     )
     common_dim: int = Field(32, ge=1, description="length of the modality-common features")
     specific_dim: int = Field(32, ge=1, description="length of the modality-specific features")
@@ -122,6 +122,13 @@ class Settings(Options):
     )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
 
+    engine: Literal["auto", "sharded"] = Field(
+        "auto", description="sharded: many devices in each of a few processes, also under flwr run"
+    )
+    workers: int = Field(0, ge=0, description="processes of the sharded engine; 0: one a core")
+    ray_address: str = Field(
+        "", description="existing Ray cluster of the sharded engine: auto, or host:port"
+    )
     run_dir: str = Field("runs", description="folder of the run folders")
     run_name: str = Field(
         "",

@@ -27,7 +27,9 @@ TINY = [
 
 
 def invoke(*arguments: str, columns: int = 200) -> Result:
-    return CliRunner().invoke(app, ["simulate", *arguments], env={"COLUMNS": str(columns)})
+    """Run ``flwr-dmml simulate`` in this process alone; the sharded engine has its own tests."""
+    command = ["simulate", *arguments, "--workers", "0"]
+    return CliRunner().invoke(app, command, env={"COLUMNS": str(columns)})
 
 
 def sets(*settings: str) -> list[str]:

@@ -88,7 +88,7 @@ def test_only_images_are_hidden():
     for part, full in ((hidden.train, source.train), (hidden.test, source.test)):
         assert list(part.inputs) == list(full.inputs)
         for name in ("audio", "vector"):
-            assert part.inputs[name] is full.inputs[name]
+            assert torch.equal(part.inputs[name], full.inputs[name])
         assert part.labels is full.labels and part.groups is full.groups
     assert hidden.modalities == source.modalities and hidden.name == source.name
     assert hidden.num_classes == source.num_classes

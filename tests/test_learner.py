@@ -438,7 +438,7 @@ def test_a_neighbour_that_reports_no_speeds_is_no_problem():
     assert "near.image" not in outcome.metrics
 
 
-@pytest.mark.parametrize("name", ["conv", "conv3", "resnet20"])
+@pytest.mark.parametrize("name", ["conv", "conv3", "mlp", "resnet20"])
 def test_the_image_encoder_is_the_one_of_the_setting(name: str):
     """On 8x8 digits with 64 features; the audio encoder stays as it is."""
     learner = make_learner({**FAST, "method": "dpsgd", "image-encoder": name}, 2)

@@ -1,6 +1,7 @@
 """Plans and payloads in Flower's records, and the relay that passes them on unread."""
 
 import io
+import pickle
 import zipfile
 from math import inf
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from flwr_dmml.blocks import addressed, vector_problem
 from flwr_dmml.plan import Plan
 from flwr_dmml.transport import Relay, size_bytes
+from flwr_dmml.transport.arrays import TensorArray, copy_records
 from flwr_dmml.transport.messages import (
     INBOX,
     METRICS,
@@ -119,10 +121,52 @@ def test_tensors_come_back_as_they_were() -> None:
         assert torch.equal(back[name].nan_to_num(), tensor.nan_to_num())
 
 
-def test_unpacked_tensors_are_copies_that_can_be_changed() -> None:
+def test_in_a_process_a_record_is_read_without_making_bytes() -> None:
+    tensor = torch.ones(2)
+    assert unpack(pack({"head": tensor}))["head"] is tensor
+
+
+def test_a_shared_tensor_that_somebody_changes_is_refused() -> None:
     record = pack({"head": torch.ones(2)})
     unpack(record)["head"].zero_()
+    with pytest.raises(RuntimeError, match=r"float32\[2\] was changed in place"):
+        unpack(record)
+
+
+def test_bytes_from_elsewhere_become_tensors_of_their_own() -> None:
+    record = ArrayRecord(
+        {"head": pickle.loads(pickle.dumps(pack({"head": torch.ones(2)})["head"]))}
+    )
+    assert type(record["head"]) is Array
+    unpack(record)["head"].zero_()
     assert unpack(record)["head"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.tensor(3.5), torch.zeros(0), torch.arange(7), torch.ones(300, 400).half(), torch.eye(2)],
+)
+def test_a_tensor_array_is_to_flower_what_an_array_of_its_numbers_is(tensor: torch.Tensor) -> None:
+    ours, theirs = TensorArray(tensor), Array(tensor.numpy())
+    assert (ours.dtype, ours.shape, ours.stype) == (theirs.dtype, theirs.shape, theirs.stype)
+    assert ours.data == theirs.data and ours.serialised_bytes == len(theirs.data)
+    assert ours.object_id == theirs.object_id
+    copied = ours.numpy()
+    copied[...] = 9
+    assert torch.equal(torch.from_numpy(ours.numpy()), tensor)
+
+
+def test_copied_records_share_tensors_and_nothing_else() -> None:
+    content = RecordDict({"p": pack({"head": torch.ones(2)}), "c": ConfigRecord({"list": [1]})})
+    content["plain"] = ArrayRecord({"x": Array(np.ones(1))})
+    copied = copy_records(content)
+    copied.config_records["c"]["list"].append(2)  # type: ignore[union-attr]
+    copied.array_records["plain"]["x"].data = b""
+    del copied.array_records["p"]["head"]
+    assert content.config_records["c"]["list"] == [1]
+    assert content.array_records["plain"]["x"].numpy().tolist() == [1]
+    tensor = content.array_records["p"]["head"]
+    assert copy_records(content).array_records["p"]["head"] is tensor
 
 
 def array(data: bytes, stype: str = "numpy.ndarray") -> Array:
@@ -291,7 +335,7 @@ def test_relay_sends_what_is_mixed_and_statistics() -> None:
 
 
 def test_relay_passes_on_the_very_bytes_unread() -> None:
-    """No value is looked at and none is copied; Flower wraps the bytes in an ``Array`` anew."""
+    """No value is looked at and none is copied."""
     relay, payloads = make_relay()
     sealed = array(b"nobody can read this")
     payloads[1]["encoder.audio"] = sealed
@@ -299,7 +343,7 @@ def test_relay_passes_on_the_very_bytes_unread() -> None:
     assert inbox[1]["encoder.audio"].data is sealed.data
     for sender, record in inbox.items():
         for name, sent in record.items():
-            assert sent == payloads[sender][name] and sent.data is payloads[sender][name].data
+            assert sent is payloads[sender][name]
     assert set(payloads[1]) >= {"encoder.image"}  # what came in is left as it was
 
 

@@ -2,6 +2,7 @@
 
 from harness import Case
 
+from .all_methods import ALL
 from .balance import BALANCE
 from .common import COMMON, DATA
 from .dmml_kd import DMML_KD_CASE
@@ -15,6 +16,7 @@ CASES: dict[str, Case] = {
     "idkd": IDKD_CASE,
     "fedcmi": FEDCMI_CASE,
     "modality-mirror": MODALITY_MIRROR_CASE,
+    "all": ALL,
 }
 
 __all__ = ["CASES", "COMMON", "DATA"]

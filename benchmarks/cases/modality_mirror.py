@@ -4,13 +4,12 @@ from typing import Any
 
 from harness import Bar, Case
 
-COMPLETE = {
-    "topology": "complete",
-    "num-server-rounds": 60,
-    "local-iterations": 10,
-    "evaluate-every": 60,
-    "learning-rate": 0.05,
-}
+STAGE_1, FUSION, STAGE_2 = 40, 10, 20  # rounds
+COMPLETE = {"topology": "complete", "local-iterations": 10, "learning-rate": 0.05}
+
+
+def _rounds(rounds: int) -> dict[str, Any]:
+    return {"num-server-rounds": rounds, "evaluate-every": rounds}
 
 
 def _lacking(share: float) -> dict[str, Any]:
@@ -19,30 +18,58 @@ def _lacking(share: float) -> dict[str, Any]:
 
 
 def _mirror(**options: Any) -> dict[str, Any]:
-    named = {f"modality-mirror.{k.replace('_', '-')}": value for k, value in options.items()}
-    return {"method": "modality-mirror", **named}
+    rounds = STAGE_1 + FUSION + STAGE_2
+    shares = {"uni-modal": STAGE_1 / rounds, "fusion": FUSION / rounds}
+    named = {name.replace("_", "-"): value for name, value in options.items()}
+    options = {f"modality-mirror.{k}": value for k, value in (shares | named).items()}
+    return {"method": "modality-mirror", **_rounds(rounds), **options}
 
 
+def _harmony(uni_modal: int, fusion: int) -> dict[str, Any]:
+    rounds = uni_modal + fusion
+    return {"method": "harmony", "harmony.uni-modal": uni_modal / rounds, **_rounds(rounds)}
+
+
+SHARES = {share: f"{share:.0%} without image" for share in (0.2, 0.5, 0.8)}
+TEACHING: dict[str, dict[str, Any]] = {
+    "T 1": {"temperature": 1.0},
+    "T 4": {"temperature": 4.0},
+    "lambda 0.2": {"lam": 0.2},
+    "lambda 0.8": {"lam": 0.8},
+}
+MAIN = [
+    "uni-modal",
+    "harmony",
+    "CE, multi-modal devices",
+    "KD, multi-modal devices",
+    "CE, all devices",
+    "modality-mirror",
+]
 MODALITY_MIRROR_CASE = Case(
-    scenarios={f"{share:.0%} without image": _lacking(share) for share in (0.2, 0.5, 0.8)},
+    scenarios={name: _lacking(share) for share, name in SHARES.items()},
+    full={"50% without image, other teaching": _lacking(0.5)},
     arms={
-        # All rounds are the first stage's but the last, which rests half of the fleet.
-        "uni-modal": {"method": "harmony", "harmony.uni-modal": 0.98},
-        "harmony": {"method": "harmony"},
+        # As many iterations of the audio network as with ModalityMirror: its fusion trains none.
+        "uni-modal": _harmony(STAGE_1 + STAGE_2, 1),
+        "harmony": _harmony(STAGE_1, STAGE_2),
         "CE, multi-modal devices": _mirror(lam=0.0, all_nodes=False),
         "KD, multi-modal devices": _mirror(all_nodes=False),
         "CE, all devices": _mirror(lam=0.0),
         "modality-mirror": _mirror(),
+        **{
+            f"KD, {name}": _mirror(all_nodes=False, **changed) for name, changed in TEACHING.items()
+        },
     },
+    only=dict.fromkeys(SHARES.values(), MAIN)
+    | {"50% without image, other teaching": [f"KD, {name}" for name in TEACHING]},
     bars=[
         bar
-        for share in ("20%", "50%")
-        for where in [f"{share} without image"]
+        for where in (SHARES[0.2], SHARES[0.5])
         for bar in (
             Bar("KD, multi-modal devices", "CE, multi-modal devices", {"audio": 1.0}, where),
             Bar("modality-mirror", "uni-modal", {"audio": -0.5}, where),
-            Bar("modality-mirror", "harmony", {"audio": 10.0}, where),
+            Bar("modality-mirror", "harmony", {"audio": 10.0}, where, read="audio, image zeroed"),
         )
     ],
-    measures=["mean", "min", "fused", "audio", "image", "joules"],
+    measures=["audio", "audio, image zeroed", "fused", "min", "joules"],
 )

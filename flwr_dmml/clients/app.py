@@ -1,15 +1,17 @@
 """The ClientApp of every method: keeps a learner's state in Flower's context, runs its rounds."""
 
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from ..blocks import digest
 from ..config import SettingsError, parse_settings
 from ..data import load_partition
 from ..options import Options
+from ..plan import Payload
 from ..settings import Settings
 from ..transport.messages import (
     ABOUT,
@@ -29,6 +31,10 @@ from .registry import find_methods, option_types
 from .work import measure_work
 
 STATE = "flwr-dmml.state"
+_held: WeakKeyDictionary[Learner, ArrayRecord] = WeakKeyDictionary()
+"""The state that a learner of this process has been left with: it is not loaded again."""
+LEARNERS = 4096
+"""Learners that a process keeps: a worker of the sharded engine hosts a thousand devices."""
 RunConfig = tuple[tuple[str, object], ...]
 """A run config that can be a cache key."""
 
@@ -50,6 +56,7 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         learner = _learner_for(message, context, learners)
+        _held.pop(learner, None)
         work = measure_work(learner)
         learner.reset()
         context.state = RecordDict()
@@ -85,23 +92,40 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
     """Take up the state, run the round, put the state back."""
     learner = _learner_for(message, context, learners)
     torch.set_num_threads(learner.settings.torch_threads)
-    if STATE in context.state.array_records:
-        learner.load_state(unpack(context.state.array_records[STATE]))
-    else:
+    held = _held.pop(learner, None)  # a round that fails leaves a learner that holds no known state
+    if STATE not in context.state.array_records:
         learner.reset()
+    elif not _is(context.state.array_records[STATE], held):
+        learner.load_state(unpack(context.state.array_records[STATE]))
     if INITIAL in message.content.array_records:
         learner.load_state(unpack(message.content.array_records[INITIAL]))
 
     plan = read_plan(message.content.config_records[PLAN])
     outcome = learner.run_round(plan, read_inbox(message.content))
 
-    context.state[STATE] = pack(learner.state())
+    state = learner.state()
+    context.state[STATE] = _held[learner] = pack(_shared(state, outcome.payload))
     reply = RecordDict({METRICS: MetricRecord(dict(outcome.metrics))})
     if outcome.payload:
         reply[PAYLOAD] = pack(outcome.payload)
     if outcome.rejected:
         reply[REPORT] = ConfigRecord({"rejected": outcome.rejected})
     return Message(reply, reply_to=message)
+
+
+def _is(record: ArrayRecord, held: ArrayRecord | None) -> bool:
+    """Return whether these are the very arrays of the state that a learner still holds."""
+    if held is None or record.keys() != held.keys():
+        return False
+    return all(array is held[name] for name, array in record.items())
+
+
+def _shared(state: Payload, payload: Payload) -> Payload:
+    """Return a state that shares with the payload what is equal, for one copy of it to be kept."""
+    return {
+        name: payload[name] if name in payload and torch.equal(value, payload[name]) else value
+        for name, value in state.items()
+    }
 
 
 def _learner_for(
@@ -123,7 +147,7 @@ def _configure(
     return methods, *parse_settings(dict(run_config), option_types(methods), side="device")
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=LEARNERS)
 def _build_learner(
     method: str, run_config: RunConfig, learners: tuple[type[Learner], ...], partition_id: int
 ) -> Learner:

@@ -35,6 +35,9 @@ class FedCmiOptions(Options):
         True, description="devices with one sensor train its head too, on both projections"
     )
     fill: bool = Field(True, description="the infiltration projection fills a missing slot")
+    train_filled: bool = Field(
+        False, description="train the fusion head's weights on filled slots too, as the code does"
+    )
     proximal: float = Field(0.0, ge=0, description="mu of mu/2 ||w - w_mixed||^2")
 
 
@@ -79,6 +82,7 @@ class FedCmi(Learner):
             width=s.common_dim + s.specific_dim,
             image_encoder=s.image_encoder,
             fill=self.options.fill,
+            train_filled=self.options.train_filled,
             seed=s.seed,
         )
 

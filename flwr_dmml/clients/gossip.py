@@ -41,6 +41,6 @@ def mix_blocks(
                 own_weight += weight
                 continue
             good.append((weight, vector))
-            disagreement += weight * float(torch.sum((own.double() - vector.double()) ** 2))
+            disagreement += weight * float(torch.dist(own, vector)) ** 2
         load_flat(blocks[name], mix(own, own_weight, good))
     return disagreement, rejected

@@ -13,7 +13,7 @@ from ..data import Partition
 from ..models import DecomposedClassifier, Features
 from ..options import Options
 from ..plan import Inbox, Outcome, Payload, Plan
-from ..seeding import derive_seed
+from ..seeding import derive_seed, global_generator
 from ..settings import Settings
 from .batch import Batch, draw_batches, mean_over
 from .devices import on_device, resolve_device
@@ -81,8 +81,8 @@ class Learner:
         your own has to seed each block by its name for that, where devices build different ones.
         """
         self.server_round = 0
-        with torch.random.fork_rng():  # a user's model may draw from the global generator
-            torch.manual_seed(derive_seed(self.settings.seed, "init", "model"))
+        seed = derive_seed(self.settings.seed, "init", "model")
+        with global_generator(seed, self.device):  # a user's model may draw from it
             self.model = self.build_model().to(self.device)
         self.optimizer_state: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
@@ -200,8 +200,7 @@ class Learner:
         """
         self.server_round, self.measured = plan.server_round, {}
         # Whatever a model draws from the global generator (dropout, say) is seeded as well.
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed_for("global"))
+        with global_generator(self.seed_for("global"), self.device):
             disagreement, self.rejected = self.mix(plan, inbox)
             if plan.neighbours:
                 self.measured["mix.disagreement"] = disagreement
@@ -281,18 +280,20 @@ class Learner:
     # ---- state between rounds ---------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that must survive until the next round."""
+        """Return copies of everything that must survive until the next round."""
         blocks = {n: flatten(m) for n, m in (self.blocks() | self.private_blocks()).items()}
         memory = {MEMORY + name: value for name, value in self.memory.items()}
-        return blocks | self.optimizer_state | self.speedometer.state() | memory
+        others = self.optimizer_state | self.speedometer.state() | memory
+        return blocks | {name: value.clone() for name, value in others.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that :meth:`state` gave, or blocks to start from."""
         for name, module in (self.blocks() | self.private_blocks()).items():
             if name in state:
                 load_flat(module, state[name])
-        self.optimizer_state = {k: v for k, v in state.items() if k.startswith(OPTIMIZER)}
-        self.memory = {k.removeprefix(MEMORY): v for k, v in state.items() if k.startswith(MEMORY)}
+        kept = {k: v.clone() for k, v in state.items() if k.startswith((OPTIMIZER, MEMORY))}
+        self.optimizer_state = {k: v for k, v in kept.items() if k.startswith(OPTIMIZER)}
+        self.memory = {k.removeprefix(MEMORY): v for k, v in kept.items() if k.startswith(MEMORY)}
         self.speedometer.load_state(state)
 
     def block_lengths(self) -> dict[str, int]:

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..costs import Work
 from ..options import Options
 from ..plan import Plan
+from ..seeding import global_generator
 from ..settings import Settings
 from .learner import Learner
 
@@ -41,8 +41,7 @@ def measure_work(learner: Learner) -> Work:
         samples = learner.train_data
         try:
             learner.train_data = replace(samples, present=None)
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
+            with global_generator(0, learner.device):
                 learner.reset()
                 _measured[key] = _measure(learner)
         finally:

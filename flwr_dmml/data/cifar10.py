@@ -62,8 +62,8 @@ def load(options: LoadOptions) -> Source:
         name="cifar10",
         modalities={"image": Modality("image", (3, 32, 32))},
         num_classes=NUM_CLASSES,
-        train=samples.subset(train),
-        test=samples.subset(test),
+        train=samples.subset(train).gathered(),
+        test=samples.subset(test).gathered(),
     )
 
 

@@ -46,8 +46,8 @@ def load(options: LoadOptions) -> Source:
         name="digits",
         modalities={"audio": Modality("audio", (1, 32, 16)), "image": Modality("image", (1, 8, 8))},
         num_classes=10,
-        train=samples.subset(train),
-        test=samples.subset(test),
+        train=samples.subset(train).gathered(),
+        test=samples.subset(test).gathered(),
     )
 
 

@@ -52,10 +52,13 @@ def drop(
     The parameters are those of :func:`draw_present`. The tensors given are not written into;
     samples of which none comes to lack anything are returned unchanged.
     """
-    present, inputs = draw_present(samples, share, modalities, generator), dict(samples.inputs)
+    present = draw_present(samples, share, modalities, generator)
     before = samples.present or {m: torch.ones_like(has) for m, has in present.items()}
     fewer = [m for m, has in present.items() if not torch.equal(has, before[m])]
+    if not fewer:
+        return samples
+    inputs = dict(samples.inputs)
     for m in fewer:
         inputs[m] = inputs[m].clone()
         inputs[m][~present[m]] = 0
-    return replace(samples, inputs=inputs, present=present) if fewer else samples
+    return replace(samples, inputs=inputs, present=present)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 
 from .samples import DataError, Source, hide_rows
+from .store import shared
 
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
 
@@ -98,5 +99,9 @@ def load_source(name: str, options: LoadOptions) -> Source:
     dataset = find_dataset(name)
     if dataset.needs_path and not options.path:
         raise DataError(f"data-path: the data set '{name}' reads a folder; set its path")
-    source = dataset.load(options)
-    return source if options.image_visible == 1 else hide_rows(source, options.image_visible)
+
+    def load() -> Source:
+        source = dataset.load(options)
+        return source if options.image_visible == 1 else hide_rows(source, options.image_visible)
+
+    return shared(f"{name} {options}", load)

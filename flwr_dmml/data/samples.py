@@ -1,6 +1,6 @@
 """What a data set is made of: the sensors, the samples, the source they come from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,6 +29,42 @@ class Modality:
     shape: tuple[int, ...]
 
 
+class Rows(Mapping[str, torch.Tensor]):
+    """Some rows of tensors, gathered anew each time that one is asked for: a view, not a copy.
+
+    Parameters
+    ----------
+    tensors : mapping of str to torch.Tensor
+        ``[n, ...]`` each.
+    index : torch.Tensor
+        ``[rows]`` int64, in ``[0, n)``.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], index: torch.Tensor) -> None:
+        self._tensors: Mapping[str, torch.Tensor] = tensors
+        self._index = index
+        if isinstance(tensors, Rows):
+            self._tensors, self._index = tensors._tensors, tensors._index[index]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name][self._index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def only(self, names: Iterable[str]) -> "Rows":
+        """Return the same rows of these tensors alone."""
+        return Rows({name: self._tensors[name] for name in names}, self._index)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The number of rows of each."""
+        return dict.fromkeys(self._tensors, len(self._index))
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Aligned samples of one or several modalities.
@@ -36,7 +72,7 @@ class Samples:
     Parameters
     ----------
     inputs : mapping of str to torch.Tensor
-        Modality to ``[n, *shape]`` float32.
+        Modality to ``[n, *shape]`` float32; of a :meth:`subset`, gathered when asked for.
     labels : torch.Tensor
         ``[n]`` int64, in ``[0, num_classes)``.
     groups : torch.Tensor, optional
@@ -61,7 +97,8 @@ class Samples:
     present: Mapping[str, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
-        lengths = {name: len(tensor) for name, tensor in self.inputs.items()}
+        inputs = self.inputs
+        lengths = inputs.lengths if isinstance(inputs, Rows) else _lengths(inputs)
         lengths["labels"] = len(self.labels)
         if self.groups is not None:
             lengths["groups"] = len(self.groups)
@@ -75,11 +112,15 @@ class Samples:
         """Return the samples at ``indices`` (integers), in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return Samples(
-            inputs={name: tensor[index] for name, tensor in self.inputs.items()},
+            inputs=Rows(self.inputs, index.cpu()),
             labels=self.labels[index],
             groups=None if self.groups is None else self.groups[index],
             present=self.present and {name: has[index] for name, has in self.present.items()},
         )
+
+    def gathered(self) -> "Samples":
+        """Return the same samples with inputs of their own, for what is read often and whole."""
+        return replace(self, inputs=dict(self.inputs))
 
     def restrict(self, modalities: Iterable[str]) -> "Samples":
         """Return the same samples with only ``modalities``, in the order given.
@@ -94,8 +135,13 @@ class Samples:
         if unknown:
             raise DataError(f"no modality {unknown} in these samples; they have {[*self.inputs]}")
         present = self.present and {name: self.present[name] for name in names}
-        inputs = {name: self.inputs[name] for name in names}
+        given = self.inputs
+        inputs = given.only(names) if isinstance(given, Rows) else {n: given[n] for n in names}
         return Samples(inputs, self.labels, self.groups, present)
+
+
+def _lengths(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    return {name: len(tensor) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, eq=False)

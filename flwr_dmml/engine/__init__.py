@@ -1,16 +1,32 @@
-"""Where devices run: the in-process engine. Flower's own engines need nothing from here."""
+"""Where devices run: in this process, or sharded over several by Ray, which is not imported before.
 
-from .apps import AppError, FlowerApp, flatten_config, load_app, parse_override, run_app
+Flower's own engines need nothing from here.
+"""
+
+from .apps import (
+    AppError,
+    FlowerApp,
+    cores,
+    flatten_config,
+    load_app,
+    parse_override,
+    run_app,
+    sharded_grid,
+)
+from .errors import EngineError
 from .identity import server_identity
 from .inprocess import InProcessGrid
 
 __all__ = [
     "AppError",
+    "EngineError",
     "FlowerApp",
     "InProcessGrid",
+    "cores",
     "flatten_config",
     "load_app",
     "parse_override",
     "run_app",
     "server_identity",
+    "sharded_grid",
 ]

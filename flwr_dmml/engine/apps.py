@@ -1,20 +1,26 @@
 """Load a Flower app from its folder and run it in this process."""
 
 import importlib
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from ..tracking import Tracker
+from .errors import EngineError
 from .identity import SERVER_NODE_ID, server_identity
 from .inprocess import InProcessGrid
+
+if TYPE_CHECKING:
+    from .sharded import ShardedGrid
 
 
 class AppError(ValueError):
@@ -117,10 +123,12 @@ def run_app(
     num_nodes: int,
     overrides: Mapping[str, Any] | None = None,
     *,
+    workers: int = 0,
+    ray_address: str = "",
     trackers: Sequence[Tracker] = (),
     on_reply: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Run an app on the in-process engine; returns when its ServerApp does.
+    """Run an app on an engine of this package; returns when its ServerApp does.
 
     Parameters
     ----------
@@ -130,19 +138,24 @@ def run_app(
         Nodes to simulate.
     overrides : mapping, optional
         Settings that replace those of the app's run config.
+    workers : int (default: 0)
+        Processes of the sharded engine; 0 runs all nodes in this one, without Ray.
+    ray_address : str (default: "")
+        An existing Ray cluster for them: "auto", or host:port.
     trackers, on_reply
         See :class:`InProcessGrid`.
 
     Raises
     ------
+    EngineError
+        The sharded engine cannot start.
     Exception
         Whatever the ServerApp raises.
     """
     config = {**app.run_config, **(overrides or {})}
     run_id = 1
-    grid = InProcessGrid(
-        app.client_app, num_nodes, config, run_id=run_id, trackers=trackers, on_reply=on_reply
-    )
+    given = app.client_app, num_nodes, config
+    told: dict[str, Any] = {"run_id": run_id, "trackers": trackers, "on_reply": on_reply}
     context = Context(
         run_id=run_id,
         node_id=SERVER_NODE_ID,
@@ -151,4 +164,33 @@ def run_app(
         run_config=config,
     )
     with server_identity(run_id):
-        app.server_app(grid, context)
+        if not workers:
+            app.server_app(InProcessGrid(*given, **told), context)
+            return
+        with sharded_grid(*given, workers=workers, address=ray_address, **told) as grid:
+            app.server_app(grid, context)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sharded_grid(
+    client_app: ClientApp, num_nodes: int, run_config: Mapping[str, Any], **options: Any
+) -> "ShardedGrid":
+    """Return a :class:`~flwr_dmml.engine.sharded.ShardedGrid`.
+
+    Raises
+    ------
+    EngineError
+        Ray is not installed, or does not start.
+    """
+    if find_spec("ray") is None:
+        raise EngineError(
+            "the sharded engine needs Ray: pip install 'flwr-dmml[simulation]', or keep all "
+            "devices in one process with --workers 0"
+        )
+    from .sharded import ShardedGrid
+
+    return ShardedGrid(client_app, num_nodes, run_config, **options)

@@ -1,41 +1,28 @@
 """A Flower Grid whose nodes all live in this process: no Ray, no network, no database."""
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import WARNING
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfig
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from ..tracking import Tracker
-from .identity import SERVER_NODE_ID
+from .nodes import SimulatedNode, simulated_nodes
 
 _POLL_S = 0.005
-
-
-@dataclass
-class _Node:
-    """A simulated SuperNode: its state, and its messages in order of arrival."""
-
-    node_id: int
-    config: UserConfig
-    state: RecordDict = field(default_factory=RecordDict)
-    inbox: list[Message] = field(default_factory=list)
 
 
 @dataclass
 class _Job:
     """One message being worked on."""
 
-    node: _Node
+    node: SimulatedNode
     message: Message
     started: float
     thread: threading.Thread
@@ -86,10 +73,8 @@ class InProcessGrid(Grid):
         self._run = Run.create_empty(run_id)
         self._stall_s = stall_s
         self._on_reply = on_reply
-        self._nodes = {
-            1000 + i: _Node(1000 + i, {"partition-id": i, "num-partitions": num_nodes})
-            for i in range(num_nodes)
-        }
+        self._nodes = simulated_nodes(num_nodes)
+        self._inbox: dict[int, list[Message]] = {node_id: [] for node_id in self._nodes}
         self._jobs: dict[int, _Job] = {}  # by node id
         self._replies: dict[str, Message] = {}  # by the id of the message they answer
         self._count = 0
@@ -135,8 +120,7 @@ class InProcessGrid(Grid):
                 raise ValueError(f"there is no node {message.metadata.dst_node_id}")
             self._count += 1
             message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{self._count}"
-            # The node gets a copy: what it does to the records stays with it.
-            self._nodes[message.metadata.dst_node_id].inbox.append(copy.deepcopy(message))
+            self._inbox[message.metadata.dst_node_id].append(message)
             ids.append(message.metadata.message_id)
         self._work()
         return ids
@@ -182,7 +166,7 @@ class InProcessGrid(Grid):
                 message.metadata.message_id
                 for job in self._jobs.values()
                 if now - job.started > timeout
-                for message in job.node.inbox
+                for message in self._inbox[job.node.node_id]
             }
             return waiting <= late | queued and not waiting & set(self._replies)
 
@@ -197,14 +181,13 @@ class InProcessGrid(Grid):
             for job in self._jobs.values():
                 if not job.stalled:
                     job.stalled = True
-                    where = job.node.config["partition-id"]
                     text = "Node %s takes longer than %g s: the others go on beside it"
-                    log(WARNING, text, where, self._stall_s)
-            ready = (n for n in self._nodes.values() if n.inbox and n.node_id not in self._jobs)
-            node = next(ready, None)
-            if node is None:
+                    log(WARNING, text, job.node.partition_id, self._stall_s)
+            ready = (n for n, inbox in self._inbox.items() if inbox and n not in self._jobs)
+            node_id = next(ready, None)
+            if node_id is None:
                 return
-            message = node.inbox.pop(0)
+            node, message = self._nodes[node_id], self._inbox[node_id].pop(0)
             thread = threading.Thread(target=self._answer, args=(node, message), daemon=True)
             self._jobs[node.node_id] = _Job(node, message, now, thread)
         thread.start()
@@ -218,26 +201,9 @@ class InProcessGrid(Grid):
         else:
             time.sleep(_POLL_S)
 
-    def _answer(self, node: _Node, message: Message) -> None:
+    def _answer(self, node: SimulatedNode, message: Message) -> None:
         """Run the ClientApp on one message and file the reply."""
-        context = Context(
-            run_id=self._run.run_id,
-            node_id=node.node_id,
-            node_config=dict(node.config),
-            state=copy.deepcopy(node.state),
-            run_config=dict(self._run_config),  # type: ignore[arg-type]
-        )
-        state = node.state
-        try:
-            reply = self._client_app(message, context)
-            state = context.state
-        except BaseException as error:  # even SystemExit ends this message only: the reply says so
-            reason = f"{type(error)}:<'{error}'>"
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            reply = Message(Error(code=code, reason=reason), reply_to=message)
-        reply.metadata.__dict__["_src_node_id"] = node.node_id
-        reply.metadata.__dict__["_dst_node_id"] = SERVER_NODE_ID
+        reply = node.answer(self._client_app, message, self._run.run_id, self._run_config)
         with self._lock:
-            node.state = state
             self._replies[message.metadata.message_id] = reply
             del self._jobs[node.node_id]

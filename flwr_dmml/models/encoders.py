@@ -87,6 +87,11 @@ def vector_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
     )
 
 
+def hidden_layer(shape: tuple[int, ...], features: int) -> nn.Module:
+    """Return one hidden layer (linear, ReLU) on flattened inputs: with the head a small MLP."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), features), nn.ReLU())
+
+
 ENCODERS = {"image": conv_encoder, "audio": conv_encoder, "vector": vector_encoder}
 """Encoder factory of each kind of modality."""
 
@@ -94,6 +99,7 @@ IMAGE_ENCODERS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "conv": conv_encoder,
     "conv3": small_conv_encoder,
     "resnet20": resnet20,
+    "mlp": hidden_layer,
 }
 """Encoder factories for images, by name."""
 

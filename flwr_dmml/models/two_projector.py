@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..data import Modality
 from ..seeding import derive_seed
@@ -46,6 +47,9 @@ class TwoProjectorClassifier(nn.Module):
         A name of :data:`~flwr_dmml.models.IMAGE_ENCODERS`.
     fill : bool
         False leaves the slot of a missing modality zero.
+    train_filled : bool
+        False gives the fusion head no gradient from filled slots: they learn to fit what its
+        weights say of the modality itself.
     seed : int
         Every block starts from numbers that depend on this and on its name only.
 
@@ -64,10 +68,11 @@ class TwoProjectorClassifier(nn.Module):
         width: int = 64,
         image_encoder: str = "conv",
         fill: bool = True,
+        train_filled: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.slots, self.fill = tuple(slots), fill
+        self.slots, self.fill, self.train_filled = tuple(slots), fill, train_filled
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
 
             def fresh(name: str) -> None:
@@ -112,9 +117,11 @@ class TwoProjectorClassifier(nn.Module):
         missing = torch.stack(list(projections.infiltration.values())).mean(dim=0)
         if not self.fill:
             missing = torch.zeros_like(missing)
-        slots = [projections.own.get(name, missing) for name in self.slots]
-        logits: Tensor = self.fusion(torch.cat(slots, dim=1))
-        return logits
+        own = projections.own
+        slots = torch.cat([own.get(name, missing) for name in self.slots], dim=1)
+        weights = zip(self.slots, self.fusion.weight.chunk(len(self.slots), dim=1), strict=True)
+        trained = [w if m in own or self.train_filled else w.detach() for m, w in weights]
+        return F.linear(slots, torch.cat(trained, dim=1), self.fusion.bias)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Classify inputs of any non-empty subset of the modalities: ``[batch, classes]``."""

@@ -1,25 +1,35 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from logging import INFO
 
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from ..clients import Learner, find_methods, option_types
+from ..clients import Learner, find_methods, make_client_app, option_types
 from ..config import Settings, SettingsError, parse_settings, resolved
 from ..energy import Floats
+from ..engine import cores, sharded_grid
+from ..options import Options
 from ..topology import TopologyError
 from ..tracking import RoundRecord, RunFolder, devices_table, final_table, render, verdict
 from .energy_constrained import EnergyConstrained
+from .layout import layout
 from .peer import PeerStrategy
 from .registry import find_strategies
 from .shared_band import SharedBandConstrained
 
+FLOWERS_RAY_S = 10.0
+"""How long a run within Flower's simulation waits for that to have started Ray."""
+
 
 def make_server_app(
-    *learners: type[Learner], strategies: Mapping[str, type[PeerStrategy]] | None = None
+    *learners: type[Learner],
+    strategies: Mapping[str, type[PeerStrategy]] | None = None,
+    client_app: ClientApp | None = None,
 ) -> ServerApp:
     """Return a ServerApp that runs the method of the run config, and ``compare-with`` before it.
 
@@ -29,6 +39,9 @@ def make_server_app(
         Methods of your own, besides the registered ones. Give the same to ``make_client_app``.
     strategies : mapping of str to type[PeerStrategy], optional
         Round plans of your own, by the method's name; a method without one runs plain gossip.
+    client_app : ClientApp, optional
+        What devices run where the run config says ``engine = "sharded"``, which then takes the
+        place of Flower's engine; by default that of ``make_client_app(*learners)``.
 
     Examples
     --------
@@ -47,40 +60,78 @@ def make_server_app(
         kinds = {name: plans.get(name, PeerStrategy) for name in runs}
         for name, kind in kinds.items():
             _check_topology(settings, name, kind)
-        folder = RunFolder(settings.run_dir, settings.run_name, resolved(settings, options))
-        log(INFO, "Run folder: %s", folder.path)
-        # An engine of this package may carry trackers of its own, such as the live table.
-        trackers = [folder, *getattr(grid, "trackers", ())]
-        results: dict[str, RoundRecord] = {}
-        if settings.compare_with == settings.method:
-            log(INFO, "compare-with names the method itself: it runs once")
-        present: int | None = None  # a device lost by the first method is not waited for again
-        battery_j: Floats | None = None  # the second method gets the batteries of the first
-        for name, kind in kinds.items():
-            energy = constrain(settings, methods[name], battery_j)
-            strategy = kind(
-                settings.make_topology(),
-                num_nodes=settings.num_nodes,
-                method=name,
-                communicates=methods[name].communicates,
-                local_iterations=settings.local_iterations,
-                evaluate_every=settings.evaluate_every,
-                wait_timeout=settings.wait_timeout,
-                min_nodes=present,
-                seed=settings.seed,
-                options=options[name],
-                energy=energy,
-                trackers=trackers,
-            )
-            rounds, timeout = settings.num_server_rounds, settings.round_timeout
-            strategy.start(grid, num_rounds=rounds, timeout=timeout)
-            results[name] = strategy.records[-1]
-            present = max(1, len(results[name].nodes))
-            battery_j = None if settings.energy.on_mains else energy.battery_j
-        report(settings, results)
-        log(INFO, "Run folder: %s", folder.path)
+        app_of_devices = client_app or make_client_app(*learners)
+        with _engine(grid, context, settings, app_of_devices) as grid:
+            _run(grid, settings, options, methods, kinds)
 
     return app
+
+
+def _run(
+    grid: Grid,
+    settings: Settings,
+    options: Mapping[str, Options],
+    methods: Mapping[str, type[Learner]],
+    kinds: Mapping[str, type[PeerStrategy]],
+) -> None:
+    """Run the methods one after another, with the round plan of each, and report."""
+    folder = RunFolder(settings.run_dir, settings.run_name, resolved(settings, options))
+    log(INFO, "Run folder: %s", folder.path)
+    # An engine of this package may carry trackers of its own, such as the live table.
+    trackers = [folder, *getattr(grid, "trackers", ())]
+    results: dict[str, RoundRecord] = {}
+    if settings.compare_with == settings.method:
+        log(INFO, "compare-with names the method itself: it runs once")
+    present: int | None = None  # a device lost by the first method is not waited for again
+    battery_j: Floats | None = None  # the second method gets the batteries of the first
+    for name, kind in kinds.items():
+        energy = constrain(settings, methods[name], battery_j)
+        strategy = kind(
+            settings.make_topology(),
+            num_nodes=settings.num_nodes,
+            method=name,
+            communicates=methods[name].communicates,
+            local_iterations=settings.local_iterations,
+            evaluate_every=settings.evaluate_every,
+            wait_timeout=settings.wait_timeout,
+            min_nodes=present,
+            seed=settings.seed,
+            options=options[name],
+            energy=energy,
+            trackers=trackers,
+        )
+        rounds, timeout = settings.num_server_rounds, settings.round_timeout
+        strategy.start(grid, num_rounds=rounds, timeout=timeout)
+        results[name] = strategy.records[-1]
+        present = max(1, len(results[name].nodes))
+        battery_j = None if settings.energy.on_mains else energy.battery_j
+    report(settings, results)
+    log(INFO, "Run folder: %s", folder.path)
+
+
+@contextmanager
+def _engine(
+    grid: Grid, context: Context, settings: Settings, client_app: ClientApp
+) -> Iterator[Grid]:
+    """Yield the grid of the engine that the run config names, with its devices in their places."""
+    own = hasattr(grid, "trackers")  # an engine of this package has been chosen already
+    if settings.engine == "sharded" and not own:
+        sharded = sharded_grid(
+            client_app,
+            settings.num_nodes,
+            context.run_config,
+            workers=settings.workers or cores(),
+            address=settings.ray_address,
+            run_id=context.run_id,
+            patience_s=FLOWERS_RAY_S,
+        )
+        with sharded:
+            sharded.arrange(*layout(settings))
+            yield sharded
+        return
+    if arrange := getattr(grid, "arrange", None):
+        arrange(*layout(settings))
+    yield grid
 
 
 def constrain(

@@ -4,10 +4,11 @@ from math import inf, isfinite
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from ..plan import Inbox, Payload, Plan
+from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL = "about", "plan", "initial"
 PAYLOAD, METRICS, REPORT = "payload", "metrics", "report"
@@ -16,18 +17,21 @@ _WEIGHTS, _UPDATES = "weights.", "updates."
 
 
 def pack(tensors: dict[str, Tensor]) -> ArrayRecord:
-    """Write named tensors as a record."""
-    return ArrayRecord({name: Array(value.numpy()) for name, value in tensors.items()})
+    """Write named tensors as a record that shares them: they must not be changed any more."""
+    return record_of({name: TensorArray(value) for name, value in tensors.items()})
 
 
 def unpack(record: ArrayRecord) -> Payload:
-    """Read named tensors from a record.
+    """Read named tensors from a record; they may be shared: do not change them in place.
 
     Only plain arrays are read: Flower's ``Array.numpy()`` loads with ``allow_pickle=False``. An
     array that cannot be read at all becomes an empty tensor, which no block accepts.
     """
     payload: Payload = {}
     for name, array in record.items():
+        if isinstance(array, TensorArray):
+            payload[name] = array.tensor
+            continue
         try:
             payload[name] = torch.from_numpy(np.array(array.numpy()))
         except Exception:  # a peer's bytes can make the reader raise anything

@@ -6,6 +6,7 @@ from flwr.app import ArrayRecord
 
 from ..blocks import STATISTICS, addressed
 from ..plan import Plan
+from .arrays import record_of, serialised_bytes
 
 
 class Relay:
@@ -36,7 +37,7 @@ class Relay:
         for position, neighbour in enumerate(plan.neighbours, start=1):
             wanted = {name for name, weights in plan.weights.items() if weights[position] > 0}
             mine = wanted | {addressed(name, recipient) for name in wanted}
-            records[neighbour] = ArrayRecord(
+            records[neighbour] = record_of(
                 {
                     name: array
                     for name, array in self._payloads[neighbour].items()
@@ -48,4 +49,4 @@ class Relay:
 
 def size_bytes(record: ArrayRecord, prefix: str = "") -> int:
     """Return the bytes of the arrays in ``record`` whose names begin so, as serialised."""
-    return sum(len(array.data) for name, array in record.items() if name.startswith(prefix))
+    return sum(serialised_bytes(array) for name, array in record.items() if name.startswith(prefix))

@@ -94,20 +94,32 @@ def _processes_of(*marks: str) -> list[int]:
     return found
 
 
-def test_both_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path: Path):
-    """4 nodes, 3 rounds, D-PSGD and DMML-KD: the metrics files are equal as bytes."""
-    status, log = flwr_run(4, **SETTINGS, **{"run-dir": str(tmp_path / "ray")})
-    assert status == "finished:completed", log
+def test_all_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path: Path):
+    """4 nodes, 3 rounds, D-PSGD and DMML-KD: the metrics files are equal as bytes.
 
-    overrides = {**SETTINGS, "run-dir": str(tmp_path / "inprocess")}
-    sets = [part for k, v in overrides.items() for part in ("--set", f"{k}={json.dumps(v)}")]
-    done = CliRunner().invoke(app, ["simulate", str(QUICKSTART), *sets])
-    assert done.exit_code == 0, done.output
+    On Flower's engine, on the sharded one under ``flwr run`` (where Flower's has 2 nodes of its
+    own, which nobody asks), on one and on three workers, and in one process.
+    """
+    status, log = flwr_run(4, **SETTINGS, **{"run-dir": str(tmp_path / "flower")})
+    assert status == "finished:completed", log
+    sharded = {**SETTINGS, "engine": "sharded", "workers": 2, "run-dir": str(tmp_path / "sharded")}
+    status, log_of_sharded = flwr_run(2, **sharded)
+    assert status == "finished:completed", log_of_sharded
+    assert "4 nodes in 2 processes" in log_of_sharded
+
+    for workers in (0, 1, 3):
+        overrides = {**SETTINGS, "run-dir": str(tmp_path / str(workers))}
+        sets = [part for k, v in overrides.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+        command = ["simulate", str(QUICKSTART), *sets, "--workers", str(workers)]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
 
     for method in ("dpsgd", "dmml-kd"):
-        files = [tmp_path / e / "same" / method / "metrics.jsonl" for e in ("ray", "inprocess")]
-        ray, inprocess = (file.read_bytes() for file in files)
-        assert ray == inprocess
+        ray, *others = (
+            (tmp_path / engine / "same" / method / "metrics.jsonl").read_bytes()
+            for engine in ("flower", "sharded", "0", "1", "3")
+        )
+        assert all(other == ray for other in others)
         lines = [json.loads(line) for line in ray.splitlines()]
         assert [line["round"] for line in lines] == [1, 2, 3]
         assert all(len(line["nodes"]) == 4 for line in lines)

@@ -1,0 +1,70 @@
+"""Connecting to Ray: a cluster of one's own on this machine, an existing one, or the one in use."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+
+from .errors import EngineError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray, and what a worker may take of it."""
+
+    cpus_per_worker: float
+    gpus_per_worker: float
+    disconnect: Callable[[], None]
+
+
+def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
+    """Connect this process to Ray.
+
+    Where it is connected already, as within Flower's own simulation, that is used and left as it
+    is; its CPUs may all be spoken for, so that workers ask for none.
+
+    Parameters
+    ----------
+    address : str
+        An existing cluster: "auto" (that of ``ray start`` on this machine) or ``host:port``. Empty
+        starts one on this machine, on loopback, without a dashboard, which ends with the run.
+    workers : int
+        Workers to come; they share the GPUs.
+    patience_s : float (default: 0)
+        So long it is waited for others in this process to connect first, as Flower's simulation
+        does beside the ServerApp.
+
+    Raises
+    ------
+    EngineError
+        There is no cluster at ``address``.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    deadline = time.monotonic() + patience_s
+    while not ray.is_initialized() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if ray.is_initialized():
+        return Cluster(0, _share_of_gpus(workers), lambda: None)
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    return Cluster(1, _share_of_gpus(workers), ray.shutdown)
+
+
+def _share_of_gpus(workers: int) -> float:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = resources.get("GPU", 0.0)
+    return min(1.0, gpus / workers)

@@ -1,0 +1,164 @@
+"""A worker of the sharded engine: some of the nodes, with all they keep, in one process."""
+
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from flwr.app import Array, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from ..data.store import FOLDER
+from .nodes import SimulatedNode
+from .wire import Buffers, Export, find_in, read, write
+
+FLUSH_S = 0.5
+"""A worker hands over what it has after so many seconds: progress, and less to lose."""
+
+CHUNKS = 2**32
+"""More than a worker exports in its life: a worker's chunks are numbered from this times its own
+number."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Replies of a worker's nodes, and what these keep, as written by :func:`~.wire.write`."""
+
+    chunk: int
+    replies: bytes  # list[Message]
+    states: bytes  # dict[int, RecordDict], by node id
+    seconds: dict[int, float]  # by node id, what the ClientApp took
+    peak_bytes: int  # of the worker's memory, so far
+    more: bool  # whether others of the same batch follow
+
+
+class Shard:
+    """Run in a Ray actor. Nodes work one after another; nothing of theirs leaves unless asked for.
+
+    Parameters
+    ----------
+    number : int
+        No other worker of the run, past or present, has the same.
+    client_app : bytes
+        The pickled ClientApp.
+    path : sequence of str
+        Where to look for the app's modules.
+    run_id : int
+        Id of the run.
+    run_config : mapping
+        The run config that every node sees.
+    store : str
+        Folder in which the workers of a machine share the data sets that they load.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        client_app: bytes,
+        path: Sequence[str],
+        run_id: int,
+        run_config: Mapping[str, Any],
+        store: str,
+    ) -> None:
+        sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
+        os.environ[FOLDER] = self._store = store
+        torch.set_num_threads(1)
+        self._client_app: ClientApp = ray.cloudpickle.loads(client_app)
+        self._run_id, self._run_config = run_id, dict(run_config)
+        self._next_chunk = number * CHUNKS
+        self._nodes: dict[int, SimulatedNode] = {}
+        self._chunks: dict[int, list[Array]] = {}
+
+    def pid(self) -> int:
+        """Return the id of the worker's process."""
+        return os.getpid()
+
+    def close(self) -> None:
+        """Remove what the workers of this machine share in files."""
+        shutil.rmtree(self._store, ignore_errors=True)
+
+    def take(
+        self,
+        nodes: Sequence[SimulatedNode],
+        states: Sequence[tuple[bytes, Sequence[int]]],
+        refs: Mapping[int, Any],
+    ) -> None:
+        """Host nodes.
+
+        Parameters
+        ----------
+        nodes : sequence of SimulatedNode
+            Without anything in their states.
+        states : sequence of (bytes, sequence of int)
+            Written states, and which nodes' are wanted of them.
+        refs : mapping of int to ObjectRef
+            The chunks that they need.
+        """
+        self._nodes |= {node.node_id: node for node in nodes}
+        find = find_in(self._chunks, _fetcher(refs))
+        for written, wanted in states:
+            kept: dict[int, RecordDict] = read(written, find)
+            for node_id in wanted:
+                self._nodes[node_id].state = kept[node_id]
+
+    def leave(self, node_ids: Sequence[int]) -> None:
+        """Host these nodes no longer."""
+        for node_id in node_ids:
+            del self._nodes[node_id]
+
+    def work(
+        self, messages: bytes, refs: Mapping[int, Any], unused: Sequence[int]
+    ) -> Iterator[Buffers | Answers]:
+        """Answer messages, in order; yield in turn a chunk and the answers that lie in it.
+
+        Parameters
+        ----------
+        messages : bytes
+            A list of messages, written.
+        refs : mapping of int to ObjectRef
+            The chunks that they need of other workers.
+        unused : sequence of int
+            Chunks of this worker that nobody asks for any more.
+        """
+        for number in unused:
+            self._chunks.pop(number, None)
+        batch: list[Message] = read(messages, find_in(self._chunks, _fetcher(refs)))
+        replies, seconds, flushed = list[Message](), dict[int, float](), time.monotonic()
+        for left, message in zip(reversed(range(len(batch))), batch, strict=True):
+            begun = time.perf_counter()
+            node = self._nodes[message.metadata.dst_node_id]
+            replies.append(node.answer(self._client_app, message, self._run_id, self._run_config))
+            seconds[node.node_id] = time.perf_counter() - begun
+            if not left or time.monotonic() - flushed > FLUSH_S:
+                yield from self._hand_over(replies, seconds, more=left > 0)
+                replies, seconds, flushed = [], {}, time.monotonic()
+
+    def _hand_over(
+        self, replies: list[Message], seconds: dict[int, float], *, more: bool
+    ) -> Iterator[Buffers | Answers]:
+        export = Export(self._next_chunk)
+        self._next_chunk += 1
+        states = {node_id: self._nodes[node_id].state for node_id in seconds}
+        written = write(replies, export.describe), write(states, export.describe)
+        self._chunks[export.number] = export.arrays
+        yield export.buffers()
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        yield Answers(export.number, *written, seconds, kilobytes * 1024, more)
+
+
+def _fetcher(refs: Mapping[int, Any]) -> Callable[[int], Buffers]:
+    """Return what reads chunks of other workers, each once."""
+    fetched: dict[int, Buffers] = {}
+
+    def fetch(number: int) -> Buffers:
+        if number not in fetched:
+            fetched[number] = ray.get(refs[number])
+        return fetched[number]
+
+    return fetch

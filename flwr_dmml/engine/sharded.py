@@ -1,0 +1,286 @@
+"""A Flower Grid whose nodes live in long-lived Ray actors, many in each."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+from logging import INFO
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import networkx as nx
+import ray
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from ..tracking import Tracker
+from .cluster import Cluster, connect
+from .nodes import simulated_nodes
+from .placement import links_between, place
+from .shard import Shard
+from .worker import REMEMBERED, Worker
+
+UNEVEN = 1.25
+"""Nodes move when the busiest worker takes so many times the mean."""
+CLOSING_S = 5.0
+"""How long workers have to clean up."""
+WORTH_S = 0.05
+"""... and so many seconds more an exchange: a node that moves has to load its data again."""
+
+
+class ShardedGrid(Grid):
+    """Run any ClientApp's nodes in ``workers`` processes, each with a shard of the nodes.
+
+    A node stays where it is, with its state, its data and what its ClientApp caches. One call goes
+    to each worker and exchange. What arrays hold goes neither through this process nor to a worker
+    that has it: see :mod:`~flwr_dmml.engine.wire`. A strategy that looks into an array fetches it.
+
+    Nodes of a worker work one after another; otherwise they behave as SuperNodes do: when a
+    ClientApp raises, the node's state stays what it was and the reply carries the error, and a
+    reply that comes after the deadline can still be pulled later. A worker that dies is started
+    again with its nodes as they were after their last replies, and gets the messages that it has
+    not answered; if they kill it again and again, these nodes' replies carry an error.
+
+    The workers start when :meth:`arrange` is called, or with the first message. Use it as a context
+    manager: leaving it stops them.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        What every node runs.
+    num_nodes : int
+        Nodes; node i has partition id i.
+    run_config : mapping
+        The run config that every node sees.
+    workers : int
+        Processes, at least 1; at most one a node is started.
+    address : str (default: "")
+        An existing Ray cluster, see :func:`~flwr_dmml.engine.cluster.connect`.
+    patience_s : float (default: 0)
+        See there.
+    run_id : int (default: 1)
+        Id of the run.
+    trackers : sequence of Tracker
+        Handed to the ServerApp, which tells them of every round.
+    on_reply : callable, optional
+        Called with the number of replies and of messages in the exchange that is going on.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        run_config: Mapping[str, Any],
+        *,
+        workers: int,
+        address: str = "",
+        patience_s: float = 0.0,
+        run_id: int = 1,
+        trackers: Sequence[Tracker] = (),
+        on_reply: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.trackers = tuple(trackers)
+        self._run = Run.create_empty(run_id)
+        self._on_reply = on_reply
+        self._size = min(workers, num_nodes)
+        self._address, self._patience_s = address, patience_s
+        self._app = client_app, dict(run_config)
+        self._cluster: Cluster | None = None
+        self._workers: list[Worker] = []
+        self._nodes = simulated_nodes(num_nodes)
+        self._home: dict[int, Worker] = {}  # by node id; empty until the first message
+        self._replies: dict[str, Message] = {}  # by the id of the message they answer
+        self._count = self._exchanges = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def arrange(self, graph: nx.Graph, costs: Sequence[float] | None = None) -> None:
+        """Start the workers and decide which node each hosts, before the first message.
+
+        Parameters
+        ----------
+        graph : nx.Graph
+            Who exchanges with whom, on partition ids: neighbours are put into the same worker.
+        costs : sequence of float, optional
+            Work of every node, above 0: it is spread evenly, and again as it is measured. By
+            default all nodes are alike.
+
+        Raises
+        ------
+        EngineError
+            Ray cannot be started, or there is no cluster at the address.
+        RuntimeError
+            The nodes have their places already.
+        """
+        if self._home:
+            raise RuntimeError("the nodes have their places already")
+        homes = place(graph, costs or [1.0] * len(graph), self._size)
+        self._start()
+        self._home = {k: self._workers[homes[n.partition_id]] for k, n in self._nodes.items()}
+        for worker in self._workers:
+            worker.host(node for k, node in self._nodes.items() if self._home[k] is worker)
+        links = graph.number_of_edges()
+        text = "%s nodes in %s processes: %s of %s links are between processes"
+        log(INFO, text, len(self._nodes), self._size, links_between(graph, homes), links)
+
+    def close(self) -> None:
+        """Stop the workers, and Ray if it was started for them."""
+        if not self._cluster:
+            return
+        closing = [worker.actor.close.remote() for worker in self._workers]
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)  # one may hang, or be dead
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._cluster.disconnect()
+        self._cluster = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of the workers' largest memory so far; what they share is counted for each."""
+        return sum(worker.peak_bytes for worker in self._workers)
+
+    # ---- Flower's interface -----------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid works for."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works for."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message (deprecated in Flower; use ``Message`` itself)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes."""
+        return list(self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages to their nodes' workers and return their ids.
+
+        Raises
+        ------
+        ValueError
+            A message is for a node that does not exist.
+        """
+        pushed = list(messages)
+        for message in pushed:
+            if message.metadata.dst_node_id not in self._nodes:
+                raise ValueError(f"there is no node {message.metadata.dst_node_id}")
+            self._count += 1
+            message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{self._count}"
+        if not self._home:
+            self.arrange(nx.empty_graph(len(self._nodes)))
+        self._rebalance()
+        for worker in self._workers:
+            own = [m for m in pushed if self._home[m.metadata.dst_node_id] is worker]
+            if own:
+                worker.send(own)
+        return [message.metadata.message_id for message in pushed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that are there by now; each is returned once."""
+        while self._receive(timeout=0):
+            pass
+        return [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Push messages and wait for their replies, ``timeout`` seconds at most.
+
+        Nodes of a worker answer in turn: give the last one time for all.
+        """
+        waiting = dict.fromkeys(self.push_messages(messages))
+        total, replies, started = len(waiting), list[Message](), time.monotonic()
+        while waiting:
+            left = None if timeout is None else started + timeout - time.monotonic()
+            if (left is not None and left <= 0) or not self._receive(timeout=left):
+                break
+            arrived = [self._replies.pop(key) for key in waiting if key in self._replies]
+            for reply in arrived:
+                del waiting[reply.metadata.reply_to_message_id]
+            replies += arrived
+            if arrived and self._on_reply:
+                self._on_reply(len(replies), total)
+        return replies
+
+    # ---- the workers ------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._cluster = connect(self._address, self._size, self._patience_s)
+        client_app, run_config = self._app
+        pickled: bytes = ray.cloudpickle.dumps(client_app)  # type: ignore[no-untyped-call]
+        store = Path(tempfile.gettempdir()) / f"flwr-dmml-{uuid4().hex}"  # new for each run
+        given = pickled, list(sys.path), self._run.run_id, run_config, str(store)
+        actor = ray.remote(Shard).options(
+            num_cpus=self._cluster.cpus_per_worker,
+            num_gpus=self._cluster.gpus_per_worker,
+            scheduling_strategy="SPREAD",
+        )
+        numbers = count()
+        self._workers = [
+            Worker(lambda n: actor.remote(n, *given), numbers) for _ in range(self._size)
+        ]
+
+    def _receive(self, *, timeout: float | None) -> bool:
+        """Wait for a worker's replies; return whether any have come."""
+        busy = {worker.batches[0].stream: worker for worker in self._workers if worker.batches}
+        if not busy:
+            return False
+        ready, _ = ray.wait(list(busy), num_returns=1, timeout=timeout)
+        for stream in ready:
+            for reply in busy[stream].receive():
+                self._replies[reply.metadata.reply_to_message_id] = reply
+        return bool(ready)
+
+    def _rebalance(self) -> None:
+        """Now and then, move nodes from the busiest worker to the idlest, if that is worth it."""
+        self._exchanges += 1
+        if self._exchanges % REMEMBERED or any(worker.batches for worker in self._workers):
+            return
+        took = [worker.seconds() for worker in self._workers]
+        load = [sum(seconds.values()) for seconds in took]
+        most, mean = max(load), fmean(load)
+        if most < UNEVEN * mean or most - mean < WORTH_S:
+            return
+        busy, idle = load.index(most), load.index(min(load))
+        busiest, idlest = self._workers[busy], self._workers[idle]
+        moved, excess = list[int](), (most - load[idle]) / 2
+        for node_id, seconds in sorted(took[busy].items(), key=lambda item: -item[1]):
+            if seconds <= excess:
+                moved.append(node_id)
+                excess -= seconds
+        if not moved:
+            return
+        nodes, snapshots = busiest.dismiss(moved)
+        idlest.host(nodes, snapshots)
+        self._home |= dict.fromkeys(moved, idlest)
+        text = "The busiest worker takes %.1f times the mean: %s of its nodes move to the idlest"
+        log(INFO, text, most / mean, len(moved))

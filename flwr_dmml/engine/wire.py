@@ -1,0 +1,179 @@
+"""Messages between the processes of the sharded engine: what arrays hold stays where it is.
+
+A worker exports the arrays of its replies and of its nodes' states as one *chunk* in Ray's object
+store, and sends the rest with a :class:`RemoteArray` in the place of each. Where a message carries
+one back, a node of the same worker gets the array itself, and another's a view of shared memory.
+
+The pickles are written and read by the processes of one run; none comes from a device or a file.
+"""
+
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array
+from numpy.typing import NDArray
+
+from ..transport.arrays import LazyArray, TensorArray, serialised_bytes
+
+Buffers = list[NDArray[Any]]
+"""The arrays of a chunk: a tensor's numbers, or the bytes of any other array."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of an array without reading it, and where in a chunk it lies."""
+
+    chunk: int
+    position: int
+    is_tensor: bool
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    size: int  # bytes, serialised
+
+    def read(self, buffers: Buffers) -> Array:
+        """Return the array."""
+        buffer = buffers[self.position]
+        if not self.is_tensor:
+            return Array(self.dtype, self.shape, self.stype, buffer.tobytes())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")  # TensorArrays are not
+            return TensorArray(torch.from_numpy(buffer))
+
+
+class Chunk:
+    """A chunk as long as somebody may ask for its arrays.
+
+    Parameters
+    ----------
+    number : int
+        Names it; no other has the same.
+    ref : ray.ObjectRef
+        Of its :data:`Buffers`.
+    on_unused : callable
+        Called with the number when nobody can ask any more.
+    """
+
+    def __init__(self, number: int, ref: Any, on_unused: Callable[[int], None]) -> None:
+        self.number, self.ref, self._on_unused = number, ref, on_unused
+
+    def __del__(self) -> None:
+        self._on_unused(self.number)
+
+
+class RemoteArray(LazyArray):
+    """An ``Array`` that lies in a chunk; its bytes are fetched when somebody asks for them."""
+
+    def __init__(self, description: Description, chunk: Chunk) -> None:
+        self.__dict__["_description"], self.__dict__["_chunk"] = description, chunk
+        self.dtype, self.shape = description.dtype, description.shape
+        self.stype = description.stype
+
+    @property
+    def description(self) -> Description:
+        """What is known of it."""
+        description: Description = self.__dict__["_description"]
+        return description
+
+    @property
+    def chunk(self) -> Chunk:
+        """The chunk that it lies in."""
+        chunk: Chunk = self.__dict__["_chunk"]
+        return chunk
+
+    @property
+    def serialised_bytes(self) -> int:
+        """``len(self.data)``."""
+        return self.description.size
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array as serialised."""
+        import ray
+
+        return self.description.read(ray.get(self.chunk.ref)).data
+
+
+@dataclass
+class Export:
+    """The arrays that go into a new chunk."""
+
+    number: int
+    arrays: list[Array] = field(default_factory=list)
+    _described: dict[int, Description] = field(default_factory=dict)
+
+    def describe(self, array: Array) -> Description:
+        """Add an array, once, and return its description."""
+        key = id(array)  # which no other has: the list keeps the array
+        if key not in self._described:
+            self._described[key] = Description(
+                chunk=self.number,
+                position=len(self.arrays),
+                is_tensor=isinstance(array, TensorArray),
+                dtype=array.dtype,
+                shape=array.shape,
+                stype=array.stype,
+                size=serialised_bytes(array),
+            )
+            self.arrays.append(array)
+        return self._described[key]
+
+    def buffers(self) -> Buffers:
+        """Return what the chunk holds."""
+        return [
+            a.tensor.numpy() if isinstance(a, TensorArray) else np.frombuffer(a.data, np.uint8)
+            for a in self.arrays
+        ]
+
+
+def write(content: object, describe: Callable[[Array], Description | None]) -> bytes:
+    """Pickle ``content`` with descriptions in the place of arrays; None leaves an array in."""
+    file = BytesIO()
+    _Writer(file, describe).dump(content)
+    return file.getvalue()
+
+
+def read(text: bytes, find: Callable[[Description], Array]) -> Any:
+    """Return what :func:`write` wrote, with the arrays that ``find`` gives."""
+    return _Reader(BytesIO(text), find).load()
+
+
+class _Writer(pickle.Pickler):
+    def __init__(self, file: BytesIO, describe: Callable[[Array], Description | None]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._describe = describe
+
+    def persistent_id(self, obj: object) -> Description | None:
+        return self._describe(obj) if isinstance(obj, Array) else None
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, file: BytesIO, find: Callable[[Description], Array]) -> None:
+        super().__init__(file)
+        self._find = find
+        self._found: dict[tuple[int, int], Array] = {}
+
+    def persistent_load(self, pid: Description) -> Array:
+        key = pid.chunk, pid.position
+        if key not in self._found:
+            self._found[key] = self._find(pid)
+        return self._found[key]
+
+
+def find_in(
+    chunks: Mapping[int, list[Array]], fetch: Callable[[int], Buffers]
+) -> Callable[[Description], Array]:
+    """Return a finder of arrays: those of ``chunks`` themselves, others in what is fetched."""
+
+    def find(description: Description) -> Array:
+        if description.chunk in chunks:
+            return chunks[description.chunk][description.position]
+        return description.read(fetch(description.chunk))
+
+    return find

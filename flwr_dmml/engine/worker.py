@@ -1,0 +1,166 @@
+"""The sharded engine's side of a worker: what it has been asked, and how to bring it back."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from logging import WARNING
+from statistics import median
+from typing import Any
+
+import ray
+from flwr.app import Array, Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
+from ray.exceptions import RayActorError
+
+from .identity import SERVER_NODE_ID
+from .nodes import SimulatedNode
+from .shard import CHUNKS, Answers
+from .wire import Chunk, Description, RemoteArray, read, write
+
+MOST_DEATHS = 2
+"""So often a worker may die over a batch of messages; then its nodes are taken to have failed."""
+REMEMBERED = 5
+"""Working times that are remembered of a node; their median is what it takes."""
+
+
+@dataclass
+class Snapshot:
+    """A node's state after a reply, unread, written with those of others that replied then."""
+
+    chunk: Chunk
+    states: bytes
+
+
+@dataclass
+class Batch:
+    """Messages that a worker was sent at once."""
+
+    unanswered: dict[str, Message]  # by message id, in order
+    stream: Any = None  # ObjectRefGenerator of Buffers and Answers in turn
+    deaths: int = 0
+
+
+@dataclass
+class Worker:
+    """One worker, from outside.
+
+    Parameters
+    ----------
+    start : callable
+        Starts an actor with a number that no other has: ``start(number)``.
+    numbers : iterator of int
+        Such numbers.
+    """
+
+    start: Callable[[int], Any]
+    numbers: "count[int]"
+    nodes: dict[int, SimulatedNode] = field(default_factory=dict)
+    """Who is hosted, by node id; only their ids and configs are known here."""
+    peak_bytes: int = 0
+    batches: deque[Batch] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.number = next(self.numbers)
+        self.actor = self.start(self.number)
+        self._unused: deque[int] = deque()  # chunks; filled by the garbage collector
+        self._snapshots: dict[int, Snapshot] = {}
+        self._times: dict[int, deque[float]] = {}  # by node id, of the last messages
+
+    def seconds(self) -> dict[int, float]:
+        """Return what the ClientApp takes on each node: the median of the last messages."""
+        return {node_id: median(times) for node_id, times in self._times.items()}
+
+    # ---- hosting ----------------------------------------------------------------------------
+
+    def host(
+        self, nodes: Iterable[SimulatedNode], snapshots: Mapping[int, Snapshot] | None = None
+    ) -> None:
+        """Host nodes as their snapshots say; one that has none starts afresh."""
+        added = {node.node_id: node for node in nodes}
+        self.nodes |= added
+        self._snapshots |= snapshots or {}
+        known = {n: s for n, s in self._snapshots.items() if n in added}
+        written = {id(s.states): s for s in known.values()}
+        states = [
+            (s.states, [n for n, own in known.items() if own.states is s.states])
+            for s in written.values()
+        ]
+        refs = {s.chunk.number: s.chunk.ref for s in known.values()}
+        self.actor.take.remote(list(added.values()), states, refs)
+
+    def dismiss(self, node_ids: Iterable[int]) -> tuple[list[SimulatedNode], dict[int, Snapshot]]:
+        """Host these nodes no longer; return them with their snapshots."""
+        gone = list(node_ids)
+        self.actor.leave.remote(gone)
+        for node_id in gone:
+            self._times.pop(node_id, None)
+        snapshots = {n: self._snapshots.pop(n) for n in gone if n in self._snapshots}
+        return [self.nodes.pop(n) for n in gone], snapshots
+
+    # ---- messages ---------------------------------------------------------------------------
+
+    def send(self, messages: Iterable[Message]) -> None:
+        """Send messages to nodes that are hosted here."""
+        self._ask(Batch({message.metadata.message_id: message for message in messages}))
+
+    def receive(self) -> list[Message]:
+        """Wait for the next replies and return them; those of a worker that fails say so."""
+        batch = self.batches[0]
+        try:
+            chunk_ref, answers_ref = next(batch.stream), next(batch.stream, None)
+            answers: Answers = ray.get(chunk_ref if answers_ref is None else answers_ref)
+        except RayActorError as error:
+            return self._revive(error)
+        chunk = Chunk(answers.chunk, chunk_ref, self._unused.append)
+        snapshot = Snapshot(chunk, answers.states)
+        self._snapshots |= dict.fromkeys(answers.seconds, snapshot)
+        for node_id, seconds in answers.seconds.items():
+            self._times.setdefault(node_id, deque(maxlen=REMEMBERED)).append(seconds)
+        self.peak_bytes = max(self.peak_bytes, answers.peak_bytes)
+        replies: list[Message] = read(answers.replies, lambda d: RemoteArray(d, chunk))
+        for reply in replies:
+            del batch.unanswered[reply.metadata.reply_to_message_id]
+        if not answers.more:
+            self.batches.popleft()
+        return replies
+
+    def _ask(self, batch: Batch) -> None:
+        refs: dict[int, Any] = {}
+
+        def describe(array: Array) -> Description | None:
+            if not isinstance(array, RemoteArray):
+                return None
+            if array.description.chunk // CHUNKS != self.number:
+                refs[array.description.chunk] = array.chunk.ref
+            return array.description
+
+        messages = write(list(batch.unanswered.values()), describe)
+        unused = [self._unused.popleft() for _ in range(len(self._unused))]
+        batch.stream = self.actor.work.options(num_returns="streaming").remote(
+            messages, refs, unused
+        )
+        self.batches.append(batch)
+
+    def _revive(self, error: RayActorError) -> list[Message]:
+        """Start the worker again with its nodes and ask again; return replies of those given up."""
+        self.number = next(self.numbers)
+        text = "A worker died (%s); it is started again, its %s nodes as after their last replies"
+        log(WARNING, text, str(error).strip().splitlines()[0], len(self.nodes))
+        self.actor, waiting = self.start(self.number), list(self.batches)
+        self.host(list(self.nodes.values()))
+        self.batches.clear()
+        waiting[0].deaths += 1
+        given_up = waiting.pop(0) if waiting[0].deaths > MOST_DEATHS else Batch({})
+        for batch in waiting:
+            self._ask(batch)
+        reason = f"its worker died {MOST_DEATHS + 1} times over these messages: {error}"
+        return [_failure(message, reason) for message in given_up.unanswered.values()]
+
+
+def _failure(message: Message, reason: str) -> Message:
+    reply = Message(Error(code=ErrorCode.CLIENT_APP_CRASHED, reason=reason), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = message.metadata.dst_node_id
+    reply.metadata.__dict__["_dst_node_id"] = SERVER_NODE_ID
+    return reply

@@ -1,0 +1,128 @@
+"""Arrays whose bytes are made when somebody asks for them."""
+
+import copy
+from collections.abc import Mapping
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, Self
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class LazyArray(Array):
+    """An ``Array`` that never changes, and whose bytes are made when they are asked for.
+
+    To Flower it is an ``Array`` like any other: one that is written in a message, or pickled, is
+    read as a plain one.
+    """
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array as serialised."""
+        raise NotImplementedError
+
+    @property
+    def serialised_bytes(self) -> int:
+        """``len(self.data)``, without making the bytes."""
+        raise NotImplementedError
+
+    def deflate(self) -> bytes:
+        """Return what Flower stores of it beside its data: its class is written there."""
+        return self._plain().deflate()
+
+    def _plain(self) -> Array:
+        return Array(self.dtype, self.shape, self.stype, self.data)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+class TensorArray(LazyArray):
+    """An ``Array`` of a tensor that is kept as it is.
+
+    Whoever runs in the same process reads the tensor itself.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        On the CPU, without gradient. It is shared by all readers and must not be changed any more.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__dict__["_tensor"], self.__dict__["_version"] = tensor, tensor._version
+        self.dtype = str(tensor.dtype).removeprefix("torch.")
+        self.shape, self.stype = tuple(tensor.shape), "numpy.ndarray"
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor.
+
+        Raises
+        ------
+        RuntimeError
+            Somebody has changed it in place.
+        """
+        tensor: Tensor = self.__dict__["_tensor"]
+        if tensor._version != self.__dict__["_version"]:
+            raise RuntimeError(
+                f"a tensor {self.dtype}{list(self.shape)} was changed in place after it had been "
+                "published; received payloads and saved states are shared: clone them first"
+            )
+        return tensor
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The tensor in NumPy's file format."""
+        buffer = BytesIO()
+        np.save(buffer, self.tensor.numpy(), allow_pickle=False)
+        return buffer.getvalue()
+
+    @property
+    def serialised_bytes(self) -> int:
+        """``len(self.data)``."""
+        return _npy_bytes(self.dtype, self.shape)
+
+    def numpy(self) -> NDArray[Any]:
+        """Return a copy."""
+        return self.tensor.numpy().copy()
+
+
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Return a record of these very arrays; Flower's constructor would copy their bytes."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
+
+
+def copy_records(content: RecordDict) -> RecordDict:
+    """Return records that can be changed without changing these; bytes and tensors are shared."""
+    copied = RecordDict()
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            copied[name] = record_of({key: copy.copy(array) for key, array in record.items()})
+        else:
+            copied[name] = copy.deepcopy(record)
+    return copied
+
+
+def serialised_bytes(array: Array) -> int:
+    """Return ``len(array.data)``, without making the bytes where they are not there."""
+    return array.serialised_bytes if isinstance(array, LazyArray) else len(array.data)
+
+
+@lru_cache(maxsize=1024)
+def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    buffer, kind = BytesIO(), np.dtype(dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return len(buffer.getvalue()) + kind.itemsize * int(np.prod(shape))
