@@ -51,31 +51,11 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
     --------
     >>> app = make_client_app()  # in client_app.py
     """
-    app = ClientApp()
+    app = ClientApp()  # its functions travel to other processes: they only call those below
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        learner = _learner_for(message, context, learners)
-        _held.pop(learner, None)
-        work = measure_work(learner)
-        learner.reset()
-        context.state = RecordDict()
-        lengths = learner.block_lengths()
-        about = ConfigRecord(
-            {
-                "partition-id": learner.partition.partition_id,
-                "modalities": list(learner.partition.modalities),
-                "block-names": list(lengths),
-                "block-lengths": list(lengths.values()),
-                "block-digests": [digest(module) for module in learner.blocks().values()],
-                "num-train": len(learner.train_data),
-                "flops-joint": work.joint,
-                "flops-solo": list(work.solo.values()),
-                "flops-per-round": work.per_round,
-                **{FLOPS_IN + phase: flops for phase, flops in work.in_phase.items()},
-            }
-        )
-        return Message(RecordDict({ABOUT: about}), reply_to=message)
+        return _hello(message, context, learners)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -86,6 +66,31 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
         return _round(message, context, learners)
 
     return app
+
+
+def _hello(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Message:
+    """Start afresh, and say who this device is and what its work costs."""
+    learner = _learner_for(message, context, learners)
+    _held.pop(learner, None)
+    work = measure_work(learner)
+    learner.reset()
+    context.state = RecordDict()
+    lengths = learner.block_lengths()
+    about = ConfigRecord(
+        {
+            "partition-id": learner.partition.partition_id,
+            "modalities": list(learner.partition.modalities),
+            "block-names": list(lengths),
+            "block-lengths": list(lengths.values()),
+            "block-digests": [digest(module) for module in learner.blocks().values()],
+            "num-train": len(learner.train_data),
+            "flops-joint": work.joint,
+            "flops-solo": list(work.solo.values()),
+            "flops-per-round": work.per_round,
+            **{FLOPS_IN + phase: flops for phase, flops in work.in_phase.items()},
+        }
+    )
+    return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 
 def _round(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Message:

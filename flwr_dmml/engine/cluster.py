@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 import ray
 
 from .errors import EngineError
+
+REACH_S = 5.0
+"""How long a cluster may take to accept a connection."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
         There is no cluster at ``address``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: beside other work it would starve
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     deadline = time.monotonic() + patience_s
     while not ray.is_initialized() and time.monotonic() < deadline:
@@ -51,6 +56,7 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
         return Cluster(0, _share_of_gpus(workers), lambda: None)
     try:
         if address:
+            _reach(address)
             ray.init(address=address, logging_level=logging.WARNING)
         else:
             ray.init(
@@ -59,9 +65,23 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
                 include_dashboard=False,
                 logging_level=logging.WARNING,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise EngineError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     return Cluster(1, _share_of_gpus(workers), ray.shutdown)
+
+
+def _reach(address: str) -> None:
+    """Try an address ``host:port`` first: Ray itself tries for minutes.
+
+    Raises
+    ------
+    OSError, ValueError
+        Nobody listens there, or it is no such address.
+    """
+    if address in ("auto", "local") or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
 def _share_of_gpus(workers: int) -> float:

@@ -215,21 +215,19 @@ class ShardedGrid(Grid):
     ) -> list[Message]:
         """Push messages and wait for their replies, ``timeout`` seconds at most.
 
-        Nodes of a worker answer in turn: give the last one time for all.
+        Nodes of a worker answer in turn: give the last one time for all. The replies are in the
+        order of the messages, so that sums over them do not depend on timing.
         """
-        waiting = dict.fromkeys(self.push_messages(messages))
-        total, replies, started = len(waiting), list[Message](), time.monotonic()
-        while waiting:
-            left = None if timeout is None else started + timeout - time.monotonic()
-            if (left is not None and left <= 0) or not self._receive(timeout=left):
+        asked, started = self.push_messages(messages), time.monotonic()
+        there, before = 0, 0
+        while there < len(asked):
+            left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
+            if not self._receive(timeout=left) or left == 0:
                 break
-            arrived = [self._replies.pop(key) for key in waiting if key in self._replies]
-            for reply in arrived:
-                del waiting[reply.metadata.reply_to_message_id]
-            replies += arrived
-            if arrived and self._on_reply:
-                self._on_reply(len(replies), total)
-        return replies
+            there, before = sum(key in self._replies for key in asked), there
+            if there > before and self._on_reply:
+                self._on_reply(there, len(asked))
+        return [self._replies.pop(key) for key in asked if key in self._replies]
 
     # ---- the workers ------------------------------------------------------------------------
 
@@ -274,7 +272,7 @@ class ShardedGrid(Grid):
         busiest, idlest = self._workers[busy], self._workers[idle]
         moved, excess = list[int](), (most - load[idle]) / 2
         for node_id, seconds in sorted(took[busy].items(), key=lambda item: -item[1]):
-            if seconds <= excess:
+            if seconds / 2 < excess:  # the two come nearer
                 moved.append(node_id)
                 excess -= seconds
         if not moved:

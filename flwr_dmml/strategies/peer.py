@@ -271,13 +271,14 @@ class PeerStrategy(Strategy):
     def _messages(self, plans: Mapping[int, Plan], kind: str) -> list[Message]:
         """Write the messages that complete the round before and begin the next."""
         messages: list[Message] = []
+        sizes: dict[int, tuple[int, int]] = {}  # by the id of a record: many get the same
         for partition, plan in plans.items():
             content = RecordDict({PLAN: write_plan(plan, self.method)})
             for sender, record in self._relay.inbox(plan, partition).items():
                 content[f"{INBOX}{sender}"] = record
-                self._logbook.node(plan.server_round - 1, sender).sent(
-                    size_bytes(record), size_bytes(record, LABELS)
-                )
+                if id(record) not in sizes:
+                    sizes[id(record)] = size_bytes(record), size_bytes(record, LABELS)
+                self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])
             node_id = self.roster.members[partition].node_id
             messages.append(Message(content, node_id, kind, group_id=str(plan.server_round)))
         return messages

@@ -89,6 +89,8 @@ class RoundPlanner:
         reach = self.topology.graph(self.num_nodes, seed=self.seed)
         self.energy.begin(work, self.num_nodes, num_rounds, reach, phases)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
+        self._known: tuple[object, tuple[int, ...]] = (None, ())
+        self._found: dict[int, Neighbourhood] = {}
         self._flat: Collection[int] = ()
 
     def graph(self, server_round: int) -> nx.Graph:
@@ -183,6 +185,9 @@ class RoundPlanner:
         self, graph: nx.Graph, going: Collection[int], published: Collection[int]
     ) -> dict[int, Neighbourhood]:
         """Return who mixes with whom: those that published and go on."""
-        blocks = {p: self._members[p].blocks for p in sorted(going) if p in published}
-        found = neighbourhoods(graph, blocks)
-        return {p: found.get(p, Neighbourhood()) for p in sorted(going)}
+        owners = tuple(p for p in sorted(going) if p in published)
+        known = frozenset(graph.edges), owners
+        if known != self._known:  # most rounds are like the one before
+            blocks = {p: self._members[p].blocks for p in owners}
+            self._known, self._found = known, neighbourhoods(graph, blocks)
+        return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}

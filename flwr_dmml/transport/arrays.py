@@ -108,10 +108,13 @@ def copy_records(content: RecordDict) -> RecordDict:
     """Return records that can be changed without changing these; bytes and tensors are shared."""
     copied = RecordDict()
     for name, record in content.items():
-        if isinstance(record, ArrayRecord):
-            copied[name] = record_of({key: copy.copy(array) for key, array in record.items()})
-        else:
+        if not isinstance(record, ArrayRecord):
             copied[name] = copy.deepcopy(record)
+            continue
+        own = copied[name] = record.copy()
+        for key, array in record.items():
+            if not isinstance(array, LazyArray):  # those never change
+                own[key] = copy.copy(array)
     return copied
 
 

@@ -18,10 +18,11 @@ class Relay:
 
     def __init__(self) -> None:
         self._payloads: dict[int, ArrayRecord] = {}
+        self._cut: dict[tuple[int, frozenset[str]], ArrayRecord] = {}
 
     def take(self, payloads: Mapping[int, ArrayRecord]) -> None:
         """Replace what is held by the payloads of a new round."""
-        self._payloads = dict(payloads)
+        self._payloads, self._cut = dict(payloads), {}
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -31,19 +32,20 @@ class Relay:
     def inbox(self, plan: Plan, recipient: int) -> dict[int, ArrayRecord]:
         """Return what goes with the recipient's ``plan``: a record for each of its neighbours.
 
-        Of a block that its sender has addressed, it holds what is addressed to the recipient.
+        Of a block that its sender has addressed, it holds what is addressed to the recipient. Those
+        that get the same of a sender get the same record.
         """
         records: dict[int, ArrayRecord] = {}
         for position, neighbour in enumerate(plan.neighbours, start=1):
+            payload = self._payloads[neighbour]
             wanted = {name for name, weights in plan.weights.items() if weights[position] > 0}
-            mine = wanted | {addressed(name, recipient) for name in wanted}
-            records[neighbour] = record_of(
-                {
-                    name: array
-                    for name, array in self._payloads[neighbour].items()
-                    if name in mine or name.startswith(STATISTICS)
-                }
-            )
+            for name in wanted - payload.keys():
+                wanted.add(addressed(name, recipient))
+            key = neighbour, frozenset(wanted)
+            if key not in self._cut:
+                kept = (n for n in payload if n in wanted or n.startswith(STATISTICS))
+                self._cut[key] = record_of({name: payload[name] for name in kept})
+            records[neighbour] = self._cut[key]
         return records
 
 
