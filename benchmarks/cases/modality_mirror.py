@@ -31,6 +31,10 @@ def _harmony(uni_modal: int, fusion: int) -> dict[str, Any]:
 
 
 SHARES = {share: f"{share:.0%} without image" for share in (0.2, 0.5, 0.8)}
+CHARGED = {share: f"{name}, the teacher charged" for share, name in SHARES.items()}
+# Rounds in which devices that train nothing but the sound spend what ModalityMirror does: its
+# joules over the 5.429 J of such a round, rounded down.
+AS_MANY_JOULES = {0.2: 95, 0.5: 81, 0.8: 67}
 TEACHING: dict[str, dict[str, Any]] = {
     "T 1": {"temperature": 1.0},
     "T 4": {"temperature": 4.0},
@@ -46,7 +50,8 @@ MAIN = [
     "modality-mirror",
 ]
 MODALITY_MIRROR_CASE = Case(
-    scenarios={name: _lacking(share) for share, name in SHARES.items()},
+    scenarios={name: _lacking(share) for share, name in SHARES.items()}
+    | {CHARGED[share]: _lacking(share) | _rounds(r) for share, r in AS_MANY_JOULES.items()},
     full={"50% without image, other teaching": _lacking(0.5)},
     arms={
         # As many iterations of the audio network as with ModalityMirror: its fusion trains none.
@@ -56,11 +61,17 @@ MODALITY_MIRROR_CASE = Case(
         "KD, multi-modal devices": _mirror(all_nodes=False),
         "CE, all devices": _mirror(lam=0.0),
         "modality-mirror": _mirror(),
+        "audio alone": {
+            "method": "dpsgd",
+            "modality-shares": "",
+            "modality-pattern": "audio",
+        },
         **{
             f"KD, {name}": _mirror(all_nodes=False, **changed) for name, changed in TEACHING.items()
         },
     },
     only=dict.fromkeys(SHARES.values(), MAIN)
+    | dict.fromkeys(CHARGED.values(), ["modality-mirror", "audio alone"])
     | {"50% without image, other teaching": [f"KD, {name}" for name in TEACHING]},
     bars=[
         bar
