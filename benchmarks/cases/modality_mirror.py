@@ -71,7 +71,7 @@ MODALITY_MIRROR_CASE = Case(
         },
     },
     only=dict.fromkeys(SHARES.values(), MAIN)
-    | dict.fromkeys(CHARGED.values(), ["modality-mirror", "audio alone"])
+    | {name: ["modality-mirror", "audio alone"] for name in CHARGED.values()}
     | {"50% without image, other teaching": [f"KD, {name}" for name in TEACHING]},
     bars=[
         bar
