@@ -1,0 +1,168 @@
+"""How fast the engines are: one round of the same small D-PSGD on each, in one run.
+
+    python benchmarks/speed.py [--nodes 16 64 256 1024] [--rounds 9] [--json FILE]
+
+Every arm runs in a process of its own, one after another: a plain PyTorch loop, this package's
+engines, and Flower's. The first round is apart (it loads data and builds models); of the others the
+median counts. All arms must end with the same models. Prints a table and a line for each bar; exits
+with 0 if all bars are met, 1 if not.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from harness import CONSOLE, data_folder
+from rich.table import Table
+
+ARMS = ["plain loop", "in process", "sharded, 1 worker", "sharded, 2 workers", "flower"]
+LARGEST = {"flower": 64}
+"""Nodes beyond which an arm is left out: it would take hours."""
+BARS = [
+    ("sharded, 2 workers", "plain loop", 0.75),
+    ("sharded, 2 workers", "flower", 1 / 30),
+]
+
+
+def measure(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
+    """Run one arm in this process."""
+    import speed_app
+
+    from flwr_dmml.engine import FlowerApp, run_app
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    results: list[Any] = []
+    app = speed_app.server_app(results, nodes, rounds)
+    if arm == "plain loop":
+        results.append(speed_app.plain_loop(nodes, rounds, data))
+    elif arm == "flower":
+        from flwr.simulation import run_simulation
+
+        run_simulation(
+            app,
+            speed_app.client_app,
+            nodes,
+            backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}},
+        )
+    else:
+        workers = {"in process": 0, "sharded, 1 worker": 1, "sharded, 2 workers": 2}[arm]
+        run_app(FlowerApp({}, app, speed_app.client_app), nodes, workers=workers)
+    total = time.perf_counter() - started
+    seconds, models = results[0]
+    return {
+        "first_s": seconds[0],
+        "round_s": median(seconds[1:]),
+        "rounds_s": seconds[1:],
+        "start_s": total - sum(seconds),
+        "digest": float(np.abs(models).sum()),
+    }
+
+
+def memory_of(mark: str) -> int:
+    """Return the bytes of all processes with ``mark`` in their environment, shared ones once."""
+    kilobytes = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark.encode() in (folder / "environ").read_bytes():
+                rollup = (folder / "smaps_rollup").read_text()
+                kilobytes += int(rollup.partition("\nPss:")[2].split()[0])
+    return 1024 * kilobytes
+
+
+def run_arm(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
+    """Run one arm in a process of its own, and watch its memory."""
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, __file__, "--arm", arm, "--nodes", str(nodes)]
+        command += ["--rounds", str(rounds), "--json", str(out)]
+        env = {**os.environ, "RAY_TMPDIR": folder, "FLWR_TELEMETRY_ENABLED": "0"}
+        env["FLWR_DMML_DATA"] = data
+        with (Path(folder) / "log").open("wb") as log:
+            child = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+            peak = 0
+            while child.poll() is None:
+                peak = max(peak, memory_of(folder))
+                time.sleep(1.0)
+        if child.returncode:
+            raise SystemExit(f"{arm}: {(Path(folder) / 'log').read_text()[-3000:]}")
+        result: dict[str, Any] = json.loads(out.read_text())
+        return result | {"peak_gb": peak / 1e9}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[16, 64, 256, 1024])
+    parser.add_argument("--rounds", type=int, default=9, help="the first is apart")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="write everything here")
+    options = parser.parse_args()
+    data = data_folder()
+    if options.arm:
+        result = measure(options.arm, options.nodes[0], options.rounds, data)
+        options.json.write_text(json.dumps(result))
+        return 0
+    table = Table(
+        "nodes", "arm", "ms a round", "x plain loop", "us a node", "first s", "start s", "GB"
+    )
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for nodes in options.nodes:
+        for arm in options.arms:
+            if nodes > LARGEST.get(arm, nodes):
+                continue
+            found[nodes, arm] = r = run_arm(arm, nodes, options.rounds, data)
+            plain = found.get((nodes, "plain loop"), r)["round_s"]
+            cells = [f"{1e3 * r['round_s']:.1f}", f"{r['round_s'] / plain:.2f}"]
+            cells += [f"{1e6 * r['round_s'] / nodes:.0f}", f"{r['first_s']:.1f}"]
+            cells += [f"{r['start_s']:.1f}", f"{r['peak_gb']:.2f}"]
+            table.add_row(str(nodes), arm, *cells)
+            CONSOLE.print(nodes, arm, *cells, highlight=False)
+    CONSOLE.print(table)
+    if options.json:
+        rows = [[*key, value] for key, value in found.items()]
+        options.json.write_text(json.dumps(rows, indent=2))
+    return 0 if judge(found) else 1
+
+
+def judge(found: dict[tuple[int, str], dict[str, Any]]) -> bool:
+    """Print what became of every bar whose arms have run; return whether all are met."""
+    met = list[bool]()
+
+    def bar(text: str, value: float, most: float) -> None:
+        met.append(value <= most)
+        verdict = "met" if met[-1] else "MISSED"
+        CONSOLE.print(f"{text}: {value:.3f} (bar {most:.3f}: {verdict})", highlight=False)
+
+    for arm, other, most in BARS:
+        if {(64, arm), (64, other)} <= set(found):
+            ratio = found[64, arm]["round_s"] / found[64, other]["round_s"]
+            bar(f"64 nodes, {arm} over {other}", ratio, most)
+    sharded = "sharded, 2 workers"
+    if {(64, sharded), (1024, sharded)} <= set(found):
+        small, large = found[64, sharded], found[1024, sharded]
+        growth = (large["round_s"] / 1024) / (small["round_s"] / 64)
+        bar("time a node, 1,024 nodes over 64", growth, 1.2)
+        bar("1,024 nodes, GB of memory", large["peak_gb"], 4.0)
+    if (64, sharded) in found:
+        bar("64 nodes, s from start to first round", found[64, sharded]["start_s"], 5.0)
+    for nodes in {n for n, _ in found}:
+        digests = {r["digest"] for (n, _), r in found.items() if n == nodes}
+        bar(f"{nodes} nodes, different results", len(digests) - 1, 0)
+    return all(met)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
