@@ -133,6 +133,23 @@ def test_a_missing_slot_is_filled_by_the_infiltration_of_those_present():
         assert model.fuse(p.only(["audio"])).tolist() == [[alone, 0.0]]
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_filled_slot_trains_the_fusion_head_only_where_it_is_to(trained: bool):
+    """One logit ``w_a a + w_i f + w_t f`` with audio a = 2 and its infiltration f = 5.
+
+    Its gradient by the weights is (2, 5, 5), or (2, 0, 0); by f it is w_i + w_t = 5 either way.
+    """
+    owned = {"audio": SENSORS["audio"]}
+    model = TwoProjectorClassifier(owned, tuple(SENSORS), 1, width=1, train_filled=trained)
+    with torch.no_grad():
+        model.fusion.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+    infiltration = torch.tensor([[5.0]], requires_grad=True)
+    model.fuse(Projections({"audio": torch.tensor([[2.0]])}, {"audio": infiltration})).backward()
+    assert model.fusion.weight.grad is not None and infiltration.grad is not None
+    assert model.fusion.weight.grad.tolist() == [[2.0, 5.0, 5.0] if trained else [2.0, 0.0, 0.0]]
+    assert infiltration.grad.tolist() == [[5.0]]
+
+
 def test_blocks_start_alike_whatever_else_a_device_owns():
     one, three = filled(("image",)).blocks(), filled(("audio", "image", "touch")).blocks()
     assert set(one) == {"fusion", "encoder.image", "projectors.image", "head.image"}

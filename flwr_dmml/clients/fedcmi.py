@@ -57,8 +57,8 @@ class FedCmi(Learner):
     first only. On a complete graph the mixed model is the paper's global one.
 
     More than two modalities (the dominant one teaches each other one) are this project's
-    generalisation, as are ``softening``, ``min_temperature`` and distilling features
-    (mean squared difference).
+    generalisation, as are ``softening``, ``min_temperature``, distilling features (mean squared
+    difference), and that the fusion head is not trained on filled slots (``train_filled``).
 
     References
     ----------
