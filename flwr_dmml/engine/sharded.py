@@ -155,6 +155,11 @@ class ShardedGrid(Grid):
         """Sum of the workers' largest memory so far; what they share is counted for each."""
         return sum(worker.peak_bytes for worker in self._workers)
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds that nodes' ClientApps have taken so far, summed over the workers."""
+        return sum(worker.busy_s for worker in self._workers)
+
     # ---- Flower's interface -----------------------------------------------------------------
 
     def set_run(self, run: Run) -> None:

@@ -59,6 +59,8 @@ class Worker:
     nodes: dict[int, SimulatedNode] = field(default_factory=dict)
     """Who is hosted, by node id; only their ids and configs are known here."""
     peak_bytes: int = 0
+    busy_s: float = 0.0
+    """What all ClientApps here have taken."""
     batches: deque[Batch] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -118,6 +120,7 @@ class Worker:
         self._snapshots |= dict.fromkeys(answers.seconds, snapshot)
         for node_id, seconds in answers.seconds.items():
             self._times.setdefault(node_id, deque(maxlen=REMEMBERED)).append(seconds)
+        self.busy_s += sum(answers.seconds.values())
         self.peak_bytes = max(self.peak_bytes, answers.peak_bytes)
         replies: list[Message] = read(answers.replies, lambda d: RemoteArray(d, chunk))
         for reply in replies:
