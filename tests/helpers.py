@@ -91,20 +91,12 @@ def install_metadata(package: Path, folder: Path) -> Path:
     return folder
 
 
-def simulate_custom(installed: Path, run_dir: Path, **settings: Any) -> Path:
+def simulate_custom(installed: Path, run_dir: Path, workers: int = 0, **settings: Any) -> Path:
     """Run examples/custom_method, as installed, by `flwr-dmml simulate`; return ``run_dir``."""
     install_metadata(CUSTOM, installed)
     sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
-    command = [
-        sys.executable,
-        "-m",
-        "flwr_dmml.cli",
-        "simulate",
-        str(CUSTOM),
-        *sets,
-        "--workers",
-        "0",
-    ]
+    command = [sys.executable, "-m", "flwr_dmml.cli", "simulate", str(CUSTOM), *sets]
+    command += ["--workers", str(workers)]
     done = subprocess.run(
         [*command, "--set", f"run-dir={run_dir}"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(CUSTOM)])},

@@ -28,6 +28,14 @@ def test_its_strategy_tells_its_learner_when_to_smooth(tmp_path: Path):
     assert half[0] > losses(simulate_custom(tmp_path / "b", tmp_path / "none", **none))[0]
 
 
+def test_it_writes_the_same_on_workers(tmp_path: Path):
+    """A process that finds the method by its entry point, and one that is handed it."""
+    here = simulate_custom(tmp_path / "a", tmp_path / "here", **FEW)
+    there = simulate_custom(tmp_path / "b", tmp_path / "there", workers=2, **FEW)
+    metrics = [f / "x" / "smooth-start" / "metrics.jsonl" for f in (here, there)]
+    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+
+
 def test_its_options_are_checked_like_any_other(tmp_path: Path):
     with pytest.raises(AssertionError, match=r"smooth-start\.smoothing = 1\.5"):
         simulate_custom(tmp_path / "a", tmp_path / "b", **FEW, **{"smooth-start.smoothing": 1.5})

@@ -143,6 +143,8 @@ class ShardedGrid(Grid):
         """Stop the workers, and Ray if it was started for them."""
         if not self._cluster:
             return
+        each = ", ".join(f"{worker.peak_bytes / 1e6:.0f}" for worker in self._workers)
+        log(INFO, "Peak memory of the processes, with what they share: %s MB", each)
         closing = [worker.actor.close.remote() for worker in self._workers]
         ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)  # one may hang, or be dead
         for worker in self._workers:

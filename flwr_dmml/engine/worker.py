@@ -12,7 +12,7 @@ import ray
 from flwr.app import Array, Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from .identity import SERVER_NODE_ID
 from .nodes import SimulatedNode
@@ -78,8 +78,11 @@ class Worker:
 
     def host(
         self, nodes: Iterable[SimulatedNode], snapshots: Mapping[int, Snapshot] | None = None
-    ) -> None:
-        """Host nodes as their snapshots say; one that has none starts afresh."""
+    ) -> Any:
+        """Host nodes as their snapshots say; one that has none starts afresh.
+
+        Returns what Ray gives for the call: it fails where a snapshot is lost.
+        """
         added = {node.node_id: node for node in nodes}
         self.nodes |= added
         self._snapshots |= snapshots or {}
@@ -90,7 +93,7 @@ class Worker:
             for s in written.values()
         ]
         refs = {s.chunk.number: s.chunk.ref for s in known.values()}
-        self.actor.take.remote(list(added.values()), states, refs)
+        return self.actor.take.remote(list(added.values()), states, refs)
 
     def dismiss(self, node_ids: Iterable[int]) -> tuple[list[SimulatedNode], dict[int, Snapshot]]:
         """Host these nodes no longer; return them with their snapshots."""
@@ -152,7 +155,12 @@ class Worker:
         text = "A worker died (%s); it is started again, its %s nodes as after their last replies"
         log(WARNING, text, str(error).strip().splitlines()[0], len(self.nodes))
         self.actor, waiting = self.start(self.number), list(self.batches)
-        self.host(list(self.nodes.values()))
+        try:
+            ray.get(self.host(list(self.nodes.values())))
+        except RayError as lost:
+            text = "The states of these nodes are lost with the machine that held them: %s"
+            log(WARNING, text, str(lost).strip().splitlines()[-1])
+            self._snapshots.clear()
         self.batches.clear()
         waiting[0].deaths += 1
         given_up = waiting.pop(0) if waiting[0].deaths > MOST_DEATHS else Batch({})
