@@ -4,10 +4,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+import torch
+from ray._private import ray_constants
 
 from .errors import EngineError
 
@@ -53,21 +56,38 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     while not ray.is_initialized() and time.monotonic() < deadline:
         time.sleep(0.05)
     if ray.is_initialized():
-        return Cluster(0, _share_of_gpus(workers), lambda: None)
-    try:
-        if address:
-            _reach(address)
-            ray.init(address=address, logging_level=logging.WARNING)
-        else:
+        return Cluster(0, _share(_gpus_of_cluster(), workers), lambda: None)
+    if not address:
+        # Processes that are about to become workers import what they need meanwhile.
+        os.environ.setdefault("RAY_preload_python_modules", "flwr_dmml.engine.shard")
+        with _on_loopback():
             ray.init(
                 address="local",
                 num_cpus=workers,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
             )
+        return Cluster(1, _share(torch.cuda.device_count(), workers), ray.shutdown)
+    try:
+        _reach(address)
+        ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
-        raise EngineError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-    return Cluster(1, _share_of_gpus(workers), ray.shutdown)
+        raise EngineError(f"no Ray cluster at {address}: {error}") from error
+    return Cluster(1, _share(_gpus_of_cluster(), workers), ray.shutdown)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray take 127.0.0.1 for its address while the block runs, not one that others reach.
+
+    It has no argument for that: 127.0.0.1 given as address is replaced by the machine's.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _reach(address: str) -> None:
@@ -84,7 +104,10 @@ def _reach(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
-def _share_of_gpus(workers: int) -> float:
+def _gpus_of_cluster() -> float:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = resources.get("GPU", 0.0)
+    return resources.get("GPU", 0.0)
+
+
+def _share(gpus: float, workers: int) -> float:
     return min(1.0, gpus / workers)

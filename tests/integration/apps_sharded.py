@@ -71,7 +71,7 @@ fedavg = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run Flower's FedAvg and write what it ends with."""
     start = ArrayRecord([np.linspace(0, 1, 5000, dtype=np.float32), np.ones((3, 3))])
-    strategy = FedAvg(fraction_train=1.0, fraction_evaluate=1.0, min_available_nodes=5)
+    strategy = FedAvg(min_train_nodes=5, min_evaluate_nodes=5, min_available_nodes=5)
     result = strategy.start(grid, initial_arrays=start, num_rounds=3)
     arrays = result.arrays.to_numpy_ndarrays()
     metrics = [

@@ -168,6 +168,24 @@ def test_a_busy_worker_gives_nodes_to_an_idle_one(tmp_path: Path):
         assert counts == dict.fromkeys(range(5), 5), "with their states"
 
 
+def test_nobody_else_can_reach_the_workers():
+    """All that the processes of this run listen on is on loopback; 1 and ::1 end in 1, as hex."""
+    folder, inodes = os.environ["RAY_TMPDIR"], set[str]()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.encode() in (process / "environ").read_bytes():
+                links = (os.readlink(link) for link in (process / "fd").iterdir())
+                inodes |= {link[8:-1] for link in links if link.startswith("socket:")}
+    rows = [
+        row.split()
+        for table in ("tcp", "tcp6")
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    listening = {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+    v6 = "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"
+    assert listening and listening <= {"0100007F", *v6}
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_flowers_fedavg_ends_with_the_same_numbers(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
