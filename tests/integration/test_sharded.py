@@ -30,6 +30,7 @@ def own_ray() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets are made in it
     with pytest.MonkeyPatch.context() as patch, server_identity(1):
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for Flower's own workers
         cluster = connect("", 3)
         yield
         cluster.disconnect()
