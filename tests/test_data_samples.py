@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -99,3 +100,25 @@ def test_hiding_copies_and_leaves_the_source_as_it_is():
     before = {name: x.clone() for name, x in source.train.inputs.items()}
     hide_rows(source, 0.25).train.inputs["image"].zero_()
     assert all(torch.equal(source.train.inputs[name], x) for name, x in before.items())
+
+
+def test_a_subset_of_a_subset_is_a_view_of_the_first():
+    """Rows 4, 2, 0 and of these the last and the first: 0 and 4."""
+    x = torch.arange(10.0).reshape(5, 2)
+    samples = Samples({"a": x, "b": -x}, torch.arange(5))
+    part = samples.subset(torch.tensor([4, 2, 0])).subset(np.array([2, 0]))
+    assert part.labels.tolist() == [0, 4] and len(part) == 2
+    assert part.inputs["a"].tolist() == [[0, 1], [8, 9]]
+    only = part.restrict(["b"])
+    assert list(only.inputs) == ["b"] and only.inputs["b"].tolist() == [[0, -1], [-8, -9]]
+    x[4] = 7.0
+    assert part.inputs["a"].tolist() == [[0, 1], [7, 7]], "nothing has been copied"
+    own = part.gathered()
+    x[4] = 8.0
+    assert own.inputs["a"].tolist() == [[0, 1], [7, 7]] and dict(own.inputs) == own.inputs
+
+
+def test_labels_that_do_not_fit_a_view_are_refused():
+    view = Samples({"a": torch.zeros(5, 1)}, torch.zeros(5)).subset([0, 1]).inputs
+    with pytest.raises(DataError, match=r"different lengths: \{'a': 2, 'labels': 3\}"):
+        Samples(view, torch.zeros(3))

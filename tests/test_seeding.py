@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.seeding import derive_seed, numpy_generator, torch_generator
+from flwr_dmml.seeding import derive_seed, global_generator, numpy_generator, torch_generator
 
 PARTS = st.lists(st.integers(-(2**70), 2**70) | st.text(max_size=8), max_size=4)
 
@@ -105,3 +105,23 @@ def test_generators_neither_use_nor_disturb_the_global_ones() -> None:
         torch.rand(3, generator=torch_generator(5)).tolist(),
         numpy_generator(5).random(),
     )
+
+
+def test_the_global_generator_is_seeded_for_a_while_and_then_as_before():
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    first = torch.rand(1)
+    with global_generator(9):
+        inside = torch.rand(3)
+    assert torch.equal(torch.cat([first, torch.rand(1)]), expected)
+    assert torch.equal(inside, torch.rand(3, generator=torch.Generator().manual_seed(9)))
+
+
+def test_seeding_leaves_nothing_behind_without_a_gpu():
+    """``torch.manual_seed`` notes every call, for a GPU to come, as long as there is none."""
+    waiting = len(torch.cuda._queued_calls)
+    for seed in range(3):
+        with global_generator(seed):
+            pass
+    assert len(torch.cuda._queued_calls) == waiting
