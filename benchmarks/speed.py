@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,13 +62,13 @@ def measure(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
     else:
         workers = {"in process": 0, "sharded, 1 worker": 1, "sharded, 2 workers": 2}[arm]
         run_app(FlowerApp({}, app, speed_app.client_app), nodes, workers=workers)
-    total = time.perf_counter() - started
-    seconds, models = results[0]
+    times, models = results[0]
+    seconds = [after - before for before, after in pairwise(times)]
     return {
         "first_s": seconds[0],
         "round_s": median(seconds[1:]),
         "rounds_s": seconds[1:],
-        "start_s": total - sum(seconds),
+        "start_s": times[0] - started,
         "digest": float(np.abs(models).sum()),
     }
 

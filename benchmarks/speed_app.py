@@ -96,7 +96,10 @@ def on_who(message: Message, context: Context) -> Message:
 
 
 def run_rounds(grid: Grid, nodes: int, rounds: int) -> tuple[list[float], np.ndarray]:
-    """Relay models between neighbours; return each round's seconds, and the last models."""
+    """Relay models between neighbours; return when each round began, and the last models.
+
+    The last time is that of the end.
+    """
     if hasattr(grid, "arrange"):
         grid.arrange(graph(nodes))
     while len(ids := grid.get_node_ids()) < nodes:
@@ -106,9 +109,9 @@ def run_rounds(grid: Grid, nodes: int, rounds: int) -> tuple[list[float], np.nda
     partitions = [int(r.content.metric_records["who"]["partition"]) for r in replies]
     node_ids = dict(zip(partitions, (r.metadata.src_node_id for r in replies), strict=True))
     of_node = {node_id: k for k, node_id in node_ids.items()}
-    near, models, seconds = graph(nodes), dict[int, ArrayRecord](), list[float]()
+    near, models, times = graph(nodes), dict[int, ArrayRecord](), list[float]()
     for server_round in range(rounds):
-        begun = time.perf_counter()
+        times.append(time.perf_counter())
         messages: list[Message] = []
         for k in range(nodes):
             inbox = {f"{j:05d}": models[j] for j in sorted(near[k])} if models else {}
@@ -118,23 +121,23 @@ def run_rounds(grid: Grid, nodes: int, rounds: int) -> tuple[list[float], np.nda
         models = {
             of_node[r.metadata.src_node_id]: r.content.array_records["model"] for r in replies
         }
-        seconds.append(time.perf_counter() - begun)
-    return seconds, np.stack([models[k]["vector"].numpy() for k in range(nodes)])
+    times.append(time.perf_counter())
+    return times, np.stack([models[k]["vector"].numpy() for k in range(nodes)])
 
 
 def plain_loop(nodes: int, rounds: int, data: str) -> tuple[list[float], np.ndarray]:
     """Do the same in one loop, without messages."""
     every, near = [Node(k, data) for k in range(nodes)], graph(nodes)
-    seconds = list[float]()
+    times = list[float]()
     for server_round in range(rounds):
-        begun = time.perf_counter()
+        times.append(time.perf_counter())
         vectors = [node.vector() for node in every]
         for node in every:
             own = vectors[node.index]
             others = [vectors[j] for j in sorted(near[node.index])] if server_round else [own] * 8
             train(node, own, others, server_round)
-        seconds.append(time.perf_counter() - begun)
-    return seconds, np.stack([node.vector().numpy() for node in every])
+    times.append(time.perf_counter())
+    return times, np.stack([node.vector().numpy() for node in every])
 
 
 def server_app(

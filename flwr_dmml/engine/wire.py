@@ -12,17 +12,23 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from flwr.app import Array
 from numpy.typing import NDArray
 
-from ..transport.arrays import LazyArray, TensorArray, serialised_bytes
+from ..transport.arrays import (
+    LazyArray,
+    NumpyArray,
+    TensorArray,
+    numbers_in,
+    serialised_bytes,
+)
 
 Buffers = list[NDArray[Any]]
-"""The arrays of a chunk: a tensor's numbers, or the bytes of any other array."""
+"""The arrays of a chunk: the numbers, or the bytes of one of another kind."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Description:
 
     chunk: int
     position: int
-    is_tensor: bool
+    kind: Literal["tensor", "numbers", "bytes"]
     dtype: str
     shape: tuple[int, ...]
     stype: str
@@ -40,8 +46,10 @@ class Description:
     def read(self, buffers: Buffers) -> Array:
         """Return the array."""
         buffer = buffers[self.position]
-        if not self.is_tensor:
+        if self.kind == "bytes":
             return Array(self.dtype, self.shape, self.stype, buffer.tobytes())
+        if self.kind == "numbers":
+            return NumpyArray(buffer)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable")  # TensorArrays are not
             return TensorArray(torch.from_numpy(buffer))
@@ -107,29 +115,48 @@ class Export:
     number: int
     arrays: list[Array] = field(default_factory=list)
     _described: dict[int, Description] = field(default_factory=dict)
+    _given: list[Array] = field(default_factory=list)  # kept: their ids are no others'
 
     def describe(self, array: Array) -> Description:
         """Add an array, once, and return its description."""
-        key = id(array)  # which no other has: the list keeps the array
-        if key not in self._described:
-            self._described[key] = Description(
+        if id(array) not in self._described:
+            kept = _read_once(array)
+            self._described[id(array)] = Description(
                 chunk=self.number,
                 position=len(self.arrays),
-                is_tensor=isinstance(array, TensorArray),
+                kind=_KINDS.get(type(kept), "bytes"),
                 dtype=array.dtype,
                 shape=array.shape,
                 stype=array.stype,
                 size=serialised_bytes(array),
             )
-            self.arrays.append(array)
-        return self._described[key]
+            self.arrays.append(kept)
+            self._given.append(array)
+        return self._described[id(array)]
 
     def buffers(self) -> Buffers:
         """Return what the chunk holds."""
-        return [
-            a.tensor.numpy() if isinstance(a, TensorArray) else np.frombuffer(a.data, np.uint8)
-            for a in self.arrays
-        ]
+        return [_buffer(array) for array in self.arrays]
+
+
+_KINDS: dict[type[Array], Literal["tensor", "numbers", "bytes"]] = {
+    TensorArray: "tensor",
+    NumpyArray: "numbers",
+}
+
+
+def _read_once(array: Array) -> Array:
+    """Return an array that does not read its bytes again each time, if it is of NumPy's kind."""
+    if isinstance(array, LazyArray) or array.stype != "numpy.ndarray":
+        return array
+    numbers = numbers_in(array.data)
+    return array if numbers is None else NumpyArray(numbers)
+
+
+def _buffer(array: Array) -> NDArray[Any]:
+    if isinstance(array, TensorArray):
+        return array.tensor.numpy()
+    return array.numbers if isinstance(array, NumpyArray) else np.frombuffer(array.data, np.uint8)
 
 
 def write(content: object, describe: Callable[[Array], Description | None]) -> bytes:

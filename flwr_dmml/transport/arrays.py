@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
+from math import prod
 from typing import Any, Self
 
 import numpy as np
@@ -82,9 +83,7 @@ class TensorArray(LazyArray):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The tensor in NumPy's file format."""
-        buffer = BytesIO()
-        np.save(buffer, self.tensor.numpy(), allow_pickle=False)
-        return buffer.getvalue()
+        return _npy(self.tensor.numpy())
 
     @property
     def serialised_bytes(self) -> int:
@@ -94,6 +93,60 @@ class TensorArray(LazyArray):
     def numpy(self) -> NDArray[Any]:
         """Return a copy."""
         return self.tensor.numpy().copy()
+
+
+class NumpyArray(LazyArray):
+    """An ``Array`` whose bytes have been read, once for all who ask for its numbers.
+
+    Parameters
+    ----------
+    numbers : NDArray
+        Nobody is to write into them.
+    """
+
+    def __init__(self, numbers: NDArray[Any]) -> None:
+        self.__dict__["_numbers"] = numbers
+        self.dtype, self.shape, self.stype = str(numbers.dtype), numbers.shape, "numpy.ndarray"
+
+    @property
+    def numbers(self) -> NDArray[Any]:
+        """The numbers themselves."""
+        numbers: NDArray[Any] = self.__dict__["_numbers"]
+        return numbers
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The numbers in NumPy's file format."""
+        return _npy(self.numbers)
+
+    @property
+    def serialised_bytes(self) -> int:
+        """``len(self.data)``."""
+        return _npy_bytes(self.dtype, self.shape)
+
+    def numpy(self) -> NDArray[Any]:
+        """Return a copy, as any ``Array`` does."""
+        return self.numbers.copy()
+
+
+def numbers_in(data: bytes) -> NDArray[Any] | None:
+    """Return a read-only view of the numbers in a file of NumPy's, None if it is an unusual one."""
+    file = BytesIO(data[:4096])
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except ValueError:  # no such file: who asks for its numbers is told so
+        return None
+    if fortran or dtype.hasobject or len(data) - file.tell() != dtype.itemsize * prod(shape):
+        return None
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
+
+
+def _npy(numbers: NDArray[Any]) -> bytes:
+    buffer = BytesIO()
+    np.save(buffer, numbers, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
@@ -128,4 +181,4 @@ def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     buffer, kind = BytesIO(), np.dtype(dtype)
     header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, header)
-    return len(buffer.getvalue()) + kind.itemsize * int(np.prod(shape))
+    return len(buffer.getvalue()) + kind.itemsize * prod(shape)
