@@ -57,6 +57,12 @@ def test_everybody_has_a_place_and_no_worker_gets_too_much(nodes, workers, links
     assert max(loads) <= 2 * sum(costs) / workers + 2 * max(costs)
 
 
+def test_a_worker_keeps_its_last_node():
+    """0.1 + 0.2 - 0.1 - 0.2 is not 0: nodes are counted, not their costs."""
+    costs = [1, 0.5, 1, 1, 0.6991507190168188, 1, 1, 5]
+    assert set(place(nx.complete_graph(8), costs, 5)) == {0, 1, 2, 3, 4}
+
+
 def test_no_worker_is_refused():
     with pytest.raises(ValueError, match="workers = 0: must be at least 1"):
         place(nx.cycle_graph(3), [1.0] * 3, 0)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from ..tracking import Tracker
-from .nodes import SimulatedNode, simulated_nodes
+from .grid import SimulationGrid
+from .nodes import SimulatedNode
 
 _POLL_S = 0.005
 
@@ -29,7 +28,7 @@ class _Job:
     stalled: bool = False
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(SimulationGrid):
     """Run any ClientApp's nodes one after another in this process.
 
     As with real SuperNodes, a node works on one message at a time; when its ClientApp raises, its
@@ -67,44 +66,17 @@ class InProcessGrid(Grid):
         trackers: Sequence[Tracker] = (),
         on_reply: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.trackers = tuple(trackers)
+        super().__init__(num_nodes, run_id, trackers)
         self._client_app = client_app
         self._run_config = dict(run_config)
-        self._run = Run.create_empty(run_id)
         self._stall_s = stall_s
         self._on_reply = on_reply
-        self._nodes = simulated_nodes(num_nodes)
         self._inbox: dict[int, list[Message]] = {node_id: [] for node_id in self._nodes}
         self._jobs: dict[int, _Job] = {}  # by node id
         self._replies: dict[str, Message] = {}  # by the id of the message they answer
-        self._count = 0
         self._lock = threading.Lock()
 
     # ---- Flower's interface -----------------------------------------------------------------
-
-    def set_run(self, run: Run) -> None:
-        """Set the run this grid works for."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run this grid works for."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message (deprecated in Flower; use ``Message`` itself)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> list[int]:
-        """Return the ids of all nodes."""
-        return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Put messages in their nodes' inboxes and return their ids.
@@ -116,12 +88,8 @@ class InProcessGrid(Grid):
         """
         ids: list[str] = []
         for message in messages:
-            if message.metadata.dst_node_id not in self._nodes:
-                raise ValueError(f"there is no node {message.metadata.dst_node_id}")
-            self._count += 1
-            message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{self._count}"
+            ids.append(self._accept(message))
             self._inbox[message.metadata.dst_node_id].append(message)
-            ids.append(message.metadata.message_id)
         self._work()
         return ids
 

@@ -1,5 +1,6 @@
 """Which worker hosts which node: few links between workers, equal work for each."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import networkx as nx
@@ -97,6 +98,7 @@ def _move(graph: nx.Graph, costs: Sequence[float], home: dict[int, int], workers
     load = [0.0] * workers
     for node, worker in home.items():
         load[worker] += costs[node]
+    hosted = Counter(home.values())
     most = max(*load, sum(load) / workers * (1 + SLACK))
     for _ in range(SWEEPS):
         moved = False
@@ -105,10 +107,12 @@ def _move(graph: nx.Graph, costs: Sequence[float], home: dict[int, int], workers
             for neighbour in graph[node]:
                 near[home[neighbour]] += 1
             there = max(range(workers), key=lambda w: (near[w], w == here))
-            alone = load[here] - costs[node] <= 0
+            alone = hosted[here] == 1
             if near[there] > near[here] and load[there] + costs[node] <= most and not alone:
                 home[node], moved = there, True
                 load[here] -= costs[node]
                 load[there] += costs[node]
+                hosted[here] -= 1
+                hosted[there] += 1
         if not moved:
             return

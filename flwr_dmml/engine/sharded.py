@@ -14,15 +14,13 @@ from uuid import uuid4
 
 import networkx as nx
 import ray
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from ..tracking import Tracker
 from .cluster import Cluster, connect
-from .nodes import simulated_nodes
+from .grid import SimulationGrid
 from .placement import links_between, place
 from .shard import Shard
 from .worker import REMEMBERED, Worker
@@ -35,7 +33,7 @@ WORTH_S = 0.05
 """... and so many seconds more an exchange: a node that moves has to load its data again."""
 
 
-class ShardedGrid(Grid):
+class ShardedGrid(SimulationGrid):
     """Run any ClientApp's nodes in ``workers`` processes, each with a shard of the nodes.
 
     A node stays where it is, with its state, its data and what its ClientApp caches. One call goes
@@ -86,18 +84,16 @@ class ShardedGrid(Grid):
         trackers: Sequence[Tracker] = (),
         on_reply: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.trackers = tuple(trackers)
-        self._run = Run.create_empty(run_id)
+        super().__init__(num_nodes, run_id, trackers)
         self._on_reply = on_reply
         self._size = min(workers, num_nodes)
         self._address, self._patience_s = address, patience_s
         self._app = client_app, dict(run_config)
         self._cluster: Cluster | None = None
         self._workers: list[Worker] = []
-        self._nodes = simulated_nodes(num_nodes)
         self._home: dict[int, Worker] = {}  # by node id; empty until the first message
         self._replies: dict[str, Message] = {}  # by the id of the message they answer
-        self._count = self._exchanges = 0
+        self._exchanges = 0
 
     def __enter__(self) -> Self:
         return self
@@ -164,30 +160,6 @@ class ShardedGrid(Grid):
 
     # ---- Flower's interface -----------------------------------------------------------------
 
-    def set_run(self, run: Run) -> None:
-        """Set the run this grid works for."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run this grid works for."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message (deprecated in Flower; use ``Message`` itself)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> list[int]:
-        """Return the ids of all nodes."""
-        return list(self._nodes)
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages to their nodes' workers and return their ids.
 
@@ -197,11 +169,7 @@ class ShardedGrid(Grid):
             A message is for a node that does not exist.
         """
         pushed = list(messages)
-        for message in pushed:
-            if message.metadata.dst_node_id not in self._nodes:
-                raise ValueError(f"there is no node {message.metadata.dst_node_id}")
-            self._count += 1
-            message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{self._count}"
+        ids = [self._accept(message) for message in pushed]
         if not self._home:
             self.arrange(nx.empty_graph(len(self._nodes)))
         self._rebalance()
@@ -209,7 +177,7 @@ class ShardedGrid(Grid):
             own = [m for m in pushed if self._home[m.metadata.dst_node_id] is worker]
             if own:
                 worker.send(own)
-        return [message.metadata.message_id for message in pushed]
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there by now; each is returned once."""

@@ -1,0 +1,68 @@
+"""What this package's grids have in common."""
+
+from collections.abc import Sequence
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from ..tracking import Tracker
+from .nodes import simulated_nodes
+
+
+class SimulationGrid(Grid):
+    """A Grid with simulated nodes.
+
+    Parameters
+    ----------
+    num_nodes : int
+        Nodes; node i has partition id i.
+    run_id : int
+        Id of the run.
+    trackers : sequence of Tracker
+        Handed to the ServerApp, which tells them of every round.
+    """
+
+    def __init__(self, num_nodes: int, run_id: int, trackers: Sequence[Tracker]) -> None:
+        self.trackers = tuple(trackers)
+        self._nodes = simulated_nodes(num_nodes)
+        self._run = Run.create_empty(run_id)
+        self._count = 0
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid works for."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works for."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message (deprecated in Flower; use ``Message`` itself)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes."""
+        return list(self._nodes)
+
+    def _accept(self, message: Message) -> str:
+        """Give a message its id and return that.
+
+        Raises
+        ------
+        ValueError
+            It is for a node that does not exist.
+        """
+        if message.metadata.dst_node_id not in self._nodes:
+            raise ValueError(f"there is no node {message.metadata.dst_node_id}")
+        self._count += 1
+        message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{self._count}"
+        return message.metadata.message_id
