@@ -167,11 +167,12 @@ def fused_alone(settings: Settings, states: Mapping[int, RecordDict]) -> dict[st
     methods = find_methods()
     parsed, options = parse_settings(settings, option_types(methods))
     found: dict[str, list[float]] = {}
-    for k, state in states.items():
+    method = methods[parsed.method]
+    for k, state in states.items() if issubclass(method, Staged) else ():
         partition = load_partition(parsed.partition_options(), k)
-        learner = methods[parsed.method](partition, parsed, options[parsed.method])
-        if not isinstance(learner, Staged) or len(partition.modalities) == 1:
+        if len(partition.modalities) == 1:
             continue
+        learner = method(partition, parsed, options[parsed.method])
         learner.load_state(unpack(state.array_records[STATE]))
         learner.model.eval()
         for m in partition.modalities:

@@ -29,8 +29,6 @@ from harness import CONSOLE, data_folder
 from rich.table import Table
 
 ARMS = ["plain loop", "in process", "sharded, 1 worker", "sharded, 2 workers", "flower"]
-LARGEST = {"flower": 64}
-"""Nodes beyond which an arm is left out: it would take hours."""
 BARS = [
     ("sharded, 2 workers", "plain loop", 0.75),
     ("sharded, 2 workers", "flower", 1 / 30),
@@ -159,8 +157,6 @@ def main() -> int:
     CONSOLE.print(f"quickstart, DMML-KD, 2 workers: {1e3 * round_s:.0f} ms a round")
     for nodes in options.nodes:
         for arm in options.arms:
-            if nodes > LARGEST.get(arm, nodes):
-                continue
             found[nodes, arm] = r = run_arm(arm, nodes, options.rounds, data)
             plain = found.get((nodes, "plain loop"), r)["round_s"]
             cells = [f"{1e3 * r['round_s']:.1f}", f"{r['round_s'] / plain:.2f}"]

@@ -1,6 +1,7 @@
-"""A small Flower app for the speed benchmark: D-PSGD of an MLP, by hand, without this package.
+"""A small Flower app for the speed benchmark: D-PSGD of an MLP, by hand.
 
-A ClientApp and a Strategy as anybody would write them against Flower's messages. What a node
+A ClientApp and a round plan as anybody would write them against Flower's messages; of this package
+it has only the reader of MNIST, and the hint to an engine that has one who exchanges. What a node
 computes is :func:`train`, which the plain loop calls too.
 """
 

@@ -110,6 +110,8 @@ def simulate(
         if ray_address is not None:
             changed["ray-address"] = ray_address
         config = {**loaded.run_config, **changed}
+        if workers == 0 and config.get("ray-address"):
+            raise typer.BadParameter("--workers 0 and ray-address: one process needs no cluster")
         with LiveTable(err) as live:
             run_app(
                 loaded,

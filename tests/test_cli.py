@@ -36,6 +36,12 @@ def sets(*settings: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
+def test_one_process_and_a_cluster_exclude_each_other():
+    result = invoke(QUICKSTART, "--ray-address", "10.0.0.1:6379", columns=300)
+    assert result.exit_code == 2
+    assert "--workers 0 and ray-address: one process needs no cluster" in words(result.output)
+
+
 def words(text: str) -> str:
     """Return the text without colours, its white space made single spaces."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())

@@ -81,8 +81,7 @@ class Learner:
         your own has to seed each block by its name for that, where devices build different ones.
         """
         self.server_round = 0
-        seed = derive_seed(self.settings.seed, "init", "model")
-        with global_generator(seed, self.device):  # a user's model may draw from it
+        with global_generator(derive_seed(self.settings.seed, "init", "model"), self.device):
             self.model = self.build_model().to(self.device)
         self.optimizer_state: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round

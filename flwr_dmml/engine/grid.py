@@ -1,6 +1,6 @@
 """What this package's grids have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -21,10 +21,20 @@ class SimulationGrid(Grid):
         Id of the run.
     trackers : sequence of Tracker
         Handed to the ServerApp, which tells them of every round.
+    on_reply : callable or None
+        Called with the number of replies and of messages in the exchange that is going on.
     """
 
-    def __init__(self, num_nodes: int, run_id: int, trackers: Sequence[Tracker]) -> None:
+    def __init__(
+        self,
+        num_nodes: int,
+        run_id: int,
+        trackers: Sequence[Tracker],
+        on_reply: Callable[[int, int], None] | None,
+    ) -> None:
         self.trackers = tuple(trackers)
+        self._on_reply = on_reply
+        self._replies: dict[str, Message] = {}  # by the id of the message they answer
         self._nodes = simulated_nodes(num_nodes)
         self._run = Run.create_empty(run_id)
         self._count = 0

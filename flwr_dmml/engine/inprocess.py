@@ -66,14 +66,12 @@ class InProcessGrid(SimulationGrid):
         trackers: Sequence[Tracker] = (),
         on_reply: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__(num_nodes, run_id, trackers)
+        super().__init__(num_nodes, run_id, trackers, on_reply)
         self._client_app = client_app
         self._run_config = dict(run_config)
         self._stall_s = stall_s
-        self._on_reply = on_reply
         self._inbox: dict[int, list[Message]] = {node_id: [] for node_id in self._nodes}
         self._jobs: dict[int, _Job] = {}  # by node id
-        self._replies: dict[str, Message] = {}  # by the id of the message they answer
         self._lock = threading.Lock()
 
     # ---- Flower's interface -----------------------------------------------------------------

@@ -75,10 +75,6 @@ class Shard:
         self._nodes: dict[int, SimulatedNode] = {}
         self._chunks: dict[int, list[Array]] = {}
 
-    def pid(self) -> int:
-        """Return the id of the worker's process."""
-        return os.getpid()
-
     def close(self) -> None:
         """Remove what the workers of this machine share in files."""
         shutil.rmtree(self._store, ignore_errors=True)

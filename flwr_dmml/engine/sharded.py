@@ -84,15 +84,13 @@ class ShardedGrid(SimulationGrid):
         trackers: Sequence[Tracker] = (),
         on_reply: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__(num_nodes, run_id, trackers)
-        self._on_reply = on_reply
+        super().__init__(num_nodes, run_id, trackers, on_reply)
         self._size = min(workers, num_nodes)
         self._address, self._patience_s = address, patience_s
         self._app = client_app, dict(run_config)
         self._cluster: Cluster | None = None
         self._workers: list[Worker] = []
         self._home: dict[int, Worker] = {}  # by node id; empty until the first message
-        self._replies: dict[str, Message] = {}  # by the id of the message they answer
         self._exchanges = 0
 
     def __enter__(self) -> Self:

@@ -11,6 +11,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BytesIO
 from typing import Any, Literal
 
@@ -71,6 +72,14 @@ class Chunk:
     def __init__(self, number: int, ref: Any, on_unused: Callable[[int], None]) -> None:
         self.number, self.ref, self._on_unused = number, ref, on_unused
 
+    @cached_property
+    def buffers(self) -> Buffers:
+        """What it holds, views of shared memory; a strategy that reads all fetches it once."""
+        import ray
+
+        buffers: Buffers = ray.get(self.ref)
+        return buffers
+
     def __del__(self) -> None:
         self._on_unused(self.number)
 
@@ -103,9 +112,14 @@ class RemoteArray(LazyArray):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The array as serialised."""
-        import ray
+        return self._fetched().data
 
-        return self.description.read(ray.get(self.chunk.ref)).data
+    def numpy(self) -> NDArray[Any]:
+        """Return a copy of the numbers."""
+        return self._fetched().numpy()
+
+    def _fetched(self) -> Array:
+        return self.description.read(self.chunk.buffers)
 
 
 @dataclass
@@ -154,8 +168,6 @@ def _read_once(array: Array) -> Array:
 
 
 def _buffer(array: Array) -> NDArray[Any]:
-    if isinstance(array, TensorArray):
-        return array.tensor.numpy()
     return array.numbers if isinstance(array, NumpyArray) else np.frombuffer(array.data, np.uint8)
 
 

@@ -14,21 +14,16 @@ from torch import Tensor
 
 
 class LazyArray(Array):
-    """An ``Array`` that never changes, and whose bytes are made when they are asked for.
+    """An ``Array`` that never changes, and whose ``data`` is made when it is asked for.
 
     To Flower it is an ``Array`` like any other: one that is written in a message, or pickled, is
     read as a plain one.
     """
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The array as serialised."""
-        raise NotImplementedError
-
-    @property
     def serialised_bytes(self) -> int:
-        """``len(self.data)``, without making the bytes."""
-        raise NotImplementedError
+        """``len(self.data)``."""
+        return len(self.data)
 
     def deflate(self) -> bytes:
         """Return what Flower stores of it beside its data: its class is written there."""
@@ -47,56 +42,8 @@ class LazyArray(Array):
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
-class TensorArray(LazyArray):
-    """An ``Array`` of a tensor that is kept as it is.
-
-    Whoever runs in the same process reads the tensor itself.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        On the CPU, without gradient. It is shared by all readers and must not be changed any more.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.__dict__["_tensor"], self.__dict__["_version"] = tensor, tensor._version
-        self.dtype = str(tensor.dtype).removeprefix("torch.")
-        self.shape, self.stype = tuple(tensor.shape), "numpy.ndarray"
-
-    @property
-    def tensor(self) -> Tensor:
-        """The tensor.
-
-        Raises
-        ------
-        RuntimeError
-            Somebody has changed it in place.
-        """
-        tensor: Tensor = self.__dict__["_tensor"]
-        if tensor._version != self.__dict__["_version"]:
-            raise RuntimeError(
-                f"a tensor {self.dtype}{list(self.shape)} was changed in place after it had been "
-                "published; received payloads and saved states are shared: clone them first"
-            )
-        return tensor
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The tensor in NumPy's file format."""
-        return _npy(self.tensor.numpy())
-
-    @property
-    def serialised_bytes(self) -> int:
-        """``len(self.data)``."""
-        return _npy_bytes(self.dtype, self.shape)
-
-    def numpy(self) -> NDArray[Any]:
-        """Return a copy."""
-        return self.tensor.numpy().copy()
-
-
 class NumpyArray(LazyArray):
-    """An ``Array`` whose bytes have been read, once for all who ask for its numbers.
+    """An ``Array`` of numbers that are there to be read, without a file format in between.
 
     Parameters
     ----------
@@ -117,16 +64,54 @@ class NumpyArray(LazyArray):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The numbers in NumPy's file format."""
-        return _npy(self.numbers)
+        buffer = BytesIO()
+        np.save(buffer, self.numbers, allow_pickle=False)
+        return buffer.getvalue()
 
     @property
     def serialised_bytes(self) -> int:
-        """``len(self.data)``."""
+        """``len(self.data)``, without making the bytes."""
         return _npy_bytes(self.dtype, self.shape)
 
     def numpy(self) -> NDArray[Any]:
         """Return a copy, as any ``Array`` does."""
         return self.numbers.copy()
+
+
+class TensorArray(NumpyArray):
+    """An ``Array`` of a tensor that is kept as it is: in its process it is read as a tensor.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        On the CPU, without gradient. It is shared by all readers and must not be changed any more.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor.numpy())
+        self.__dict__["_tensor"], self.__dict__["_version"] = tensor, tensor._version
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor.
+
+        Raises
+        ------
+        RuntimeError
+            Somebody has changed it in place.
+        """
+        tensor: Tensor = self.__dict__["_tensor"]
+        if tensor._version != self.__dict__["_version"]:
+            raise RuntimeError(
+                f"a tensor {self.dtype}{list(self.shape)} was changed in place after it had been "
+                "published; received payloads and saved states are shared: clone them first"
+            )
+        return tensor
+
+    @property
+    def numbers(self) -> NDArray[Any]:
+        """The tensor's numbers."""
+        return self.tensor.numpy()
 
 
 def numbers_in(data: bytes) -> NDArray[Any] | None:
@@ -141,12 +126,6 @@ def numbers_in(data: bytes) -> NDArray[Any] | None:
     if fortran or dtype.hasobject or len(data) - file.tell() != dtype.itemsize * prod(shape):
         return None
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
-
-
-def _npy(numbers: NDArray[Any]) -> bytes:
-    buffer = BytesIO()
-    np.save(buffer, numbers, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
