@@ -1,11 +1,12 @@
 """How fast the engines are: one round of the same small D-PSGD on each, in one run.
 
-    python benchmarks/speed.py [--nodes 16 64 256 1024] [--rounds 9] [--json FILE]
+    python benchmarks/speed.py [--nodes 16 64 256 1024] [--rounds 9] [--peers PYTHON] [--json FILE]
 
-Every arm runs in a process of its own, one after another: a plain PyTorch loop, this package's
-engines, and Flower's. The first round is apart (it loads data and builds models); of the others the
-median counts. All arms must end with the same models. Prints a table and a line for each bar; exits
-with 0 if all bars are met, 1 if not.
+Every arm runs in a process of its own, one after another: a plain PyTorch loop; a Flower app
+written by hand, on this package's engines and on Flower's; and this package's own D-PSGD with two
+workers, devices one by one and batched. The first round is apart (it loads data and builds models);
+of the others the median counts. All arms must end with the same models, those of the app by hand to
+the bit. Prints a table and a line for each bar; exits with 0 if all bars are met, 1 if not.
 """
 
 import argparse
@@ -28,11 +29,18 @@ from flwr.app import Context, RecordDict
 from harness import CONSOLE, data_folder
 from rich.table import Table
 
-ARMS = ["plain loop", "in process", "sharded, 1 worker", "sharded, 2 workers", "flower"]
+WORKERS = {"in process": 0, "sharded, 1 worker": 1, "sharded, 2 workers": 2}
+LEARNER = {"learner, 2 workers": "never", "learner, batched": "always"}
+ARMS = ["plain loop", *WORKERS, *LEARNER, "flower"]
 BARS = [
     ("sharded, 2 workers", "plain loop", 0.75),
+    ("learner, batched", "plain loop", 0.6),
     ("sharded, 2 workers", "flower", 1 / 30),
 ]
+PEERS = ["fluke", "pfl"]
+"""Other packages, see ``speed_peers.py``; they do something else."""
+CLOSE = 1e-5
+"""How much a parameter may differ between the arms."""
 
 
 def measure(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def measure(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     started = time.perf_counter()
-    results: list[Any] = []
+    results: list[speed_app.Run] = []
     app = speed_app.server_app(results, nodes, rounds)
     if arm == "plain loop":
         results.append(speed_app.plain_loop(nodes, rounds, data))
@@ -57,17 +65,22 @@ def measure(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
             nodes,
             backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}},
         )
+    elif arm in WORKERS:
+        run_app(FlowerApp({}, app, speed_app.client_app), nodes, workers=WORKERS[arm])
     else:
-        workers = {"in process": 0, "sharded, 1 worker": 1, "sharded, 2 workers": 2}[arm]
-        run_app(FlowerApp({}, app, speed_app.client_app), nodes, workers=workers)
-    times, models = results[0]
+        config = speed_app.settings(nodes, data) | {"batched": LEARNER[arm]}
+        import speed_learner
+
+        app = speed_learner.server_app(results, nodes, rounds)
+        run_app(FlowerApp(config, app, speed_learner.client_app), nodes, workers=2)
+    times = results[0].times
     seconds = [after - before for before, after in pairwise(times)]
     return {
         "first_s": seconds[0],
-        "round_s": median(seconds[1:]),
         "rounds_s": seconds[1:],
         "start_s": times[0] - started,
-        "digest": float(np.abs(models).sum()),
+        "digest": results[0].digest,
+        "models": results[0].sample,
     }
 
 
@@ -116,11 +129,15 @@ def memory_of(mark: str) -> int:
     return 1024 * kilobytes
 
 
-def run_arm(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
+def run_arm(
+    arm: str, nodes: int, rounds: int, data: str, peers: str = sys.executable
+) -> dict[str, Any]:
     """Run one arm in a process of its own, and watch its memory."""
+    script = Path(__file__).with_name("speed_peers.py") if arm in PEERS else __file__
+    python = peers if arm in PEERS else sys.executable
     with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
         out = Path(folder) / "result.json"
-        command = [sys.executable, __file__, "--arm", arm, "--nodes", str(nodes)]
+        command = [python, str(script), "--arm", arm, "--nodes", str(nodes)]
         command += ["--rounds", str(rounds), "--json", str(out)]
         env = {**os.environ, "RAY_TMPDIR": folder, "FLWR_TELEMETRY_ENABLED": "0"}
         env["FLWR_DMML_DATA"] = data
@@ -133,7 +150,7 @@ def run_arm(arm: str, nodes: int, rounds: int, data: str) -> dict[str, Any]:
         if child.returncode:
             raise SystemExit(f"{arm}: {(Path(folder) / 'log').read_text()[-3000:]}")
         result: dict[str, Any] = json.loads(out.read_text())
-        return result | {"peak_gb": peak / 1e9}
+        return result | {"peak_gb": peak / 1e9, "round_s": median(result["rounds_s"])}
 
 
 def main() -> int:
@@ -142,6 +159,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="the first is apart")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", metavar="PYTHON", help="one that has fluke-fl and pfl")
     parser.add_argument("--json", type=Path, help="write everything here")
     options = parser.parse_args()
     data = data_folder()
@@ -156,8 +174,8 @@ def main() -> int:
     share, round_s = efficiency(2, options.rounds)
     CONSOLE.print(f"quickstart, DMML-KD, 2 workers: {1e3 * round_s:.0f} ms a round")
     for nodes in options.nodes:
-        for arm in options.arms:
-            found[nodes, arm] = r = run_arm(arm, nodes, options.rounds, data)
+        for arm in [*options.arms, *(PEERS if options.peers else [])]:
+            found[nodes, arm] = r = run_arm(arm, nodes, options.rounds, data, options.peers)
             plain = found.get((nodes, "plain loop"), r)["round_s"]
             cells = [f"{1e3 * r['round_s']:.1f}", f"{r['round_s'] / plain:.2f}"]
             cells += [f"{1e6 * r['round_s'] / nodes:.0f}", f"{r['first_s']:.1f}"]
@@ -166,7 +184,7 @@ def main() -> int:
             CONSOLE.print(nodes, arm, *cells, highlight=False)
     CONSOLE.print(table)
     if options.json:
-        rows = [[*key, value] for key, value in found.items()]
+        rows = [[*key, {k: v for k, v in r.items() if k != "models"}] for key, r in found.items()]
         options.json.write_text(json.dumps(rows, indent=2))
     return 0 if judge(found, share) else 1
 
@@ -178,7 +196,7 @@ def judge(found: dict[tuple[int, str], dict[str, Any]], efficiency: float) -> bo
     def bar(text: str, value: float, most: float, *, least: bool = False) -> None:
         met.append(value >= most if least else value <= most)
         verdict = "met" if met[-1] else "MISSED"
-        CONSOLE.print(f"{text}: {value:.3f} (bar {most:.3f}: {verdict})", highlight=False)
+        CONSOLE.print(f"{text}: {value:.3g} (bar {most:.3g}: {verdict})", highlight=False)
 
     bar("quickstart, share of 2 workers' time in ClientApps", efficiency, 0.85, least=True)
 
@@ -195,8 +213,12 @@ def judge(found: dict[tuple[int, str], dict[str, Any]], efficiency: float) -> bo
     if (64, sharded) in found:
         bar("64 nodes, s from start to first round", found[64, sharded]["start_s"], 5.0)
     for nodes in {n for n, _ in found}:
-        digests = {r["digest"] for (n, _), r in found.items() if n == nodes}
-        bar(f"{nodes} nodes, different results", len(digests) - 1, 0)
+        arms = {arm: r for (n, arm), r in found.items() if n == nodes and arm not in PEERS}
+        digests = {r["digest"] for arm, r in arms.items() if arm not in LEARNER}
+        bar(f"{nodes} nodes, different results by hand", max(0, len(digests) - 1), 0)
+        models = [np.array(r["models"]) for r in arms.values()]
+        apart = max(float(np.abs(x - models[0]).max()) for x in models)
+        bar(f"{nodes} nodes, largest difference of a parameter", apart, CLOSE)
     return all(met)
 
 

@@ -1,16 +1,18 @@
-"""A small Flower app for the speed benchmark: D-PSGD of an MLP, by hand.
+"""The speed benchmark's workload, D-PSGD of an MLP, as a plain loop and as a Flower app by hand.
 
-A ClientApp and a round plan as anybody would write them against Flower's messages; of this package
-it has only the reader of MNIST, and the hint to an engine that has one who exchanges. What a node
-computes is :func:`train`, which the plain loop calls too.
+Both compute the same. :func:`plain_loop` is PyTorch alone. :data:`client_app` and
+:func:`server_app` are what anybody would write: of this package they have the data, the graph and
+the seeds, and the hint to an engine who exchanges. ``speed_learner.py`` has the third way.
 """
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
 
-import networkx as nx
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -19,28 +21,80 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flwr_dmml.data.registry import LoadOptions, load_source
+from flwr_dmml.data import load_partition
+from flwr_dmml.seeding import derive_seed
+from flwr_dmml.settings import Settings
+from flwr_dmml.topology import make_topology
 
-ROWS, BATCH, RATE, DEGREE = 60, 32, 0.05, 8
+ROWS, TOTAL, BATCH, STEPS, RATE, DEGREE = 60, 60_000, 32, 2, 0.05, 8
+TOPOLOGY = make_topology("random-regular", degree=DEGREE)
 
 
-def graph(nodes: int) -> nx.Graph:
-    """Return the graph: 8-regular, all weights 1/9."""
-    return nx.random_regular_graph(DEGREE, nodes, seed=0)
+@dataclass(frozen=True)
+class Run:
+    """When each round began and the last ended; a digest and a sample of the last models."""
+
+    times: Sequence[float]
+    digest: str
+    sample: list[list[float]]
+
+    @classmethod
+    def of(cls, times: Sequence[float], nodes: int, model: Callable[[int], np.ndarray]) -> "Run":
+        """Look at one model after another: all at once would count as the engine's memory."""
+        whole, sample = blake2b(), list[list[float]]()
+        for k in range(nodes):
+            vector = model(k)
+            whole.update(vector.tobytes())
+            if k % max(1, nodes // 16) == 0:
+                sample.append(vector[::97].tolist())
+        return cls(times, whole.hexdigest(), sample)
+
+
+def settings(nodes: int, data: str) -> dict[str, Any]:
+    """Return the run config."""
+    return {
+        "method": "small-mlp",
+        "num-nodes": nodes,
+        "dataset": "mnist",
+        "data-path": data,
+        "partition": "iid",
+        "samples-per-node": min(ROWS, TOTAL // nodes),
+        "validation-fraction": 0.0,
+        "modality-pattern": "image",
+        "batch-size": BATCH,
+        "learning-rate": RATE,
+        "momentum": 0.0,
+        "clip-norm": 0.0,
+    }
+
+
+class Mlp(nn.Module):
+    """An MLP 784-64-10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.hidden, self.out = nn.Linear(784, 64), nn.Linear(64, 10)
+        self.flatten, self.relu = nn.Flatten(), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.out(self.relu(self.hidden(self.flatten(images))))
+        return logits
+
+
+# ---- by hand ------------------------------------------------------------------------------------
 
 
 class Node:
-    """An MLP 784-64-10 and 60 images."""
+    """A model and its images: 60, or fewer where there are not as many."""
 
-    def __init__(self, index: int, data: str) -> None:
-        train = load_source("mnist", LoadOptions(path=data)).train
-        rows = torch.arange(index * ROWS, (index + 1) * ROWS) % len(train)
-        self.index, self.x, self.y = index, train.inputs["image"][rows], train.labels[rows]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            self.model = nn.Sequential(
-                nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10)
-            )
+    def __init__(self, index: int, nodes: int, data: str) -> None:
+        config = {key.replace("-", "_"): v for key, v in settings(nodes, data).items()}
+        train = load_partition(Settings(**config).partition_options(), index).train
+        self.index, self.x, self.y = index, train.inputs["image"], train.labels
+        self.model = Mlp()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=RATE)
 
     def vector(self) -> Tensor:
@@ -51,17 +105,33 @@ class Node:
 
 def train(node: Node, own: Tensor, others: Iterable[Tensor], server_round: int) -> float:
     """Mix ``own`` with the others, train one epoch, and return the last loss."""
-    mixed, weight = own / (DEGREE + 1), 1 / (DEGREE + 1)
-    for other in others:
+    weight, inbox = 1 / (DEGREE + 1), list(others)
+    mixed = own * weight if inbox else own.clone()
+    for other in inbox:
         mixed.add_(other, alpha=weight)
     nn.utils.vector_to_parameters(mixed, node.model.parameters())
-    rng = torch.Generator().manual_seed(1000 * server_round + node.index)
-    for rows in torch.randperm(ROWS, generator=rng).split(BATCH):
+    rng = torch.Generator().manual_seed(derive_seed(0, "batches", node.index, server_round))
+    passes = [torch.randperm(len(node.y), generator=rng) for _ in range(1 + STEPS * BATCH // ROWS)]
+    for rows in torch.cat(passes)[: STEPS * BATCH].split(BATCH):
         node.optimizer.zero_grad()
         loss = F.cross_entropy(node.model(node.x[rows]), node.y[rows])
         loss.backward()
         node.optimizer.step()
     return loss.item()
+
+
+def plain_loop(nodes: int, rounds: int, data: str) -> Run:
+    """Do all in one loop, without messages."""
+    every, near = [Node(k, nodes, data) for k in range(nodes)], TOPOLOGY.graph(nodes)
+    times = list[float]()
+    for server_round in range(1, rounds + 1):
+        times.append(time.perf_counter())
+        vectors = [node.vector() for node in every]
+        for node in every:
+            heard = sorted(near[node.index]) if server_round > 1 else []
+            train(node, vectors[node.index], [vectors[j] for j in heard], server_round)
+    times.append(time.perf_counter())
+    return Run.of(times, nodes, lambda k: every[k].vector().numpy())
 
 
 client_app = ClientApp()
@@ -72,8 +142,9 @@ node_of = lru_cache(maxsize=None)(Node)
 def on_train(message: Message, context: Context) -> Message:
     """Take up the model, run a round, and send the new one."""
     torch.set_num_threads(1)
-    config = message.content.config_records["config"]
-    node = node_of(int(context.node_config["partition-id"]), os.environ["FLWR_DMML_DATA"])
+    config, place = message.content.config_records["config"], context.node_config
+    nodes = int(place["num-partitions"])
+    node = node_of(int(place["partition-id"]), nodes, os.environ["FLWR_DMML_DATA"])
     if "model" in context.state:
         own = torch.from_numpy(context.state.array_records["model"]["vector"].numpy())
     else:
@@ -81,7 +152,7 @@ def on_train(message: Message, context: Context) -> Message:
     others = [
         torch.from_numpy(record["vector"].numpy())
         for _, record in sorted(message.content.array_records.items())
-    ] or [own] * DEGREE
+    ]
     loss = train(node, own, others, int(config["round"]))  # type: ignore[arg-type]
     record = ArrayRecord({"vector": Array(node.vector().numpy())})
     context.state["model"] = record
@@ -96,13 +167,11 @@ def on_who(message: Message, context: Context) -> Message:
     return Message(RecordDict({"who": who}), reply_to=message)
 
 
-def run_rounds(grid: Grid, nodes: int, rounds: int) -> tuple[list[float], np.ndarray]:
-    """Relay models between neighbours; return when each round began, and the last models.
-
-    The last time is that of the end.
-    """
+def run_rounds(grid: Grid, nodes: int, rounds: int) -> Run:
+    """Relay models between neighbours."""
+    near, models, times = TOPOLOGY.graph(nodes), dict[int, ArrayRecord](), list[float]()
     if hasattr(grid, "arrange"):
-        grid.arrange(graph(nodes))
+        grid.arrange(near)
     while len(ids := grid.get_node_ids()) < nodes:
         time.sleep(0.05)
     asked = [Message(RecordDict(), node_id, "query.who") for node_id in ids]
@@ -110,8 +179,7 @@ def run_rounds(grid: Grid, nodes: int, rounds: int) -> tuple[list[float], np.nda
     partitions = [int(r.content.metric_records["who"]["partition"]) for r in replies]
     node_ids = dict(zip(partitions, (r.metadata.src_node_id for r in replies), strict=True))
     of_node = {node_id: k for k, node_id in node_ids.items()}
-    near, models, times = graph(nodes), dict[int, ArrayRecord](), list[float]()
-    for server_round in range(rounds):
+    for server_round in range(1, rounds + 1):
         times.append(time.perf_counter())
         messages: list[Message] = []
         for k in range(nodes):
@@ -123,27 +191,10 @@ def run_rounds(grid: Grid, nodes: int, rounds: int) -> tuple[list[float], np.nda
             of_node[r.metadata.src_node_id]: r.content.array_records["model"] for r in replies
         }
     times.append(time.perf_counter())
-    return times, np.stack([models[k]["vector"].numpy() for k in range(nodes)])
+    return Run.of(times, nodes, lambda k: models[k]["vector"].numpy())
 
 
-def plain_loop(nodes: int, rounds: int, data: str) -> tuple[list[float], np.ndarray]:
-    """Do the same in one loop, without messages."""
-    every, near = [Node(k, data) for k in range(nodes)], graph(nodes)
-    times = list[float]()
-    for server_round in range(rounds):
-        times.append(time.perf_counter())
-        vectors = [node.vector() for node in every]
-        for node in every:
-            own = vectors[node.index]
-            others = [vectors[j] for j in sorted(near[node.index])] if server_round else [own] * 8
-            train(node, own, others, server_round)
-    times.append(time.perf_counter())
-    return times, np.stack([node.vector().numpy() for node in every])
-
-
-def server_app(
-    results: list[tuple[Sequence[float], np.ndarray]], nodes: int, rounds: int
-) -> ServerApp:
+def server_app(results: list[Run], nodes: int, rounds: int) -> ServerApp:
     """Return a ServerApp that appends to ``results`` what :func:`run_rounds` returns."""
     app = ServerApp()
 

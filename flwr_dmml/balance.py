@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, log, nan
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ _TINY = 1e-12
 @dataclass(frozen=True)
 class LocalPhase:
     """What one encoder went through in one round's local iterations.
+
+    What a metric does not use is empty, or nan (:attr:`SpeedMetric.uses`).
 
     Attributes
     ----------
@@ -55,6 +58,9 @@ class SpeedMetric(ABC):
 
     size: int = 2
     """Numbers in the state."""
+    uses: frozenset[Literal["vectors", "gradients", "path"]] = frozenset({"vectors"})
+    """What it reads of a phase: ``start``, ``before`` and ``after``, ``gradient_ratio``, or
+    ``path_length``. Nothing else is measured in a run."""
 
     def initial(self) -> Tensor:
         """Return the state before the first round."""
@@ -111,6 +117,8 @@ class PathSpeed(_Averaged):
     carried no signal.
     """
 
+    uses = frozenset({"vectors", "path"})
+
     def value(self, phase: LocalPhase) -> float:
         """Return the round's displacement over its path length."""
         return phase.displacement / (phase.path_length + _TINY)
@@ -162,6 +170,8 @@ class ConditionalSpeed(_Cumulative):
     Wu et al., "Characterizing and Overcoming the Greedy Nature of Learning in Multi-modal Deep
     Neural Networks", ICML 2022: the conditional learning speed.
     """
+
+    uses = frozenset({"gradients"})
 
     def update(self, state: Tensor, phase: LocalPhase) -> Tensor:
         """Add the round's ratio and iterations."""

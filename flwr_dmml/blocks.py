@@ -62,10 +62,27 @@ def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
                 raise ValueError(f"blocks '{other}' and '{name}' share a parameter")
 
 
+def check_kept(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
+    """Refuse a model with a trained parameter that is in no block.
+
+    Raises
+    ------
+    ValueError
+        Names the parameter: it would not survive until the next round.
+    """
+    kept = {id(p) for module in blocks.values() for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in kept:
+            raise ValueError(
+                f"the parameter '{name}' is trained, but is in none of blocks() and "
+                "private_blocks(): it would not survive until the next round"
+            )
+
+
 def flatten(module: nn.Module) -> Tensor:
     """Return the parameters of ``module`` as one detached float32 CPU vector ``[length]``."""
-    vector = parameters_to_vector(module.parameters()).detach()
-    return vector.to(device="cpu", dtype=torch.float32).clone()
+    vector = parameters_to_vector(module.parameters()).detach()  # a copy
+    return vector.to(device="cpu", dtype=torch.float32)
 
 
 def digest(module: nn.Module) -> str:

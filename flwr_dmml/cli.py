@@ -1,10 +1,14 @@
 """The command line: ``flwr-dmml simulate``."""
 
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, current_thread, main_thread
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -12,14 +16,24 @@ from flwr.common.logger import update_console_handler
 from rich.console import Console
 from rich.table import Column, Table
 
+from . import sweep
 from .clients import find_methods, option_types
 from .config import Settings, SettingsError, every_setting
 from .data import DataError
 from .engine import AppError, EngineError, cores, load_app, parse_override, run_app
-from .strategies import NoDevicesError
+from .report.commands import register
+from .strategies import NoDevicesError, ResumeError, RunStoppedError, find_run, saved_config
 from .tracking.live import LiveTable
 
-EXPECTED_ERRORS = (AppError, DataError, EngineError, NoDevicesError, OSError, SettingsError)
+EXPECTED_ERRORS = (
+    AppError,
+    DataError,
+    EngineError,
+    NoDevicesError,
+    OSError,
+    ResumeError,
+    SettingsError,
+)
 """Errors that say all there is to say: shown without a traceback."""
 
 STOPPED = 130
@@ -62,6 +76,10 @@ def simulate(
             metavar="HOST:PORT", help="Spread them over this Ray cluster; sets ray-address."
         ),
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with a run that was stopped, with its settings."),
+    ] = None,
     list_methods: Annotated[
         bool, typer.Option("--list-methods", help="List the methods and their papers, and stop.")
     ] = False,
@@ -80,6 +98,10 @@ def simulate(
     for the same seed. Log lines and a live table show how it goes; the run folder holds
     the resolved settings (config.json) and one line of metrics a round (<method>/metrics.jsonl).
 
+    Ctrl-C stops after the round with a checkpoint; pressed again, at once. --resume RUN goes on
+    from the last checkpoint of a run that was stopped or killed (RUN: its folder, or its name in
+    run-dir) and ends with the same numbers as if nothing had happened.
+
     [bold]Examples[/bold]
 
       flwr-dmml simulate examples/quickstart
@@ -91,6 +113,8 @@ def simulate(
       flwr-dmml simulate examples/quickstart --set dataset=av-digits --set data-path=DATA
 
       flwr-dmml simulate examples/quickstart --set dmml-kd.distillation=false --workers 4
+
+      flwr-dmml simulate examples/quickstart --resume runs/20261121-120000-dmml-kd
 
     [bold]Exit status[/bold]  0: all rounds ran.  1: the run failed, or could not start; standard
     error says why.  2: wrong command line.  130: stopped with Ctrl-C.
@@ -105,6 +129,8 @@ def simulate(
         if nodes is not None:
             changed["num-nodes"] = nodes
         loaded = load_app(path)
+        if resume is not None:
+            changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
         count = {**loaded.run_config, **changed}.get("num-nodes", Settings().num_nodes)
         count = count if isinstance(count, int) and count > 0 else 1  # the settings will object
         if ray_address is not None:
@@ -112,7 +138,7 @@ def simulate(
         config = {**loaded.run_config, **changed}
         if workers == 0 and config.get("ray-address"):
             raise typer.BadParameter("--workers 0 and ray-address: one process needs no cluster")
-        with LiveTable(err) as live:
+        with LiveTable(err) as live, _stop_after_round(err) as stopping:
             run_app(
                 loaded,
                 count,
@@ -121,14 +147,48 @@ def simulate(
                 ray_address=str(config.get("ray-address", "")),
                 trackers=[live],
                 on_reply=live.on_reply,
+                stopping=stopping,
             )
     except EXPECTED_ERRORS as error:
         err.print(f"[bold red]Error:[/bold red] {type(error).__name__}:", end=" ")
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        err.print("Stopped.")
+    except RunStoppedError as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(STOPPED) from error
+    except KeyboardInterrupt as error:
+        err.print("Stopped. Go on from the last checkpoint with --resume and the run folder.")
+        raise typer.Exit(STOPPED) from error
+
+
+register(app)
+sweep.register(app)
+
+
+def _resumed(run: str, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run to go on with, and on top what the command line says."""
+    folder = find_run(run, str(config.get("run-dir", Settings().run_dir)))
+    return {**saved_config(folder), **changed, "resume": str(folder)}
+
+
+@contextmanager
+def _stop_after_round(console: Console) -> Iterator[Callable[[], bool]]:
+    """Yield what says whether Ctrl-C has been pressed; pressed again, it interrupts at once."""
+    asked = Event()
+
+    def first(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+        console.print("Stopping after this round; Ctrl-C again stops at once.")
+
+    if current_thread() is not main_thread():  # only there can signals be handled
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _processes(asked: int | None, config: Mapping[str, Any]) -> int:

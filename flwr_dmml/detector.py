@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 
@@ -129,6 +128,8 @@ def calibrate(inside: Tensor, outside: Tensor) -> Calibration:
     Youden, "Index for rating diagnostic tests", Cancer 1950. IDKD (Ravikumar et al., TMLR 2024)
     calibrates on validation samples against as many public ones.
     """
+    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second, and 100 MB
+
     for name, scores in (("inside", inside), ("outside", outside)):
         if scores.ndim != 1:
             raise ValueError(f"the {name} scores have shape {list(scores.shape)}, not [n]")

@@ -120,6 +120,14 @@ class Settings(Options):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto (a GPU when there is one), cpu, cuda, cuda:1",
     )
+    mixed_precision: bool = Field(
+        False, description="compute losses in bfloat16 where torch does; parameters stay float32"
+    )
+    batched: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="train devices of the same model together, where engine and method can; "
+        "auto: on a GPU, and on a CPU if all layers are linear",
+    )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
 
     engine: Literal["auto", "sharded"] = Field(
@@ -135,6 +143,18 @@ class Settings(Options):
         pattern=r"^([\w-][\w.-]*)?$",
         description="name of this run's folder; empty takes date and method",
     )
+
+    track_with: str = Field(
+        "", description="also write metrics to tensorboard, mlflow, wandb: 'tensorboard,mlflow'"
+    )
+    report_classes: bool = Field(
+        True, description="devices tell how many samples of each class they have, for the report"
+    )
+    checkpoint_every: int = Field(
+        10, ge=0, description="write a checkpoint every so many rounds; 0: only when stopped"
+    )
+    checkpoint_keep: int = Field(2, ge=1, description="checkpoints that are kept of a method")
+    resume: str = Field("", description="go on with this run: its folder, or its name in run-dir")
 
     energy: EnergyOptions = EnergyOptions()
     allocation: AllocationOptions = AllocationOptions()

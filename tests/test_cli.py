@@ -231,8 +231,12 @@ def test_a_run_ends_with_0_and_leaves_a_run_folder(run: tuple[Result, Path]) -> 
     assert [path.name for path in runs.iterdir()] == ["mine"]
     assert {str(path.relative_to(runs / "mine")) for path in (runs / "mine").rglob("*.*")} == {
         "config.json",
+        "run.json",
+        "dmml-kd/devices.json",
         "dmml-kd/metrics.jsonl",
         "dmml-kd/timing.jsonl",
+        "dmml-kd/confusion.json",
+        "dmml-kd/end.json",
     }
 
 

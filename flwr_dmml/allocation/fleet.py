@@ -41,6 +41,8 @@ class FleetAllocator:
     integer_options, conic_options : mapping, optional
         Passed to ``cp.Problem.solve``.
 
+    Notes
+    -----
     Source: this project.
     """
 

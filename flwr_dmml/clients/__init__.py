@@ -14,11 +14,12 @@ from .greedy import Greedy, GreedyOptions
 from .harmony import Harmony, HarmonyOptions
 from .idkd import Idkd, IdkdOptions
 from .kd import Kd, KdOptions
-from .learner import Learner, NonFiniteModelError
+from .learner import Learner
 from .local import Local
 from .modality_dropout import ModalityDropout, ModalityDropoutOptions
 from .modality_mirror import MirrorOptions, ModalityMirror
 from .moon import Moon, MoonOptions
+from .nonfinite import NonFiniteModelError
 from .ogm_ge import OgmGe, OgmGeOptions
 from .qg_dsgdm import QgDsgdm, QgDsgdmN, QgOptions
 from .registry import find_methods, option_types

@@ -1,42 +1,109 @@
 """The ClientApp of every method: keeps a learner's state in Flower's context, runs its rounds."""
 
-from functools import lru_cache
+from collections.abc import Hashable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from ..blocks import digest
-from ..config import SettingsError, parse_settings
-from ..data import load_partition
-from ..options import Options
-from ..plan import Payload
-from ..settings import Settings
+from ..plan import Outcome, Payload
+from ..transport.arrays import record_of
 from ..transport.messages import (
     ABOUT,
+    CONFUSION,
     FLOPS_IN,
     INITIAL,
     METRICS,
     PAYLOAD,
     PLAN,
     REPORT,
+    STATE,
     pack,
     read_inbox,
     read_plan,
     unpack,
 )
+from .evaluation import confusion
+from .hosting import learner_for
 from .learner import Learner
-from .registry import find_methods, option_types
+from .together import Turn, likeness, run_together
 from .work import measure_work
 
-STATE = "flwr-dmml.state"
 _held: WeakKeyDictionary[Learner, ArrayRecord] = WeakKeyDictionary()
 """The state that a learner of this process has been left with: it is not loaded again."""
-LEARNERS = 4096
-"""Learners that a process keeps: a worker of the sharded engine hosts a thousand devices."""
-RunConfig = tuple[tuple[str, object], ...]
-"""A run config that can be a cache key."""
+TOGETHER = 64
+"""Devices that train together at most: on a CPU more are no faster, and take memory."""
+
+
+class PeerClientApp(ClientApp):
+    """A ClientApp that can also answer for several devices at once, for an engine that asks.
+
+    Parameters
+    ----------
+    learners : tuple of type[Learner]
+        Methods of the user's own.
+    """
+
+    def __init__(self, learners: tuple[type[Learner], ...]) -> None:
+        super().__init__()
+        self._learners = learners
+
+    def groups(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[list[int]]:
+        """Return the positions of messages by who can answer together; all, each once, in order."""
+        alike = dict[Hashable, list[int]]()
+        for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+            try:
+                common = self._likeness(message, context)
+            except Exception:  # this device is asked alone, and its reply says what is wrong
+                common = None
+            alike.setdefault(common or i, []).append(i)
+        return [
+            group[start : start + TOGETHER]
+            for group in alike.values()
+            for start in range(0, len(group), TOGETHER)
+        ]
+
+    def _likeness(self, message: Message, context: Context) -> Hashable | None:
+        content, state = message.content, context.state.array_records
+        if message.metadata.message_type != MessageType.TRAIN or STATE not in state:
+            return None
+        if INITIAL in content.array_records:
+            return None
+        learner = learner_for(message, context, self._learners)
+        common = likeness(learner, read_plan(content.config_records[PLAN]))
+        return common and (tuple(sorted(context.run_config.items())), common)
+
+    def answer_together(
+        self, messages: Sequence[Message], contexts: Sequence[Context]
+    ) -> list[Message | Exception]:
+        """Answer messages of one group: a reply or what went wrong, for each."""
+        turns: list[Turn] = []
+        for message, context in zip(messages, contexts, strict=True):
+            learner = learner_for(message, context, self._learners)
+            torch.set_num_threads(learner.settings.torch_threads)
+            _held.pop(learner, None)
+            plan = read_plan(message.content.config_records[PLAN])
+            state = unpack(context.state.array_records[STATE])
+            turns.append(Turn(learner, plan, read_inbox(message.content), state))
+        replies: list[Message | Exception] = []
+        for message, context, result in zip(messages, contexts, run_together(turns), strict=True):
+            if isinstance(result, Exception):
+                replies.append(result)
+                continue
+            reply, context.state[STATE] = _records(message, *result)
+            replies.append(reply)
+        return replies
 
 
 def make_client_app(*learners: type[Learner]) -> ClientApp:
@@ -51,7 +118,7 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
     --------
     >>> app = make_client_app()  # in client_app.py
     """
-    app = ClientApp()  # its functions travel to other processes: they only call those below
+    app = PeerClientApp(learners)  # its functions travel to other processes: they only call others
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -60,6 +127,14 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         return _round(message, context, learners)
+
+    @app.query("state")
+    def state(message: Message, context: Context) -> Message:
+        return _state(message, context)
+
+    @app.query("restore")
+    def restore(message: Message, context: Context) -> Message:
+        return _restore(message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -70,7 +145,7 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
 
 def _hello(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Message:
     """Start afresh, and say who this device is and what its work costs."""
-    learner = _learner_for(message, context, learners)
+    learner = learner_for(message, context, learners)
     _held.pop(learner, None)
     work = measure_work(learner)
     learner.reset()
@@ -84,6 +159,7 @@ def _hello(message: Message, context: Context, learners: tuple[type[Learner], ..
             "block-lengths": list(lengths.values()),
             "block-digests": [digest(module) for module in learner.blocks().values()],
             "num-train": len(learner.train_data),
+            "class-counts": _class_counts(learner),
             "flops-joint": work.joint,
             "flops-solo": list(work.solo.values()),
             "flops-per-round": work.per_round,
@@ -93,9 +169,39 @@ def _hello(message: Message, context: Context, learners: tuple[type[Learner], ..
     return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 
+def _confusion(learner: Learner) -> list[int]:
+    """Return how often each class is taken for each; 0 for a method with a measure of its own."""
+    if type(learner).evaluate is not Learner.evaluate:
+        return [0]
+    part = learner.partition
+    return confusion(learner.predict, learner.test_data, part.modalities, part.num_classes)
+
+
+def _class_counts(learner: Learner) -> list[int]:
+    """Return the training samples of each class; nothing where that is not to be told."""
+    if not learner.settings.report_classes:
+        return [0]
+    labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
+    return [int(count) for count in torch.bincount(labels, minlength=classes)]
+
+
+def _state(message: Message, context: Context) -> Message:
+    """Give back what this device keeps from round to round, for a checkpoint."""
+    kept = context.state.array_records.get(STATE, ArrayRecord())
+    return Message(RecordDict({STATE: kept}), reply_to=message)
+
+
+def _restore(message: Message, context: Context) -> Message:
+    """Take up what a checkpoint held: empty, this device starts afresh."""
+    context.state = RecordDict()
+    if kept := message.content.array_records[STATE]:
+        context.state[STATE] = kept
+    return Message(RecordDict(), reply_to=message)
+
+
 def _round(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Message:
     """Take up the state, run the round, put the state back."""
-    learner = _learner_for(message, context, learners)
+    learner = learner_for(message, context, learners)
     torch.set_num_threads(learner.settings.torch_threads)
     held = _held.pop(learner, None)  # a round that fails leaves a learner that holds no known state
     if STATE not in context.state.array_records:
@@ -108,14 +214,29 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
     plan = read_plan(message.content.config_records[PLAN])
     outcome = learner.run_round(plan, read_inbox(message.content))
 
-    state = learner.state()
-    context.state[STATE] = _held[learner] = pack(_shared(state, outcome.payload))
+    reply, context.state[STATE] = _records(message, outcome, learner.state())
+    if plan.evaluate and not plan.iterations:  # the closing message
+        reply.content[CONFUSION] = MetricRecord({CONFUSION: _confusion(learner)})
+    _held[learner] = context.state.array_records[STATE]
+    return reply
+
+
+def _records(message: Message, outcome: Outcome, state: Payload) -> tuple[Message, ArrayRecord]:
+    """Write what a device gives back after a round, and what it keeps: once, where it is equal."""
     reply = RecordDict({METRICS: MetricRecord(dict(outcome.metrics))})
-    if outcome.payload:
-        reply[PAYLOAD] = pack(outcome.payload)
+    payload = pack(outcome.payload)
+    if payload:
+        reply[PAYLOAD] = payload
     if outcome.rejected:
         reply[REPORT] = ConfigRecord({"rejected": outcome.rejected})
-    return Message(reply, reply_to=message)
+    kept = pack({k: v for k, v in state.items() if not _is_in(v, outcome.payload.get(k))})
+    shared = {k: payload[k] if k in payload and k not in kept else kept[k] for k in state}
+    return Message(reply, reply_to=message), record_of(shared)
+
+
+def _is_in(value: Tensor, published: Tensor | None) -> bool:
+    """Return whether a value of the state has been published as it is."""
+    return published is not None and (value is published or torch.equal(value, published))
 
 
 def _is(record: ArrayRecord, held: ArrayRecord | None) -> bool:
@@ -123,63 +244,3 @@ def _is(record: ArrayRecord, held: ArrayRecord | None) -> bool:
     if held is None or record.keys() != held.keys():
         return False
     return all(array is held[name] for name, array in record.items())
-
-
-def _shared(state: Payload, payload: Payload) -> Payload:
-    """Return a state that shares with the payload what is equal, for one copy of it to be kept."""
-    return {
-        name: payload[name] if name in payload and torch.equal(value, payload[name]) else value
-        for name, value in state.items()
-    }
-
-
-def _learner_for(
-    message: Message, context: Context, learners: tuple[type[Learner], ...]
-) -> Learner:
-    """Return this node's learner for the method that the server is running."""
-    run_config = tuple(sorted(context.run_config.items()))
-    _, settings, _ = _configure(run_config, learners)
-    method = str(message.content.config_records[PLAN]["method"])
-    return _build_learner(method, run_config, learners, _partition_id(context, settings))
-
-
-@lru_cache(maxsize=8)
-def _configure(
-    run_config: RunConfig, learners: tuple[type[Learner], ...]
-) -> tuple[dict[str, type[Learner]], Settings, dict[str, Options]]:
-    """Find the methods and validate the run config, once per process."""
-    methods = find_methods(learners)
-    return methods, *parse_settings(dict(run_config), option_types(methods), side="device")
-
-
-@lru_cache(maxsize=LEARNERS)
-def _build_learner(
-    method: str, run_config: RunConfig, learners: tuple[type[Learner], ...], partition_id: int
-) -> Learner:
-    """Build a learner once per process; its state is loaded anew for every message."""
-    methods, settings, options = _configure(run_config, learners)
-    partition = load_partition(settings.partition_options(), partition_id)
-    return methods[method](partition, settings, options[method])
-
-
-def _partition_id(context: Context, settings: Settings) -> int:
-    """Return which part of the data this node holds, from its node config.
-
-    Raises
-    ------
-    SettingsError
-        The node config has no partition id, or does not fit ``num-nodes``.
-    """
-    partition_id = context.node_config.get("partition-id")
-    expected = context.node_config.get("num-partitions", settings.num_nodes)
-    if not isinstance(partition_id, int) or not 0 <= partition_id < settings.num_nodes:
-        raise SettingsError(
-            f"node config partition-id = {partition_id!r}: must be a whole number from 0 to "
-            f"{settings.num_nodes - 1} (num-nodes = {settings.num_nodes} in the run config)"
-        )
-    if expected != settings.num_nodes:
-        raise SettingsError(
-            f"num-nodes = {settings.num_nodes} in the run config, but there are {expected} nodes: "
-            "make them equal (num-supernodes of the simulation, or num-nodes)"
-        )
-    return partition_id

@@ -19,3 +19,4 @@ class DPSGD(Learner):
 
     name: ClassVar[str] = "dpsgd"
     paper: ClassVar[str] = "Lian et al., NeurIPS 2017"
+    batched: ClassVar[bool] = True

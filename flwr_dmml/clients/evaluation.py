@@ -74,6 +74,21 @@ def accuracy_metrics(
     return metrics
 
 
+@torch.no_grad()
+def confusion(
+    predict: Predict, data: Samples, modalities: tuple[str, ...], num_classes: int
+) -> list[int]:
+    """Return how often each class (rows) is taken for each (columns), row by row."""
+    table = torch.zeros(num_classes**2, dtype=torch.int64)
+    for indices in torch.split(torch.arange(len(data)), BATCH):
+        part = data.subset(indices)
+        (found,) = predict(part.inputs, [modalities])
+        cells = part.labels * num_classes + found
+        table += torch.bincount(cells.cpu(), minlength=num_classes**2)
+    counts: list[int] = table.tolist()
+    return counts
+
+
 def _share(right: Tensor) -> float:
     """Return the share of what is right, in [0, 1]."""
     return int(right.sum()) / len(right)

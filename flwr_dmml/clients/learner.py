@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..balance import schedule
-from ..blocks import STATISTICS, check_mixable, flatten, load_flat, num_parameters
+from ..blocks import STATISTICS, check_kept, check_mixable, flatten, load_flat, num_parameters
 from ..data import Partition
 from ..models import DecomposedClassifier, Features
 from ..options import Options
@@ -19,15 +19,12 @@ from .batch import Batch, draw_batches, mean_over
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
 from .gossip import mix_blocks
+from .nonfinite import check_finite
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
 from .speedometer import SPEEDS, Speedometer
 
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
-
-
-class NonFiniteModelError(RuntimeError):
-    """Training left NaN or infinity in a block: the device publishes nothing this round."""
 
 
 class Learner:
@@ -62,6 +59,9 @@ class Learner:
     """The phases of its plan in which a device does more work than in others."""
     keeps_optimizer: ClassVar[bool] = False
     """Whether momentum and the like survive from one round to the next."""
+    batched: ClassVar[bool] = False
+    """Whether devices may be trained together (:mod:`~.together`). Such a method overrides nothing
+    that happens in a round but ``local_loss``, a function of the parameters and the batch alone."""
 
     def __init__(self, partition: Partition, settings: Settings, options: Options) -> None:
         self.partition = partition
@@ -90,13 +90,7 @@ class Learner:
         self.speedometer = Speedometer(self.encoders(), self.settings.speed_metric)
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
-        kept = {id(p) for module in modules.values() for p in module.parameters()}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and id(parameter) not in kept:
-                raise ValueError(
-                    f"{type(self).__name__}: the parameter '{name}' is trained, but is in none of "
-                    "blocks() and private_blocks(): it would not survive until the next round"
-                )
+        check_kept(self.model, modules)
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -208,8 +202,7 @@ class Learner:
                 self.measured |= self.evaluate()
             if plan.iterations == 0:
                 return Outcome({}, self.measured, self.rejected)
-            owned = self.partition.modalities
-            updates = {m: plan.by_modality.get(m, plan.iterations) for m in owned}
+            updates = self.updates(plan)
             if any(updates.values()):
                 self.before_training(plan, inbox)
                 self.measured |= self._train(plan, updates)
@@ -217,6 +210,15 @@ class Learner:
             near, wrong = self.speedometer.near(self.modalities, inbox)
             payload = self._publish(plan, inbox)
             return Outcome(payload, self.measured | near, self.rejected + wrong)
+
+    def updates(self, plan: Plan) -> dict[str, int]:
+        """Return how many times a plan trains each owned modality."""
+        return {m: plan.by_modality.get(m, plan.iterations) for m in self.partition.modalities}
+
+    def precision(self) -> torch.autocast:
+        """Return the context in which losses are computed: bfloat16 under ``mixed-precision``."""
+        mixed = self.settings.mixed_precision
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this device in this round."""
@@ -236,7 +238,8 @@ class Learner:
         self.speedometer.begin()
         for modalities, batch in zip(steps, self.batches(len(steps)), strict=True):
             optimizer.zero_grad(set_to_none=True)
-            loss = mean_over(batch.only(modalities), self.local_loss)
+            with self.precision():
+                loss = mean_over(batch.only(modalities), self.local_loss)
             loss.backward()  # type: ignore[no-untyped-call]
             self.modulate(modalities)
             if self.settings.clip_norm:
@@ -245,6 +248,7 @@ class Learner:
             optimizer.step()
             self.speedometer.after_step(modalities)
             total += loss.item()
+        optimizer.zero_grad(set_to_none=True)  # a process may keep a thousand devices
         if self.keeps_optimizer:
             self.optimizer_state = optimizer_tensors(optimizer)
         metrics = {"train.loss": total / len(steps), "train.iterations": float(len(steps))}
@@ -266,12 +270,7 @@ class Learner:
 
     def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
         state = self.state()
-        for name, vector in state.items():
-            if not bool(torch.isfinite(vector).all()):
-                raise NonFiniteModelError(
-                    f"round {self.server_round}: training left NaN or infinity in '{name}'; "
-                    "a lower learning-rate or clip-norm may help"
-                )
+        check_finite(self.server_round, state)
         payload = self.outgoing(plan, inbox, {name: state[name] for name in self.blocks()})
         payload[SPEEDS] = self.speedometer.report(self.modalities)
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}

@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 
 from ..options import GROUPS, Options
 from .learner import Learner
+from .together import check_batched
 
 GROUP = "flwr_dmml.methods"
 
@@ -21,7 +22,8 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
     Raises
     ------
     ValueError
-        Two methods share a name, or an entry point is not a named Learner.
+        Two methods share a name, an entry point is not a named Learner, or a method is declared
+        batched that cannot be.
     """
     found: dict[str, type[Learner]] = {}
     registered = [(point.name, point.load()) for point in entry_points(group=GROUP)]
@@ -32,6 +34,7 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
             raise ValueError(
                 f"{learner.__name__}.name must be set, and equal its entry point's name"
             )
+        check_batched(learner)
         if name in GROUPS:
             raise ValueError(f"a method cannot be named '{name}': that is a group of settings")
         if found.setdefault(name, learner) is not learner:

@@ -32,20 +32,27 @@ class Speedometer:
     def __init__(self, encoders: Mapping[str, nn.Module], metric: str) -> None:
         self._encoders = dict(encoders)
         self._metric: SpeedMetric = SPEED_METRICS[metric]
-        self._start = {m: flatten(encoder) for m, encoder in self._encoders.items()}
+        self.start = self._vectors()
         self._states = {m: self._metric.initial() for m in self._encoders}
 
     def begin(self) -> None:
         """Take note of the parameters before the local iterations of a round."""
-        self._before = {m: flatten(encoder) for m, encoder in self._encoders.items()}
+        self._before = self._vectors()
         self._last = dict(self._before)
         self._updates = dict.fromkeys(self._encoders, 0)
         self._ratio = dict.fromkeys(self._encoders, 0.0)
         self._path = dict.fromkeys(self._encoders, 0.0)
 
+    def _vectors(self) -> dict[str, Tensor]:
+        """Return the parameters of all encoders, flat; empty where the metric does not use them."""
+        used, nothing = "vectors" in self._metric.uses, torch.empty(0)
+        return {m: flatten(encoder) if used else nothing for m, encoder in self._encoders.items()}
+
     @torch.no_grad()
     def before_step(self, modalities: Iterable[str]) -> None:
         """Add the gradients of one iteration, before the optimiser uses them."""
+        if "gradients" not in self._metric.uses:
+            return
         for m in modalities:
             parameters = [p for p in self._encoders[m].parameters() if p.grad is not None]
             gradient = sum(float((p.grad**2).sum()) for p in parameters if p.grad is not None)
@@ -55,24 +62,34 @@ class Speedometer:
     def after_step(self, modalities: Iterable[str]) -> None:
         """Add the way that one iteration's step went."""
         for m in modalities:
-            now = flatten(self._encoders[m])
-            self._path[m] += float(torch.linalg.vector_norm(now - self._last[m]))
-            self._last[m] = now
             self._updates[m] += 1
+            if "path" in self._metric.uses:
+                now = flatten(self._encoders[m])
+                self._path[m] += float(torch.linalg.vector_norm(now - self._last[m]))
+                self._last[m] = now
 
     def end(self) -> dict[str, float]:
         """Bring the speeds up to date and return them as metrics (``speed.<modality>``)."""
-        for m, state in self._states.items():
-            if self._updates[m]:
-                phase = LocalPhase(
-                    start=self._start[m],
+        after = self._vectors()
+        return self.take(
+            {
+                m: LocalPhase(
+                    start=self.start[m],
                     before=self._before[m],
-                    after=self._last[m],
-                    iterations=self._updates[m],
+                    after=after[m],
+                    iterations=updates,
                     gradient_ratio=self._ratio[m],
                     path_length=self._path[m],
                 )
-                self._states[m] = self._metric.update(state, phase)
+                for m, updates in self._updates.items()
+                if updates
+            }
+        )
+
+    def take(self, phases: Mapping[str, LocalPhase]) -> dict[str, float]:
+        """Bring the speeds up to date with what encoders went through; see :meth:`end`."""
+        for m, phase in phases.items():
+            self._states[m] = self._metric.update(self._states[m], phase)
         return {SPEED + m: speed for m, speed in self.speeds().items()}
 
     def speeds(self) -> dict[str, float]:

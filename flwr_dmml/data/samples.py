@@ -47,7 +47,7 @@ class Rows(Mapping[str, torch.Tensor]):
             self._tensors, self._index = tensors._tensors, tensors._index[index]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name][self._index]
+        return self._tensors[name].index_select(0, self._index)  # faster than indexing
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

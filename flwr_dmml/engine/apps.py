@@ -127,6 +127,7 @@ def run_app(
     ray_address: str = "",
     trackers: Sequence[Tracker] = (),
     on_reply: Callable[[int, int], None] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run an app on an engine of this package; returns when its ServerApp does.
 
@@ -144,6 +145,8 @@ def run_app(
         An existing Ray cluster for them: "auto", or host:port.
     trackers, on_reply
         See :class:`InProcessGrid`.
+    stopping : callable
+        Asked after every round whether the run is to stop there; it can then be resumed.
 
     Raises
     ------
@@ -165,9 +168,12 @@ def run_app(
     )
     with server_identity(run_id):
         if not workers:
-            app.server_app(InProcessGrid(*given, **told), context)
+            alone = InProcessGrid(*given, **told)
+            alone.stopping = stopping
+            app.server_app(alone, context)
             return
         with sharded_grid(*given, workers=workers, address=ray_address, **told) as grid:
+            grid.stopping = stopping
             app.server_app(grid, context)
 
 

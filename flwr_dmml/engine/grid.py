@@ -33,6 +33,7 @@ class SimulationGrid(Grid):
         on_reply: Callable[[int, int], None] | None,
     ) -> None:
         self.trackers = tuple(trackers)
+        self.stopping: Callable[[], bool] = lambda: False  # whether the run is to end early
         self._on_reply = on_reply
         self._replies: dict[str, Message] = {}  # by the id of the message they answer
         self._nodes = simulated_nodes(num_nodes)

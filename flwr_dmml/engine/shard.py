@@ -1,5 +1,6 @@
 """A worker of the sharded engine: some of the nodes, with all they keep, in one process."""
 
+import gc
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ from flwr.app import Array, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ..data.store import FOLDER
-from .nodes import SimulatedNode
+from .nodes import SimulatedNode, answers
 from .wire import Buffers, Export, find_in, read, write
 
 FLUSH_S = 0.5
@@ -70,8 +71,9 @@ class Shard:
         os.environ[FOLDER] = self._store = store
         torch.set_num_threads(1)
         self._client_app: ClientApp = ray.cloudpickle.loads(client_app)
+        gc.freeze()  # what is imported stays: to look through it for garbage takes a round's time
         self._run_id, self._run_config = run_id, dict(run_config)
-        self._next_chunk = number * CHUNKS
+        self._next_chunk, self._settled = number * CHUNKS, False
         self._nodes: dict[int, SimulatedNode] = {}
         self._chunks: dict[int, list[Array]] = {}
 
@@ -126,14 +128,19 @@ class Shard:
             self._chunks.pop(number, None)
         batch: list[Message] = read(messages, find_in(self._chunks, _fetcher(refs)))
         replies, seconds, flushed = list[Message](), dict[int, float](), time.monotonic()
-        for left, message in zip(reversed(range(len(batch))), batch, strict=True):
-            begun = time.perf_counter()
-            node = self._nodes[message.metadata.dst_node_id]
-            replies.append(node.answer(self._client_app, message, self._run_id, self._run_config))
-            seconds[node.node_id] = time.perf_counter() - begun
+        asked = [(self._nodes[message.metadata.dst_node_id], message) for message in batch]
+        left, begun = len(asked), time.perf_counter()
+        for some in answers(self._client_app, asked, self._run_id, self._run_config):
+            each = (time.perf_counter() - begun) / len(some)
+            seconds |= {node.node_id: each for node, _ in some}
+            replies += [reply for _, reply in some]
+            left, begun = left - len(some), time.perf_counter()
             if not left or time.monotonic() - flushed > FLUSH_S:
                 yield from self._hand_over(replies, seconds, more=left > 0)
                 replies, seconds, flushed = [], {}, time.monotonic()
+        if not self._settled:
+            gc.freeze()  # so do data, models, and what was imported for them
+            self._settled = True
 
     def _hand_over(
         self, replies: list[Message], seconds: dict[int, float], *, more: bool

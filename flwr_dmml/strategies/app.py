@@ -1,9 +1,10 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import INFO
 
+import numpy as np
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
@@ -15,11 +16,14 @@ from ..energy import Floats
 from ..engine import cores, sharded_grid
 from ..options import Options
 from ..topology import TopologyError
-from ..tracking import RoundRecord, RunFolder, devices_table, final_table, render, verdict
+from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
+from ..tracking.sinks import make_sinks
 from .energy_constrained import EnergyConstrained
+from .keeper import Keeper
 from .layout import layout
 from .peer import PeerStrategy
 from .registry import find_strategies
+from .resuming import check_unchanged, find_run
 from .shared_band import SharedBandConstrained
 
 FLOWERS_RAY_S = 10.0
@@ -61,10 +65,22 @@ def make_server_app(
         for name, kind in kinds.items():
             _check_topology(settings, name, kind)
         app_of_devices = client_app or make_client_app(*learners)
+        folder = _folder(settings, options)
+        sinks = make_sinks(settings.track_with, folder.path, resolved(settings, options))
         with _engine(grid, context, settings, app_of_devices) as grid:
-            _run(grid, settings, options, methods, kinds)
+            _run(grid, settings, options, methods, kinds, folder, sinks)
 
     return app
+
+
+def _folder(settings: Settings, options: Mapping[str, Options]) -> RunFolder:
+    """Return a new run folder, or that of the run to resume if it is still the same run."""
+    config = resolved(settings, options)
+    if not settings.resume:
+        return RunFolder(settings.run_dir, settings.run_name, config)
+    path = find_run(settings.resume, settings.run_dir)
+    check_unchanged(path, config, options)
+    return RunFolder.reopen(path)
 
 
 def _run(
@@ -73,19 +89,28 @@ def _run(
     options: Mapping[str, Options],
     methods: Mapping[str, type[Learner]],
     kinds: Mapping[str, type[PeerStrategy]],
+    folder: RunFolder,
+    sinks: Sequence[Tracker],
 ) -> None:
     """Run the methods one after another, with the round plan of each, and report."""
-    folder = RunFolder(settings.run_dir, settings.run_name, resolved(settings, options))
     log(INFO, "Run folder: %s", folder.path)
+    stopping = getattr(grid, "stopping", lambda: False)
     # An engine of this package may carry trackers of its own, such as the live table.
-    trackers = [folder, *getattr(grid, "trackers", ())]
+    trackers = [folder, *sinks, *getattr(grid, "trackers", ())]
     results: dict[str, RoundRecord] = {}
     if settings.compare_with == settings.method:
         log(INFO, "compare-with names the method itself: it runs once")
     present: int | None = None  # a device lost by the first method is not waited for again
     battery_j: Floats | None = None  # the second method gets the batteries of the first
     for name, kind in kinds.items():
+        if done := folder.finished(name):
+            results[name], end = done
+            present = max(1, len(results[name].nodes))
+            battery_j = None if end["battery_j"] is None else np.array(end["battery_j"])
+            log(INFO, "%s has run to its end already", name)
+            continue
         energy = constrain(settings, methods[name], battery_j)
+        every, keep = settings.checkpoint_every, settings.checkpoint_keep
         strategy = kind(
             settings.make_topology(),
             num_nodes=settings.num_nodes,
@@ -99,12 +124,14 @@ def _run(
             options=options[name],
             energy=energy,
             trackers=trackers,
+            keeper=Keeper(folder.path / name, every, keep, stopping),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         strategy.start(grid, num_rounds=rounds, timeout=timeout)
         results[name] = strategy.records[-1]
         present = max(1, len(results[name].nodes))
         battery_j = None if settings.energy.on_mains else energy.battery_j
+        folder.finish(name, {"battery_j": None if battery_j is None else battery_j.tolist()})
     report(settings, results)
     log(INFO, "Run folder: %s", folder.path)
 

@@ -1,41 +1,22 @@
 """A round's plan under remaining energy: live links, joules, iterations of every modality."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..allocation import OBJECTIVES, Allocation, RoundProblem, allocate, sync_only, uniform
+from ..allocation import OBJECTIVES, Allocation, RoundProblem
 from ..balance import effective_speeds
 from ..costs import FleetCosts, Work
 from ..energy import Floats, Ledger, greedy, pacing
 from ..seeding import numpy_generator
 from ..settings import Settings
 from .round_budget import Decision, RoundBudget, Sending, Updates
+from .rules import RULES
 
 _TRIAL_ROUNDS = 10  # whose channels tell what sending takes, before the first round
-
-Rule = Callable[[RoundProblem, bool], Allocation]
-RULES: dict[str, Rule] = {
-    "auto": lambda problem, trains: uniform(problem),  # no method has chosen
-    "uniform": lambda problem, trains: uniform(problem),
-    "max-min": lambda problem, trains: allocate(problem, "max-min"),
-    "proportional": lambda problem, trains: allocate(problem, "proportional"),
-    "least-squares": lambda problem, trains: _least_squares(problem),
-    "random": lambda problem, trains: allocate(problem, "max-min"),
-    "sync-only": lambda problem, trains: sync_only(problem, server_round=1 if trains else 2),
-}
-"""What ``allocation.rule`` names: (problem, whether this round trains) -> plan."""
-
-
-def _least_squares(problem: RoundProblem) -> Allocation:
-    """Return the least-squares plan, but uniform where all speeds of a device are alike."""
-    plan, even = allocate(problem, "least-squares"), uniform(problem)
-    speed = np.where(problem.owned, problem.speed, np.nan)  # [node, modality]
-    differs = np.nanmax(speed, axis=1, initial=-1.0) > np.nanmin(speed, axis=1, initial=np.inf)
-    return replace(plan, tau=np.where(differs[:, None], plan.tau, even.tau))
 
 
 def among(graph: nx.Graph, live: Collection[int]) -> nx.Graph:
@@ -152,6 +133,21 @@ class EnergyConstrained:
             sent_bits=np.where(np.isin(np.arange(len(tau)), on_air), payload_bits, 0.0),
             notes=decision.notes,
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return batteries and what planning remembers, as JSON."""
+        ledger = {name: values.tolist() for name, values in self.ledger.state().items()}
+        remembered = {"radio_j": self._radio_j.tolist(), "round_s": self._round_s}
+        return {"battery_j": self.battery_j.tolist(), "ledger": ledger, **remembered}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on, after :meth:`begin`, from what :meth:`state` gave, equal to the bit."""
+        self.battery_j, self.ledger = (
+            np.array(state["battery_j"]),
+            Ledger.from_state(state["ledger"]),
+        )
+        self._radio_j = np.array(state["radio_j"]).reshape(-1, len(self.battery_j))
+        self._round_s = float(state["round_s"])
 
     def _decide(
         self,

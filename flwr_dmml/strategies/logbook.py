@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
+from typing import Any
 
 import networkx as nx
 from flwr.app import RecordDict
 from flwr.common.logger import log
 
+from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Tracker
 from ..transport.messages import read_metrics, read_rejected
 from .mixing import separate_groups
@@ -52,6 +54,20 @@ class Logbook:
         sensors_of = ["+".join(member.modalities) for member in self._members.values()]
         for tracker in self._trackers:
             tracker.run_started(method, self._num_rounds, sensors_of)
+
+    def state(self) -> dict[str, Any]:
+        """Return the round that is going on, and who has left, as JSON."""
+        record = self.records[-1]
+        battery = {str(k): v for k, v in record.battery_j.items()}
+        own = {"seconds": record.seconds, "battery_j": battery, "flat": sorted(self._flat)}
+        return {**own, "record": record.to_json()}
+
+    def load_state(self, state: Mapping[str, Any], before: Sequence[RoundRecord]) -> None:
+        """Go on from what :meth:`state` gave; ``before`` are the rounds that were complete."""
+        record = read_record(state["record"])
+        record.battery_j = {int(k): float(v) for k, v in state["battery_j"].items()}
+        record.seconds, self._flat = float(state["seconds"]), set(state["flat"])
+        self.records = [*before, record]
 
     def open(self, server_round: int) -> RoundRecord:
         """Begin the record of a round."""

@@ -3,22 +3,22 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..clients.speedometer import NEAR
 from ..options import Options
-from ..plan import Plan
-from ..soft_labels import LABELS
 from ..topology import Topology
-from ..tracking.records import RoundRecord, Tracker, under
-from ..transport import Relay, size_bytes
-from ..transport.messages import INBOX, INITIAL, PAYLOAD, PLAN, read_metrics, unpack, write_plan
+from ..tracking.records import RoundRecord, Tracker
+from ..transport.messages import (
+    unpack,
+)
 from .energy_constrained import EnergyConstrained
+from .exchange import Exchange
+from .keeper import Keeper
 from .logbook import Logbook
 from .planner import RoundPlanner
 from .roster import Roster, handshake, wait_for_nodes
@@ -60,6 +60,8 @@ class PeerStrategy(Strategy):
         and trains ``local_iterations``.
     trackers : sequence of Tracker
         Told of every round.
+    keeper : Keeper, optional
+        Writes checkpoints; where there is one already, the run goes on from it.
     """
 
     addressed: ClassVar[bool] = False
@@ -80,6 +82,7 @@ class PeerStrategy(Strategy):
         options: Options | None = None,
         energy: EnergyConstrained | None = None,
         trackers: Sequence[Tracker] = (),
+        keeper: Keeper | None = None,
     ) -> None:
         self.check(topology, num_nodes, seed)
         self.topology = topology
@@ -93,6 +96,7 @@ class PeerStrategy(Strategy):
         self.seed = seed
         self.options = options
         self.trackers = tuple(trackers)
+        self.keeper = keeper
         self.planner = RoundPlanner(
             topology,
             num_nodes,
@@ -105,10 +109,8 @@ class PeerStrategy(Strategy):
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
-        self._relay = Relay()
+        self.exchange = Exchange(method, self.roster, self._logbook)
         self._num_rounds = 0
-        self._begun: set[int] = set()  # partitions that have answered once
-        self._speeds: dict[int, dict[str, float]] = {}  # around each device
 
     @property
     def records(self) -> list[RoundRecord]:
@@ -142,35 +144,16 @@ class PeerStrategy(Strategy):
     ) -> list[Message]:
         """Return a round's messages: plan, inbox, and ``arrays`` to start from at first."""
         self._logbook.open(server_round)
-        plans, budget = self.planner.plans(
-            server_round, self._invite(grid), self._relay.sizes, self._speeds
-        )
+        sizes, speeds = self.exchange.sizes, self.exchange.speeds
+        plans, budget = self.planner.plans(server_round, self._invite(grid), sizes, speeds)
         self._logbook.budget(budget)
-        messages = self._messages(plans, "train")
-        for message in messages:
-            if arrays and self.roster.partition_of[message.metadata.dst_node_id] not in self._begun:
-                message.content[INITIAL] = arrays
-        return messages
+        return self.exchange.messages(plans, "train", arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[None, MetricRecord | None]:
         """Take the payloads for the next round; there is no model to aggregate."""
-        good, failed = self.roster.sort(replies)
-        payloads: dict[int, ArrayRecord] = {}
-        self._begun |= set(good)
-        for partition, content in good.items():
-            self._logbook.mixing(server_round - 1, partition, content)
-            metrics = read_metrics(content)
-            self._logbook.node(server_round, partition).trained(metrics)
-            self._speeds[partition] = under(NEAR, metrics) or self._speeds.get(partition, {})
-            payload = content.array_records.get(PAYLOAD, ArrayRecord())
-            if problem := self.roster.members[partition].problem_with(payload):
-                failed[partition] = problem
-            else:
-                payloads[partition] = payload
-        self._logbook.failures(failed)
-        self._relay.take(payloads)
+        self.exchange.trained(server_round, replies)
         loss = self.records[-1].train_loss
         return None, None if loss is None else MetricRecord({"train.loss": loss})
 
@@ -180,17 +163,14 @@ class PeerStrategy(Strategy):
         """Return the closing messages after the last round; until then training carries them."""
         if server_round < self._num_rounds:
             return []
-        plans = self.planner.closing_plans(self._invite(grid), self._relay.sizes)
-        return self._messages(plans, "evaluate")
+        plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
+        return self.exchange.messages(plans, "evaluate")
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Note the results of the closing messages."""
-        good, failed = self.roster.sort(replies)
-        for partition, content in good.items():
-            self._logbook.mixing(server_round, partition, content)
-        self._logbook.failures(failed)
+        self.exchange.closed(server_round, replies)
         accuracy = self.records[-1].accuracy
         return None if accuracy is None else MetricRecord({"test.accuracy": accuracy})
 
@@ -239,11 +219,12 @@ class PeerStrategy(Strategy):
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         started, result = time.monotonic(), Result()
-        self._num_rounds, self._relay, self._begun = num_rounds, Relay(), set()
-        self._speeds = {}
+        self._num_rounds = num_rounds
+        checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
+        self.exchange = Exchange(self.method, self.roster, self._logbook)
         phases = [self.phase(t, num_rounds) for t in range(1, num_rounds + 1)]
         self.planner.begin(self.roster.members, phases, self.trained)
         fixed = self.communicates and not self.topology.time_varying
@@ -251,7 +232,13 @@ class PeerStrategy(Strategy):
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
-        for t in range(1, num_rounds + 1):
+        first = 1
+        if self.keeper:
+            self.keeper.begun(self)
+        if self.keeper and checkpoint:
+            self.keeper.restore(self, grid, checkpoint)
+            first = checkpoint.server_round + 1
+        for t in range(first, num_rounds + 1):
             begun = time.monotonic()
             messages = self.configure_train(t, arrays, config, grid)
             _, metrics = self.aggregate_train(t, self.roster.send(grid, messages, timeout))
@@ -260,28 +247,36 @@ class PeerStrategy(Strategy):
                 result.train_metrics_clientapp[t] = metrics
             if t > 1:
                 self._complete(self.records[-2], result)
+            if self.keeper:
+                self.keeper.after_round(self, grid, t)
         closing = self.configure_evaluate(num_rounds, arrays, config, grid)
         self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
         self._complete(self.records[-1], result)
+        if self.keeper:
+            self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
         return result
 
-    # ---- planning and routing ---------------------------------------------------------------
+    # ---- checkpoints ------------------------------------------------------------------------
 
-    def _messages(self, plans: Mapping[int, Plan], kind: str) -> list[Message]:
-        """Write the messages that complete the round before and begin the next."""
-        messages: list[Message] = []
-        sizes: dict[int, tuple[int, int]] = {}  # by the id of a record: many get the same
-        for partition, plan in plans.items():
-            content = RecordDict({PLAN: write_plan(plan, self.method)})
-            for sender, record in self._relay.inbox(plan, partition).items():
-                content[f"{INBOX}{sender}"] = record
-                if id(record) not in sizes:
-                    sizes[id(record)] = size_bytes(record), size_bytes(record, LABELS)
-                self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])
-            node_id = self.roster.members[partition].node_id
-            messages.append(Message(content, node_id, kind, group_id=str(plan.server_round)))
-        return messages
+    def state(self) -> dict[str, Any]:
+        """Return what the next round depends on besides devices and payloads, as JSON."""
+        return {
+            "planner": self.planner.state(),
+            "logbook": self._logbook.state(),
+            "exchange": self.exchange.state(),
+        }
+
+    def load_state(
+        self,
+        state: Mapping[str, Any],
+        payloads: Mapping[int, ArrayRecord],
+        before: Sequence[RoundRecord],
+    ) -> None:
+        """Go on from a :meth:`state`, with its payloads and the records of complete rounds."""
+        self.planner.load_state(state["planner"])
+        self._logbook.load_state(state["logbook"], before)
+        self.exchange.load_state(state["exchange"], payloads)
 
     def _invite(self, grid: Grid) -> list[int]:
         """Return who can be asked now; the others are named in the log."""

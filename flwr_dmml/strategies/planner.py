@@ -1,6 +1,7 @@
 """Who takes part in a round, with whom it mixes and what it trains. Knows nothing of messages."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -162,6 +163,18 @@ class RoundPlanner:
             )
             for p, near in around.items()
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return what the plan of a round depends on besides who is there, as JSON."""
+        edges = sorted(sorted(edge) for edge in self._live_graph.edges)
+        return {"edges": edges, "flat": sorted(self._flat), "energy": self.energy.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on, after :meth:`begin`, from what :meth:`state` gave."""
+        self._live_graph = nx.empty_graph(self.num_nodes)
+        self._live_graph.add_edges_from(map(tuple, state["edges"]))
+        self._flat = state["flat"]
+        self.energy.load_state(state["energy"])
 
     def _trains(self, phase: str) -> NDArray[np.bool_]:
         """Return what is to be trained in a phase, ``[node, modality]``."""

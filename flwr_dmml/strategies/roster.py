@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from ..blocks import STATISTICS, unaddressed, vector_problem
 from ..costs import Work
 from ..plan import Payload
-from ..transport.messages import ABOUT, FLOPS_IN, PLAN
+from ..transport.messages import ABOUT, FLOPS_IN, PLAN, STATE
 
 _POLL_S = 0.1
 _REMIND_S = 10.0
@@ -34,6 +34,7 @@ class Member:
     digests: dict[str, str]  # name -> digest of the numbers it starts from
     num_train: int
     work: Work
+    class_counts: tuple[int, ...] = ()  # training samples of each class; not told: empty
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
@@ -179,6 +180,29 @@ class Roster:
         }
         return replies
 
+    def ask(
+        self,
+        grid: Grid,
+        kind: str,
+        method: str,
+        states: Mapping[int, ArrayRecord] | None = None,
+        timeout: float = 3600.0,
+    ) -> tuple[dict[int, RecordDict], dict[int, str]]:
+        """Ask all members something outside of a round; return as :meth:`sort` does.
+
+        ``states`` go with the messages, by partition; without an answer from one, nobody is asked.
+        """
+        _, failed = self.invite(grid)
+        if failed:
+            return {}, failed
+        messages: list[Message] = []
+        for partition, member in self.members.items():
+            content = RecordDict({PLAN: ConfigRecord({"method": method})})
+            if states is not None:
+                content[STATE] = states.get(partition, ArrayRecord())
+            messages.append(Message(content, member.node_id, kind))
+        return self.sort(self.send(grid, messages, timeout))
+
     def sort(self, replies: Iterable[Message]) -> tuple[dict[int, RecordDict], dict[int, str]]:
         """Return good replies by partition, and what became of the others.
 
@@ -234,6 +258,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
+        class_counts=tuple(about["class-counts"]) if any(about["class-counts"]) else (),  # type: ignore[arg-type]
         work=Work(
             joint=float(about["flops-joint"]),  # type: ignore[arg-type]
             solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]

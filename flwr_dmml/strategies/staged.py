@@ -9,16 +9,8 @@ class StagedStrategy(PeerStrategy):
 
     Of the iterations that ``allocation.rule`` gives, those remain that the stage trains. A device
     without any rests: it mixes, sends, and is billed for that alone; its battery keeps the rest for
-    the rounds to come.
-
-    Parameters
-    ----------
-    topology : Topology
-        Who is whose neighbour.
-    options : StagedOptions
-        The stages, and who trains in each.
-    **common
-        As :class:`PeerStrategy`.
+    the rounds to come. Parameters are those of :class:`PeerStrategy`; ``options`` is a
+    StagedOptions: the stages, and who trains in each.
     """
 
     options: StagedOptions

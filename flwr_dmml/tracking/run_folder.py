@@ -7,13 +7,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .history import read_metrics_file, read_record
+from .provenance import provenance
 from .records import RoundRecord
+
+END = "end.json"
 
 
 class RunFolder:
     """A new folder for one run, made when its devices are ready.
 
-    ``config.json`` holds the resolved settings; each method that runs writes
+    ``config.json`` holds the resolved settings, ``run.json`` what it was made with (see
+    :func:`~flwr_dmml.tracking.provenance.provenance`); each method that runs writes
     ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
     same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a round).
 
@@ -40,8 +45,30 @@ class RunFolder:
         self._taken = f"run-name = {name!r}: {self.path} exists already; choose another name"
         if self.path.exists():
             raise FileExistsError(self._taken)
-        self._made = False
+        self._made = self._resumed = False
+        self._seed = config.get("seed")
         self._config = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunFolder":
+        """Return the folder of a run that goes on."""
+        folder = cls.__new__(cls)
+        folder.path, folder._made, folder._resumed = path, True, True
+        return folder
+
+    def finish(self, method: str, about: Mapping[str, Any]) -> None:
+        """Note that a method has run to its end, with what the next one is to know of it."""
+        part = self.path / method / "end.part"
+        part.write_text(json.dumps(dict(about)), encoding="utf-8")
+        part.replace(self.path / method / END)
+
+    def finished(self, method: str) -> tuple[RoundRecord, dict[str, Any]] | None:
+        """Return the last round of a method and what :meth:`finish` noted, None if it has not."""
+        end = self.path / method / END
+        if not end.exists():
+            return None
+        lines = read_metrics_file(end.with_name("metrics.jsonl"))
+        return read_record(lines[-1]), json.loads(end.read_text(encoding="utf-8"))
 
     def run_started(self, method: str, num_rounds: int, node_modalities: Sequence[str]) -> None:
         """Make the method's folder, and the run's before the first one."""
@@ -51,9 +78,11 @@ class RunFolder:
             except FileExistsError as error:  # another run took the name while we waited
                 raise FileExistsError(self._taken) from error
             (self.path / "config.json").write_text(self._config, encoding="utf-8")
+            about = json.dumps(provenance(self._seed), indent=2) + "\n"
+            (self.path / "run.json").write_text(about, encoding="utf-8")
             self._made = True
         self._current = self.path / method
-        self._current.mkdir()
+        self._current.mkdir(exist_ok=self._resumed)
 
     def round_ended(self, record: RoundRecord) -> None:
         """Append the round to the method's files."""

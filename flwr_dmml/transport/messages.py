@@ -10,8 +10,8 @@ from torch import Tensor
 from ..plan import Inbox, Payload, Plan
 from .arrays import TensorArray, record_of
 
-ABOUT, PLAN, INITIAL = "about", "plan", "initial"
-PAYLOAD, METRICS, REPORT = "payload", "metrics", "report"
+ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
+PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
 INBOX, FLOPS_IN = "inbox.", "flops-in."
 _WEIGHTS, _UPDATES = "weights.", "updates."
 
@@ -92,6 +92,13 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
     """Read the numbers that came with a reply."""
     record = content.metric_records.get(METRICS, MetricRecord())
     return {name: float(v) for name, v in record.items() if isinstance(v, int | float)}
+
+
+def read_confusion(content: RecordDict) -> list[int]:
+    """Read how often a device takes each class for each, row by row; empty if it does not say."""
+    counts = content.metric_records.get(CONFUSION, MetricRecord()).get(CONFUSION, [])
+    known = isinstance(counts, list) and any(counts)
+    return [int(count) for count in counts] if known else []  # type: ignore[union-attr]
 
 
 def read_rejected(content: RecordDict) -> list[str]:

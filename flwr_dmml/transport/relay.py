@@ -25,6 +25,11 @@ class Relay:
         self._payloads, self._cut = dict(payloads), {}
 
     @property
+    def payloads(self) -> dict[int, ArrayRecord]:
+        """What is held, by partition id."""
+        return dict(self._payloads)
+
+    @property
     def sizes(self) -> dict[int, int]:
         """Bytes of each payload that is here, by partition id."""
         return {partition: size_bytes(record) for partition, record in self._payloads.items()}

@@ -60,7 +60,12 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def run(num_nodes: int, app: Path = QUICKSTART, **settings: object) -> tuple[str, str]:
+    def run(
+        num_nodes: int,
+        app: Path = QUICKSTART,
+        kill: Callable[[], bool] = lambda: False,
+        **settings: object,
+    ) -> tuple[str, str]:
         config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
         federation = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
         submitted = call(
@@ -74,7 +79,11 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             state = str(status["runs"][0]["status"])
             if state.startswith("finished"):
                 return state, call("log", run_id, "--show")
-            time.sleep(1)
+            if kill():
+                for process in _processes_of(str(home), command="flwr-simulation"):
+                    os.kill(process, signal.SIGKILL)
+                return "killed", ""
+            time.sleep(0.2)
         raise AssertionError(f"run {run_id} did not end: {state}")
 
     yield run
@@ -83,13 +92,18 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             os.kill(process, signal.SIGKILL)
 
 
-def _processes_of(*marks: str) -> list[int]:
-    """Return the processes whose command line or environment carries one of ``marks``."""
+def _processes_of(*marks: str, command: str = "") -> list[int]:
+    """Return the processes whose command line or environment carries one of ``marks``.
+
+    With ``command``, only those with that in their command line.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
-            if any(mark.encode() in text for mark in marks) and int(folder.name) != os.getpid():
+            line = (folder / "cmdline").read_bytes()
+            text = line + (folder / "environ").read_bytes()
+            named = any(mark.encode() in text for mark in marks) and command.encode() in line
+            if named and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
 
@@ -142,3 +156,25 @@ def test_a_method_and_a_strategy_of_ones_own_by_entry_point(flwr_run: Run, tmp_p
     for method in ("dpsgd", "smooth-start"):
         ray = (tmp_path / "ray" / "same" / method / "metrics.jsonl").read_bytes()
         assert ray == (found / "same" / method / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_that_is_killed_goes_on(flwr_run: Run, tmp_path: Path):
+    """Flower's engine is killed with -9; a new `flwr run` ends with what nobody disturbed."""
+    settings = {**SETTINGS, "num-server-rounds": 8, "compare-with": "", "checkpoint-every": 2}
+    sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    command = ["simulate", str(QUICKSTART), *sets, "--set", f"run-dir={tmp_path / 'whole'}"]
+    assert CliRunner().invoke(app, [*command, "--workers", "0"]).exit_code == 0
+
+    metrics = tmp_path / "flower" / "same" / "dmml-kd" / "metrics.jsonl"
+
+    def after_four() -> bool:
+        return metrics.exists() and metrics.read_text().count("\n") >= 4
+
+    given = {**settings, "run-dir": str(tmp_path / "flower")}
+    status, _ = flwr_run(4, kill=after_four, **given)
+    assert status == "killed" and metrics.read_text().count("\n") < 8
+    status, log = flwr_run(4, **given, resume="same")
+    assert status == "finished:completed", log
+    assert "Resumed after round" in log
+    whole = tmp_path / "whole" / "same" / "dmml-kd" / "metrics.jsonl"
+    assert metrics.read_bytes() == whole.read_bytes()

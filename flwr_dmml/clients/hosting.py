@@ -1,0 +1,71 @@
+"""The learners that a process hosts: each built once, for the method that the server names."""
+
+from functools import lru_cache
+
+from flwr.app import Context, Message
+
+from ..config import SettingsError, parse_settings
+from ..data import load_partition
+from ..options import Options
+from ..settings import Settings
+from ..transport.messages import PLAN
+from .learner import Learner
+from .registry import find_methods, option_types
+
+LEARNERS = 4096
+"""Learners that a process keeps: a worker of the sharded engine hosts a thousand devices."""
+RunConfig = tuple[tuple[str, object], ...]
+"""A run config that can be a cache key."""
+
+
+def learner_for(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Learner:
+    """Return this node's learner for the method that the server is running.
+
+    It is built once in a process; its state is that of whoever used it last.
+    """
+    run_config = tuple(sorted(context.run_config.items()))
+    _, settings, _ = _configure(run_config, learners)
+    method = str(message.content.config_records[PLAN]["method"])
+    return _build_learner(method, run_config, learners, _partition_id(context, settings))
+
+
+@lru_cache(maxsize=8)
+def _configure(
+    run_config: RunConfig, learners: tuple[type[Learner], ...]
+) -> tuple[dict[str, type[Learner]], Settings, dict[str, Options]]:
+    """Find the methods and validate the run config, once per process."""
+    methods = find_methods(learners)
+    return methods, *parse_settings(dict(run_config), option_types(methods), side="device")
+
+
+@lru_cache(maxsize=LEARNERS)
+def _build_learner(
+    method: str, run_config: RunConfig, learners: tuple[type[Learner], ...], partition_id: int
+) -> Learner:
+    """Build a learner once per process; its state is loaded anew for every message."""
+    methods, settings, options = _configure(run_config, learners)
+    partition = load_partition(settings.partition_options(), partition_id)
+    return methods[method](partition, settings, options[method])
+
+
+def _partition_id(context: Context, settings: Settings) -> int:
+    """Return which part of the data this node holds, from its node config.
+
+    Raises
+    ------
+    SettingsError
+        The node config has no partition id, or does not fit ``num-nodes``.
+    """
+    partition_id = context.node_config.get("partition-id")
+    expected = context.node_config.get("num-partitions", settings.num_nodes)
+    if not isinstance(partition_id, int) or not 0 <= partition_id < settings.num_nodes:
+        raise SettingsError(
+            f"node config partition-id = {partition_id!r}: must be a whole number from 0 to "
+            f"{settings.num_nodes - 1} (num-nodes = {settings.num_nodes} in the run config)"
+        )
+    if expected != settings.num_nodes:
+        raise SettingsError(
+            f"num-nodes = {settings.num_nodes} in the run config, but there are {expected} nodes: "
+            "make them equal (num-supernodes of the simulation, or num-nodes)"
+        )
+    return partition_id

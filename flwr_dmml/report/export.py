@@ -1,0 +1,61 @@
+"""Figures as SVG or PNG files, drawn by kaleido in a Chrome without a window."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from .parts import Figure, Section
+from .reading import ReportError
+from .theme import resolve
+
+NEEDS_KALEIDO = 'figures as files need kaleido: pip install "flwr-dmml[report]"'
+NEEDS_CHROME = (
+    "figures as files need Chrome or Chromium: apt install chromium, or plotly_get_chrome; "
+    "BROWSER_PATH names one in an unusual place"
+)
+WIDTH, SCALE = 720, 2  # pixels of a figure, and how many of a PNG's for each
+
+
+def export_figures(sections: Sequence[Section], folder: Path, form: Literal["svg", "png"]) -> int:
+    """Write the figures of a report in the light theme, and return how many there were.
+
+    Parameters
+    ----------
+    sections : sequence of Section
+        From :func:`.run_sections.report_sections`.
+    folder : Path
+        Made if need be; a figure's name is its file's.
+    form : {"svg", "png"}
+        SVG for print, PNG at twice the pixels.
+
+    Raises
+    ------
+    ReportError
+        Kaleido or Chrome is missing.
+    """
+    try:
+        import kaleido
+        from choreographer.errors import ChromeNotFoundError
+    except ImportError as error:
+        raise ReportError(NEEDS_KALEIDO) from error
+    figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        {
+            "fig": resolve(figure.to_plotly(), "light"),
+            "path": str(folder / f"{_file_name(figure.name)}.{form}"),
+            "opts": {"format": form, "width": WIDTH, "height": figure.height, "scale": SCALE},
+        }
+        for figure in figures
+    ]
+    try:
+        # MathJax would come from the network, and no figure has formulas
+        kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False}, cancel_on_error=True)
+    except ChromeNotFoundError as error:
+        raise ReportError(NEEDS_CHROME) from error
+    return len(jobs)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -1,0 +1,298 @@
+"""Read run folders: settings, metrics and what is known of the devices, checked at the border."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+
+class ReportError(ValueError):
+    """A report that cannot be made; the message names the file (and line) and what is wrong."""
+
+
+class NodeLine(BaseModel):
+    """One device in a line of ``metrics.jsonl``, see :class:`flwr_dmml.tracking.NodeResult`."""
+
+    partition: int
+    modalities: str
+    accuracy: float | None = None
+    accuracy_by_modality: dict[str, float] = {}
+    bytes_sent: float = 0
+    updates: dict[str, float] = {}
+    compute_j: float = 0.0
+    radio_j: float = 0.0
+    battery_j: float | None = None
+
+
+class RoundLine(BaseModel):
+    """A line of ``metrics.jsonl``, see :meth:`flwr_dmml.tracking.RoundRecord.to_json`."""
+
+    round: int
+    nodes: list[NodeLine]
+    train_loss: float | None = None
+    accuracy: float | None = None
+    accuracy_by_set: dict[str, float] = {}
+    accuracy_by_modality: dict[str, float] = {}
+    accuracy_without: dict[str, float] = {}
+    accuracy_missing: float | None = None
+    consensus_distance: float | None = None
+    label_bytes_sent_per_node: float = 0.0
+    labels: dict[str, float] = {}
+    total_j: float = 0.0
+    battery_quantiles_j: list[float] | None = None
+    balance: float | None = None
+    network_balance: float | None = None
+    total_simulated_s: float = 0.0
+    failed: dict[str, str] = {}
+
+    @property
+    def evaluated(self) -> list[NodeLine]:
+        """The devices that were evaluated in this round."""
+        return [node for node in self.nodes if node.accuracy is not None]
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes that all devices together sent to their neighbours in this round."""
+        return sum(node.bytes_sent for node in self.nodes)
+
+
+class DeviceLine(BaseModel):
+    """One device of ``devices.json``."""
+
+    partition: int
+    modalities: list[str]
+    num_train: int = 0
+    class_counts: list[int] = []
+
+
+class Devices(BaseModel):
+    """``devices.json``: the graph, and what data each device has."""
+
+    topology: str = ""
+    time_varying: bool = False
+    classes: int = 0
+    edges: list[tuple[int, int]] = []
+    nodes: list[DeviceLine]
+
+
+class Confusion(BaseModel):
+    """``confusion.json``: rows are true classes, columns predicted ones, summed over devices."""
+
+    round: int
+    matrix: list[list[float]]
+
+
+class RunInfo(BaseModel):
+    """``run.json``: when, with which versions and from which revision a run was made."""
+
+    created: str = ""
+    versions: dict[str, str] = {}
+    git: dict[str, Any] | None = None
+    platform: str = ""
+
+
+@dataclass
+class MethodRun:
+    """What one method left in a run folder; it has at least one round."""
+
+    name: str
+    rounds: list[RoundLine]
+    devices: Devices | None = None
+    confusion: Confusion | None = None
+
+    @cached_property
+    def evaluated(self) -> list[RoundLine]:
+        """The rounds in which devices were evaluated."""
+        return [line for line in self.rounds if line.evaluated]
+
+    @property
+    def last(self) -> RoundLine:
+        """The last evaluated round; the last round where none was evaluated."""
+        return self.evaluated[-1] if self.evaluated else self.rounds[-1]
+
+    @cached_property
+    def megabytes(self) -> dict[int, float]:
+        """MB that all devices have sent by the end of each round, by round."""
+        total, by_round = 0.0, {}
+        for line in self.rounds:
+            total += line.bytes_sent
+            by_round[line.round] = total / 1e6
+        return by_round
+
+
+@dataclass
+class Run:
+    """A run folder as it was read.
+
+    ``warnings`` says what was odd about it and could be passed over: a last line cut short, a
+    method that has not begun.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    methods: list[MethodRun]
+    info: RunInfo | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def num_rounds(self) -> int | None:
+        """How many rounds the settings asked for."""
+        value = self.config.get("num-server-rounds")
+        return value if isinstance(value, int) else None
+
+    def complete(self, method: MethodRun) -> bool:
+        """Return whether all rounds that the settings asked for were run."""
+        return self.num_rounds is None or method.rounds[-1].round >= self.num_rounds
+
+    @property
+    def unfinished(self) -> list[str]:
+        """What is still missing of each method, in words."""
+        texts = []
+        for method in self.methods:
+            if not self.complete(method):
+                done = method.rounds[-1].round
+                texts.append(f"{method.name}: {done} of {self.num_rounds} rounds")
+            if not method.evaluated:
+                texts.append(f"{method.name}: no round was evaluated yet")
+        return texts
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return the run folders at or below ``path``, by name; none inside another one."""
+    if (path / "config.json").is_file():
+        return [path]
+    children = sorted(child for child in path.iterdir() if child.is_dir())
+    return [run for child in children for run in find_runs(child)]
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises
+    ------
+    ReportError
+        ``path`` is no run folder, has no round, or a file in it is broken. The last line of
+        ``metrics.jsonl`` alone may be cut short, as a killed run leaves it.
+    """
+    if not path.is_dir():
+        raise ReportError(f"{path}: no such folder")
+    if not (path / "config.json").is_file():
+        inside = f"; it holds runs: {find_runs(path)[0]} ..." if find_runs(path) else ""
+        raise ReportError(f"{path}: not a run folder (it has no config.json){inside}")
+    config = _object(path / "config.json")
+    run = Run(path.resolve(), config, [], _optional(path / "run.json", RunInfo))
+    asked = [config.get("compare-with"), config.get("method")]
+    there = {child.parent.name for child in path.glob("*/metrics.jsonl")}
+    order = [*dict.fromkeys(str(name) for name in asked if name), *sorted(there)]
+    for name in dict.fromkeys(order):
+        if name in there:
+            run.methods.append(_read_method(path / name, run.warnings))
+        else:
+            run.warnings.append(f"{name}: it has not finished a round")
+    if not run.methods:
+        raise ReportError(f"{path}: no method has finished a round (no metrics.jsonl in it)")
+    return run
+
+
+def _read_method(folder: Path, warnings: list[str]) -> MethodRun:
+    rounds = _rounds(folder / "metrics.jsonl", warnings)
+    devices = _optional(folder / "devices.json", Devices)
+    confusion = _optional(folder / "confusion.json", Confusion)
+    if confusion and any(len(row) != len(confusion.matrix) for row in confusion.matrix):
+        raise ReportError(f"{folder / 'confusion.json'}: the matrix is not square")
+    return MethodRun(folder.name, rounds, devices, confusion)
+
+
+def _rounds(path: Path, warnings: list[str]) -> list[RoundLine]:
+    lines = _text(path).rstrip("\n").split("\n")
+    if lines == [""]:
+        raise ReportError(f"{path}: empty; the run has not finished a round")
+    rounds: list[RoundLine] = []
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = RoundLine.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "json_invalid" and number == len(lines) > 1:
+                warnings.append(f"{path}, line {number}: cut short, left out")
+                break
+            raise ReportError(f"{path}, line {number}: {_reason(error)}") from error
+        if rounds and line.round <= rounds[-1].round:
+            reason = f"round {line.round} after round {rounds[-1].round}"
+            raise ReportError(f"{path}, line {number}: {reason}")
+        rounds.append(line)
+    return rounds
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path}: not UTF-8 text") from error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}, line {error.lineno}: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise ReportError(f"{path}: not a JSON object")
+    return value
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _optional(path: Path, model: type[_Model]) -> _Model | None:
+    """Read a file that older run folders do not have."""
+    if not path.is_file():
+        return None
+    try:
+        return model.model_validate_json(_text(path))
+    except ValidationError as error:
+        raise ReportError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Read run folders and folders that hold many, each run once.
+
+    Returns
+    -------
+    tuple of list of Run and list of str
+        The runs, and which ones were left out because they have not finished a round.
+
+    Raises
+    ------
+    ReportError
+        As :func:`read_run`; a folder without any run.
+    """
+    runs: dict[Path, Run] = {}
+    skipped: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            raise ReportError(f"{path}: no such folder")
+        found = find_runs(path)
+        if not found:
+            raise ReportError(f"{path}: neither a run folder nor a folder that holds runs")
+        for folder in found:
+            if folder != path and not any(folder.glob("*/metrics.jsonl")):
+                skipped.append(f"{folder.name}: left out, it has not finished a round")
+            elif folder.resolve() not in runs:
+                runs[folder.resolve()] = read_run(folder)
+    return list(runs.values()), skipped

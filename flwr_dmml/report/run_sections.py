@@ -1,0 +1,198 @@
+"""The report of one run: which sections it has and what stands in them."""
+
+from collections.abc import Iterable, Sequence
+
+from . import curves, maps, summary
+from .parts import Cards, Figure, Part, Section
+from .reading import MethodRun, Run
+
+
+def report_sections(run: Run) -> list[Section]:
+    """Return the sections of a run's report; those without data are left out.
+
+    Parameters
+    ----------
+    run : Run
+        From :func:`.reading.read_run`.
+    """
+    methods = run.methods
+    changed, usual = summary.settings(run.config)
+    failures = summary.failures(run)
+    found = [
+        Section(
+            "headline",
+            "Headline numbers",
+            "At the last evaluated round. Joules, seconds and bytes count all devices and rounds.",
+            [Cards(summary.headline(run)), summary.final_accuracies(run)],
+        ),
+        *_accuracy(run),
+        *_training(methods),
+        *_energy(methods),
+        *_devices(methods),
+        *_labels(methods),
+        Section(
+            "per-device",
+            "Device by device",
+            "Accuracy with all sensors that the device has. What it took counts rounds in which "
+            "it answered.",
+            [summary.devices(run), *([failures] if failures else [])],
+        ),
+        Section(
+            "settings-section",
+            "Settings and origin",
+            "First what was set otherwise than by default, then the rest.",
+            [changed, usual, summary.provenance(run)],
+        ),
+    ]
+    return [section for section in found if section.parts]
+
+
+def _there(figures: Iterable[Figure | None]) -> list[Part]:
+    return [figure for figure in figures if figure is not None]
+
+
+def _accuracy(run: Run) -> list[Section]:
+    methods = [method for method in run.methods if method.evaluated]
+    if not methods:
+        return []
+    costs = [
+        cost
+        for cost, (_, value) in curves.COSTS.items()
+        if any(value(m, m.rounds[-1]) > 0 for m in methods)
+    ]
+    by_set = curves.by_key(
+        "accuracy-by-set",
+        "Mean test accuracy of the devices that have exactly these sensors.",
+        methods,
+        lambda line: line.accuracy_by_set,
+        y_title="test accuracy",
+    )
+    alone = curves.by_key(
+        "accuracy-by-modality",
+        "Mean test accuracy of a modality's owners when they use it alone.",
+        methods,
+        lambda line: line.accuracy_by_modality,
+        y_title="test accuracy",
+    )
+    without = curves.by_key(
+        "accuracy-without",
+        "Mean test accuracy of a modality's owners when they use all their others.",
+        methods,
+        lambda line: line.accuracy_without if len(line.accuracy_without) > 2 else {},
+        y_title="test accuracy",
+    )
+    missing = curves.scalar(
+        "accuracy-missing",
+        "Mean test accuracy when a share of the test samples lacks a modality.",
+        methods,
+        lambda line: line.accuracy_missing,
+        y_title="test accuracy",
+    )
+    return [
+        Section(
+            "accuracy",
+            "Accuracy and what it cost",
+            "Lines are means over devices; the dark band holds the middle half of the devices, "
+            "the light one all of them. Further left at the same height is cheaper.",
+            [curves.accuracy(methods, cost) for cost in costs],
+        ),
+        Section(
+            "modalities",
+            "Accuracy by sensors",
+            "Colour: the sensors. Dash: the method, where there are two.",
+            _there([by_set, alone, without, missing]),
+        ),
+    ]
+
+
+def _training(methods: Sequence[MethodRun]) -> list[Section]:
+    loss = curves.scalar(
+        "train-loss",
+        "Training loss, mean over devices and local iterations.",
+        methods,
+        lambda line: line.train_loss,
+        y_title="training loss",
+    )
+    distance = curves.scalar(
+        "consensus-distance",
+        "Consensus distance between neighbours: 0 when all models are alike.",
+        methods,
+        lambda line: line.consensus_distance,
+        y_title="consensus distance",
+        y_axis={"rangemode": "tozero"},
+    )
+    lead = "How well the devices fit their own data, and how far apart their models are."
+    return [Section("training", "Training", lead, _there([loss, distance]))]
+
+
+def _energy(methods: Sequence[MethodRun]) -> list[Section]:
+    balance = curves.scalar(
+        "balance",
+        "Balance metric, mean over devices with several modalities: 1 is balanced.",
+        methods,
+        lambda line: line.balance,
+        y_title="balance metric",
+    )
+    network = curves.scalar(
+        "network-balance",
+        "Balance metric of the network: each modality's progress is the mean over its owners.",
+        methods,
+        lambda line: line.network_balance,
+        y_title="balance metric",
+    )
+    return [
+        Section(
+            "balance-section",
+            "Balance and iterations",
+            "A modality that trains faster than another starves it. Bright cells: many updates, "
+            "on one scale for all; gaps: the device did not take part.",
+            _there([balance, network, *maps.iterations(methods)]),
+        ),
+        Section(
+            "battery-section",
+            "Batteries",
+            "A device with a flat battery neither trains nor sends.",
+            _there([curves.batteries(methods)]),
+        ),
+    ]
+
+
+def _devices(methods: Sequence[MethodRun]) -> list[Section]:
+    described = next((m.devices for m in methods if m.devices and m.devices.nodes), None)
+    figures = [maps.graph(described, methods), maps.classes(described)] if described else []
+    confused = [maps.confusion(m, m.confusion) for m in methods if m.confusion]
+    return [
+        Section(
+            "graph-section",
+            "Graph and data",
+            "Who mixes with whom, and which classes each device holds. Hover or tap for details.",
+            _there(figures),
+        ),
+        Section(
+            "confusion-section",
+            "Confusion",
+            "Right answers are on the diagonal.",
+            _there(confused),
+        ),
+    ]
+
+
+def _labels(methods: Sequence[MethodRun]) -> list[Section]:
+    figure = curves.by_key(
+        "labels",
+        "Means over devices. sent, used: shares of the public set. auroc, kept, admitted: the "
+        "detector against the truth. right: right labels among those used. skew: how far the "
+        "labels of a device's training data are from uniform.",
+        methods,
+        lambda line: line.labels,
+        y_title="share",
+    )
+    cost = curves.scalar(
+        "label-bytes",
+        "kB of soft labels that a device sent in a round, mean over devices.",
+        methods,
+        lambda line: line.label_bytes_sent_per_node / 1e3 or None,
+        y_title="kB a round",
+    )
+    lead = "How a public set without labels was labelled by the devices for each other."
+    return [Section("labels-section", "Soft labels", lead, _there([figure, cost]))]

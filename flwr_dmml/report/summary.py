@@ -1,0 +1,175 @@
+"""The numbers of one run as tables: final accuracies, devices, failures, settings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..clients import find_methods, option_types
+from ..config import every_setting
+from ..tracking.records import NodeResult, RoundRecord
+from ..tracking.tables import in_common
+from .parts import Folded, Table
+from .reading import MethodRun, Run
+
+
+def cell(value: float | None, form: str = ".3f") -> str:
+    """Return a number as text, a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
+def shared_devices(methods: Sequence[MethodRun]) -> dict[str, RoundRecord]:
+    """Return each method's last evaluated round, cut to devices that all methods evaluated."""
+    records = {}
+    for method in methods:
+        record = RoundRecord(method.last.round)
+        for line in method.last.nodes:
+            record.by_partition[line.partition] = NodeResult(
+                line.partition,
+                line.modalities,
+                accuracy=line.accuracy,
+                accuracy_by_modality=line.accuracy_by_modality,
+            )
+        records[method.name] = record
+    return in_common(records)
+
+
+def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the headline numbers of each method: names and values."""
+    cards = []
+    for name, record in shared_devices(run.methods).items():
+        method = next(m for m in run.methods if m.name == name)
+        end = method.rounds[-1]
+        pairs = [
+            ("mean accuracy", cell(record.accuracy)),
+            ("worst device", cell(record.min_accuracy)),
+            ("best device", cell(record.max_accuracy)),
+            ("joules spent", f"{end.total_j:.4g}"),
+            ("simulated seconds", f"{end.total_simulated_s:.4g}"),
+            ("MB sent", f"{method.megabytes[end.round]:.4g}"),
+            ("rounds", f"{end.round} of {run.num_rounds or end.round}"),
+        ]
+        cards.append((name, pairs))
+    return cards
+
+
+def final_accuracies(run: Run) -> Table:
+    """Return the accuracies at the end, methods side by side, and what a second one gains."""
+    records = shared_devices(run.methods)
+    compared = list(records.values())
+    rows: list[tuple[str, list[float | None]]] = [
+        ("all devices, mean", [r.accuracy for r in compared]),
+        ("worst device", [r.min_accuracy for r in compared]),
+        ("best device", [r.max_accuracy for r in compared]),
+    ]
+    for name in dict.fromkeys(name for r in compared for name in r.accuracy_by_set):
+        rows.append((f"devices with {name}", [r.accuracy_by_set.get(name) for r in compared]))
+    for name in dict.fromkeys(name for r in compared for name in r.accuracy_by_modality):
+        rows.append((f"from {name} alone", [r.accuracy_by_modality.get(name) for r in compared]))
+    gain = len(compared) == 2
+    text = []
+    for name, values in rows:
+        cells = [name, *map(cell, values)]
+        if gain:
+            a, b = values
+            cells.append("-" if a is None or b is None else f"{100 * (b - a):+.1f}")
+        text.append(cells)
+    counted = len(compared[0].by_partition)
+    known = len({line.partition for m in run.methods for r in m.rounds for line in r.nodes})
+    rounds = ", ".join(f"{name} round {record.round}" for name, record in records.items())
+    which = "" if counted == known else "; devices that one method lost are in none of the figures"
+    caption = f"Test accuracy at the end ({rounds}), {counted} of {known} devices{which}"
+    head = ["", *records, *(["gain, points"] if gain else [])]
+    return Table("final", caption, head, text)
+
+
+def devices(run: Run) -> Table:
+    """Return a row for each device: sensors, samples, accuracies, and what it took."""
+    finals = [{n.partition: n for n in method.last.nodes} for method in run.methods]
+    described = next((m.devices for m in run.methods if m.devices), None)
+    samples = {n.partition: n.num_train for n in described.nodes} if described else {}
+    sensors = {n.partition: n.modalities for m in run.methods for r in m.rounds for n in r.nodes}
+    main = run.methods[-1]
+    spent: dict[int, float] = {}
+    sent: dict[int, float] = {}
+    left: dict[int, float | None] = {}
+    for line in main.rounds:
+        for node in line.nodes:
+            spent[node.partition] = spent.get(node.partition, 0.0) + node.compute_j + node.radio_j
+            sent[node.partition] = sent.get(node.partition, 0.0) + node.bytes_sent
+            left[node.partition] = node.battery_j
+    powered = any(value is not None for value in left.values())
+    head = ["device", "sensors", *(["samples"] if samples else [])]
+    head += [f"{m.name}, accuracy" for m in run.methods]
+    head += [f"{main.name}, joules", f"{main.name}, MB sent"]
+    head += [f"{main.name}, battery J"] * powered
+    rows = []
+    for partition in sorted(sensors):
+        row = [str(partition), sensors[partition]]
+        row += [str(samples.get(partition, "-"))] if samples else []
+        nodes = [final.get(partition) for final in finals]
+        row += [cell(node.accuracy if node else None) for node in nodes]
+        row.append(cell(spent.get(partition), ".4g"))
+        row.append(cell(sent[partition] / 1e6 if partition in sent else None, ".4g"))
+        row += [cell(left.get(partition), ".4g")] * powered
+        rows.append(row)
+    return Table("devices", "Every device at the end", head, rows)
+
+
+def failures(run: Run) -> Table | None:
+    """Return the devices that failed, in how many rounds and why at first."""
+    rows = []
+    for method in run.methods:
+        reasons: dict[str, list[tuple[int, str]]] = {}
+        for line in method.rounds:
+            for partition, reason in line.failed.items():
+                reasons.setdefault(partition, []).append((line.round, reason))
+        for partition, found in sorted(reasons.items(), key=lambda item: item[0].zfill(9)):
+            first, reason = found[0]
+            rows.append([partition, method.name, str(len(found)), str(first), reason])
+    head = ["device", "method", "rounds failed", "first in round", "reason then"]
+    caption = "Devices that failed in a round"
+    return Table("failures", caption, head, rows, numeric=False) if rows else None
+
+
+def defaults() -> dict[str, tuple[Any, str]]:
+    """Return default and meaning of every setting that is known here."""
+    known = every_setting(option_types(find_methods()))
+    return {key: (info.default, info.description or "") for key, info in known}
+
+
+def settings(config: Mapping[str, Any]) -> tuple[Table, Folded]:
+    """Return the settings that differ from their defaults, and the others folded away."""
+    known = defaults()
+    changed, usual = [], []
+    for key, value in sorted(config.items()):
+        if key not in known:
+            changed.append([key, _shown(value), "-", "not known to this version"])
+            continue
+        default, meaning = known[key]
+        if value == default and isinstance(value, bool) == isinstance(default, bool):
+            usual.append([key, _shown(value), meaning])
+        else:
+            changed.append([key, _shown(value), _shown(default), meaning])
+    caption = f"Settings that differ from the defaults ({len(changed)} of {len(config)})"
+    head = ["setting", "value", "default", "meaning"]
+    first = Table("settings", caption, head, changed, numeric=False)
+    rest = Table(
+        "defaults", "Settings at their defaults", [*head[:2], head[3]], usual, numeric=False
+    )
+    return first, Folded(f"{len(usual)} settings at their defaults", rest)
+
+
+def _shown(value: Any) -> str:
+    return '""' if value == "" else value if isinstance(value, str) else json.dumps(value)
+
+
+def provenance(run: Run) -> Table:
+    """Return where the run is from: seed, time, versions, revision."""
+    rows = [["seed", _shown(run.config.get("seed", "-"))], ["folder", run.name]]
+    if run.info:
+        rows += [["created", run.info.created or "-"], ["platform", run.info.platform or "-"]]
+        rows += [[name, version] for name, version in run.info.versions.items()]
+        git = run.info.git
+        dirty = " with uncommitted changes" if git and git.get("dirty") else ""
+        rows.append(["git revision", f"{git.get('revision', '-')}{dirty}" if git else "-"])
+    return Table("provenance", "Where this run is from", ["what", "value"], rows, numeric=False)

@@ -1,0 +1,117 @@
+"""What goes between the strategy and the devices in one run."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from ..clients.speedometer import NEAR
+from ..plan import Plan
+from ..soft_labels import LABELS
+from ..tracking.records import under
+from ..transport import Relay, size_bytes
+from ..transport.messages import (
+    INBOX,
+    INITIAL,
+    PAYLOAD,
+    PLAN,
+    read_confusion,
+    read_metrics,
+    write_plan,
+)
+from .logbook import Logbook
+from .roster import Roster
+
+
+class Exchange:
+    """Writes the messages of a round, and keeps what the next one needs of the replies.
+
+    Parameters
+    ----------
+    method : str
+        What the devices run.
+    roster : Roster
+        Who takes part.
+    logbook : Logbook
+        Is told what is sent, measured and refused.
+    """
+
+    def __init__(self, method: str, roster: Roster, logbook: Logbook) -> None:
+        self._method, self._roster, self._logbook = method, roster, logbook
+        self._relay = Relay()
+        self._begun: set[int] = set()  # partitions that have answered once
+        self.speeds: dict[int, dict[str, float]] = {}
+        """Training speed of each modality around each device, by partition."""
+        self.confusion: list[int] = []
+        """At the end, of all devices together: true (rows) by predicted class, row by row."""
+
+    @property
+    def payloads(self) -> dict[int, ArrayRecord]:
+        """What the devices have published in the last round, by partition."""
+        return self._relay.payloads
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Bytes of each payload, by partition."""
+        return self._relay.sizes
+
+    def messages(
+        self, plans: Mapping[int, Plan], kind: str, initial: ArrayRecord | None = None
+    ) -> list[Message]:
+        """Write the messages that complete the round before and begin the next.
+
+        ``initial`` goes to devices that have not answered yet, to start from.
+        """
+        messages: list[Message] = []
+        sizes: dict[int, tuple[int, int]] = {}  # by the id of a record: many get the same
+        for partition, plan in plans.items():
+            content = RecordDict({PLAN: write_plan(plan, self._method)})
+            for sender, record in self._relay.inbox(plan, partition).items():
+                content[f"{INBOX}{sender}"] = record
+                if id(record) not in sizes:
+                    sizes[id(record)] = size_bytes(record), size_bytes(record, LABELS)
+                self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])
+            if initial and partition not in self._begun:
+                content[INITIAL] = initial
+            node_id = self._roster.members[partition].node_id
+            messages.append(Message(content, node_id, kind, group_id=str(plan.server_round)))
+        return messages
+
+    def trained(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Take the payloads for the next round, and what the devices have measured."""
+        good, failed = self._roster.sort(replies)
+        payloads: dict[int, ArrayRecord] = {}
+        self._begun |= set(good)
+        for partition, content in good.items():
+            self._logbook.mixing(server_round - 1, partition, content)
+            metrics = read_metrics(content)
+            self._logbook.node(server_round, partition).trained(metrics)
+            self.speeds[partition] = under(NEAR, metrics) or self.speeds.get(partition, {})
+            payload = content.array_records.get(PAYLOAD, ArrayRecord())
+            if problem := self._roster.members[partition].problem_with(payload):
+                failed[partition] = problem
+            else:
+                payloads[partition] = payload
+        self._logbook.failures(failed)
+        self._relay.take(payloads)
+
+    def closed(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Note what the devices have measured after the last round."""
+        good, failed = self._roster.sort(replies)
+        for partition, content in good.items():
+            self._logbook.mixing(server_round, partition, content)
+        self._logbook.failures(failed)
+        counts = [found for content in good.values() if (found := read_confusion(content))]
+        alike = len({len(found) for found in counts}) == 1
+        self.confusion = [sum(cell) for cell in zip(*counts, strict=True)] if alike else []
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next round needs besides the payloads, as JSON."""
+        speeds = {str(k): v for k, v in self.speeds.items()}
+        return {"begun": sorted(self._begun), "speeds": speeds}
+
+    def load_state(self, state: Mapping[str, Any], payloads: Mapping[int, ArrayRecord]) -> None:
+        """Go on from what :meth:`state` gave, and the payloads of that time."""
+        self._begun = set(state["begun"])
+        self.speeds = {int(k): dict(v) for k, v in state["speeds"].items()}
+        self._relay.take(payloads)

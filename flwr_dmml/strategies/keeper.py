@@ -1,0 +1,195 @@
+"""Keeps on disk what a run needs to go on after it was stopped, and what its report shows."""
+
+import json
+from collections.abc import Callable, Mapping
+from logging import INFO, WARNING
+from math import isqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from ..tracking.checkpoints import Arrays, Checkpoint, Checkpoints
+from ..tracking.history import read_metrics_file, read_record
+from ..transport.arrays import NumpyArray, record_of
+from ..transport.messages import STATE
+from .roster import Member
+
+if TYPE_CHECKING:
+    from .peer import PeerStrategy
+
+
+class RunStoppedError(Exception):
+    """The run was asked to stop, and did so after a round; it can be resumed."""
+
+
+class ResumeError(ValueError):
+    """A run cannot go on: its devices or its settings are others."""
+
+
+class Keeper:
+    """Writes down who takes part, checkpoints, and what is confused at the end, for one method.
+
+    Parameters
+    ----------
+    folder : Path
+        The method's, in the run folder.
+    every : int
+        Rounds from one checkpoint to the next; 0 writes none, but when the run is stopped.
+    keep : int
+        So many of the last are kept.
+    stopping : callable
+        Says whether the run has been asked to stop.
+    """
+
+    def __init__(
+        self, folder: Path, every: int, keep: int, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.folder, self._every, self._stopping = folder, every, stopping
+        self._checkpoints = Checkpoints(folder / "checkpoints", keep)
+
+    def begun(self, strategy: "PeerStrategy") -> None:
+        """Write down who takes part, and the graph of the first round (``devices.json``)."""
+        members = strategy.roster.members
+        about = {
+            "topology": type(strategy.topology).__name__,
+            "time_varying": strategy.topology.time_varying,
+            "classes": max((len(m.class_counts) for m in members.values()), default=0),
+            "edges": sorted(sorted(edge) for edge in strategy.planner.graph(1).edges),
+            "nodes": [
+                {
+                    "partition": p,
+                    "modalities": list(member.modalities),
+                    "num_train": member.num_train,
+                    "class_counts": list(member.class_counts),
+                }
+                for p, member in members.items()
+            ],
+        }
+        _write_json(self.folder / "devices.json", about)
+
+    def ended(self, strategy: "PeerStrategy") -> None:
+        """Write down which classes were taken for which at the end (``confusion.json``)."""
+        if strategy.exchange.confusion:
+            size = isqrt(len(strategy.exchange.confusion))
+            matrix = [strategy.exchange.confusion[i * size : (i + 1) * size] for i in range(size)]
+            last = strategy.records[-1].round
+            _write_json(self.folder / "confusion.json", {"round": last, "matrix": matrix})
+
+    def after_round(self, strategy: "PeerStrategy", grid: Grid, server_round: int) -> None:
+        """Write a checkpoint if it is time.
+
+        Raises
+        ------
+        RunStoppedError
+            The run has been asked to stop.
+        """
+        stopping = self._stopping()
+        if stopping or (self._every and server_round % self._every == 0):
+            self._save(strategy, grid, server_round)
+        if stopping:
+            run = self.folder.parent
+            raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
+
+    def _save(self, strategy: "PeerStrategy", grid: Grid, server_round: int) -> None:
+        states, absent = strategy.roster.ask(grid, "query.state", strategy.method)
+        if absent:  # it would be another run that goes on from here
+            reasons = "; ".join(f"node {k}: {why}" for k, why in absent.items())
+            log(WARNING, "Round %s: no checkpoint, for %s", server_round, reasons)
+            return
+        nodes = {p: _arrays(content.array_records[STATE]) for p, content in states.items()}
+        payloads = {p: _arrays(record) for p, record in strategy.exchange.payloads.items()}
+        about = {
+            "published": {p: list(payload) for p, payload in payloads.items()},
+            "members": {p: _likeness(member) for p, member in strategy.roster.members.items()},
+            **strategy.state(),
+        }
+        for p, payload in payloads.items():  # most of it is what the device keeps: once is enough
+            own = nodes.get(p, {})
+            payloads[p] = {k: v for k, v in payload.items() if not _same(v, own.get(k))}
+        path = self._checkpoints.save(Checkpoint(server_round, about, nodes, payloads))
+        log(INFO, "[ROUND %s] Checkpoint: %s", server_round, path)
+
+    def load(self) -> Checkpoint | None:
+        """Return the last checkpoint, and cut the method's files back to the rounds before it.
+
+        Without one, the run starts anew.
+        """
+        checkpoint = self._checkpoints.latest()
+        complete = checkpoint.server_round - 1 if checkpoint else 0
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            _cut(self.folder / name, complete)
+        return checkpoint
+
+    def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
+        """Take a strategy that has met its devices back to a checkpoint.
+
+        Raises
+        ------
+        ResumeError
+            A device is missing, or is another than it was.
+        """
+        before, members = checkpoint.about["members"], strategy.roster.members
+        for p, known in before.items():
+            if int(p) not in members:
+                raise ResumeError(f"node {p} of the run to resume is not here")
+            now = _likeness(members[int(p)])
+            if changed := [key for key, value in known.items() if value != now[key]]:
+                raise ResumeError(f"node {p} is not what it was: it has other {', '.join(changed)}")
+        if new := members.keys() - {int(p) for p in before}:
+            raise ResumeError(f"node {min(new)} was not part of the run to resume")
+        states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
+        _, absent = strategy.roster.ask(grid, "query.restore", strategy.method, states)
+        for p, why in absent.items():
+            raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
+        metrics = self.folder / "metrics.jsonl"
+        lines = read_metrics_file(metrics) if metrics.exists() else []
+        payloads = {
+            int(p): _record({k: checkpoint.array(int(p), k) for k in names})
+            for p, names in checkpoint.about["published"].items()
+        }
+        strategy.load_state(checkpoint.about, payloads, [read_record(line) for line in lines])
+        log(INFO, "Resumed after round %s", checkpoint.server_round)
+
+
+def _likeness(member: Member) -> dict[str, Any]:
+    """Return what a device must have again when a run is resumed."""
+    return {
+        "modalities": list(member.modalities),
+        "blocks": dict(member.blocks),
+        "first parameters": dict(member.digests),
+        "training samples": member.num_train,
+    }
+
+
+def _arrays(record: ArrayRecord) -> Arrays:
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def _same(array: NDArray[Any], other: NDArray[Any] | None) -> bool:
+    """Return whether these are the same bytes."""
+    if other is None or (array.dtype, array.shape) != (other.dtype, other.shape):
+        return False
+    return array.tobytes() == other.tobytes()
+
+
+def _record(arrays: Mapping[str, Any]) -> ArrayRecord:
+    return record_of({name: NumpyArray(numbers) for name, numbers in arrays.items()})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(dict(content)) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _cut(path: Path, lines: int) -> None:
+    """Keep the first lines of a file, whole or not at all."""
+    if path.exists():
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+        part = path.with_suffix(".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(path)

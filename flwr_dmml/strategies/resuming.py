@@ -1,0 +1,80 @@
+"""Which run is resumed, and whether its settings are still the same."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import SettingsError
+
+FREE = {
+    "resume",
+    "run-dir",
+    "run-name",
+    "checkpoint-every",
+    "checkpoint-keep",
+    "engine",
+    "workers",
+    "ray-address",
+    "wait-timeout",
+    "round-timeout",
+    "data-path",
+    "track-with",
+}
+"""Settings that may change when a run is resumed: the numbers do not depend on them."""
+
+
+def find_run(name: str, run_dir: str) -> Path:
+    """Return the folder of the run to resume: a path, or a name in ``run_dir``.
+
+    Raises
+    ------
+    SettingsError
+        There is none.
+    """
+    given = Path(os.path.expanduser(name))
+    for path in (given, Path(os.path.expanduser(run_dir)) / name):
+        if (path / "config.json").is_file():
+            return path.resolve()
+    raise SettingsError(
+        f"resume = {name!r}: neither {given} nor the folder of that name in {run_dir!r} is a run "
+        "folder (with a config.json)"
+    )
+
+
+def saved_config(run: Path) -> dict[str, Any]:
+    """Return the resolved settings that a run was started with."""
+    config: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def check_unchanged(run: Path, config: Mapping[str, Any], methods: Iterable[str]) -> None:
+    """Refuse settings with which the run would not go on as it began.
+
+    Options of methods that do not run may change.
+
+    Parameters
+    ----------
+    run : Path
+        The run folder.
+    config : mapping
+        The resolved settings now.
+    methods : iterable of str
+        All methods that are known.
+
+    Raises
+    ------
+    SettingsError
+        Names every setting that has changed, and both values.
+    """
+    before = saved_config(run)
+    running = {before["method"], before["compare-with"], config["method"], config["compare-with"]}
+    idle = tuple(f"{name}." for name in methods if name not in running)
+    problems = [
+        f"{key} = {config.get(key)!r}: the run to resume has {before.get(key)!r}"
+        for key in sorted(before.keys() | config.keys())
+        if key not in FREE and not key.startswith(idle) and before.get(key) != config.get(key)
+    ]
+    if problems:
+        raise SettingsError(f"{run} cannot be resumed so:\n  " + "\n  ".join(problems))

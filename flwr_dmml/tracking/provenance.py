@@ -1,0 +1,51 @@
+"""What a run was made with: versions, machine, and the state of the source."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = ("flwr-dmml", "flwr", "torch", "numpy", "cvxpy", "ray")
+SCHEMA = 1
+
+
+def provenance(seed: object) -> dict[str, Any]:
+    """Return what goes into ``run.json``: schema, time (UTC), seed, versions, git, platform.
+
+    ``git`` is that of the current folder: its revision, and whether tracked files were changed;
+    None outside of a repository.
+    """
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git": _git(),
+        "platform": platform.platform(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # an extra that is not installed
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    try:
+        revision = _ask("rev-parse", "HEAD")
+        changed = _ask("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):  # no git here, or no repository
+        return None
+    return {"revision": revision, "dirty": bool(changed)}
+
+
+def _ask(*arguments: str) -> str:
+    asked = ["git", *arguments]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
