@@ -254,6 +254,17 @@ def test_a_changed_setting_is_refused_by_name(tmp_path: Path):
         find_run("none", str(tmp_path))
 
 
+def test_the_log_is_kept_from_the_first_line_and_goes_on(tmp_path: Path):
+    with pytest.raises(RunStoppedError):
+        run(tmp_path, "stopped", stop_after=2, method="dpsgd")
+    first = (tmp_path / "stopped" / "log.txt").read_text()
+    assert first.splitlines()[0].endswith(f"INFO Run folder: {tmp_path / 'stopped'}")
+    assert "devices take part" in first and "Checkpoint:" in first
+    run(tmp_path, "again", resume="stopped", method="dpsgd")
+    both = (tmp_path / "stopped" / "log.txt").read_text()
+    assert both.startswith(first) and "Resumed after round 2" in both[len(first) :]
+
+
 def test_records_are_read_back_as_they_were(tmp_path: Path):
     lines = read_metrics_file(run(tmp_path, "whole") / "dmml-kd" / "metrics.jsonl")
     assert len(lines) == 4

@@ -232,6 +232,7 @@ def test_a_run_ends_with_0_and_leaves_a_run_folder(run: tuple[Result, Path]) -> 
     assert {str(path.relative_to(runs / "mine")) for path in (runs / "mine").rglob("*.*")} == {
         "config.json",
         "run.json",
+        "log.txt",
         "dmml-kd/devices.json",
         "dmml-kd/metrics.jsonl",
         "dmml-kd/timing.jsonl",

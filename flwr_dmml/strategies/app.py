@@ -67,7 +67,7 @@ def make_server_app(
         app_of_devices = client_app or make_client_app(*learners)
         folder = _folder(settings, options)
         sinks = make_sinks(settings.track_with, folder.path, resolved(settings, options))
-        with _engine(grid, context, settings, app_of_devices) as grid:
+        with folder.logging(), _engine(grid, context, settings, app_of_devices) as grid:
             _run(grid, settings, options, methods, kinds, folder, sinks)
 
     return app

@@ -2,8 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from logging import CRITICAL, NOTSET, FileHandler, Formatter, getLogger
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ class RunFolder:
     """A new folder for one run, made when its devices are ready.
 
     ``config.json`` holds the resolved settings, ``run.json`` what it was made with (see
-    :func:`~flwr_dmml.tracking.provenance.provenance`); each method that runs writes
+    :func:`~flwr_dmml.tracking.provenance.provenance`), ``log.txt`` the log of the coordinator
+    (:meth:`logging`); each method that runs writes
     ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
     same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a round).
 
@@ -46,6 +50,7 @@ class RunFolder:
         if self.path.exists():
             raise FileExistsError(self._taken)
         self._made = self._resumed = False
+        self._log: MemoryHandler | None = None
         self._seed = config.get("seed")
         self._config = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
 
@@ -54,7 +59,35 @@ class RunFolder:
         """Return the folder of a run that goes on."""
         folder = cls.__new__(cls)
         folder.path, folder._made, folder._resumed = path, True, True
+        folder._log = None
         return folder
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Write Flower's log to ``log.txt`` while the block runs, from its beginning."""
+        logger = getLogger("flwr")
+        self._log = MemoryHandler(10_000, flushLevel=CRITICAL + 1)  # until there is a folder
+        logger.addHandler(self._log)
+        try:
+            if self._made:
+                self._open_log()
+            yield
+        finally:
+            logger.removeHandler(self._log)
+            file = self._log.target
+            self._log.close()
+            if file is not None:
+                file.close()
+            self._log = None
+
+    def _open_log(self) -> None:
+        if self._log is None or self._log.target is not None:
+            return
+        file = FileHandler(self.path / "log.txt", encoding="utf-8")
+        file.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log.setTarget(file)
+        self._log.flush()
+        self._log.flushLevel = NOTSET  # from now on line by line
 
     def finish(self, method: str, about: Mapping[str, Any]) -> None:
         """Note that a method has run to its end, with what the next one is to know of it."""
@@ -81,6 +114,7 @@ class RunFolder:
             about = json.dumps(provenance(self._seed), indent=2) + "\n"
             (self.path / "run.json").write_text(about, encoding="utf-8")
             self._made = True
+            self._open_log()
         self._current = self.path / method
         self._current.mkdir(exist_ok=self._resumed)
 
