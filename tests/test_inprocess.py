@@ -1,6 +1,8 @@
 """The in-process Grid behaves as Flower's SuperLink and SuperNodes do."""
 
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -184,3 +186,13 @@ def test_two_apps_with_modules_of_one_name_are_kept_apart(tmp_path):
     assert sys.modules["twin_app"].which() == "one"
     load_app(tmp_path / "two")
     assert str(tmp_path / "two") in sys.modules["twin_app"].__file__
+
+
+def test_modules_that_are_not_the_apps_stay_what_they_are(tmp_path: Path):
+    """An app that names a module of Python's own does not have it imported anew."""
+    components = '[tool.flwr.app.components]\nserverapp = "json:dumps"\nclientapp = "json:loads"\n'
+    (tmp_path / "pyproject.toml").write_text(components)
+    before = sys.modules["json.decoder"]
+    with pytest.raises(AppError, match="json:dumps is not a ServerApp"):
+        load_app(tmp_path)
+    assert sys.modules["json.decoder"] is before

@@ -99,7 +99,8 @@ def _make_importable(path: Path, references: Iterable[str]) -> None:
     if str(path) in sys.path:
         sys.path.remove(str(path))
     sys.path.insert(0, str(path))
-    packages = {reference.partition(":")[0].partition(".")[0] for reference in references}
+    named = {reference.partition(":")[0].partition(".")[0] for reference in references}
+    packages = {p for p in named if (path / p).is_dir() or (path / f"{p}.py").is_file()}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name.partition(".")[0] in packages and file and path not in Path(file).parents:

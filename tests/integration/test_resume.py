@@ -76,8 +76,8 @@ def test_killed_and_resumed(workers: int, rounds: int, whole: bytes, tmp_path: P
     when(process, tmp_path / "r", rounds, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     text = finish(start(tmp_path, *given, "--resume", "r"))
-    resumed = re.search(r"Resumed after round (\d+)", text)
-    assert (resumed is not None) == (rounds > 1)  # round 1 is complete in round 2, as is the first
+    if rounds > 1:  # else it may be killed before its first checkpoint
+        assert re.search(r"Resumed after round \d+", text)
     assert (tmp_path / "r" / "dmml-kd" / "metrics.jsonl").read_bytes() == whole
 
 
