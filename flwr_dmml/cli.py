@@ -23,6 +23,7 @@ from .data import DataError
 from .engine import AppError, EngineError, cores, load_app, parse_override, run_app
 from .report.commands import register
 from .strategies import NoDevicesError, ResumeError, RunStoppedError, find_run, saved_config
+from .sweep import STOPPED
 from .tracking.live import LiveTable
 
 EXPECTED_ERRORS = (
@@ -35,9 +36,6 @@ EXPECTED_ERRORS = (
     SettingsError,
 )
 """Errors that say all there is to say: shown without a traceback."""
-
-STOPPED = 130
-"""Exit status after Ctrl-C."""
 
 app = typer.Typer(
     name="flwr-dmml",

@@ -24,6 +24,7 @@ from .strategies.resuming import check_unchanged
 from .tracking.run_folder import END
 
 STOPPED = 130
+"""Exit status after Ctrl-C."""
 KEYS = {"app", "settings", "grid"}
 _CONSOLE = Console(stderr=True)
 

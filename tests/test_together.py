@@ -242,3 +242,30 @@ def test_losses_in_bfloat16_leave_parameters_in_float32():
     a, b = full.metrics["train.loss"], mixed.metrics["train.loss"]
     assert a != b and a == pytest.approx(b, rel=0.05)
     assert {v.dtype for v in mixed.payload.values()} == {torch.float32}
+
+
+class Peeking(Learner):
+    """Looks at a number in its loss, which cannot be done for many devices at once."""
+
+    name = "peeking"
+    batched: ClassVar[bool] = True
+
+    def local_loss(self, batch: Batch) -> Tensor:
+        """Return the loss, unless it is negative."""
+        loss = super().local_loss(batch)
+        assert loss.item() >= 0
+        return loss
+
+
+def test_who_cannot_answer_together_is_asked_alone(caplog: pytest.LogCaptureFixture):
+    """It costs nobody the round, and the log says so."""
+    caplog.set_level("WARNING", logger="flwr")
+    config = {**CONFIG, **LINEAR, "num-nodes": 3, "method": "peeking"}
+    Together.sizes.clear()
+    strategy = PeerStrategy(
+        make_topology("ring"), num_nodes=3, method="peeking", local_iterations=2
+    )
+    with server_identity(1):
+        strategy.start(Together(make_client_app(Peeking), 3, config), num_rounds=2)
+    assert Together.sizes == [1] * 12 and not any(r.failed for r in strategy.records)
+    assert "3 nodes cannot answer together, but are asked one by one: RuntimeError" in caplog.text

@@ -159,30 +159,24 @@ def _hello(message: Message, context: Context, learners: tuple[type[Learner], ..
             "block-lengths": list(lengths.values()),
             "block-digests": [digest(module) for module in learner.blocks().values()],
             "num-train": len(learner.train_data),
-            "class-counts": _class_counts(learner),
             "flops-joint": work.joint,
             "flops-solo": list(work.solo.values()),
             "flops-per-round": work.per_round,
             **{FLOPS_IN + phase: flops for phase, flops in work.in_phase.items()},
         }
     )
+    if learner.settings.report_classes:
+        labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
+        about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()
     return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 
 def _confusion(learner: Learner) -> list[int]:
-    """Return how often each class is taken for each; 0 for a method with a measure of its own."""
+    """Return how often each class is taken for each; [] for a method with a measure of its own."""
     if type(learner).evaluate is not Learner.evaluate:
-        return [0]
+        return []
     part = learner.partition
     return confusion(learner.predict, learner.test_data, part.modalities, part.num_classes)
-
-
-def _class_counts(learner: Learner) -> list[int]:
-    """Return the training samples of each class; nothing where that is not to be told."""
-    if not learner.settings.report_classes:
-        return [0]
-    labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
-    return [int(count) for count in torch.bincount(labels, minlength=classes)]
 
 
 def _state(message: Message, context: Context) -> Message:
@@ -215,8 +209,9 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
     outcome = learner.run_round(plan, read_inbox(message.content))
 
     reply, context.state[STATE] = _records(message, outcome, learner.state())
-    if plan.evaluate and not plan.iterations:  # the closing message
-        reply.content[CONFUSION] = MetricRecord({CONFUSION: _confusion(learner)})
+    closing = plan.evaluate and not plan.iterations
+    if closing and (counts := _confusion(learner)):
+        reply.content[CONFUSION] = MetricRecord({CONFUSION: counts})
     _held[learner] = context.state.array_records[STATE]
     return reply
 

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import WARNING
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
 
 from ..transport.arrays import copy_records
 from .identity import SERVER_NODE_ID
@@ -108,8 +110,12 @@ def answers(
         their = [contexts[i] for i in group]
         try:
             results = client_app.answer_together([_own_copy(m) for _, m in some], their)
-        except Exception as error:  # which of them it was is not known
-            results = [error] * len(group)
+        except Exception as error:  # whoever is to blame says so when asked alone
+            text = "%s nodes cannot answer together, but are asked one by one: %r"
+            log(WARNING, text, len(group), error)
+            for node, message in some:
+                yield [(node, node.answer(client_app, message, run_id, run_config))]
+            continue
         yield [
             (node, node.reply(message, context, result))
             for (node, message), context, result in zip(some, their, results, strict=True)

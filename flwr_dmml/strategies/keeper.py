@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ..tracking.checkpoints import Arrays, Checkpoint, Checkpoints
+from ..tracking.files import write_whole
 from ..tracking.history import read_metrics_file, read_record
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.messages import STATE
@@ -181,15 +182,11 @@ def _record(arrays: Mapping[str, Any]) -> ArrayRecord:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(dict(content)) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(dict(content)) + "\n")
 
 
 def _cut(path: Path, lines: int) -> None:
     """Keep the first lines of a file, whole or not at all."""
     if path.exists():
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-        part = path.with_suffix(".part")
-        part.write_text("".join(kept), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, "".join(kept))

@@ -258,7 +258,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
-        class_counts=tuple(about["class-counts"]) if any(about["class-counts"]) else (),  # type: ignore[arg-type]
+        class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]
         work=Work(
             joint=float(about["flops-joint"]),  # type: ignore[arg-type]
             solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]

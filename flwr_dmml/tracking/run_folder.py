@@ -10,6 +10,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+from .files import write_whole
 from .history import read_metrics_file, read_record
 from .provenance import provenance
 from .records import RoundRecord
@@ -91,9 +92,7 @@ class RunFolder:
 
     def finish(self, method: str, about: Mapping[str, Any]) -> None:
         """Note that a method has run to its end, with what the next one is to know of it."""
-        part = self.path / method / "end.part"
-        part.write_text(json.dumps(dict(about)), encoding="utf-8")
-        part.replace(self.path / method / END)
+        write_whole(self.path / method / END, json.dumps(dict(about)))
 
     def finished(self, method: str) -> tuple[RoundRecord, dict[str, Any]] | None:
         """Return the last round of a method and what :meth:`finish` noted, None if it has not."""
@@ -110,9 +109,9 @@ class RunFolder:
                 self.path.mkdir(parents=True)
             except FileExistsError as error:  # another run took the name while we waited
                 raise FileExistsError(self._taken) from error
-            (self.path / "config.json").write_text(self._config, encoding="utf-8")
+            write_whole(self.path / "config.json", self._config)
             about = json.dumps(provenance(self._seed), indent=2) + "\n"
-            (self.path / "run.json").write_text(about, encoding="utf-8")
+            write_whole(self.path / "run.json", about)
             self._made = True
             self._open_log()
         self._current = self.path / method

@@ -97,8 +97,7 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
 def read_confusion(content: RecordDict) -> list[int]:
     """Read how often a device takes each class for each, row by row; empty if it does not say."""
     counts = content.metric_records.get(CONFUSION, MetricRecord()).get(CONFUSION, [])
-    known = isinstance(counts, list) and any(counts)
-    return [int(count) for count in counts] if known else []  # type: ignore[union-attr]
+    return [int(count) for count in counts] if isinstance(counts, list) else []
 
 
 def read_rejected(content: RecordDict) -> list[str]:
