@@ -1,6 +1,7 @@
 """Tables of a comparison's results, and what its bars say."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import inf
@@ -15,6 +16,8 @@ from rich.table import Table
 MEASURES: dict[str, Callable[[Result], float]] = {
     "mean": lambda r: r["accuracy"],
     "min": lambda r: r["min_accuracy"],
+    "macro F1": lambda r: r["macro_f1"],
+    "UAR": lambda r: r["uar"],
     "averaged model": lambda r: r["averaged_accuracy"],
     "fused": lambda r: r["accuracy_by_set"]["audio+image"],
     "audio": lambda r: r["accuracy_by_modality"]["audio"],
@@ -34,7 +37,36 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "skew after": lambda r: r["labels"]["skew"][-1],
     "label / model bytes": lambda r: r["label_share"],
 }
-ACCURACIES = {"mean", "min", "averaged model", "fused", "audio", "image", "audio, image zeroed"}
+ACCURACIES = {
+    *("mean", "min", "macro F1", "UAR"),
+    *("averaged model", "fused", "audio", "image", "audio, image zeroed"),
+}
+OF_GROUP = re.compile(r"(accuracy|macro F1|UAR) of (\S+)")
+"""A measure of the devices with exactly these sensors, ``macro F1 of audio+image``: their mean."""
+
+
+def read(name: str, result: Result) -> float:
+    """Return a measure of a result: one of MEASURES, or of a group of devices.
+
+    Raises
+    ------
+    KeyError
+        There is no such measure, or the result does not have it.
+    """
+    if name in MEASURES:
+        return MEASURES[name](result)
+    if not (match := OF_GROUP.fullmatch(name)):
+        raise KeyError(name)
+    what, sensors = match[1].lower().replace(" ", "_"), match[2]
+    values = [node[what] for node in result["nodes"] if node["modalities"] == sensors]
+    if not values:
+        raise KeyError(name)
+    return fmean(values)
+
+
+def is_share(name: str) -> bool:
+    """Return whether a measure lies in [0, 1] like an accuracy."""
+    return name in ACCURACIES or OF_GROUP.fullmatch(name) is not None
 
 
 def table_of(runs: Runs, scenario: str, measures: Sequence[str], title: str) -> Table:
@@ -58,10 +90,10 @@ def table_of(runs: Runs, scenario: str, measures: Sequence[str], title: str) -> 
 
 def _cell(name: str, results: Sequence[Result]) -> str:
     try:
-        values = [MEASURES[name](result) for result in results]
+        values = [read(name, result) for result in results]
     except KeyError:
         return "-"
-    if name not in ACCURACIES:
+    if not is_share(name):
         return f"{fmean(values):.3g}"
     each = " ".join(f"{v:.3f}"[1:] if v < 1 else "1.0" for v in values)
     return f"{fmean(values):.3f}" + (f" ({each})" if len(values) > 1 else "")
@@ -69,9 +101,9 @@ def _cell(name: str, results: Sequence[Result]) -> str:
 
 def gains(runs: Runs, bar: Bar, name: str) -> dict[int, float]:
     """Return the gain on one measure by seed, in points."""
-    baseline, read = runs[bar.scenario, bar.baseline], MEASURES[bar.read or name]
+    baseline = runs[bar.scenario, bar.baseline]
     return {
-        seed: 100 * (MEASURES[name](result) - read(baseline[seed]))
+        seed: 100 * (read(name, result) - read(bar.read or name, baseline[seed]))
         for seed, result in runs[bar.scenario, bar.method].items()
     }
 
@@ -92,7 +124,7 @@ def conclude(
     passed, report = True, list[dict[str, Any]]()
     for limit in case.limits:
         results = runs[limit.scenario, limit.arm].values()
-        mean = fmean(MEASURES[limit.measure](result) for result in results)
+        mean = fmean(read(limit.measure, result) for result in results)
         met = limit.at_least <= mean <= limit.at_most
         passed &= met
         upper = limit.at_most < inf

@@ -20,6 +20,8 @@ from . import sweep
 from .clients import find_methods, option_types
 from .config import Settings, SettingsError, every_setting
 from .data import DataError
+from .data import commands as data_commands
+from .describe import describe, tables
 from .engine import AppError, EngineError, cores, load_app, parse_override, run_app
 from .report.commands import register
 from .strategies import NoDevicesError, ResumeError, RunStoppedError, find_run, saved_config
@@ -78,6 +80,10 @@ def simulate(
         str | None,
         typer.Option(metavar="RUN", help="Go on with a run that was stopped, with its settings."),
     ] = None,
+    description: Annotated[
+        bool,
+        typer.Option("--describe", help="Show models, bytes and operations of each device kind."),
+    ] = False,
     list_methods: Annotated[
         bool, typer.Option("--list-methods", help="List the methods and their papers, and stop.")
     ] = False,
@@ -112,6 +118,8 @@ def simulate(
 
       flwr-dmml simulate examples/quickstart --set dmml-kd.distillation=false --workers 4
 
+      flwr-dmml simulate examples/quickstart --describe --set image-encoder=tiny
+
       flwr-dmml simulate examples/quickstart --resume runs/20261121-120000-dmml-kd
 
     [bold]Exit status[/bold]  0: all rounds ran.  1: the run failed, or could not start; standard
@@ -134,6 +142,9 @@ def simulate(
         if ray_address is not None:
             changed["ray-address"] = ray_address
         config = {**loaded.run_config, **changed}
+        if description:
+            out.print(tables(describe(loaded, config)))
+            return
         if workers == 0 and config.get("ray-address"):
             raise typer.BadParameter("--workers 0 and ray-address: one process needs no cluster")
         with LiveTable(err) as live, _stop_after_round(err) as stopping:
@@ -161,6 +172,7 @@ def simulate(
 
 register(app)
 sweep.register(app)
+data_commands.register(app)
 
 
 def _resumed(run: str, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,25 +147,26 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
             problems.append(f"{key} = {name!r}: there are {', '.join(sorted(methods))}")
     try:
         dataset = find_dataset(settings.dataset)
-        if dataset.needs_path and not settings.data_path:
-            problems.append(f"data-path = '': the data set '{dataset.name}' needs its folder here")
         if settings.partition == "natural" and not dataset.natural_ids:
             problems.append(
                 f"partition = 'natural': the data set '{dataset.name}' has no natural ids; "
                 "allowed with it: dirichlet, iid"
             )
-        if unknown := settings.missing.unknown(dataset.modalities):
+        options = settings.partition_options()
+        available = dataset.modalities_of(options.load)
+        if available is None:  # only the devices can tell
+            return problems
+        if unknown := settings.missing.unknown(available):
             problems.append(
                 f"missing.modalities = {settings.missing.modalities!r}: the data set "
                 f"'{dataset.name}' has no {', '.join(map(repr, unknown))}; allowed: "
-                f"{', '.join(dataset.modalities)}, or empty for any"
+                f"{', '.join(available)}, or empty for any"
             )
-        options = settings.partition_options()
         assign_modalities(
             settings.num_nodes,
             pattern=options.modality_pattern,
             shares=options.modality_shares,
-            available=dataset.modalities,
+            available=available,
             seed=settings.seed,
         )
     except DataError as error:
@@ -199,7 +200,25 @@ def _coordinator_problems(settings: Settings) -> list[str]:
 
 
 def _device_problems(settings: Settings) -> list[str]:
-    """Return what is wrong with what only a device needs: the folder of its data."""
+    """Return what is wrong with what only a device needs: the folder of its data, and weights."""
+    try:
+        needs_path = find_dataset(settings.dataset).needs_path
+    except DataError:  # which is among the problems already
+        needs_path = False
+    problems: list[str] = []
+    if needs_path and not settings.data_path:
+        problems.append(
+            f"data-path = '': the data set '{settings.dataset}' needs its folder here (in the run "
+            "config, or of a single device in its node config)"
+        )
     if settings.data_path and not Path(settings.data_folder).is_dir():
-        return [f"data-path = {settings.data_path!r}: no such folder"]
-    return []
+        problems.append(f"data-path = {settings.data_path!r}: no such folder")
+    if weights := settings.encoder_weights:
+        if "resnet18" not in (settings.image_encoder, settings.audio_encoder):
+            problems.append(
+                f"encoder-weights = {weights!r}: only resnet18 starts from a file; choose it as "
+                "image-encoder or audio-encoder"
+            )
+        if not Path(settings.encoder_choice.weights).is_file():
+            problems.append(f"encoder-weights = {weights!r}: no such file")
+    return problems

@@ -1,4 +1,4 @@
-"""Groups of settings that every run has: energy, iterations, radio, public set, what is missing."""
+"""Groups of settings that every run has: energy, iterations, radio, data and what they lack."""
 
 import os
 from collections.abc import Container, Iterable
@@ -220,11 +220,46 @@ class MissingOptions(Options):
         return [name.strip() for name in self.modalities.split(",")] if self.modalities else []
 
 
+class AudioOptions(Options):
+    """How files of sound become log-mel spectrograms, in data sets that say so."""
+
+    rate_hz: int = Field(16_000, ge=1000, le=192_000, description="sound is resampled to this, Hz")
+    seconds: float = Field(
+        1.0, gt=0, le=600, description="length: longer is cropped, shorter padded, s"
+    )
+    mels: int = Field(32, ge=4, le=256, description="mel bands")
+    window_ms: float = Field(32.0, gt=0, le=1000, description="window of a spectrum, ms")
+    hop_ms: float = Field(16.0, gt=0, le=1000, description="from one spectrum to the next, ms")
+
+
+class ImageOptions(Options):
+    """How image files become tensors, in data sets that say so."""
+
+    side: int = Field(32, ge=4, le=1024, description="images are resized to this square, pixels")
+    colour: bool = Field(True, description="three channels; off, one of grey")
+
+
+class SeriesOptions(Options):
+    """How recordings become windows, in data sets that say so."""
+
+    window_s: float = Field(
+        0.0, ge=0, le=600, description="length of a window, s; 0 is what suits the data set"
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="share that a window has of the last one")
+    rate_hz: float = Field(50.0, gt=0, le=100_000, description="common sampling rate, Hz")
+    steps: int = Field(
+        0, ge=0, description="steps of a sequence: longer is cut, shorter masked; 0: the longest's"
+    )
+
+
 GROUPS: dict[str, type[Options]] = {
     "energy": EnergyOptions,
     "allocation": AllocationOptions,
     "wireless": WirelessOptions,
     "public": PublicOptions,
     "missing": MissingOptions,
+    "audio": AudioOptions,
+    "image": ImageOptions,
+    "series": SeriesOptions,
 }
 """The groups by their prefix in a run config: ``energy.battery-share`` and so on."""

@@ -7,12 +7,16 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from .data import LoadOptions, PartitionOptions
+from .models import EncoderChoice
 from .options import (
     AllocationOptions,
+    AudioOptions,
     EnergyOptions,
+    ImageOptions,
     MissingOptions,
     Options,
     PublicOptions,
+    SeriesOptions,
     WirelessOptions,
 )
 from .topology import Topology, make_topology
@@ -75,12 +79,16 @@ class Settings(Options):
         "digits", description="digits, av-digits, mnist, cifar10, or a data set of your own"
     )
     data_path: str = Field("", description="folder of the data set, where it needs one")
+    data_cache: bool = Field(
+        True, description="keep what has been read and transformed (flwr-dmml cache shows it)"
+    )
     snr_db: float = Field(0.0, ge=-40, le=80, description="signal-to-noise ratio of the audio, dB")
     image_visible: float = Field(
         1.0, gt=0, le=1, description="share of an image's rows, from the top, that is visible"
     )
-    partition: Literal["dirichlet", "iid", "natural"] = Field(
-        "dirichlet", description="how samples are dealt to devices"
+    partition: Literal["dirichlet", "iid", "natural", "own"] = Field(
+        "dirichlet",
+        description="how samples are dealt to devices; own: what is in its data-path is a device's",
     )
     alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
     samples_per_node: int = Field(0, ge=0, description="samples of a device; 0 shares out all")
@@ -88,7 +96,8 @@ class Settings(Options):
         0.1, ge=0, lt=1, description="share of a device's samples held out for its validation"
     )
     modality_pattern: str = Field(
-        "audio,image,audio+image", description="sensors of devices 0, 1, 2, ..., cycled"
+        "audio,image,audio+image",
+        description="sensors of devices 0, 1, 2, ..., cycled; auto: what their samples have",
     )
     modality_shares: str = Field(
         "", description="instead of a pattern: 'audio=0.5,image=0.2,audio+image=0.3'"
@@ -110,8 +119,18 @@ class Settings(Options):
     )
     batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
 
-    image_encoder: Literal["conv", "conv3", "mlp", "resnet20"] = Field(
-        "conv", description="encoder of images: two, three or no convolutions, or a ResNet-20"
+    image_encoder: Literal["conv", "conv3", "mlp", "resnet20", "resnet18", "tiny"] = Field(
+        "conv", description="encoder of images: two, three or no convolutions, a ResNet, or small"
+    )
+    audio_encoder: Literal["conv", "resnet18", "tiny"] = Field(
+        "conv", description="encoder of spectrograms: two convolutions, a ResNet-18, or small"
+    )
+    series_encoder: Literal["conv1d", "gru", "tiny"] = Field(
+        "conv1d", description="encoder of time series and sequences"
+    )
+    vector_encoder: Literal["mlp", "tiny"] = Field("mlp", description="encoder of feature vectors")
+    encoder_weights: str = Field(
+        "", description="file of weights with torchvision's names that every resnet18 starts from"
     )
     common_dim: int = Field(32, ge=1, description="length of the modality-common features")
     specific_dim: int = Field(32, ge=1, description="length of the modality-specific features")
@@ -161,6 +180,9 @@ class Settings(Options):
     wireless: WirelessOptions = WirelessOptions()
     public: PublicOptions = PublicOptions()
     missing: MissingOptions = MissingOptions()
+    audio: AudioOptions = AudioOptions()
+    image: ImageOptions = ImageOptions()
+    series: SeriesOptions = SeriesOptions()
 
     @field_validator("lr_milestones")
     @classmethod
@@ -193,6 +215,17 @@ class Settings(Options):
         """``data_path`` with ``~`` expanded."""
         return os.path.expanduser(self.data_path)
 
+    @property
+    def encoder_choice(self) -> EncoderChoice:
+        """Which encoder reads which kind of modality."""
+        return EncoderChoice(
+            image=self.image_encoder,
+            audio=self.audio_encoder,
+            series=self.series_encoder,
+            vector=self.vector_encoder,
+            weights=os.path.expanduser(self.encoder_weights),
+        )
+
     def partition_options(self) -> PartitionOptions:
         """Return what the data layer needs to make any device's part of the data."""
         return PartitionOptions(
@@ -201,7 +234,11 @@ class Settings(Options):
                 path=self.data_folder,
                 snr_db=self.snr_db,
                 image_visible=self.image_visible,
+                audio=self.audio,
+                image=self.image,
+                series=self.series,
                 seed=self.seed,
+                cache=self.data_cache,
             ),
             num_nodes=self.num_nodes,
             scheme=self.partition,

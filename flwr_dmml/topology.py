@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
 from math import isfinite, isqrt
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ __all__ = [
     "TOPOLOGIES", "Complete", "Dyck", "EdgeList", "Edges", "ErdosRenyi", "Exponential",
     "FlorentineFamilies", "Geometric", "Line", "OnePeerExponential", "RandomMatching",
     "RandomRegular", "Ring", "Star", "Topology", "TopologyError", "Torus", "WattsStrogatz",
-    "components", "effective_spectral_gap", "make_topology", "metropolis_weights", "spectral_gap",
+    "components", "make_topology", "metropolis_weights", "spectral_gap",
 ]
 # fmt: on
 
@@ -249,6 +250,8 @@ class RandomMatching(Topology):
         return zip(order[0::2], order[1::2], strict=False)
 
 
+GROUP = "flwr_dmml.topologies"
+
 # fmt: off
 TOPOLOGIES: dict[str, type[Topology]] = {
     "ring": Ring, "line": Line, "star": Star, "complete": Complete, "torus": Torus,
@@ -269,31 +272,17 @@ def make_topology(
     side_m: float = 100.0,
     range_m: float = 50.0,
 ) -> Topology:
-    """Return the topology with a name of :data:`TOPOLOGIES`, given the parameters that it has."""
-    _require(name in TOPOLOGIES, f"unknown topology {name!r}; allowed: {', '.join(TOPOLOGIES)}")
+    """Return the topology of a name, given the parameters that it has.
+
+    The names are those of :data:`TOPOLOGIES`, and what installed packages register under the
+    entry-point group ``flwr_dmml.topologies``.
+    """
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    allowed = ", ".join([*TOPOLOGIES, *(other for other in others if other not in TOPOLOGIES)])
+    _require(name in TOPOLOGIES or name in others, f"unknown topology {name!r}; allowed: {allowed}")
     given: dict[str, Any] = {"degree": degree, "probability": probability, "path": path}
     given |= {"side_m": side_m, "range_m": range_m}
-    family = TOPOLOGIES[name]
+    family = TOPOLOGIES[name] if name in TOPOLOGIES else others[name].load()
+    sound = isinstance(family, type) and issubclass(family, Topology)
+    _require(sound, f"the entry point {name!r} is {family!r}, no subclass of Topology")
     return family(**{f.name: given[f.name] for f in fields(family) if f.name in given})
-
-
-def effective_spectral_gap(
-    topology: Topology, num_nodes: int, *, seed: int = 0, rounds: int | None = None
-) -> float:
-    """Return the spectral gap per round of a topology with Metropolis weights, in [0, 1].
-
-    ``1 - sigma_2(W_P ... W_1)^(1/P)``, sigma_2 the spectral norm of the product less ``11^T / n``;
-    ``rounds`` is P >= 1: by default the period of one-peer exponential, 16 for others that vary
-    in time; for static ones P = 1 always, so it is :func:`spectral_gap`.
-    """
-    if not topology.time_varying:
-        rounds = 1
-    elif rounds is None:
-        rounds = topology.period(num_nodes) if isinstance(topology, OnePeerExponential) else 16
-    product = np.eye(num_nodes)  # of the W_t - 11^T/n, which keeps a small sigma_2 accurate
-    for server_round in range(1, rounds + 1):
-        weights = metropolis_weights(
-            topology.graph(num_nodes, server_round=server_round, seed=seed)
-        )
-        product = (weights - 1.0 / num_nodes) @ product
-    return max(0.0, 1.0 - float(np.linalg.norm(product, ord=2) ** (1.0 / rounds)))

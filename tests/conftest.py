@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,11 @@ def real_data() -> Path:
     if not path:
         pytest.skip("FLWR_DMML_DATA is not set: it names the folder with the real data sets")
     return Path(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests leave nothing in the user's cache, and find nothing there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLWR_DMML_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

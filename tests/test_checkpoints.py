@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods
 from flwr_dmml.config import SettingsError
+from flwr_dmml.data import load_source, partition
+from flwr_dmml.data.registry import LoadOptions
 from flwr_dmml.engine import load_app, run_app
 from flwr_dmml.strategies import ResumeError, RunStoppedError
 from flwr_dmml.strategies.resuming import check_unchanged, find_run
@@ -299,7 +302,7 @@ def test_what_the_report_shows_is_written_down(tmp_path: Path):
     found = run(tmp_path, "whole", method="dpsgd", **{"validation-fraction": 0.25})
     about = json.loads((found / "dpsgd" / "devices.json").read_text())
     assert about["edges"] == [[0, 1], [1, 2], [2, 3]] and not about["time_varying"]
-    assert about["topology"] == "Line" and about["classes"] == 10
+    assert about["topology"] == "Line" and about["classes"] == 10 and about["class_names"] == []
     assert [node["modalities"] for node in about["nodes"]] == [
         ["audio"],
         ["image"],
@@ -313,8 +316,22 @@ def test_what_the_report_shows_is_written_down(tmp_path: Path):
     matrix = np.array(confusion["matrix"])
     assert confusion["round"] == 4 and matrix.shape == (10, 10)
     assert matrix.trace() / matrix.sum() == pytest.approx(last["accuracy"])
+    assert 0 < last["macro_f1"] < 1 and 0 < last["uar"] < 1
     made = json.loads((found / "run.json").read_text())
     assert made["seed"] == 0 and made["versions"]["flwr-dmml"] and made["schema"] == 1
     private = run(tmp_path, "private", method="dpsgd", **{"report-classes": False})
     about = json.loads((private / "dpsgd" / "devices.json").read_text())
     assert [node["class_counts"] for node in about["nodes"]] == [[]] * 4
+
+
+def test_devices_tell_the_names_of_the_classes_unless_they_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = tuple(f"digit <{c}>" for c in range(10))
+    source = replace(load_source("digits", LoadOptions()), class_names=names)
+    monkeypatch.setattr(partition, "load_source", lambda name, options: source)
+    for report in (True, False):
+        own = {"method": "dpsgd", "report-classes": report, "num-server-rounds": 1}
+        found = run(tmp_path, f"run-{report}", **own)
+        about = json.loads((found / "dpsgd" / "devices.json").read_text())
+        assert about["class_names"] == (list(names) if report else [])

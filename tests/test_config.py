@@ -174,7 +174,7 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
             "fedavg",
             KNOWN,
         ),
-        ("partition", "sorted", "Input should be 'dirichlet', 'iid' or 'natural'"),
+        ("partition", "sorted", "Input should be 'dirichlet', 'iid', 'natural' or 'own'"),
         ("optimizer", "lion", "Input should be 'sgd', 'adam' or 'adamw'"),
         ("lr-schedule", "linear", "Input should be 'constant', 'cosine' or 'step'"),
         ("lr-milestones", "0.6;0.8", "give shares of the rounds, e.g. '0.6,0.8'"),
@@ -210,7 +210,10 @@ def test_a_bad_value_is_named_with_what_is_allowed(key: str, value: Any, words: 
         ),
         (
             {"dataset": "cifar"},
-            ["dataset: there is no data set 'cifar'", "allowed: av-digits, cifar10, digits, mnist"],
+            [
+                "dataset: there is no data set 'cifar'",
+                "allowed: av-digits, cifar10, crema-d, digits, ",
+            ],
         ),
         (
             {"dataset": "av-digits"},

@@ -107,6 +107,18 @@ def test_natural_ids_with_a_set_size():
     assert set(GROUPS[parts[0]].tolist()) == {0, 40}
 
 
+def test_what_is_ones_own_is_not_divided(monkeypatch: pytest.MonkeyPatch):
+    """And needs no flwr-datasets, which a device does not have."""
+    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
+    parts = divide(scheme="own", num_nodes=3, samples_per_node=0)
+    assert [sorted(part.tolist()) for part in parts] == [list(range(1200))] * 3
+    assert parts[0].tolist() != parts[1].tolist()
+    parts = divide(scheme="own", num_nodes=3, samples_per_node=700)
+    assert [len(np.unique(part)) for part in parts] == [700] * 3
+    with pytest.raises(DataError, match="1201 is more than the 1200 training samples that this"):
+        divide(scheme="own", num_nodes=3, samples_per_node=1201)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

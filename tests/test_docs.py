@@ -1,15 +1,22 @@
 """Every command in the README and the docs: run here, made small, or not run for a reason."""
 
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
 
+from flwr_dmml import topology
 from flwr_dmml.cli import app
+from flwr_dmml.clients import find_methods, option_types
+from flwr_dmml.config import every_setting
+from flwr_dmml.engine import load_app, run_app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,8 +38,19 @@ NOT_RUN = {
     "flwr-dmml compare": "needs the runs; tests/test_report.py compares runs",
     "flwr-dmml sweep": "needs the file; tests/test_sweep.py runs sweeps",
     "--help": "tests/test_cli.py reads the help",
+    "examples/custom_method": "tests/test_custom_method.py runs it",
+    "flwr-dmml partition": "tests/test_data_parts.py cuts the same app's data",
+    "flower-super": "tests/integration/test_fleet.py starts a SuperLink and SuperNodes",
+    "ray st": "tests/integration/test_sharded.py runs a cluster of two machines",
 }
 """What a command holds that is not run here, and why not."""
+SHARED = {"qg-dsgdm-n": "qg-dsgdm"}
+METHODS = {
+    name: ROOT / "docs" / "methods" / f"{SHARED.get(name, name)}.md"
+    for name, learner in find_methods().items()
+    if learner.__module__.startswith("flwr_dmml.")
+}
+"""The page of every built-in method."""
 
 
 def commands(page: Path) -> list[str]:
@@ -43,12 +61,33 @@ def commands(page: Path) -> list[str]:
     return [line for line in found if line and not line.startswith("#")]
 
 
+def write_files(page: Path, folder: Path) -> None:
+    """Write the files that a page shows: blocks that begin with ``# name``."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:python|text|toml)\n# (\S+\.\w+)\n(.*?)```", text, flags=re.DOTALL)
+    for name, content in blocks:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def tables(page: Path) -> dict[str, dict[str, str]]:
+    """Return a page's tables by their header: the rows by their first cell."""
+    found: dict[str, dict[str, str]] = {}
+    text = page.read_text(encoding="utf-8")
+    for header, rows in re.findall(r"^(\|.*\|)\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE):
+        table = found.setdefault(header, {})
+        table |= {row.split("|")[1].strip(): row for row in rows.splitlines()}
+    return found
+
+
 ALL = [(page, line) for page in PAGES for line in commands(page)]
 TUTORIAL = "tutorial.md"
+RUN_AS_A_WHOLE = {TUTORIAL, "own-data.md"}
+"""Pages that are run from start to end: here, and in tests/test_own_data.py."""
 RUN = [
     (page, line)
     for page, line in ALL
-    if not any(mark in line for mark in NOT_RUN) and page.name != TUTORIAL
+    if not any(mark in line for mark in NOT_RUN) and page.name not in RUN_AS_A_WHOLE
 ]
 
 
@@ -59,7 +98,10 @@ def test_a_command_of_the_docs_works(
     """As it stands, but with few devices, samples and rounds, and in one process."""
     words = shlex.split(line)
     assert words[:2] == ["flwr-dmml", "simulate"], f"{page.name}: run it, or say in NOT_RUN why not"
-    monkeypatch.chdir(ROOT)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    write_files(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(topology, "TOPOLOGIES", dict(topology.TOPOLOGIES))  # a page adds to it
     small = {**TINY, "run-dir": str(tmp_path)}
     for key, value in small.items():
         words += ["--set", f"{key}={value}"]
@@ -87,6 +129,50 @@ def test_links_lead_to_what_is_there():
                 titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
                 assert anchor in anchors, f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_page_of_a_method_has_all_its_settings(method: str):
+    """With their defaults, and no others; the overview leads there."""
+    page, options = METHODS[method], option_types(find_methods())[method]
+    rows = tables(page).get("| setting | default | meaning |", {})
+    shown = {key.strip("`"): row.split("|")[2].strip(" `") for key, row in rows.items()}
+    settings = {
+        key: json.dumps(info.default)
+        for key, info in every_setting({method: options})
+        if key.startswith(f"{method}.")
+    }
+    assert {k: v for k, v in shown.items() if k.startswith(f"{method}.")} == settings
+    of_others = {k for k in shown if METHODS.get(k.partition(".")[0]) != page}
+    assert not of_others
+    assert f"`{method}`" in page.read_text() or f'"{method}"' in page.read_text()
+    assert f"]({page.name})" in (page.parent / "index.md").read_text()
+
+
+def test_figures_are_the_same_on_every_page():
+    """Pages of methods repeat rows of the overview, of one another and of the README."""
+    seen: dict[tuple[str, str], str] = {}
+    repeated = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "methods").glob("*.md"))):
+        for header, rows in tables(page).items():
+            if header.startswith(("| setting |", "| method |", "| name |")):
+                continue
+            for first, row in rows.items():
+                repeated += (header, first) in seen
+                assert seen.setdefault((header, first), row) == row, f"{page.name}: {first}"
+    assert repeated > 40
+
+
+def test_a_strategy_by_hand_takes_a_topology(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As how-to says: the app of that page, but with its other ServerApp."""
+    monkeypatch.setattr(topology, "TOPOLOGIES", dict(topology.TOPOLOGIES))
+    write_files(ROOT / "docs" / "howto" / "own-topology.md", tmp_path)
+    project = tmp_path / "pyproject.toml"
+    project.write_text(project.read_text().replace("server_app:app", "by_hand:app"))
+    run_app(load_app(tmp_path), 3, {**TINY, "num-server-rounds": 2})
+    assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
 
 
 def test_the_tutorial_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -119,3 +205,78 @@ def test_the_site_builds_without_warnings(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "reference" / "clients" / "index.html").read_text()
     assert "make_client_app" in page and "Lian et al." in page
+    for method in METHODS.values():
+        html = (tmp_path / "methods" / method.stem / "index.html").read_text()
+        assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"' in html
+        assert "$" not in re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
+    assert not (tmp_path / "_hooks").exists()
+
+
+@pytest.fixture(scope="module")
+def equations() -> ModuleType:
+    """The hook of the site's build."""
+    pytest.importorskip("latex2mathml", reason="needs the extra 'docs'")
+    file = ROOT / "docs" / "_hooks" / "equations.py"
+    spec = importlib.util.spec_from_file_location("equations", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_equation_becomes_mathml(equations: ModuleType):
+    mathml = equations.to_mathml(r"\frac{a}{b} \le x_k^t", display=True)
+    assert mathml.startswith("<math") and 'display="block"' in mathml
+    assert "<mfrac>" in mathml and "<msubsup>" in mathml
+
+
+@pytest.mark.parametrize(
+    ("latex", "problem"),
+    [
+        (r"\fraction{a}{b}", "unknown command"),
+        (r"{a", "braces"),
+        (r"a}", "braces"),
+        (r"\frac{a}", "mfrac"),
+        (r"x_", "Error"),
+        (r"x_a_b", "DoubleSubscripts"),
+        (r"\left( x", "Left"),
+        (r"a & b", "ParseError"),
+    ],
+)
+def test_what_is_no_latex_is_refused(equations: ModuleType, latex: str, problem: str):
+    with pytest.raises(ValueError, match=problem):
+        equations.to_mathml(latex, display=False)
+
+
+SITE = """
+site_name: x
+theme: {name: mkdocs}
+plugins: []
+hooks: [HOOK]
+markdown_extensions:
+  - pymdownx.arithmatex: {generic: true, inline_syntax: [dollar], block_syntax: [dollar]}
+  - pymdownx.superfences
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("A $x^2$ and `$HOME`.\n\n$$\n\\sum_i x_i\n$$\n\n```text\necho $HOME $$\n```\n", ""),
+        (r"A $\nonsense{x}$.", r"unknown command \\nonsense"),
+        ("A $$x$$ left open: $$\n", "belongs to no equation"),
+    ],
+)
+def test_a_site_with_a_wrong_equation_is_not_built(tmp_path: Path, text: str, problem: str):
+    pytest.importorskip("latex2mathml", reason="needs the extra 'docs'")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(text)
+    hook = ROOT / "docs" / "_hooks" / "equations.py"
+    (tmp_path / "mkdocs.yml").write_text(SITE.replace("HOOK", str(hook)))
+    command = [sys.executable, "-m", "mkdocs", "build"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode != 0) == bool(problem), done.stderr
+    assert re.search(problem, done.stderr)
+    if not problem:
+        html = (tmp_path / "site" / "index.html").read_text()
+        assert html.count("<math") == 2 and "$HOME</code>" in html and "echo $HOME $$" in html

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, FedCmi
-from flwr_dmml.data import Modality
+from flwr_dmml.clients.fedcmi import FedCmiOptions
+from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.losses import class_temperatures, infiltration_loss
 from flwr_dmml.models import Projections, TwoProjectorClassifier
 from flwr_dmml.plan import Plan
+from flwr_dmml.settings import Settings
 
 BOTH: dict[str, Any] = {
     **FAST,
@@ -229,19 +231,41 @@ def test_one_sensor_trains_its_head_on_both_projections_unless_told_as_in_the_co
     assert code.local_loss(batch).item() == pytest.approx(fused.item(), rel=1e-6)
 
 
-def test_true_class_probabilities_are_means_by_class():
+def test_the_temperatures_compare_true_class_probabilities_by_class():
     learner = begun(learner_of(BOTH))
-    data = learner.train_data
-    found = learner._true_class_probabilities()
+    data, means = learner.train_data, []
     projections = learner.model.encode(data.inputs).own
     for m, z in projections.items():
         p = F.softmax(learner.model.head(m, z), dim=1)
-        for c in range(10):
-            rows = data.labels == c
-            if rows.any():
-                assert float(found[m][c]) == pytest.approx(p[rows, c].mean().item(), rel=1e-5)
-            else:
-                assert found[m][c].isnan()
+        rows = [data.labels == c for c in range(10)]
+        assert not all(bool(has.any()) for has in rows)
+        means.append(torch.stack([p[has, c].mean() for c, has in enumerate(rows)]))  # NaN of none
+    expected = class_temperatures(*means, slope=0.5, lowest=0.5)
+    found = learner._temperatures[frozenset(("audio", "image"))]
+    assert torch.allclose(found, expected, rtol=1e-5) and not bool((found == 1).all())
+
+
+def test_each_pair_is_compared_on_the_samples_that_have_both():
+    """None has all three: rows 0 and 1 lack touch, 2 and 3 audio, 4 and 5 image, 6 both of these.
+
+    Their classes are 0 and 1 in turn, so a pair's probabilities by class are those of two rows.
+    """
+    rows, rng = torch.arange(7), torch.Generator().manual_seed(0)
+    inputs = {m: torch.randn(7, 2, generator=rng) for m in SENSORS}
+    lacks = {"touch": [0, 1], "audio": [2, 3, 6], "image": [4, 5, 6]}
+    present = {m: ~torch.isin(rows, torch.tensor(lacks[m])) for m in SENSORS}
+    train = Samples(inputs, rows % 2, present=present)
+    part = Partition(0, tuple(SENSORS), train, train, SENSORS, 2, train)
+    learner = begun(FedCmi(part, Settings(), FedCmiOptions(temperature_slope=2.0)))
+    own = learner.model.encode(inputs).own
+    p = {m: F.softmax(learner.model.head(m, z), dim=1)[rows, rows % 2] for m, z in own.items()}
+    pairs = {("audio", "image"): [0, 1], ("image", "touch"): [2, 3], ("audio", "touch"): [4, 5]}
+    for (a, b), both in pairs.items():
+        expected = class_temperatures(p[a][both], p[b][both], slope=2.0, lowest=0.5)
+        assert not bool((expected == 1).all())
+        assert torch.allclose(learner._temperatures[frozenset((a, b))], expected)
+    true = learner._true_class_probabilities()
+    assert torch.nonzero(true["touch"].isnan()).flatten().tolist() == [0, 1, 6]
 
 
 def test_the_first_round_teaches_nothing():

@@ -5,6 +5,7 @@ Models give their input back (helpers_idkd): data are logits.
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import exp
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_the_score_is_the_one_of_the_option(score: str, expected: list[int]):
     held_out = {"a": [[6.0, 6.0], [5.0, 5.0], [4.0, 4.0]]}
     learner = echo(Idkd, public, held_out=held_out, options={"score": score})
     assert list(sent(learner.run_round(LABEL, {}).payload)) == expected
+
+
+def test_held_out_samples_calibrate_from_what_they_have():
+    """As "in between", with a fifth held-out sample that has the other modality, b, alone."""
+    held_out, public, expected = ROC["in between"]
+    data = {"a": two(*held_out, 9.0), "b": two(*[0.0] * 5)}
+    own = {"a": two(0.0, 0.0), "b": two(0.0, 0.0)}
+    learner = echo(Idkd, {"a": two(*public)}, own=own, held_out=data)
+    has = {m: torch.arange(5) != (4 if m == "a" else 0) for m in data}
+    learner.validation_data = replace(learner.validation_data, present=has)
+    assert list(sent(learner.run_round(LABEL, {}).payload)) == expected
+    has["a"][:] = False
+    assert learner.run_round(LABEL, {}).metrics["labels.sent"] == 0.0
 
 
 def test_as_many_random_public_samples_as_held_out_ones_calibrate_anew_in_every_round():

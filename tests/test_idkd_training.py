@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from flwr_dmml.clients import Batch, Idkd, Kd, Learner
 from flwr_dmml.clients import kd as kd_module
 from flwr_dmml.clients.batch import draw_indices, mean_over
+from flwr_dmml.clients.teaching import logits_of
 from flwr_dmml.data import PublicSet, load_public
 from flwr_dmml.plan import Outcome, Payload, Plan
 from flwr_dmml.transport.messages import pack, unpack
@@ -342,7 +343,7 @@ def test_a_large_public_set_is_labelled_in_parts():
     learner = on_digits(public__samples=1100)
     sizes: list[int] = []
     learner.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]["image"])))
-    found = kd_module.outputs(learner.model, learner.public)
+    found = logits_of(learner.model, learner.public)
     assert sizes == [500, 500, 100] and found.shape == (1100, 10) and not found.requires_grad
     with torch.no_grad():
         assert torch.allclose(found, learner.model(learner.public.inputs), atol=1e-5)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flwr_dmml.clients import DPSGD, Learner, work
-from flwr_dmml.clients.batch import batch_of, mean_over
-from flwr_dmml.clients.evaluation import BATCH, accuracy_metrics
+from flwr_dmml.clients.batch import BATCH, batch_of, mean_over
+from flwr_dmml.clients.evaluation import accuracy_metrics
 from flwr_dmml.clients.work import measure_work
 from flwr_dmml.config import Settings
 from flwr_dmml.data import Modality, Partition, Samples
@@ -69,8 +69,19 @@ def measure(
     names: Sequence[str], present: Mapping[str, Tensor] | None, n: int = 6
 ) -> tuple[dict[str, float], Stub]:
     stub = Stub(RIGHT)
-    test = numbered(names, n)
-    return accuracy_metrics(stub, names, test, test.subset(torch.arange(0)), present), stub
+    return measured(stub, names, numbered(names, n), present), stub
+
+
+def measured(
+    stub: Stub, names: Sequence[str], test: Samples, present: Mapping[str, Tensor] | None
+) -> dict[str, float]:
+    """Return a device's metrics without those over classes, which test_evaluation is about."""
+    nothing = test.subset(torch.arange(0))
+    part = Partition(0, tuple(names), nothing, nothing, {}, 2, test, present)
+    metrics = accuracy_metrics(stub, part, test, nothing)
+    assert metrics.pop("test.uar") == metrics["test.accuracy"]  # there is one class
+    assert metrics.pop("test.macro_f1") <= metrics["test.accuracy"]
+    return metrics
 
 
 def test_three_modalities_by_hand() -> None:
@@ -109,7 +120,7 @@ def test_which_one_is_missing_is_not_mixed_up() -> None:
         right = {(A, B): [0] * 6, (A,): [1, 0, 0, 0, 0, 1], (B,): [0] * 6}
         test = numbered((A, B))
         present = masks((A, B), *[lacking] * 6)
-        metrics = accuracy_metrics(Stub(right), (A, B), test, test, present)
+        metrics = measured(Stub(right), (A, B), test, present)
         assert metrics["test.missing"] == metrics[f"test.without.{lacking}"] == accuracy
 
 
@@ -371,6 +382,20 @@ def test_an_iteration_costs_what_one_on_complete_samples_does(method: str, share
         work._measured.clear()
         assert measure_work(learner) == plain
         assert learner.train_data.present is present is not None
+
+
+@pytest.mark.parametrize("method", ["idkd", "modality-mirror"])
+def test_held_out_samples_cost_as_if_they_were_complete(method: str) -> None:
+    """These methods go over them when a round begins."""
+    config = {**BOTH, "method": method, "num-server-rounds": 10, "validation-fraction": 0.5}
+    plain = measure_work(make_learner(config, 0))
+    learner = make_learner(config, 0)
+    held_out = learner.validation_data
+    half = {m: (torch.arange(len(held_out)) % 2 == k) for k, m in enumerate(held_out.inputs)}
+    learner.validation_data = replace(held_out, present=half)
+    work._measured.clear()
+    assert measure_work(learner) == plain and plain.in_phase
+    assert learner.validation_data.present is half
 
 
 @pytest.mark.parametrize("method", ["kd", "idkd"])

@@ -3,6 +3,7 @@
 Steady networks say the same of every input: their heads have no weights, only biases.
 """
 
+from dataclasses import replace
 from math import isfinite, log
 from typing import Any
 
@@ -318,3 +319,25 @@ def test_a_state_that_went_through_flower_goes_on_bit_for_bit(done: int) -> None
         one, two = (step(d, t, PHASES[t - 1], evaluate=True) for d in (device, other))
         assert one.metrics == two.metrics and same(one.payload, two.payload)
         assert same(device.state(), other.state())
+
+
+# Samples that lack modalities
+
+
+@pytest.mark.parametrize(("lacks", "lead"), [((), 0.0), ((1,), 1.0), ((0, 1), None)])
+def test_the_teacher_is_judged_where_the_student_hears(
+    lacks: tuple[int, ...], lead: float | None
+) -> None:
+    """Of the classes 0 and 1 the student always says 1, the teacher 0: 1/2 each, or 0 and 1.
+
+    Without a sample to judge it on the teacher does not teach.
+    """
+    device = steady(ModalityMirror, MirrorOptions(), ALONE, (2.0, 0.0))
+    has = {m: torch.ones(2, dtype=torch.bool) for m in SENSORS}
+    has["audio"][list(lacks)] = False
+    device.validation_data = replace(device.validation_data, present=has)
+    plan = Plan(3, 1, phase="distil")
+    device.after_mixing(plan, {})
+    device.before_training(plan, {})
+    assert device.measured.get("teacher.lead") == lead
+    assert device.memory["passed"] == int(lead == 1.0)

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from flwr_dmml.blocks import check_mixable, flatten, num_parameters
-from flwr_dmml.data import Modality
+from flwr_dmml.data import DataError, Modality
 from flwr_dmml.losses import label_weights, sampling_distribution
 from flwr_dmml.models import (
     ENCODERS,
     IMAGE_ENCODERS,
     DecomposedClassifier,
+    EncoderChoice,
     Features,
     Generator,
     GeneratorTraining,
@@ -33,6 +34,10 @@ EVERY_SHAPE = [
     Modality("audio", (1, 32, 16)),
     Modality("vector", (12,)),
     Modality("vector", (3, 4)),
+    Modality("series", (3, 50)),
+    Modality("series", (1, 4)),
+    Modality("sequence", (6, 20)),
+    Modality("sequence", (2, 4)),
 ]
 
 
@@ -45,42 +50,104 @@ def classifier(*names: str, seed: int = 0) -> DecomposedClassifier:
     return DecomposedClassifier(owned, 5, common_dim=4, specific_dim=3, seed=seed)
 
 
+def some(modality: Modality, batch: int) -> Tensor:
+    """Random samples; a sequence of n steps has all, or all but the last one, in turn."""
+    samples = torch.rand(batch, *modality.shape, generator=rng())
+    if modality.kind == "sequence":
+        samples[:, -1] = 1.0
+        samples[1::2, :, -1] = 0.0
+    return samples
+
+
 def inputs(*names: str, batch: int = 6) -> dict[str, Tensor]:
     return {name: torch.rand(batch, *ALL[name].shape, generator=rng(1)) for name in names}
 
 
 # Encoders
 
+EVERY_ENCODER = [
+    (modality, name)
+    for modality in EVERY_SHAPE
+    for name in ENCODERS[modality.kind]
+    if name != "resnet18" and not (name == "resnet20" and min(modality.shape[1:]) < 8)
+]
 
-@pytest.mark.parametrize("modality", EVERY_SHAPE, ids=str)
+
+def encoder_of(modality: Modality, name: str, features: int = 10) -> nn.Module:
+    kind = "series" if modality.kind == "sequence" else modality.kind
+    return make_encoder(modality, features, EncoderChoice(**{kind: name}))
+
+
+@pytest.mark.parametrize(("modality", "name"), EVERY_ENCODER, ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_encoders_give_one_vector_a_sample(modality: Modality, batch: int) -> None:
-    encoder = make_encoder(modality, 10)
-    samples = torch.rand(batch, *modality.shape, generator=rng())
+def test_encoders_give_one_vector_a_sample(modality: Modality, name: str, batch: int) -> None:
+    encoder, samples = encoder_of(modality, name), some(modality, batch)
     features = encoder(samples)
     assert features.shape == (batch, 10) and bool(torch.isfinite(features).all())
     alone = torch.cat([encoder(sample[None]) for sample in samples])
-    torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)  # no sample sees another
+    torch.testing.assert_close(features, alone, rtol=1e-3, atol=1e-4)  # no sample sees another
+    if batch > 1:
+        assert float((features[0] - features[2]).detach().abs().max()) > 1e-6  # but itself
 
 
-@pytest.mark.parametrize("modality", EVERY_SHAPE, ids=str)
-def test_encoders_can_be_mixed(modality: Modality) -> None:
-    encoder = make_encoder(modality, 10)
+@pytest.mark.parametrize(("modality", "name"), EVERY_ENCODER, ids=str)
+def test_encoders_can_be_mixed(modality: Modality, name: str) -> None:
+    encoder = encoder_of(modality, name)
     check_mixable({"encoder": encoder})
-    assert not [name for name, value in encoder.named_buffers() if value.is_floating_point()]
-    encoder(torch.rand(2, *modality.shape)).sum().backward()
+    assert not list(encoder.buffers())
+    encoder(some(modality, 2)).sum().backward()
     unused = [name for name, p in encoder.named_parameters() if p.grad is None]
     assert unused == []
 
 
 def test_every_kind_of_encoder_is_tested() -> None:
-    assert {modality.kind for modality in EVERY_SHAPE} == set(ENCODERS)
+    tested = {(modality.kind, name) for modality, name in EVERY_ENCODER}
+    every = {(kind, name) for kind, named in ENCODERS.items() for name in named}
+    assert every - tested == {("image", "resnet18"), ("audio", "resnet18")}  # test_resnet18.py
+
+
+@pytest.mark.parametrize(
+    ("modality", "expected"),
+    [
+        (Modality("image", (1, 8, 8)), "conv"),
+        (Modality("audio", (1, 32, 16)), "conv"),
+        (Modality("vector", (6,)), "mlp"),
+        (Modality("series", (3, 50)), "conv1d"),
+        (Modality("sequence", (6, 20)), "conv1d"),
+    ],
+    ids=str,
+)
+def test_the_encoder_that_nobody_chose(modality: Modality, expected: str) -> None:
+    plain = make_encoder(modality, 10)
+    factory = ENCODERS[modality.kind][expected]
+    assert str(plain) == str(factory(modality.shape, 10))
+
+
+def test_an_encoder_that_is_not_there_lists_those_that_are() -> None:
+    with pytest.raises(DataError, match=r"no encoder 'gru' of kind audio; allowed: conv, resnet18"):
+        EncoderChoice(audio="gru")
+
+
+@pytest.mark.parametrize(
+    ("modality", "expected"),
+    [
+        (Modality("image", (1, 28, 28)), 72 + 1_224 + 65 * 64),
+        (Modality("audio", (3, 32, 16)), 3 * 72 + 1_224 + 65 * 64),
+        (Modality("vector", (26,)), 26 * 16 + 16 + 32 + 17 * 64),
+        (Modality("series", (9, 128)), 9 * 24 + 456 + 17 * 64),
+        (Modality("sequence", (10, 40)), 9 * 24 + 456 + 17 * 64),  # one channel is the mask
+    ],
+    ids=str,
+)
+def test_tiny_encoders_are(modality: Modality, expected: int) -> None:
+    """Convolutions: biases 8 + 16, norms 16 + 32; 2-d 9 * 8 * 16 = 1,152, 1-d 3 * 8 * 16 = 384."""
+    assert num_parameters(encoder_of(modality, "tiny", 64)) == expected < 6_000
 
 
 # Encoders of images, by name
 
 
-@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+@pytest.mark.parametrize("name", [name for name in IMAGE_ENCODERS if name != "resnet18"])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 8), (2, 9, 13)], ids=str)
 def test_image_encoders_give_one_vector_a_sample_and_can_be_mixed(
     name: str, shape: tuple[int, ...]

@@ -120,6 +120,8 @@ def test_final_accuracies_are_those_of_the_metrics_file(page: Page, run: Path) -
     assert page.row("final", "all devices, mean") == ["0.600", "0.767", "+16.7"]
     assert page.row("final", "worst device") == ["0.500", "0.600", "+10.0"]
     assert page.row("final", "best device") == ["0.700", "1.000", "+30.0"]
+    assert page.row("final", "macro-F1, mean") == ["0.480", "0.613", "+13.3"]  # 0.8 of it
+    assert page.row("final", "unweighted average recall, mean") == ["0.540", "0.690", "+15.0"]
     ends = [last_line(run / m / "metrics.jsonl") for m in ("dpsgd", "dmml-kd")]
     for name in ("audio", "image", "audio+image"):
         expected = [f"{end['accuracy_by_set'][name]:.3f}" for end in ends]
@@ -133,6 +135,7 @@ def test_headline_numbers(page: Page) -> None:
     """Four rounds of 2 J, 0.5 s and three devices that send 1 MB each."""
     text = words(page.text)
     assert "joules spent8simulated seconds2MB sent12rounds4 of 4" in text
+    assert "mean macro-F10.480mean UAR0.540" in text
 
 
 def test_the_devices_table(page: Page) -> None:
@@ -166,8 +169,8 @@ def test_where_the_run_is_from(page: Page) -> None:
 
 def test_every_section_is_there_in_order(page: Page) -> None:
     sections = [
-        "headline", "accuracy", "modalities", "training", "balance-section", "battery-section",
-        "graph-section", "confusion-section", "per-device", "settings-section",
+        "headline", "accuracy", "classes-alike", "modalities", "training", "balance-section",
+        "battery-section", "graph-section", "confusion-section", "per-device", "settings-section",
     ]  # fmt: skip
     assert [name for name in page.ids if name in sections] == sections
     assert "labels-section" not in page.ids  # no public set in this run
@@ -196,6 +199,51 @@ def test_iterations_batteries_and_confusion(page: Page) -> None:
     confusion = page.figures["confusion-dmml-kd"]
     assert confusion["data"][0]["z"] == [[0.8, 0.2, 0], [0.1, 0.9, 0], [0.5, 0, 0.5]]
     assert "Mean of the diagonal: 0.733." in page.text  # (0.8 + 0.9 + 0.5) / 3
+
+
+def test_every_class_alike(page: Page) -> None:
+    """Evaluated in rounds 2 and 4, 0.4 and 0.6 on average: 0.8 and 0.9 of that."""
+    lines = {line["name"]: line for line in page.figures["macro-f1"]["data"]}
+    assert lines["macro-F1, dpsgd"]["x"] == [2, 4]
+    assert lines["macro-F1, dpsgd"]["y"] == [0.32, 0.48]
+    assert lines["UAR, dpsgd"]["y"] == [0.36, 0.54]
+    assert set(lines) == {f"{m}, {n}" for m in ("macro-F1", "UAR") for n in ("dpsgd", "dmml-kd")}
+
+
+def test_the_recall_of_each_class(page: Page) -> None:
+    """8 of 10, 9 of 10, 5 of 10, by the names that the devices told."""
+    assert page.tables["recall"] == [
+        ["class", "dpsgd", "dmml-kd"],
+        ["lie", "0.800", "0.800"],
+        ["sit & wait", "0.900", "0.900"],
+        ["<b>walk", "0.500", "0.500"],
+    ]
+
+
+def test_classes_have_their_names_in_figures(page: Page) -> None:
+    names = ["lie", "sit &amp; wait", "&lt;b&gt;walk"]  # plotly takes <b> for markup
+    for figure in ("confusion-dpsgd", "confusion-dmml-kd"):
+        assert page.figures[figure]["data"][0]["x"] == page.figures[figure]["data"][0]["y"] == names
+    assert page.figures["classes"]["data"][0]["x"] == names
+
+
+@pytest.mark.parametrize("told", [[], ["a", "b"], ["a", "a", "b"], ["a", "b", "c", "d"]])
+def test_classes_without_names_of_their_own_have_numbers(tmp_path: Path, told: list[str]) -> None:
+    """Two of a name would be one row in plotly."""
+    run = two_methods(tmp_path)
+    path = run / "dmml-kd" / "devices.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": told}))
+    page = page_of(run)
+    assert page.figures["confusion-dmml-kd"]["data"][0]["x"] == ["0", "1", "2"]
+    assert [row[0] for row in page.tables["recall"][1:]] == ["0", "1", "2"]
+
+
+def test_a_class_without_samples_has_no_recall(tmp_path: Path) -> None:
+    run = two_methods(tmp_path)
+    confusion = {"round": 4, "matrix": [[1, 1, 0], [0, 0, 0], [0, 2, 0]]}
+    (run / "dmml-kd" / "confusion.json").write_text(json.dumps(confusion))
+    rows = page_of(run).tables["recall"][1:]
+    assert [row[2] for row in rows] == ["0.500", "-", "0.000"]
 
 
 def test_the_graph(page: Page) -> None:
@@ -237,10 +285,21 @@ def test_headings_tables_and_figures_have_their_texts(run: Path, page: Page) -> 
     assert len(re.findall("<th ", html)) == html.count("<th scope=") > 30 and "<th>" not in html
 
 
+def older(run: Path) -> Path:
+    """Make a run folder one of a version that did not know macro-F1 and UAR."""
+    for path in run.glob("*/metrics.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for part in (part for line in lines for part in (line, *line["nodes"])):
+            del part["macro_f1"], part["uar"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
 def test_what_older_folders_lack_is_left_out(tmp_path: Path) -> None:
-    run = two_methods(tmp_path, described=False)
+    run = older(two_methods(tmp_path, described=False))
     page = page_of(run)
-    assert not {"graph-section", "confusion-section"} & set(page.ids)
+    assert not {"graph-section", "confusion-section", "classes-alike"} & set(page.ids)
+    assert page.row("final", "macro-F1, mean") == ["-", "-", "-"]
     assert "samples" not in page.tables["devices"][0]
     assert page.row("final", "all devices, mean") == ["0.600", "0.767", "+16.7"]
 
@@ -527,6 +586,7 @@ def test_mean_and_standard_deviation_over_seeds(sweep: Path) -> None:
     table = results(groups_of(sweep))
     cells = [dict(zip(table.head, row, strict=True)) for row in table.rows]
     assert [c["mean accuracy"] for c in cells] == ["0.440 ± 0.040", "0.640 ± 0.053"]
+    assert [c["macro-F1"] for c in cells] == ["0.352 ± 0.032", "0.512 ± 0.042"]  # 0.8 of it
     assert [c["worst device"] for c in cells] == ["0.340 ± 0.040", "0.540 ± 0.053"]
     assert [c["devices with image"] for c in cells] == ["0.440 ± 0.040", "0.640 ± 0.053"]
     assert cells[0]["joules"] == "6 ± 2" and cells[0]["MB sent"] == "6 ± 0"
@@ -544,6 +604,33 @@ def test_the_significance_of_three_seeds(sweep: Path) -> None:
     text = verdict.to_text()
     assert "+20.00 points on 3 common seeds" in text
     assert "Too few seeds: with 3 the smallest possible p is 0.25" in text
+
+
+@pytest.mark.parametrize(("metric", "share"), [("macro-f1", 0.8), ("uar", 0.9)])
+def test_other_metrics_are_tested_on_request(
+    sweep: Path, tmp_path: Path, metric: str, share: float
+) -> None:
+    verdict = compare_groups(*groups_of(sweep), metric)
+    assert verdict.difference == pytest.approx(20 * share)
+    output = tmp_path / "c.html"
+    assert invoke("compare", sweep, "-o", output, "--metric", metric).exit_code == 0
+    name = {"macro-f1": "macro-F1", "uar": "unweighted average recall"}[metric]
+    text = words(Page(output.read_text()).text)
+    assert f"Final mean {name} over devices" in text and f"+{20 * share:.2f} points" in text
+    assert f"Differences of the mean {name}" in text
+
+
+def test_a_metric_that_a_run_does_not_have(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0)
+    older(one_round(tmp_path, "b", 0.5, 0, alpha=1.0))
+    result = invoke("compare", tmp_path, "-o", tmp_path / "c.html", "--metric", "macro-f1")
+    assert result.exit_code == 1 and not (tmp_path / "c.html").exists()
+    text = "metric macro-f1: b does not have it (local, alpha=1.0)"
+    assert text in words(result.stderr)
+    assert invoke("compare", tmp_path, "-o", tmp_path / "c.html").exit_code == 0
+    page = Page((tmp_path / "c.html").read_text())
+    assert [row[3] for row in page.tables["results"]] == ["macro-F1", "0.320", "-"]
+    assert invoke("compare", tmp_path, "--metric", "f1").exit_code == 2
 
 
 def test_sign_flip_by_hand() -> None:
@@ -689,7 +776,7 @@ def test_latex_and_markdown(sweep: Path, tmp_path: Path) -> None:
     tex = latex.read_text(encoding="utf-8")
     assert r"100\%\_a \& b & 3 & 0.440 $\pm$ 0.040 &" in tex
     assert r"x\textbar{}y\textless{}z\textgreater{}* & 3 & 0.640 $\pm$ 0.053 &" in tex
-    assert r"\begin{tabular}{lrrrrrrrrrrr}" in tex and tex.count(r"\\") == 3
+    assert r"\begin{tabular}{lrrrrrrrrrrrr}" in tex and tex.count(r"\\") == 3
     table = [line for line in markdown.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     assert len(table) == 4 and table[1].startswith("| :-- | --: |")
     assert table[2].startswith(r"| 100%\_a & b | 3 | 0.440 ± 0.040 |")

@@ -1,6 +1,5 @@
 """Devices that are trained together: the numbers of each are those of training alone."""
 
-import logging
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -222,7 +221,6 @@ def run(grid: type[InProcessGrid], config: dict[str, Any]) -> PeerStrategy:
 
 
 def test_an_engine_that_asks_for_it_gets_the_same_run():
-    logging.getLogger("flwr").setLevel(logging.WARNING)
     config = {**CONFIG, **LINEAR, "num-nodes": 6, "modality-pattern": "image,image,audio+image"}
     Together.sizes.clear()
     together, alone = run(Together, config), run(InProcessGrid, config)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from importlib.metadata import EntryPoint
 from math import isqrt
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flwr_dmml import topology as topologies
+from flwr_dmml.spectral import effective_spectral_gap
 from flwr_dmml.topology import (
     TOPOLOGIES,
     Complete,
@@ -32,7 +35,6 @@ from flwr_dmml.topology import (
     Torus,
     WattsStrogatz,
     components,
-    effective_spectral_gap,
     make_topology,
     metropolis_weights,
     spectral_gap,
@@ -333,6 +335,30 @@ def test_make_topology_lists_the_names() -> None:
     with pytest.raises(TopologyError) as error:
         make_topology("Ring")
     assert str(error.value) == f"unknown topology 'Ring'; allowed: {', '.join(TOPOLOGIES)}"
+
+
+class Pairs(Topology):
+    """Node 2i and node 2i + 1."""
+
+    def _edges(self, n: int, t: int, seed: int) -> list[tuple[int, int]]:
+        return [(i, i + 1) for i in range(0, n - 1, 2)]
+
+
+NOT_A_TOPOLOGY = 3
+
+
+def test_packages_may_register_topologies(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint(name, f"{__name__}:{value}", topologies.GROUP)
+        for name, value in (("pairs", "Pairs"), ("three", "NOT_A_TOPOLOGY"), ("ring", "Pairs"))
+    ]
+    monkeypatch.setattr(topologies, "entry_points", lambda group: points)
+    assert edges(make_topology("pairs").graph(4)) == {(0, 1), (2, 3)}
+    assert type(make_topology("ring")) is Ring  # a built-in name stays what it is
+    with pytest.raises(TopologyError, match=r"ring, .+, geometric, pairs, three"):
+        make_topology("donut")
+    with pytest.raises(TopologyError, match="'three' is 3, no subclass of Topology"):
+        make_topology("three")
 
 
 def test_topologies_are_values() -> None:

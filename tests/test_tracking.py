@@ -20,6 +20,7 @@ from flwr_dmml.tracking import (
     render,
     verdict,
 )
+from flwr_dmml.tracking.history import read_record
 from flwr_dmml.tracking.live import LiveTable
 
 
@@ -44,6 +45,8 @@ def record() -> RoundRecord:
                 "audio+image",
                 train_loss=2.0,
                 accuracy=0.9,
+                macro_f1=0.8,
+                uar=0.75,
                 accuracy_by_modality={"image": 0.8, "audio": 0.6},
                 validation_accuracy=0.95,
                 disagreement=14.0,
@@ -56,6 +59,8 @@ def record() -> RoundRecord:
                 "audio",
                 train_loss=1.0,
                 accuracy=0.5,
+                macro_f1=0.25,
+                uar=0.0,
                 accuracy_by_modality={"audio": 0.5},
                 disagreement=4.0,
                 bytes_sent=1000,
@@ -77,12 +82,14 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_summaries_by_hand(record: RoundRecord) -> None:
-    """Means: accuracy (0.5 + 0.9)/2, loss (1 + 2)/2, audio alone (0.5 + 0.6)/2.
+    """Means: accuracy (0.5 + 0.9)/2, macro-F1 (0.25 + 0.8)/2, UAR (0 + 0.75)/2, loss (1 + 2)/2,
+    audio alone (0.5 + 0.6)/2.
 
     Bytes (500 + 3000 + 1000)/3 = 1500; consensus distance sqrt((14 + 4)/2) = 3.
     """
     assert record.accuracy == pytest.approx(0.7)
     assert record.min_accuracy == 0.5 and record.max_accuracy == 0.9
+    assert record.macro_f1 == pytest.approx(0.525) and record.uar == 0.375
     assert record.accuracy_by_set == {"audio": 0.5, "audio+image": 0.9}
     assert record.accuracy_by_modality == pytest.approx({"audio": 0.55, "image": 0.8})
     assert record.train_loss == 1.5
@@ -96,6 +103,7 @@ def test_summaries_by_hand(record: RoundRecord) -> None:
 def test_a_round_without_results_is_none_not_zero() -> None:
     for empty in (RoundRecord(1), make_record({0: None, 1: None})):
         assert empty.accuracy is empty.min_accuracy is empty.max_accuracy is None
+        assert empty.macro_f1 is empty.uar is None
         assert empty.train_loss is None and empty.consensus_distance is None
         assert empty.accuracy_by_set == {} and empty.accuracy_by_modality == {}
         assert empty.bytes_sent == 0
@@ -128,6 +136,8 @@ def test_measured_takes_the_metrics_of_an_evaluation() -> None:
             "test.without.audio": 0.6,
             "test.without.image": 0.4,
             "test.missing": 0.65,
+            "test.macro_f1": 0.55,
+            "test.uar": 0.5,
             "validation.accuracy": 0.8,
         }
     )
@@ -135,6 +145,8 @@ def test_measured_takes_the_metrics_of_an_evaluation() -> None:
         0,
         "audio+image",
         accuracy=0.7,
+        macro_f1=0.55,
+        uar=0.5,
         accuracy_by_modality={"audio": 0.4, "image": 0.6},
         accuracy_without={"audio": 0.6, "image": 0.4},
         accuracy_missing=0.65,
@@ -160,6 +172,8 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "accuracy": pytest.approx(0.7),
         "min_accuracy": 0.5,
         "max_accuracy": 0.9,
+        "macro_f1": pytest.approx(0.525),
+        "uar": 0.375,
         "accuracy_by_set": {"audio": 0.5, "audio+image": 0.9},
         "accuracy_by_modality": pytest.approx({"audio": 0.55, "image": 0.8}),
         "accuracy_without": {"audio": 0.8, "image": 0.6},
@@ -186,6 +200,8 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "modalities": "audio+image",
         "train_loss": 2.0,
         "accuracy": 0.9,
+        "macro_f1": 0.8,
+        "uar": 0.75,
         "accuracy_by_modality": {"audio": 0.6, "image": 0.8},
         "accuracy_without": {"audio": 0.8, "image": 0.6},
         "accuracy_missing": 0.75,
@@ -203,6 +219,15 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "battery_j": None,
     }
     assert nodes[2]["accuracy"] is None and nodes[2]["disagreement"] is None
+
+
+def test_json_is_read_back_also_that_of_an_older_version(record: RoundRecord) -> None:
+    line = record.to_json()
+    assert read_record(line).to_json() == line
+    for part in (line, *line["nodes"]):
+        del part["macro_f1"], part["uar"]
+    older = read_record(line)
+    assert older.accuracy == record.accuracy and older.macro_f1 is older.uar is None
 
 
 def test_json_holds_no_wall_clock(record: RoundRecord) -> None:

@@ -34,7 +34,7 @@ from ..transport.messages import (
     read_plan,
     unpack,
 )
-from .evaluation import confusion
+from .evaluation import confusion, predictions
 from .hosting import learner_for
 from .learner import Learner
 from .together import Turn, likeness, run_together
@@ -57,7 +57,7 @@ class PeerClientApp(ClientApp):
 
     def __init__(self, learners: tuple[type[Learner], ...]) -> None:
         super().__init__()
-        self._learners = learners
+        self.learners = learners
 
     def groups(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[list[int]]:
         """Return the positions of messages by who can answer together; all, each once, in order."""
@@ -80,7 +80,7 @@ class PeerClientApp(ClientApp):
             return None
         if INITIAL in content.array_records:
             return None
-        learner = learner_for(message, context, self._learners)
+        learner = learner_for(message, context, self.learners)
         common = likeness(learner, read_plan(content.config_records[PLAN]))
         return common and (tuple(sorted(context.run_config.items())), common)
 
@@ -90,7 +90,7 @@ class PeerClientApp(ClientApp):
         """Answer messages of one group: a reply or what went wrong, for each."""
         turns: list[Turn] = []
         for message, context in zip(messages, contexts, strict=True):
-            learner = learner_for(message, context, self._learners)
+            learner = learner_for(message, context, self.learners)
             torch.set_num_threads(learner.settings.torch_threads)
             _held.pop(learner, None)
             plan = read_plan(message.content.config_records[PLAN])
@@ -168,6 +168,8 @@ def _hello(message: Message, context: Context, learners: tuple[type[Learner], ..
     if learner.settings.report_classes:
         labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
         about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()
+        if names := learner.partition.class_names:  # Flower cannot count the bytes of an empty list
+            about["class-names"] = list(names)
     return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 
@@ -175,8 +177,10 @@ def _confusion(learner: Learner) -> list[int]:
     """Return how often each class is taken for each; [] for a method with a measure of its own."""
     if type(learner).evaluate is not Learner.evaluate:
         return []
-    part = learner.partition
-    return confusion(learner.predict, learner.test_data, part.modalities, part.num_classes)
+    part, test = learner.partition, learner.test_data
+    found = predictions(learner.predict, test, [part.modalities])[part.modalities]
+    counts: list[int] = confusion(found, test.labels, part.num_classes).flatten().tolist()
+    return counts
 
 
 def _state(message: Message, context: Context) -> Message:

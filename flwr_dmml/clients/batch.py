@@ -1,12 +1,15 @@
 """Mini-batches of a device's samples."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..data import Samples
+
+BATCH = 500
+"""Samples that are predicted at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ def batch_of(samples: Samples) -> Batch:
         part = samples.subset(rows)
         parts.append(Batch({m: part.inputs[m] for m in owned}, part.labels))
     return Batch(parts[0].inputs, parts[0].labels, tuple(parts[1:]))
+
+
+def numbered(samples: Samples) -> Samples:
+    """Return samples with their positions ``0 .. n-1`` for labels."""
+    return replace(samples, labels=torch.arange(len(samples), device=samples.labels.device))
+
+
+def every_part(samples: Samples) -> Iterator[Batch]:
+    """Yield all samples, those with the same modalities together; their labels are positions.
+
+    Those without any modality are left out.
+    """
+    data = numbered(samples)
+    for rows in torch.split(torch.arange(len(data)), BATCH):
+        yield from batch_of(data.subset(rows)).parts
 
 
 def draw_indices(total: int, count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -1,94 +1,116 @@
-"""How often predictions are right."""
+"""How often predictions are right, and how that spreads over the classes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isnan, nan
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data import Samples
+from ..data import Partition, Samples
+from .batch import every_part
 
 Predict = Callable[[Mapping[str, Tensor], Sequence[tuple[str, ...]]], list[Tensor]]
-"""(inputs by modality, subsets of the modalities) -> classes ``[batch]`` from each subset."""
+"""(inputs by modality, subsets of these) -> classes ``[batch]`` from each subset."""
 
-BATCH = 500
-
-
-@torch.no_grad()
-def accuracies(predict: Predict, data: Samples, subsets: Sequence[tuple[str, ...]]) -> list[float]:
-    """Return the accuracy in [0, 1] on ``data`` from each subset of the modalities alone."""
-    return [_share(right) for right in hits(predict, data, subsets)]
+NOTHING = -1
+"""In the place of a class, where a sample has no modality to predict it from."""
 
 
 @torch.no_grad()
-def hits(predict: Predict, data: Samples, subsets: Sequence[tuple[str, ...]]) -> list[Tensor]:
-    """Return which samples are predicted right from each subset of the modalities, ``[n]`` bool."""
-    right: list[list[Tensor]] = []
-    for indices in torch.split(torch.arange(len(data)), BATCH):
-        part = data.subset(indices)
-        right.append([found == part.labels for found in predict(part.inputs, subsets)])
-    return [torch.cat(batches) for batches in zip(*right, strict=True)]
+def predictions(
+    predict: Predict, data: Samples, subsets: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], Tensor]:
+    """Return the classes found from each subset of the modalities, ``[n]`` int64.
 
-
-@torch.no_grad()
-def outputs(model: nn.Module, data: Samples) -> Tensor:
-    """Return what ``model`` makes of all samples, ``[n, outputs]``."""
-    parts = torch.split(torch.arange(len(data)), BATCH)
-    return torch.cat([model(data.subset(indices).inputs) for indices in parts])
+    Each sample is predicted from those of a subset that it has: :data:`NOTHING` where that is none.
+    """
+    found = {subset: torch.full_like(data.labels, NOTHING) for subset in subsets}
+    for part in every_part(data):
+        rows = part.labels
+        there = {subset: tuple(m for m in subset if m in part.inputs) for subset in subsets}
+        asked = [*dict.fromkeys(filter(None, there.values()))]
+        answers = dict(zip(asked, predict(part.inputs, asked), strict=True))
+        for subset, kept in there.items():
+            if kept:
+                found[subset][rows] = answers[kept]
+    return found
 
 
 def accuracy_metrics(
-    predict: Predict,
-    modalities: Sequence[str],
-    test: Samples,
-    validation: Samples,
-    test_present: Mapping[str, Tensor] | None = None,
+    predict: Predict, partition: Partition, test: Samples, validation: Samples
 ) -> dict[str, float]:
-    """Return a device's accuracies as metrics, see :class:`~flwr_dmml.plan.Outcome`.
+    """Return what a device measures, see :class:`~flwr_dmml.plan.Outcome`.
+
+    Accuracies are shares of the samples that have something to be predicted from; one without such
+    samples is left out. ``test.macro_f1`` and ``test.uar`` are of all own modalities.
 
     Parameters
     ----------
     predict : callable
         Predicts from subsets of the modalities; each subset is asked for once.
-    modalities : sequence of str
+    partition : Partition
         The device's own.
     test, validation : Samples
-        With the input of every modality; ``validation`` may be empty.
-    test_present : mapping of str to Tensor, optional
-        Modality to ``[n]`` bool: what each test sample has in ``test.missing``, all modalities or
-        all but one.
+        Those of the partition, on the device that computes; ``validation`` may be empty.
     """
-    owned = tuple(modalities)
+    owned = partition.modalities
     others = {m: tuple(o for o in owned if o != m) for m in owned} if len(owned) > 1 else {}
     subsets = list(dict.fromkeys([owned, *((m,) for m in owned), *others.values()]))
-    right = dict(zip(subsets, hits(predict, test, subsets), strict=True))
-    metrics = {"test.accuracy": _share(right[owned])}
-    metrics |= {f"test.accuracy.{m}": _share(right[m,]) for m in owned}
-    metrics |= {f"test.without.{m}": _share(right[rest]) for m, rest in others.items()}
-    if test_present is not None:
-        found = right[owned]
+    found = predictions(predict, test, subsets)
+    table = confusion(found[owned], test.labels, partition.num_classes)
+    metrics = {"test.accuracy": accuracy(found[owned], test.labels)}
+    metrics |= {f"test.accuracy.{m}": accuracy(found[m,], test.labels) for m in owned}
+    metrics |= {f"test.without.{m}": accuracy(found[o], test.labels) for m, o in others.items()}
+    metrics |= {"test.macro_f1": macro_f1(table), "test.uar": float(recall(table).nanmean())}
+    if partition.test_present is not None:
+        left = found[owned]
         for m, rest in others.items():
-            found = torch.where(test_present[m].to(found.device), found, right[rest])
-        metrics["test.missing"] = _share(found)
-    if len(validation):
-        (metrics["validation.accuracy"],) = accuracies(predict, validation, [owned])
-    return metrics
+            has = partition.test_present[m]
+            taken = ~has if test.present is None else ~has & test.present[m].to(has.device)
+            left = torch.where(taken.to(left.device), found[rest], left)
+        metrics["test.missing"] = accuracy(left, test.labels)
+    held_out = predictions(predict, validation, [owned])[owned]
+    metrics["validation.accuracy"] = accuracy(held_out, validation.labels)
+    return {name: value for name, value in metrics.items() if not isnan(value)}
 
 
-@torch.no_grad()
-def confusion(
-    predict: Predict, data: Samples, modalities: tuple[str, ...], num_classes: int
-) -> list[int]:
-    """Return how often each class (rows) is taken for each (columns), row by row."""
-    table = torch.zeros(num_classes**2, dtype=torch.int64)
-    for indices in torch.split(torch.arange(len(data)), BATCH):
-        part = data.subset(indices)
-        (found,) = predict(part.inputs, [modalities])
-        cells = part.labels * num_classes + found
-        table += torch.bincount(cells.cpu(), minlength=num_classes**2)
-    counts: list[int] = table.tolist()
-    return counts
+def accuracy(found: Tensor, labels: Tensor) -> float:
+    """Return the share of right predictions in [0, 1], without :data:`NOTHING`; NaN of none."""
+    predicted = int((found != NOTHING).sum())
+    return int((found == labels).sum()) / predicted if predicted else nan
 
 
-def _share(right: Tensor) -> float:
-    """Return the share of what is right, in [0, 1]."""
-    return int(right.sum()) / len(right)
+def confusion(found: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return how often each class (rows) is taken for each, ``[classes, classes]`` int64.
+
+    Parameters
+    ----------
+    found, labels : Tensor
+        ``[n]`` int64; samples with :data:`NOTHING` found are left out.
+    num_classes : int
+        Number of classes.
+    """
+    predicted = found != NOTHING
+    cells = (labels * num_classes + found)[predicted].cpu()
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def recall(table: Tensor) -> Tensor:
+    """Return the share of each class's samples that are found, ``[classes]`` in [0, 1].
+
+    Of a :func:`confusion`; NaN for a class without samples. The mean of the others is the
+    unweighted average recall (UAR), also known as balanced accuracy.
+    """
+    table = table.double()
+    return table.diagonal() / table.sum(dim=1)
+
+
+def macro_f1(table: Tensor) -> float:
+    """Return the mean of the classes' F1 in [0, 1], from a :func:`confusion`; NaN of no samples.
+
+    A class that appears neither in the truth nor in the predictions is left out; one in the
+    predictions only has F1 = 0 and counts.
+    """
+    table = table.double()
+    both = table.sum(dim=0) + table.sum(dim=1)
+    return float((2 * table.diagonal() / both).nanmean())

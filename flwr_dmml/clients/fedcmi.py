@@ -13,8 +13,7 @@ from ..losses import class_temperatures, infiltration_loss
 from ..models import Projections, TwoProjectorClassifier
 from ..options import Options
 from ..plan import Inbox, Plan
-from .batch import Batch
-from .evaluation import BATCH
+from .batch import Batch, every_part
 from .learner import Learner
 
 
@@ -51,10 +50,10 @@ class FedCmi(Learner):
 
     d is the modality of the highest summed probability of the true classes in the batch, G the
     model as mixing left it in this round, frozen, and T the class-wise temperatures of the pair
-    (:func:`~flwr_dmml.losses.class_temperatures`), computed once a round on the own samples. It
-    begins in round 2. With one modality there are CE(fuse, y), the missing slots filled by the
-    infiltration projection, and the head's losses on both projections; the paper's code has the
-    first only. On a complete graph the mixed model is the paper's global one.
+    (:func:`~flwr_dmml.losses.class_temperatures`), computed once a round on the own samples that
+    have both. It begins in round 2. With one modality there are CE(fuse, y), the missing slots
+    filled by the infiltration projection, and the head's losses on both projections; the paper's
+    code has the first only. On a complete graph the mixed model is the paper's global one.
 
     More than two modalities (the dominant one teaches each other one) are this project's
     generalisation, as are ``softening``, ``min_temperature``, distilling features (mean squared
@@ -80,7 +79,7 @@ class FedCmi(Learner):
             self.modalities,
             self.partition.num_classes,
             width=s.common_dim + s.specific_dim,
-            image_encoder=s.image_encoder,
+            choice=s.encoder_choice,
             fill=self.options.fill,
             train_filled=self.options.train_filled,
             seed=s.seed,
@@ -92,29 +91,39 @@ class FedCmi(Learner):
         self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
         self._teaches = bool(several and o.infiltration_weight and plan.server_round >= 2)
         if self._teaches:
-            p = self._true_class_probabilities()
+            true = self._true_class_probabilities()
             how = {"slope": o.temperature_slope, "lowest": o.min_temperature}
-            self._temperatures = {
-                frozenset(pair): o.softening * class_temperatures(p[pair[0]], p[pair[1]], **how)
-                for pair in combinations(self.partition.modalities, 2)
-            }
+            self._temperatures = {}
+            for a, b in combinations(self.partition.modalities, 2):
+                both = true[a].isfinite() & true[b].isfinite()
+                first, second = (self._mean_by_class(true[m], both) for m in (a, b))
+                temperatures = class_temperatures(first, second, **how)
+                self._temperatures[frozenset((a, b))] = o.softening * temperatures
 
     @torch.no_grad()
     def _true_class_probabilities(self) -> dict[str, Tensor]:
-        """Return the mean probability of the true class by modality and class, ``[classes]``.
+        """Return the probability of each own sample's class by modality, ``[n]``.
 
-        On the own samples that have all modalities; NaN for a class that has none.
+        NaN for a sample that lacks the modality, or has no other one.
         """
-        data, classes = self.train_data, self.partition.num_classes
-        whole = torch.stack(list((data.present or {}).values()) or [data.labels >= 0]).all(dim=0)
-        sums = {m: torch.zeros(classes, device=self.device) for m in self.partition.modalities}
-        for rows in torch.split(torch.nonzero(whole).squeeze(1), BATCH):
-            part = data.subset(rows.cpu())
+        labels = self.train_data.labels
+        true = {
+            m: torch.full(labels.shape, torch.nan, device=self.device)
+            for m in self.partition.modalities
+        }
+        for part in every_part(self.train_data):
+            if len(part.inputs) == 1:
+                continue
             for m, own in self._teacher.encode(part.inputs).own.items():
-                true = F.softmax(self._teacher.head(m, own), dim=1).gather(1, part.labels[:, None])
-                sums[m].index_add_(0, part.labels, true.squeeze(1))
-        counts = torch.bincount(data.labels[whole], minlength=classes)
-        return {m: total / counts for m, total in sums.items()}
+                shares = F.softmax(self._teacher.head(m, own), dim=1)
+                true[m][part.labels] = shares.gather(1, labels[part.labels, None]).squeeze(1)
+        return true
+
+    def _mean_by_class(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Return the mean of ``values`` ``[n]`` over ``rows`` (bool) of each class; NaN of none."""
+        labels, classes = self.train_data.labels[rows], self.partition.num_classes
+        sums = torch.zeros(classes, device=self.device).index_add_(0, labels, values[rows])
+        return sums / torch.bincount(labels, minlength=classes)
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""

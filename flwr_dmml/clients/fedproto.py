@@ -9,8 +9,7 @@ from torch import Tensor
 from ..blocks import STATISTICS, vector_problem
 from ..options import Options
 from ..plan import Inbox, Payload, Plan
-from .batch import Batch, batch_of
-from .evaluation import BATCH
+from .batch import BATCH, Batch, batch_of
 from .learner import Learner
 
 PROTOTYPES, COUNTS = "prototypes", "prototype-counts"

@@ -1,11 +1,13 @@
 """The learners that a process hosts: each built once, for the method that the server names."""
 
 from functools import lru_cache
+from pathlib import Path
 
 from flwr.app import Context, Message
 
 from ..config import SettingsError, parse_settings
 from ..data import load_partition
+from ..data.parts import PARTS, read_about
 from ..options import Options
 from ..settings import Settings
 from ..transport.messages import PLAN
@@ -14,6 +16,8 @@ from .registry import find_methods, option_types
 
 LEARNERS = 4096
 """Learners that a process keeps: a worker of the sharded engine hosts a thousand devices."""
+OF_A_NODE = ("data-path", "data-cache", "device", "encoder-weights", "torch-threads")
+"""Settings that a node config may set for its own device."""
 RunConfig = tuple[tuple[str, object], ...]
 """A run config that can be a cache key."""
 
@@ -23,13 +27,14 @@ def learner_for(message: Message, context: Context, learners: tuple[type[Learner
 
     It is built once in a process; its state is that of whoever used it last.
     """
-    run_config = tuple(sorted(context.run_config.items()))
+    own = {key: context.node_config[key] for key in OF_A_NODE if key in context.node_config}
+    run_config = tuple(sorted({**context.run_config, **own}.items()))
     _, settings, _ = _configure(run_config, learners)
     method = str(message.content.config_records[PLAN]["method"])
     return _build_learner(method, run_config, learners, _partition_id(context, settings))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _configure(
     run_config: RunConfig, learners: tuple[type[Learner], ...]
 ) -> tuple[dict[str, type[Learner]], Settings, dict[str, Options]]:
@@ -49,14 +54,18 @@ def _build_learner(
 
 
 def _partition_id(context: Context, settings: Settings) -> int:
-    """Return which part of the data this node holds, from its node config.
+    """Return which part of the data this node holds, from its node config or the part itself.
 
     Raises
     ------
+    DataError
+        There is no partition id, and the data path is not a part.
     SettingsError
         The node config has no partition id, or does not fit ``num-nodes``.
     """
     partition_id = context.node_config.get("partition-id")
+    if partition_id is None and settings.dataset == PARTS.name:
+        partition_id = read_about(Path(settings.data_folder)).part
     expected = context.node_config.get("num-partitions", settings.num_nodes)
     if not isinstance(partition_id, int) or not 0 <= partition_id < settings.num_nodes:
         raise SettingsError(

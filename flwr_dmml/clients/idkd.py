@@ -9,8 +9,8 @@ from torch import Tensor
 from ..detector import SCORES, calibrate
 from ..options import Options
 from ..settings import Settings
-from .evaluation import outputs
 from .kd import Kd, KdOptions
+from .teaching import logits_of
 
 
 class IdkdOptions(KdOptions):
@@ -59,10 +59,16 @@ class Idkd(Kd):
     options: IdkdOptions
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Return the positions of the public samples that look like this device's own."""
+        """Return the positions of the public samples that look like this device's own.
+
+        None, where no sample that it holds out has a modality of the public set.
+        """
         score = SCORES[self.options.score]
-        held_out = outputs(self.model, self.validation_data.restrict(self.public.inputs))
-        positive, public = score(held_out, 1.0).cpu(), score(logits, 1.0).cpu()
+        held_out = self.validation_data.restrict(self.public.inputs).with_any()
+        if not len(held_out):
+            return torch.arange(0)
+        own = logits_of(self.model, held_out)
+        positive, public = score(own, 1.0).cpu(), score(logits, 1.0).cpu()
         drawn = torch.randperm(len(public), generator=self.rng("calibration"))[: len(positive)]
         threshold = calibrate(positive, public[drawn]).threshold
         inside = self.public_set.inside

@@ -18,9 +18,9 @@ from ..settings import Settings
 from ..soft_labels import LABELS, SoftLabels, average
 from .batch import Batch, batch_of, draw_indices
 from .devices import on_device
-from .evaluation import outputs
 from .labelling import received, sent, taught
 from .qg_dsgdm import QgDsgdmN, QgOptions
+from .teaching import logits_of
 
 LABEL = "label"
 """The phase of the rounds in which devices label the public set."""
@@ -94,7 +94,7 @@ class Kd(QgDsgdmN):
         super().before_training(plan, inbox)
         if plan.phase == LABEL:
             self.model.eval()
-            logits = outputs(self.model, self.public)  # [public, classes]
+            logits = logits_of(self.model, self.public)  # [public, classes]
             chosen = self.choose(logits).cpu()
             labels = SoftLabels.of(chosen, F.softmax(logits, dim=1).cpu()[chosen])
             self._keep(OWN, labels)

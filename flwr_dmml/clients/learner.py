@@ -102,7 +102,7 @@ class Learner:
             self.partition.num_classes,
             common_dim=self.settings.common_dim,
             specific_dim=self.settings.specific_dim,
-            image_encoder=self.settings.image_encoder,
+            choice=self.settings.encoder_choice,
             seed=self.settings.seed,
         )
 
@@ -177,7 +177,7 @@ class Learner:
     def predict(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
     ) -> list[Tensor]:
-        """Return predicted classes ``[batch]`` from each subset of the modalities alone."""
+        """Return classes ``[batch]`` from each subset of ``inputs``, which may lack modalities."""
         features = self.model.encode(inputs)
         return [self.model.fuse(features.only(subset)).argmax(dim=1) for subset in subsets]
 
@@ -265,8 +265,8 @@ class Learner:
         ``test.accuracy`` uses all owned modalities; ``test.accuracy.<m>`` gives modality m alone.
         """
         self.model.eval()
-        part, test, held_out = self.partition, self.test_data, self.validation_data
-        return accuracy_metrics(self.predict, part.modalities, test, held_out, part.test_present)
+        test, held_out = self.test_data, self.validation_data
+        return accuracy_metrics(self.predict, self.partition, test, held_out)
 
     def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
         state = self.state()

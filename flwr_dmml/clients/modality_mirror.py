@@ -12,10 +12,10 @@ from ..losses import distillation_loss
 from ..options import Options
 from ..plan import Inbox, Plan
 from ..settings import Settings
-from .batch import Batch, draw_batches, draw_indices
+from .batch import Batch, draw_batches, draw_indices, numbered
 from .staged import Staged
 from .stages import DISTIL, FUSION, UNI_MODAL, StagedOptions, fleet
-from .teaching import logits_of, numbered, share_right
+from .teaching import having, logits_of, share_right
 
 PASSED = "passed"
 """Where it is kept whether the teacher has passed."""
@@ -76,10 +76,11 @@ class ModalityMirror(Staged):
 
         L_S = (1 - lam) CE(S(x_s), y) + lam T^2 KL(softmax(teacher / T) || softmax(S(x_s) / T))
 
-    if the teacher is better than S by ``margin`` on the samples that the device holds out, judged
-    once, when the stage begins; elsewhere lam is 0. S is the network of its modality in all stages,
-    so that every owner gets it by gossip. The others train their own networks on the labels, or
-    with ``all-nodes`` off only mix, as in the paper's deployment.
+    if the teacher is better than S by ``margin`` on the samples that the device holds out and that
+    have the student's modality, judged once, when the stage begins; elsewhere lam is 0. S is the
+    network of its modality in all stages, so that every owner gets it by gossip. The others train
+    their own networks on the labels, or with ``all-nodes`` off only mix, as in the paper's
+    deployment.
 
     A device that a stage does not train rests: it mixes, and is not billed for computing. So do
     those with one modality in the fusion stage, as in the paper. The teacher is asked once a round
@@ -124,10 +125,10 @@ class ModalityMirror(Staged):
         lessons = self._ask(plan)
         if PASSED not in self.memory:  # judged last: measuring counts the lessons, passed or not
             student = lambda inputs: self.model.alone(inputs)[o.student]  # noqa: E731
-            held_out = self.validation_data
-            own = share_right(student, held_out.restrict([o.student]))
-            lead = share_right(self.model.fused, held_out) - own
-            self.measured["teacher.lead"] = lead
+            held_out, lead = having(self.validation_data, o.student), -1.0
+            if len(held_out):
+                own = share_right(student, held_out.restrict([o.student]))
+                lead = self.measured["teacher.lead"] = share_right(self.model.fused, held_out) - own
             self.memory[PASSED] = torch.tensor([int(lead >= o.margin - 1e-9)])
         self._lessons = lessons if self.memory[PASSED] else None
 

@@ -46,7 +46,7 @@ class Staged(Learner):
             self.modalities,
             self.partition.num_classes,
             width=s.common_dim + s.specific_dim,
-            image_encoder=s.image_encoder,
+            choice=s.encoder_choice,
             seed=s.seed,
         )
 

@@ -55,7 +55,9 @@ def fleet(settings: Settings) -> list[tuple[str, ...]]:
     o = settings.partition_options()
     given = {"pattern": o.modality_pattern, "shares": o.modality_shares, "seed": o.seed}
     try:
-        every = find_dataset(o.dataset).modalities
+        every = find_dataset(o.dataset).modalities_of(o.load)
+        if every is None:  # only the devices can tell
+            return []
         return assign_modalities(o.num_nodes, available=every, **given)  # type: ignore[arg-type]
     except DataError:
         return []

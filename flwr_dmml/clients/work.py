@@ -24,8 +24,8 @@ def measure_work(learner: Learner) -> Work:
     CPU). A round's own work is counted as in round 2, without neighbours, and once more in each of
     the learner's ``phases``.
 
-    Training samples that lack a modality count as if they were complete: which of them a mini-batch
-    holds is by chance, and the cost must not depend on whom it is measured on.
+    Samples that lack a modality count as if they were complete: which of them a mini-batch holds is
+    by chance, and the cost must not depend on whom it is measured on.
 
     The learner is reset before and after: it must not have been trained.
 
@@ -38,14 +38,15 @@ def measure_work(learner: Learner) -> Work:
     sizes = len(learner.train_data), len(learner.validation_data)  # a method may go over them all
     key = (type(learner), settings, learner.options, modalities, sizes)
     if key not in _measured:
-        samples = learner.train_data
+        train, held_out = learner.train_data, learner.validation_data
         try:
-            learner.train_data = replace(samples, present=None)
+            learner.train_data = replace(train, present=None)
+            learner.validation_data = replace(held_out, present=None)
             with global_generator(0, learner.device):
                 learner.reset()
                 _measured[key] = _measure(learner)
         finally:
-            learner.train_data = samples
+            learner.train_data, learner.validation_data = train, held_out
         learner.reset()
     return _measured[key]
 

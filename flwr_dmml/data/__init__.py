@@ -1,16 +1,10 @@
 """Data sets, their division over the nodes, and who owns which sensor."""
 
+from .assignment import assign_modalities
 from .audio import add_noise, log_mel, place
+from .division import Scheme, partition_indices, split_validation
 from .dtmf import KEY_FREQUENCIES_HZ, dtmf_tones
-from .partition import (
-    Partition,
-    PartitionOptions,
-    Scheme,
-    assign_modalities,
-    load_partition,
-    partition_indices,
-    split_validation,
-)
+from .partition import Partition, PartitionOptions, load_partition
 from .public import PublicSet, load_public, public_problems
 from .registry import (
     Dataset,

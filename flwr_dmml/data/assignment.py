@@ -7,6 +7,8 @@ from ..seeding import numpy_generator
 from .samples import DataError
 
 ModalitySet = tuple[str, ...]
+AUTO = "auto"
+"""The pattern by which a node owns what its samples have: here, all modalities there are."""
 
 
 def assign_modalities(
@@ -25,7 +27,7 @@ def assign_modalities(
         Number of nodes.
     pattern : str
         Modality sets that the nodes take in turn, e.g. ``"audio,image,audio+image"``
-        (run-config key ``modality-pattern``).
+        (run-config key ``modality-pattern``), or :data:`AUTO`.
     shares : str
         Modality sets with the share of the nodes that own each, e.g.
         ``"audio=0.5,image=0.3,audio+image=0.2"``, of sum 1 (run-config key ``modality-shares``).
@@ -56,6 +58,8 @@ def assign_modalities(
             "give exactly one of modality-pattern and modality-shares; "
             f"modality-pattern is '{pattern}', modality-shares is '{shares}'"
         )
+    if pattern.strip() == AUTO:
+        return [tuple(available)] * num_nodes
     if pattern.strip():
         sets = [
             _parse_set(item, "modality-pattern", pattern, available) for item in _items(pattern)
@@ -75,7 +79,7 @@ def _items(text: str) -> list[str]:
 
 def _error(key: str, value: str, problem: str, available: Sequence[str]) -> DataError:
     example = {
-        "modality-pattern": "sets separated by commas, e.g. 'a,b,a+b'",
+        "modality-pattern": "'auto' and sets separated by commas, e.g. 'a,b,a+b'",
         "modality-shares": "sets with shares of sum 1, e.g. 'a=0.5,b=0.3,a+b=0.2'",
     }[key]
     return DataError(

@@ -9,7 +9,7 @@ import torch
 
 from ..seeding import torch_generator
 from .audio import SAMPLE_RATE_HZ, add_noise, log_mel, place, unit_variance
-from .mnist_files import as_input, mnist_problem, read_mnist
+from .mnist_files import as_input, mnist_files, mnist_problem, read_mnist
 from .registry import Dataset, LoadOptions
 from .samples import DataError, Modality, Samples, Source
 
@@ -112,6 +112,12 @@ def load(options: LoadOptions) -> Source:
     )
 
 
+def _files(options: LoadOptions) -> list[Path]:
+    root = Path(options.path)
+    recordings = [recording.path for recording in list_recordings(root / "fsdd" / "recordings")]
+    return [*mnist_files(root / "mnist"), *recordings]
+
+
 def _check(root: Path, recordings: list[Recording]) -> None:
     """Raise one error that lists everything missing under ``root``, and where to get it."""
     problems = []
@@ -174,4 +180,6 @@ AV_DIGITS = Dataset(
     natural_ids=True,
     load=load,
     description="MNIST images with a recording of the same spoken digit (FSDD), 6 speakers",
+    files=_files,
+    uses=("snr_db", "seed"),
 )

@@ -15,14 +15,18 @@ _FILES = tuple(
 )
 
 
+def mnist_files(root: Path) -> list[Path]:
+    """Return the files under ``root`` (torchvision's folder), whether they are there or not."""
+    return [root / "MNIST" / "raw" / name for name in _FILES]
+
+
 def mnist_problem(root: Path) -> str | None:
     """Say which files ``root`` (torchvision's folder) lacks and how to get them, or return None."""
-    raw = root / "MNIST" / "raw"
-    missing = [name for name in _FILES if not (raw / name).is_file()]
+    missing = [file.name for file in mnist_files(root) if not file.is_file()]
     if not missing:
         return None
     return (
-        f"mnist: {raw} lacks {', '.join(missing)} "
+        f"mnist: {root / 'MNIST' / 'raw'} lacks {', '.join(missing)} "
         f'(get it with torchvision.datasets.MNIST("{root}", download=True))'
     )
 

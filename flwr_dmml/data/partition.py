@@ -3,30 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 
 from ..options import MissingOptions
-from ..seeding import derive_seed, numpy_generator
-from . import partitioners
-from .assignment import assign_modalities
+from ..seeding import numpy_generator
+from .assignment import AUTO, assign_modalities
+from .division import Scheme, partition_indices, split_validation
 from .missing import draw_present, drop
-from .registry import LoadOptions, load_source
+from .registry import LoadOptions, find_dataset, load_source
 from .samples import DataError, Modality, Samples
-
-Scheme = Literal["dirichlet", "iid", "natural"]
-
-__all__ = [
-    "Partition",
-    "PartitionOptions",
-    "Scheme",
-    "assign_modalities",
-    "load_partition",
-    "partition_indices",
-    "split_validation",
-]
 
 
 @dataclass(frozen=True)
@@ -41,8 +28,8 @@ class PartitionOptions:
         Number of nodes, at least 1.
     load : LoadOptions
         How to load the data set. Its ``snr_db`` has no influence on who gets which sample.
-    scheme : {"dirichlet", "iid", "natural"}
-        See :func:`partition_indices`.
+    scheme : {"dirichlet", "iid", "natural", "own"}
+        See :func:`~flwr_dmml.data.partition_indices`.
     alpha : float
         Concentration of the Dirichlet distribution, above 0; small is skewed.
     samples_per_node : int
@@ -87,11 +74,14 @@ class Partition:
     num_classes : int
         Number of classes of the whole data set.
     test : Samples
-        The whole test set, with the node's modalities only; complete, whatever is missing.
+        The test samples that have one of the node's modalities at least, with these only; without
+        regard to ``missing``.
     test_present : mapping of str to torch.Tensor, optional
         Modality to ``[n]`` bool, False where a test sample is to be predicted without it: at most
         one a sample, the same for nodes with the same modalities. None where ``missing.test-share``
         is 0.
+    class_names : tuple of str
+        Names of the classes, in their order; empty where they have none.
     """
 
     partition_id: int
@@ -102,136 +92,7 @@ class Partition:
     num_classes: int
     test: Samples
     test_present: Mapping[str, torch.Tensor] | None = None
-
-
-def partition_indices(
-    labels: torch.Tensor,
-    groups: torch.Tensor | None,
-    *,
-    num_nodes: int,
-    scheme: Scheme,
-    alpha: float,
-    samples_per_node: int,
-    seed: int,
-) -> list[np.ndarray]:
-    """Divide samples over nodes; no sample goes to two nodes.
-
-    Parameters
-    ----------
-    labels, groups : torch.Tensor
-        ``[n]`` int64; only the scheme "natural" needs ``groups``.
-    num_nodes : int
-        Number of nodes, at least 1.
-    scheme : {"dirichlet", "iid", "natural"}
-        "dirichlet": nodes of equal size, the class shares of each drawn from Dirichlet(alpha);
-        where a class runs out, the shares of the others grow. "iid": nodes of equal size, drawn
-        uniformly. "natural": the sorted natural ids are dealt to the nodes in turn, so sizes
-        differ; ``samples_per_node`` then keeps that many of each node's samples at random.
-    alpha : float
-        Concentration of the Dirichlet distribution, above 0; unused by the other schemes.
-    samples_per_node : int
-        Samples of each node; 0 means all there are (in equal parts, less than ``num_nodes`` are
-        left over).
-    seed : int
-        Seed of the division.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        For each node the indices of its samples, ``[samples]`` int64, in random order.
-
-    Raises
-    ------
-    DataError
-        If there are too few samples, ids or natural ids, the classes run out at a small alpha,
-        or flwr-datasets is not installed.
-
-    References
-    ----------
-    InnerDirichletPartitioner, IidPartitioner and NaturalIdPartitioner of flwr-datasets; the first
-    follows Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021.
-    """
-    if num_nodes < 1 or samples_per_node < 0:
-        raise DataError(
-            f"num-nodes is {num_nodes} and samples-per-node is {samples_per_node}; "
-            "allowed: at least 1 node, at least 0 samples (0 divides all)"
-        )
-    if scheme == "natural":
-        return _natural(groups, num_nodes, samples_per_node, seed)
-    if scheme not in ("dirichlet", "iid"):
-        raise DataError(f"partition: '{scheme}' is unknown; allowed: dirichlet, iid, natural")
-
-    size = samples_per_node or len(labels) // num_nodes
-    if size == 0 or size * num_nodes > len(labels):
-        raise DataError(
-            f"samples-per-node: {num_nodes} nodes of {max(size, 1)} samples need more than the "
-            f"{len(labels)} training samples available; allowed: up to {len(labels) // num_nodes}"
-        )
-    order = numpy_generator(seed, "partition").permutation(len(labels))
-    if scheme == "iid":
-        return partitioners.iid(order[: num_nodes * size], num_nodes)
-    return partitioners.dirichlet(
-        labels.numpy()[order],
-        order,
-        num_nodes=num_nodes,
-        size=size,
-        alpha=alpha,
-        seed=derive_seed(seed, "partition", "dirichlet"),
-    )
-
-
-def split_validation(
-    indices: np.ndarray, fraction: float, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``indices`` shuffled and divided into training and validation.
-
-    At least one sample is for validation if ``fraction`` is above 0, and one always for training.
-
-    Raises
-    ------
-    DataError
-        If the fraction is not in ``[0, 1)``, or there are too few samples for both.
-    """
-    if not 0 <= fraction < 1:
-        raise DataError(f"validation-fraction: {fraction} is not allowed; from 0 to below 1 is")
-    if fraction == 0:
-        return generator.permutation(indices), indices[:0]
-    if len(indices) < 2:
-        raise DataError(
-            f"validation-fraction: a node with {len(indices)} samples has none left to train on; "
-            "set it to 0, or give the nodes more samples"
-        )
-    shuffled = generator.permutation(indices)
-    count = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
-    return shuffled[count:], shuffled[:count]
-
-
-def _natural(
-    groups: torch.Tensor | None, num_nodes: int, samples_per_node: int, seed: int
-) -> list[np.ndarray]:
-    """Deal the natural ids to the nodes in turn; see :func:`partition_indices`."""
-    if groups is None:
-        raise DataError(
-            "partition: 'natural' needs natural ids, this data set has none; "
-            "allowed: dirichlet, iid"
-        )
-    by_id = partitioners.natural(groups.numpy())
-    if len(by_id) < num_nodes:
-        raise DataError(
-            f"num-nodes: {num_nodes} nodes are more than the {len(by_id)} natural ids of the data "
-            f"set; allowed: up to {len(by_id)}"
-        )
-    nodes = [np.concatenate(by_id[node::num_nodes]) for node in range(num_nodes)]
-    smallest = min(len(indices) for indices in nodes)
-    if samples_per_node > smallest:
-        raise DataError(
-            f"samples-per-node: {samples_per_node} is more than the {smallest} training samples "
-            f"available to the smallest node; allowed: up to {smallest}"
-        )
-    return [
-        numpy_generator(seed, "partition", node).permutation(indices)[: samples_per_node or None]
-        for node, indices in enumerate(nodes)
-    ]
+    class_names: tuple[str, ...] = ()
 
 
 def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
@@ -246,6 +107,8 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
         raise DataError(
             f"partition-id: {partition_id} is not allowed; from 0 to {options.num_nodes - 1} is"
         )
+    if (load_part := find_dataset(options.dataset).load_part) is not None:
+        return load_part(options, partition_id)
     source = load_source(options.dataset, options.load)
     indices, modalities = _divide(options)
     train, validation = split_validation(
@@ -254,7 +117,7 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
         numpy_generator(options.seed, "validation", partition_id),
     )
     own = modalities[partition_id]
-    samples, test = source.train.restrict(own), source.test.restrict(own)
+    samples, test = source.train.restrict(own), source.test.restrict(own).with_any()
     missing, may_miss = options.missing, options.missing.among(own)
     rng = numpy_generator(options.seed, "missing", partition_id)
     test_present: Mapping[str, torch.Tensor] | None = None
@@ -270,12 +133,13 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
         num_classes=source.num_classes,
         test=test,
         test_present=test_present,
+        class_names=source.class_names,
     )
 
 
 @lru_cache(maxsize=8)
 def _divide(options: PartitionOptions) -> tuple[list[np.ndarray], list[tuple[str, ...]]]:
-    """Return the indices and the modalities of every node."""
+    """Return the indices and the modalities of every node; what it has nothing of is left out."""
     source = load_source(options.dataset, options.load)
     modalities = assign_modalities(
         options.num_nodes,
@@ -293,4 +157,18 @@ def _divide(options: PartitionOptions) -> tuple[list[np.ndarray], list[tuple[str
         samples_per_node=options.samples_per_node,
         seed=options.seed,
     )
+    if (present := source.train.present) is None:
+        return indices, modalities
+    if options.modality_pattern.strip() == AUTO:
+        modalities = [
+            tuple(m for m, has in present.items() if bool(has[rows].any())) for rows in indices
+        ]
+    for node, (rows, own) in enumerate(zip(indices, modalities, strict=True)):
+        has_any = torch.stack([present[m][rows] for m in own]).any(dim=0).numpy()
+        if not has_any.any():
+            raise DataError(
+                f"modality-pattern: none of the {len(rows)} samples of node {node} has "
+                f"{' or '.join(own)}; 'auto' gives nodes the modalities that they have"
+            )
+        indices[node] = rows[has_any]
     return indices, modalities

@@ -50,7 +50,9 @@ def public_problems(options: PublicOptions, partition: PartitionOptions) -> list
     Each begins with its key and value. There are none if ``partition`` has no valid modalities.
     """
     try:
-        kept = find_dataset(partition.dataset).modalities
+        kept = find_dataset(partition.dataset).modalities_of(partition.load)
+        if kept is None:  # only the devices can tell
+            return []
         shares, pattern = partition.modality_shares, partition.modality_pattern
         nodes = assign_modalities(
             partition.num_nodes, pattern=pattern, shares=shares, available=kept, seed=partition.seed
@@ -69,7 +71,8 @@ def public_problems(options: PublicOptions, partition: PartitionOptions) -> list
         if dataset.needs_path and not partition.load.path:
             problems.append(f"{key} = '{name}': reads a folder; set data-path to it")
         try:
-            kept = _shared(f"{key} = '{name}'", kept, dataset.modalities, nodes)
+            found = dataset.modalities_of(partition.load)
+            kept = kept if found is None else _shared(f"{key} = '{name}'", kept, found, nodes)
         except DataError as error:
             problems.append(str(error))
     return problems
@@ -107,14 +110,15 @@ def load_public(options: PublicOptions, partition: PartitionOptions) -> PublicSe
         kept = _shared(f"{key} = '{name}'", kept, alike, nodes)
     own = "public.dataset" not in sources
     inside, outside = sources.get("public.dataset", run), sources.get("public.outside")
-    pool = np.setdiff1d(np.arange(len(inside.train)), np.concatenate(indices) if own else [])
-    there = len(outside.train) if outside else 0
+    pool = np.setdiff1d(_complete(inside), np.concatenate(indices) if own else [])
+    others_pool = _complete(outside) if outside else np.arange(0)
+    there = len(others_pool)
     num_inside, num_outside = _counts(options, partition, len(pool), there)
 
     drawn = numpy_generator(seed, "public", "inside").permutation(pool)[:num_inside]
     parts = [_inputs("public.dataset", inside, drawn, kept, run, options.convert_images)]
     if outside:
-        others = numpy_generator(seed, "public", "outside").permutation(there)[:num_outside]
+        others = numpy_generator(seed, "public", "outside").permutation(others_pool)[:num_outside]
         parts.append(_inputs("public.outside", outside, others, kept, run, options.convert_images))
     order = numpy_generator(seed, "public", "order").permutation(num_inside + num_outside)
     truth = torch.cat([inside.train.labels[drawn], torch.full((num_outside,), -1)])[order]
@@ -123,6 +127,14 @@ def load_public(options: PublicOptions, partition: PartitionOptions) -> PublicSe
         inside=torch.from_numpy(order < num_inside),
         truth=truth if own else None,
     )
+
+
+def _complete(source: Source) -> np.ndarray:
+    """Return the indices of the training samples that lack nothing."""
+    present = source.train.present
+    if present is None:
+        return np.arange(len(source.train))
+    return np.flatnonzero(torch.stack([*present.values()]).all(dim=0).numpy())
 
 
 def _added(options: PublicOptions, partition: PartitionOptions) -> dict[str, str]:

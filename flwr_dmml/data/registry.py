@@ -1,12 +1,19 @@
 """Data sets by name, found through the entry-point group ``flwr_dmml.datasets``."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..options import AudioOptions, ImageOptions, SeriesOptions
+from .cache import cached
 from .samples import DataError, Source, hide_rows
 from .store import shared
+
+if TYPE_CHECKING:
+    from .partition import Partition, PartitionOptions
 
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
 
@@ -23,14 +30,22 @@ class LoadOptions:
         Signal-to-noise ratio of the audio, in dB; each data set says what is meant by 0 dB.
     image_visible : float
         Share of the rows of every image, from the top, that is not blacked out, in (0, 1].
+    audio, image, series : Options
+        How files become tensors; each data set says what of it has an influence.
     seed : int
         Seed of everything drawn while loading (pairs, offsets, noise).
+    cache : bool
+        Whether what has been read is kept for the next process (:mod:`~flwr_dmml.data.cache`).
     """
 
     path: str = ""
     snr_db: float = 0.0
     image_visible: float = 1.0
+    audio: AudioOptions = field(default_factory=AudioOptions)
+    image: ImageOptions = field(default_factory=ImageOptions)
+    series: SeriesOptions = field(default_factory=SeriesOptions)
     seed: int = 0
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,24 +56,57 @@ class Dataset:
     ----------
     name : str
         The entry point's name.
-    modalities : tuple of str
-        What ``load(...).modalities`` will list, in that order.
+    modalities : tuple of str, or callable
+        What ``load(...).modalities`` will list, in that order; a callable reads it from the folder.
     needs_path : bool
         Whether ``LoadOptions.path`` must be given.
     natural_ids : bool
-        Whether the training samples carry groups, as the partition scheme "natural" needs.
+        Whether the training samples (may) carry groups, as the partition scheme "natural" needs.
     load : callable
         Makes the source. The same options must give the same source in every process.
     description : str
         One line for people.
+    files : callable, optional
+        Lists the files that ``load`` reads, whose contents are then part of what the cache goes by.
+        Without it nothing is cached.
+    load_part : callable, optional
+        Makes a single device's partition, where the data set is divided already: ``load`` and all
+        settings that divide are then not asked.
+    uses : tuple of str
+        Fields of the options besides the path that ``load`` reads: no other makes it load anew.
     """
 
     name: str
-    modalities: tuple[str, ...]
+    modalities: tuple[str, ...] | Callable[[LoadOptions], tuple[str, ...]]
     needs_path: bool
     natural_ids: bool
     load: Callable[[LoadOptions], Source]
     description: str
+    files: Callable[[LoadOptions], Sequence[Path]] | None = None
+    load_part: "Callable[[PartitionOptions, int], Partition] | None" = None
+    uses: tuple[str, ...] = ("snr_db", "audio", "image", "series", "seed")
+
+    def modalities_of(self, options: LoadOptions) -> tuple[str, ...] | None:
+        """Return the modalities; None where only a device's folder tells, and it is not here.
+
+        Raises
+        ------
+        DataError
+            If the folder does not hold the data set.
+        """
+        if self.load_part is not None:
+            return None
+        if not callable(self.modalities):
+            return self.modalities
+        if not options.path or not Path(options.path).is_dir():
+            return None
+        return self.modalities(options)
+
+
+def folder_of(options: LoadOptions, name: str) -> Path:
+    """Return the folder ``name`` under ``options.path`` if there is one, else ``options.path``."""
+    path = Path(options.path)
+    return path / name if (path / name).is_dir() else path
 
 
 def available_datasets() -> list[str]:
@@ -101,7 +149,16 @@ def load_source(name: str, options: LoadOptions) -> Source:
         raise DataError(f"data-path: the data set '{name}' reads a folder; set its path")
 
     def load() -> Source:
-        source = dataset.load(options)
-        return source if options.image_visible == 1 else hide_rows(source, options.image_visible)
+        if dataset.files is None or not options.cache:
+            return dataset.load(options)
+        used = {key: getattr(options, key) for key in dataset.uses}
+        root, files = Path(options.path), dataset.files(options)
+        return cached(name, used, root, files, dataset.load, lambda: dataset.load(options))
 
-    return shared(f"{name} {options}", load)
+    def shown() -> Source:
+        return hide_rows(load(), options.image_visible)
+
+    if options.image_visible != 1:
+        return shared(f"{name} {options}", shown)
+    kept = dataset.files is not None and options.cache
+    return load() if kept else shared(f"{name} {options}", load)

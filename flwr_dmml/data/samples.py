@@ -18,14 +18,16 @@ class Modality:
 
     Parameters
     ----------
-    kind : {"image", "audio", "vector"}
+    kind : {"image", "audio", "vector", "series", "sequence"}
         Decides which encoder reads it.
     shape : tuple of int
         Shape of one sample: ``[channels, height, width]`` of an image, ``[channels, mel bands,
-        frames]`` of audio, ``[features]`` of a vector.
+        frames]`` of audio, ``[features]`` of a vector, ``[channels, steps]`` of a time series,
+        ``[features + 1, steps]`` of a sequence of features: its last channel is 1 where there is a
+        step, and behind its end all are 0.
     """
 
-    kind: Literal["image", "audio", "vector"]
+    kind: Literal["image", "audio", "vector", "series", "sequence"]
     shape: tuple[int, ...]
 
 
@@ -47,7 +49,8 @@ class Rows(Mapping[str, torch.Tensor]):
             self._tensors, self._index = tensors._tensors, tensors._index[index]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name].index_select(0, self._index)  # faster than indexing
+        tensor = self._tensors[name]
+        return tensor.index_select(0, self._index.to(tensor.device))  # faster than indexing
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -118,6 +121,13 @@ class Samples:
             present=self.present and {name: has[index] for name, has in self.present.items()},
         )
 
+    def with_any(self) -> "Samples":
+        """Return the samples that have one of the modalities at least."""
+        if self.present is None:
+            return self
+        has = torch.stack([*self.present.values()]).any(dim=0)
+        return self if bool(has.all()) else self.subset(torch.nonzero(has).flatten())
+
     def gathered(self) -> "Samples":
         """Return the same samples with inputs of their own, for what is read often and whole."""
         return replace(self, inputs=dict(self.inputs))
@@ -158,6 +168,8 @@ class Source:
         Number of classes.
     train, test : Samples
         With all modalities. Only ``train`` is divided over the nodes.
+    class_names, group_names : tuple of str
+        Names of the classes and of the natural ids, in their order; empty where they have none.
     """
 
     name: str
@@ -165,6 +177,8 @@ class Source:
     num_classes: int
     train: Samples
     test: Samples
+    class_names: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
 
 
 def hide_rows(source: Source, visible: float) -> Source:

@@ -3,10 +3,11 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,55 +34,80 @@ def shared(name: str, load: Callable[[], Source]) -> Source:
     if not folder:
         return load()
     stem = blake2b(name.encode(), digest_size=16).hexdigest()
-    file = Path(folder) / f"{stem}.safetensors"
+    return load_once(Path(folder) / f"{stem}.safetensors", load)
+
+
+def load_once(
+    file: Path, load: Callable[[], Source], about: Mapping[str, str] | None = None
+) -> Source:
+    """Map a source from ``file``; whoever finds it missing loads and writes it, others wait.
+
+    ``about`` goes into the file's header, beside what describes the source.
+    """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (Path(folder) / f"{stem}.lock").open("w") as lock:
+    with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or the process ends
         if not file.exists():
             unfinished = file.with_suffix(".part")
-            _save(load(), unfinished)
+            save_source(load(), unfinished, about)
             unfinished.rename(file)
-    return _map(file)
+    return map_source(file)
 
 
-def _save(source: Source, file: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    for part, samples in (("train", source.train), ("test", source.test)):
-        tensors |= {f"{part}.inputs.{m}": x.contiguous() for m, x in samples.inputs.items()}
-        tensors |= {f"{part}.present.{m}": x for m, x in (samples.present or {}).items()}
-        tensors[f"{part}.labels"] = samples.labels
-        if samples.groups is not None:
-            tensors[f"{part}.groups"] = samples.groups
-    about = {
+def save_source(source: Source, file: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write a source to a file of safetensors."""
+    described = {
         "name": source.name,
         "num_classes": source.num_classes,
         "modalities": [[m, kind.kind, kind.shape] for m, kind in source.modalities.items()],
+        "class_names": source.class_names,
+        "group_names": source.group_names,
     }
-    # Each tensor's own memory, even where two of the source are views of one.
-    save_file({k: x.clone() for k, x in tensors.items()}, file, {"source": json.dumps(about)})
+    header = {**(about or {}), "source": json.dumps(described)}
+    save_file(tensors_of("train", source.train) | tensors_of("test", source.test), file, header)
 
 
-def _map(file: Path) -> Source:
+def map_source(file: Path) -> Source:
+    """Read what :func:`save_source` wrote; the tensors are mapped, not copied."""
     with safe_open(file, framework="pt") as opened:
         about = json.loads(opened.metadata()["source"])
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-
-    def samples(part: str) -> Samples:
-        under = {k.removeprefix(f"{part}."): x for k, x in tensors.items() if k.startswith(part)}
-        named = {
-            kind: {
-                m: under[f"{kind}.{m}"] for m, *_ in about["modalities"] if f"{kind}.{m}" in under
-            }
-            for kind in ("inputs", "present")
-        }
-        return Samples(
-            named["inputs"], under["labels"], under.get("groups"), named["present"] or None
-        )
-
+    modalities = {m: Modality(kind, tuple(shape)) for m, kind, shape in about["modalities"]}
     return Source(
         name=about["name"],
-        modalities={m: Modality(kind, tuple(shape)) for m, kind, shape in about["modalities"]},
+        modalities=modalities,
         num_classes=about["num_classes"],
-        train=samples("train"),
-        test=samples("test"),
+        train=samples_of("train", tensors, modalities),
+        test=samples_of("test", tensors, modalities),
+        class_names=tuple(about["class_names"]),
+        group_names=tuple(about["group_names"]),
+    )
+
+
+def tensors_of(name: str, samples: Samples) -> dict[str, Tensor]:
+    """Return all of some samples as tensors whose names begin with ``name``."""
+    tensors = {f"{name}.inputs.{m}": x for m, x in samples.inputs.items()}
+    tensors |= {f"{name}.present.{m}": x for m, x in (samples.present or {}).items()}
+    tensors[f"{name}.labels"] = samples.labels
+    if samples.groups is not None:
+        tensors[f"{name}.groups"] = samples.groups
+    # Each its own memory, even where two are views of one: safetensors asks for that.
+    return {key: x.clone(memory_format=torch.contiguous_format) for key, x in tensors.items()}
+
+
+def samples_of(name: str, tensors: Mapping[str, Tensor], modalities: Iterable[str]) -> Samples:
+    """Return the samples that :func:`tensors_of` wrote, their modalities in the order given.
+
+    Raises
+    ------
+    KeyError
+        If one of them is not among the tensors.
+    """
+    order = list(modalities)
+    present = {m: tensors[key] for m in order if (key := f"{name}.present.{m}") in tensors}
+    return Samples(
+        inputs={m: tensors[f"{name}.inputs.{m}"] for m in order},
+        labels=tensors[f"{name}.labels"],
+        groups=tensors.get(f"{name}.groups"),
+        present=present or None,
     )

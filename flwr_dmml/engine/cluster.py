@@ -47,7 +47,7 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     Raises
     ------
     EngineError
-        There is no cluster at ``address``.
+        There is no cluster at ``address``, or it has fewer CPUs than there are to be workers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: beside other work it would starve
@@ -56,7 +56,7 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     while not ray.is_initialized() and time.monotonic() < deadline:
         time.sleep(0.05)
     if ray.is_initialized():
-        return Cluster(0, _share(_gpus_of_cluster(), workers), lambda: None)
+        return Cluster(0, _share(_of_cluster("GPU"), workers), lambda: None)
     if not address:
         # Processes that are about to become workers import what they need meanwhile.
         os.environ.setdefault("RAY_preload_python_modules", "flwr_dmml.engine.shard")
@@ -73,7 +73,13 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
         ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         raise EngineError(f"no Ray cluster at {address}: {error}") from error
-    return Cluster(1, _share(_gpus_of_cluster(), workers), ray.shutdown)
+    if (cpus := int(_of_cluster("CPU"))) < workers:  # Ray would wait for more, without a word
+        ray.shutdown()
+        raise EngineError(
+            f"the Ray cluster at {address} has {cpus} CPUs for {workers} workers: set workers = "
+            f"{cpus}, or fewer"
+        )
+    return Cluster(1, _share(_of_cluster("GPU"), workers), ray.shutdown)
 
 
 @contextmanager
@@ -104,9 +110,9 @@ def _reach(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
-def _gpus_of_cluster() -> float:
+def _of_cluster(resource: str) -> float:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources.get("GPU", 0.0)
+    return resources.get(resource, 0.0)
 
 
 def _share(gpus: float, workers: int) -> float:

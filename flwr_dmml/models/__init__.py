@@ -1,7 +1,7 @@
 """Encoders, the decomposed classifier and the generator."""
 
 from .decomposed import DecomposedClassifier, Features
-from .encoders import ENCODERS, IMAGE_ENCODERS, make_encoder
+from .encoders import ENCODERS, IMAGE_ENCODERS, EncoderChoice, make_encoder
 from .generator import Generator, GeneratorTraining, draw_labels, train_generator
 from .modality_networks import FusionHead, ModalityNetworks
 from .two_projector import Projections, TwoProjectorClassifier
@@ -10,6 +10,7 @@ __all__ = [
     "ENCODERS",
     "IMAGE_ENCODERS",
     "DecomposedClassifier",
+    "EncoderChoice",
     "Features",
     "FusionHead",
     "Generator",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..data import Modality
 from ..seeding import derive_seed
-from .encoders import make_encoder
+from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class DecomposedClassifier(nn.Module):
         Number of classes.
     common_dim, specific_dim : int
         Lengths of the common and the specific part of every modality's feature.
-    image_encoder : str
-        A name of :data:`~flwr_dmml.models.IMAGE_ENCODERS`.
+    choice : EncoderChoice
+        Which encoder reads which kind of modality.
     seed : int
         Every block starts from numbers that depend on this and on its name only: nodes with
         different modalities start from the same copies of what they share.
@@ -58,7 +58,7 @@ class DecomposedClassifier(nn.Module):
         *,
         common_dim: int = 32,
         specific_dim: int = 32,
-        image_encoder: str = "conv",
+        choice: EncoderChoice = DEFAULT_CHOICE,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class DecomposedClassifier(nn.Module):
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 width = common_dim + specific_dim
-                self.encoders[name] = make_encoder(modality, width, image=image_encoder)
+                self.encoders[name] = make_encoder(modality, width, choice)
                 fresh(f"head.{name}")
                 self.heads[name] = nn.Linear(specific_dim, num_classes, bias=False)
 

@@ -1,12 +1,17 @@
 """Encoders: one modality in, one feature vector out. No BatchNorm: everything here is mixed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from torch import nn
 
-from ..data import Modality
+from ..data import DataError, Modality
 from .resnet import resnet20
+from .resnet18 import load_weights, resnet18
+from .series import Gru, MaskedConvolutions, conv1d_encoder
+from .tiny import tiny_image, tiny_sequence, tiny_series
 
 
 def conv_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
@@ -76,14 +81,18 @@ def small_conv_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, features))
 
 
-def vector_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
-    """Return a two-layer perceptron for feature vectors of any shape (flattened)."""
+def vector_encoder(shape: tuple[int, ...], features: int, *, hidden: int = 64) -> nn.Module:
+    """Return a two-layer perceptron for feature vectors of any shape (flattened).
+
+    ``hidden * (values + 3) + (hidden + 1) * features`` parameters. With 16 hidden units, the
+    encoder ``tiny``: 1,552 for 26 values and 64 features.
+    """
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(prod(shape), 64),
-        nn.LayerNorm(64),
+        nn.Linear(prod(shape), hidden),
+        nn.LayerNorm(hidden),
         nn.ReLU(),
-        nn.Linear(64, features),
+        nn.Linear(hidden, features),
     )
 
 
@@ -92,23 +101,86 @@ def hidden_layer(shape: tuple[int, ...], features: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), features), nn.ReLU())
 
 
-ENCODERS = {"image": conv_encoder, "audio": conv_encoder, "vector": vector_encoder}
-"""Encoder factory of each kind of modality."""
+Factory = Callable[[tuple[int, ...], int], nn.Module]
+"""Makes an encoder from the shape of one sample and the length of the output."""
 
-IMAGE_ENCODERS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
+IMAGE_ENCODERS: dict[str, Factory] = {
     "conv": conv_encoder,
     "conv3": small_conv_encoder,
     "resnet20": resnet20,
+    "resnet18": resnet18,
     "mlp": hidden_layer,
+    "tiny": tiny_image,
 }
 """Encoder factories for images, by name."""
 
+ENCODERS: dict[str, dict[str, Factory]] = {
+    "image": IMAGE_ENCODERS,
+    "audio": {"conv": conv_encoder, "resnet18": resnet18, "tiny": tiny_image},
+    "series": {"conv1d": conv1d_encoder, "gru": Gru, "tiny": tiny_series},
+    "sequence": {
+        "conv1d": MaskedConvolutions,
+        "gru": partial(Gru, masked=True),
+        "tiny": tiny_sequence,
+    },
+    "vector": {"mlp": vector_encoder, "tiny": partial(vector_encoder, hidden=16)},
+}
+"""Encoder factories of each kind of modality, by name."""
 
-def make_encoder(modality: Modality, features: int, *, image: str = "conv") -> nn.Module:
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """Which encoder reads which kind of modality.
+
+    Parameters
+    ----------
+    image, audio, series, vector : str
+        Names in :data:`ENCODERS`; ``series`` is also that of sequences.
+    weights : str
+        File that a ``resnet18`` starts from, see :func:`~.resnet18.load_weights`; empty: afresh.
+
+    Raises
+    ------
+    DataError
+        There is no encoder of that name.
+    """
+
+    image: str = "conv"
+    audio: str = "conv"
+    series: str = "conv1d"
+    vector: str = "mlp"
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        for kind, encoders in ENCODERS.items():
+            if (name := self.of(kind)) not in encoders:
+                raise DataError(
+                    f"no encoder '{name}' of kind {kind}; allowed: {', '.join(encoders)}"
+                )
+
+    def of(self, kind: str) -> str:
+        """Return the name of the encoder of a kind of modality."""
+        name: str = getattr(self, "series" if kind == "sequence" else kind)
+        return name
+
+
+DEFAULT_CHOICE = EncoderChoice()
+
+
+def make_encoder(
+    modality: Modality, features: int, choice: EncoderChoice = DEFAULT_CHOICE
+) -> nn.Module:
     """Return a fresh encoder for ``modality`` with ``features`` outputs.
 
-    Maps ``[batch, *modality.shape]`` to ``[batch, features]``. ``image`` names the one for images,
-    of :data:`IMAGE_ENCODERS`.
+    Maps ``[batch, *modality.shape]`` to ``[batch, features]``.
+
+    Raises
+    ------
+    DataError
+        The encoder cannot read samples of this shape, or start from the weights.
     """
-    factory = IMAGE_ENCODERS[image] if modality.kind == "image" else ENCODERS[modality.kind]
-    return factory(modality.shape, features)
+    name = choice.of(modality.kind)
+    encoder = ENCODERS[modality.kind][name](modality.shape, features)
+    if name == "resnet18" and choice.weights:
+        load_weights(encoder, choice.weights)
+    return encoder

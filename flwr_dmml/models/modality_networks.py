@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..data import Modality
 from ..seeding import derive_seed
-from .encoders import make_encoder
+from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 
 class FusionHead(nn.Module):
@@ -46,8 +46,8 @@ class ModalityNetworks(nn.Module):
         Number of classes.
     width : int
         Length of a feature.
-    image_encoder : str
-        A name of :data:`~flwr_dmml.models.IMAGE_ENCODERS`.
+    choice : EncoderChoice
+        Which encoder reads which kind of modality.
     seed : int
         Every block starts from numbers that depend on this and on its name only; the encoders are
         those of :class:`~flwr_dmml.models.DecomposedClassifier`, f' begins as a copy of f.
@@ -60,7 +60,7 @@ class ModalityNetworks(nn.Module):
         num_classes: int,
         *,
         width: int = 64,
-        image_encoder: str = "conv",
+        choice: EncoderChoice = DEFAULT_CHOICE,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class ModalityNetworks(nn.Module):
             self.encoders, self.heads = nn.ModuleDict(), nn.ModuleDict()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
-                self.encoders[name] = make_encoder(modality, width, image=image_encoder)
+                self.encoders[name] = make_encoder(modality, width, choice)
                 fresh(f"head.{name}")
                 self.heads[name] = nn.Linear(width, num_classes)
             self.fuses = len(modalities) > 1

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..data import Modality
 from ..seeding import derive_seed
-from .encoders import make_encoder
+from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class TwoProjectorClassifier(nn.Module):
         Number of classes.
     width : int
         Length of a projection.
-    image_encoder : str
-        A name of :data:`~flwr_dmml.models.IMAGE_ENCODERS`.
+    choice : EncoderChoice
+        Which encoder reads which kind of modality.
     fill : bool
         False leaves the slot of a missing modality zero.
     train_filled : bool
@@ -66,7 +66,7 @@ class TwoProjectorClassifier(nn.Module):
         num_classes: int,
         *,
         width: int = 64,
-        image_encoder: str = "conv",
+        choice: EncoderChoice = DEFAULT_CHOICE,
         fill: bool = True,
         train_filled: bool = True,
         seed: int = 0,
@@ -84,7 +84,7 @@ class TwoProjectorClassifier(nn.Module):
             self.heads = nn.ModuleDict()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
-                self.encoders[name] = make_encoder(modality, width, image=image_encoder)
+                self.encoders[name] = make_encoder(modality, width, choice)
                 fresh(f"projectors.{name}")
                 self.projectors[name] = nn.Linear(width, 2 * width)  # own, infiltration
                 fresh(f"head.{name}")

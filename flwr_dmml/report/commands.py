@@ -86,6 +86,9 @@ def compare(
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the table of results as Markdown.")
     ] = None,
+    metric: Annotated[
+        Literal["accuracy", "macro-f1", "uar"], typer.Option(help="What is tested for chance.")
+    ] = "accuracy",
 ) -> None:
     """Write one HTML page that puts runs side by side.
 
@@ -108,7 +111,7 @@ def compare(
         read = [f"{run.name}: {text}" for run in found for text in run.warnings]
         warnings = [*skipped, *read, *warnings]
         subtitle = f"{len(found)} runs in {len(groups)} groups"
-        sections = comparison_sections(groups)
+        sections = comparison_sections(groups, metric)
         write_page(output, render_page("Comparison", subtitle, sections, warnings))
         table = results(groups)
         for path, text in ((latex, table.to_latex()), (markdown, table.to_markdown())):

@@ -24,9 +24,13 @@ WHERE = (
     "wait-timeout",
     "round-timeout",
     "report-classes",
+    "data-cache",
     "track-with",
 )
 """Settings that results do not depend on: where a run is computed, and what it tells of itself."""
+
+METRICS = {"accuracy": "accuracy", "macro-f1": "macro-F1", "uar": "unweighted average recall"}
+"""What groups are tested on: the option, and what it is in words."""
 
 EXACT = 16
 """Up to so many seeds all sign flips are gone through; beyond, 100,000 are drawn."""
@@ -64,7 +68,7 @@ def mean_std(values: Sequence[float | None]) -> tuple[float, float | None] | Non
 
 @dataclass
 class Verdict:
-    """Paired differences of two groups over their common seeds, in points of accuracy.
+    """Paired differences of two groups over their common seeds, in percentage points.
 
     ``p`` is of the two-sided sign-flip permutation test, ``smallest_p`` the least it can be with so
     many seeds; ``interval`` is the 95 % interval of the paired t distribution (two seeds or more).
@@ -226,13 +230,16 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float]:
     return fmean(differences) - half, fmean(differences) + half
 
 
-def compare_groups(base: Group, other: Group) -> Verdict:
-    """Pair two groups over their common seeds by the final mean accuracy over devices."""
+def compare_groups(base: Group, other: Group, metric: str = "accuracy") -> Verdict:
+    """Pair two groups over their common seeds by a metric at the end, mean over devices.
+
+    Raises
+    ------
+    ReportError
+        A run does not have the metric.
+    """
     seeds = sorted(set(base.runs) & set(other.runs))
-    differences = [
-        100 * ((other.runs[s][1].last.accuracy or 0.0) - (base.runs[s][1].last.accuracy or 0.0))
-        for s in seeds
-    ]
+    differences = [100 * (_final(other, s, metric) - _final(base, s, metric)) for s in seeds]
     enough = len(seeds) > 1
     smallest = 2.0 ** (1 - len(seeds)) if len(seeds) <= EXACT else 1 / 100_001
     return Verdict(
@@ -244,3 +251,11 @@ def compare_groups(base: Group, other: Group) -> Verdict:
         smallest if enough else None,
         t_interval(differences) if enough else None,
     )
+
+
+def _final(group: Group, seed: int, metric: str) -> float:
+    run, method = group.runs[seed]
+    value: float | None = getattr(method.last, metric.replace("-", "_"))
+    if value is None:
+        raise ReportError(f"metric {metric}: {run.name} does not have it ({group.label})")
+    return value

@@ -5,15 +5,17 @@ from statistics import fmean
 
 import numpy as np
 
-from .comparison import Group, compare_groups, mean_std
+from .comparison import METRICS, Group, compare_groups, mean_std
 from .curves import COSTS, Band, Line, number, plot
+from .lines import RoundLine
 from .parts import Figure, Section, Table, Text
-from .reading import MethodRun, RoundLine
+from .reading import MethodRun
 from .summary import settings
 
 Value = Callable[[MethodRun], float | None]
 COLUMNS: tuple[tuple[str, str, Value], ...] = (
     ("mean accuracy", ".3f", lambda m: m.last.accuracy),
+    ("macro-F1", ".3f", lambda m: m.last.macro_f1),
     ("worst device", ".3f", lambda m: min(number(n.accuracy) for n in m.last.evaluated)),
     ("joules", ".4g", lambda m: m.rounds[-1].total_j),
     ("MB sent", ".4g", lambda m: m.megabytes[m.rounds[-1].round]),
@@ -35,10 +37,10 @@ def results(groups: Sequence[Group]) -> Table:
     alone = sorted(
         {name for g in groups for m in g.methods for name in m.last.accuracy_by_modality}
     )
-    columns = [*COLUMNS[:2]]
+    columns = [*COLUMNS[:3]]
     columns += [(f"devices with {s}", ".3f", _by_set(s)) for s in sets]
     columns += [(f"from {m} alone", ".3f", _by_modality(m)) for m in alone]
-    columns += COLUMNS[2:]
+    columns += COLUMNS[3:]
     rows = [
         [g.label, str(len(g.runs)), *(_over_seeds(g, value, form) for _, form, value in columns)]
         for g in groups
@@ -56,13 +58,15 @@ def _by_modality(name: str) -> Value:
     return lambda method: method.last.accuracy_by_modality.get(name)
 
 
-def comparison_sections(groups: Sequence[Group]) -> list[Section]:
+def comparison_sections(groups: Sequence[Group], metric: str = "accuracy") -> list[Section]:
     """Return the sections of a comparison.
 
     Parameters
     ----------
     groups : sequence of Group
         From :func:`.comparison.group_runs`; the first one is what the others are tested against.
+    metric : str
+        A key of :data:`.comparison.METRICS`: what is tested.
     """
     figures = [_curve(groups, cost) for cost in COSTS]
     by_set = sorted({name for g in groups for m in g.methods for name in m.last.accuracy_by_set})
@@ -76,13 +80,13 @@ def comparison_sections(groups: Sequence[Group]) -> list[Section]:
         _key_curve(groups, f"modality-{i}", f"From {name} alone", _modality_value(name))
         for i, name in enumerate(alone)
     ]
-    verdicts = [compare_groups(groups[0], other).to_text() for other in groups[1:]]
+    verdicts = [compare_groups(groups[0], other, metric).to_text() for other in groups[1:]]
     tested = Section(
         "significance",
         "Is it chance?",
-        "Differences of the mean accuracy, paired by seed. The sign-flip test asks how often "
-        "chance alone, which may turn the sign of every difference, does as much.",
-        [Text(_correction(len(verdicts)), verdicts)],
+        f"Differences of the mean {METRICS[metric]}, paired by seed. The sign-flip test asks how "
+        "often chance alone, which may turn the sign of every difference, does as much.",
+        [Text(_correction(METRICS[metric], len(verdicts)), verdicts)],
     )
     first, rest = settings(groups[0].settings)
     first.caption = f"Settings of {groups[0].label} that differ from the defaults"
@@ -115,12 +119,13 @@ def comparison_sections(groups: Sequence[Group]) -> list[Section]:
     ]
 
 
-def _correction(tests: int) -> str:
+def _correction(what: str, tests: int) -> str:
+    first = f"Final mean {what} over devices, percentage points."
     if tests < 2:
-        return "Final mean accuracy over devices, percentage points."
+        return first
     return (
-        f"Final mean accuracy over devices, percentage points. These are {tests} tests; each p is "
-        f"its own, so compare it with 0.05 / {tests} = {0.05 / tests:.2g} (Bonferroni)."
+        f"{first} These are {tests} tests; each p is its own, so compare it with 0.05 / {tests} = "
+        f"{0.05 / tests:.2g} (Bonferroni)."
     )
 
 

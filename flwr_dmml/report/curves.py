@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .lines import RoundLine
 from .parts import Figure, label
-from .reading import MethodRun, RoundLine
+from .reading import MethodRun
 from .theme import DASHES, SYMBOLS, colour
 
 MOST_POINTS = 400

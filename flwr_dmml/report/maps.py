@@ -7,8 +7,9 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
+from .lines import Confusion, Devices
 from .parts import Figure, label
-from .reading import Confusion, Devices, MethodRun
+from .reading import MethodRun
 from .theme import SYMBOLS, colour
 
 MOST_COLUMNS, MOST_ROWS = 250, 200
@@ -100,7 +101,7 @@ def classes(devices: Devices) -> Figure | None:
         caption += f" Each row is a mean over {size} devices."
     text = {"texttemplate": "%{z:.3~g}"} if len(names) <= 30 and width <= 12 else {}
     hover = "device %{y}, class %{x}: %{z:.4~g} samples"
-    x = [str(c) for c in range(width)]
+    x = list(map(label, devices.labels(width)))
     data = _heat_map(counts.tolist(), x, names, "samples", hover, **text)
     layout = {
         "xaxis": {"title": {"text": "class"}, "type": "category"},
@@ -119,7 +120,7 @@ def confusion(method: MethodRun, found: Confusion) -> Figure:
         f"{method.name}, round {found.round}, all devices together: the share of each true class "
         f"(row) that was taken for each class (column). Mean of the diagonal: {recall:.3f}."
     )
-    names = [str(c) for c in range(len(counts))]
+    names = list(map(label, method.labels(len(counts))))
     hover = "true %{y}, taken for %{x}: %{z:.1%} (%{customdata})"
     text = {"texttemplate": "%{z:.2f}"} if len(names) <= 12 else {}
     data = _heat_map(shares.tolist(), names, names, "share", hover, zmin=0, zmax=1, **text)

@@ -9,90 +9,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from .lines import Confusion, Devices, RoundLine, RunInfo
+
 
 class ReportError(ValueError):
     """A report that cannot be made; the message names the file (and line) and what is wrong."""
-
-
-class NodeLine(BaseModel):
-    """One device in a line of ``metrics.jsonl``, see :class:`flwr_dmml.tracking.NodeResult`."""
-
-    partition: int
-    modalities: str
-    accuracy: float | None = None
-    accuracy_by_modality: dict[str, float] = {}
-    bytes_sent: float = 0
-    updates: dict[str, float] = {}
-    compute_j: float = 0.0
-    radio_j: float = 0.0
-    battery_j: float | None = None
-
-
-class RoundLine(BaseModel):
-    """A line of ``metrics.jsonl``, see :meth:`flwr_dmml.tracking.RoundRecord.to_json`."""
-
-    round: int
-    nodes: list[NodeLine]
-    train_loss: float | None = None
-    accuracy: float | None = None
-    accuracy_by_set: dict[str, float] = {}
-    accuracy_by_modality: dict[str, float] = {}
-    accuracy_without: dict[str, float] = {}
-    accuracy_missing: float | None = None
-    consensus_distance: float | None = None
-    label_bytes_sent_per_node: float = 0.0
-    labels: dict[str, float] = {}
-    total_j: float = 0.0
-    battery_quantiles_j: list[float] | None = None
-    balance: float | None = None
-    network_balance: float | None = None
-    total_simulated_s: float = 0.0
-    failed: dict[str, str] = {}
-
-    @property
-    def evaluated(self) -> list[NodeLine]:
-        """The devices that were evaluated in this round."""
-        return [node for node in self.nodes if node.accuracy is not None]
-
-    @property
-    def bytes_sent(self) -> float:
-        """Bytes that all devices together sent to their neighbours in this round."""
-        return sum(node.bytes_sent for node in self.nodes)
-
-
-class DeviceLine(BaseModel):
-    """One device of ``devices.json``."""
-
-    partition: int
-    modalities: list[str]
-    num_train: int = 0
-    class_counts: list[int] = []
-
-
-class Devices(BaseModel):
-    """``devices.json``: the graph, and what data each device has."""
-
-    topology: str = ""
-    time_varying: bool = False
-    classes: int = 0
-    edges: list[tuple[int, int]] = []
-    nodes: list[DeviceLine]
-
-
-class Confusion(BaseModel):
-    """``confusion.json``: rows are true classes, columns predicted ones, summed over devices."""
-
-    round: int
-    matrix: list[list[float]]
-
-
-class RunInfo(BaseModel):
-    """``run.json``: when, with which versions and from which revision a run was made."""
-
-    created: str = ""
-    versions: dict[str, str] = {}
-    git: dict[str, Any] | None = None
-    platform: str = ""
 
 
 @dataclass
@@ -113,6 +34,10 @@ class MethodRun:
     def last(self) -> RoundLine:
         """The last evaluated round; the last round where none was evaluated."""
         return self.evaluated[-1] if self.evaluated else self.rounds[-1]
+
+    def labels(self, count: int) -> list[str]:
+        """Return the names of ``count`` classes, or their numbers."""
+        return (self.devices or Devices(nodes=[])).labels(count)
 
     @cached_property
     def megabytes(self) -> dict[int, float]:

@@ -88,6 +88,13 @@ def _accuracy(run: Run) -> list[Section]:
         lambda line: line.accuracy_missing,
         y_title="test accuracy",
     )
+    alike = curves.by_key(
+        "macro-f1",
+        "Macro-F1 and unweighted average recall (UAR), means over devices.",
+        methods,
+        lambda line: line.over_classes,
+        y_title="macro-F1, UAR",
+    )
     return [
         Section(
             "accuracy",
@@ -95,6 +102,13 @@ def _accuracy(run: Run) -> list[Section]:
             "Lines are means over devices; the dark band holds the middle half of the devices, "
             "the light one all of them. Further left at the same height is cheaper.",
             [curves.accuracy(methods, cost) for cost in costs],
+        ),
+        Section(
+            "classes-alike",
+            "Every class alike",
+            "F1 and recall of each class, averaged over the classes: one with few samples counts "
+            "as much as one with many.",
+            _there([alike]),
         ),
         Section(
             "modalities",
@@ -161,6 +175,7 @@ def _devices(methods: Sequence[MethodRun]) -> list[Section]:
     described = next((m.devices for m in methods if m.devices and m.devices.nodes), None)
     figures = [maps.graph(described, methods), maps.classes(described)] if described else []
     confused = [maps.confusion(m, m.confusion) for m in methods if m.confusion]
+    recalls = summary.recalls(methods)
     return [
         Section(
             "graph-section",
@@ -171,8 +186,8 @@ def _devices(methods: Sequence[MethodRun]) -> list[Section]:
         Section(
             "confusion-section",
             "Confusion",
-            "Right answers are on the diagonal.",
-            _there(confused),
+            "Right answers are on the diagonal. Its shares are the recall of each class.",
+            [*confused, *([recalls] if recalls else [])],
         ),
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ..clients import find_methods, option_types
@@ -27,6 +28,8 @@ def shared_devices(methods: Sequence[MethodRun]) -> dict[str, RoundRecord]:
                 line.partition,
                 line.modalities,
                 accuracy=line.accuracy,
+                macro_f1=line.macro_f1,
+                uar=line.uar,
                 accuracy_by_modality=line.accuracy_by_modality,
             )
         records[method.name] = record
@@ -43,6 +46,8 @@ def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
             ("mean accuracy", cell(record.accuracy)),
             ("worst device", cell(record.min_accuracy)),
             ("best device", cell(record.max_accuracy)),
+            ("mean macro-F1", cell(record.macro_f1)),
+            ("mean UAR", cell(record.uar)),
             ("joules spent", f"{end.total_j:.4g}"),
             ("simulated seconds", f"{end.total_simulated_s:.4g}"),
             ("MB sent", f"{method.megabytes[end.round]:.4g}"),
@@ -60,6 +65,8 @@ def final_accuracies(run: Run) -> Table:
         ("all devices, mean", [r.accuracy for r in compared]),
         ("worst device", [r.min_accuracy for r in compared]),
         ("best device", [r.max_accuracy for r in compared]),
+        ("macro-F1, mean", [r.macro_f1 for r in compared]),
+        ("unweighted average recall, mean", [r.uar for r in compared]),
     ]
     for name in dict.fromkeys(name for r in compared for name in r.accuracy_by_set):
         rows.append((f"devices with {name}", [r.accuracy_by_set.get(name) for r in compared]))
@@ -80,6 +87,18 @@ def final_accuracies(run: Run) -> Table:
     caption = f"Test accuracy at the end ({rounds}), {counted} of {known} devices{which}"
     head = ["", *records, *(["gain, points"] if gain else [])]
     return Table("final", caption, head, text)
+
+
+def recalls(methods: Sequence[MethodRun]) -> Table | None:
+    """Return each class's recall at the end, methods side by side; None where it is not known."""
+    found = {method.name: method.confusion.recall for method in methods if method.confusion}
+    if not found:
+        return None
+    by_class = list(zip_longest(*found.values()))
+    names = methods[-1].labels(len(by_class))
+    rows = [[name, *map(cell, values)] for name, values in zip(names, by_class, strict=True)]
+    caption = "Recall of each class at the end, all devices together"
+    return Table("recall", caption, ["class", *found], rows)
 
 
 def devices(run: Run) -> Table:

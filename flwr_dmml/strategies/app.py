@@ -17,7 +17,7 @@ from ..engine import cores, sharded_grid
 from ..options import Options
 from ..topology import TopologyError
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
-from ..tracking.sinks import make_sinks
+from ..tracking.sinks import closing_all, make_sinks
 from .energy_constrained import EnergyConstrained
 from .keeper import Keeper
 from .layout import layout
@@ -67,7 +67,8 @@ def make_server_app(
         app_of_devices = client_app or make_client_app(*learners)
         folder = _folder(settings, options)
         sinks = make_sinks(settings.track_with, folder.path, resolved(settings, options))
-        with folder.logging(), _engine(grid, context, settings, app_of_devices) as grid:
+        engine = _engine(grid, context, settings, app_of_devices)
+        with folder.logging(), closing_all(sinks), engine as grid:
             _run(grid, settings, options, methods, kinds, folder, sinks)
 
     return app

@@ -59,6 +59,7 @@ class Keeper:
             "topology": type(strategy.topology).__name__,
             "time_varying": strategy.topology.time_varying,
             "classes": max((len(m.class_counts) for m in members.values()), default=0),
+            "class_names": max((m.class_names for m in members.values()), key=len, default=()),
             "edges": sorted(sorted(edge) for edge in strategy.planner.graph(1).edges),
             "nodes": [
                 {

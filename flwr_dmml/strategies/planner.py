@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from ..energy import Floats
 from ..plan import Plan
 from ..settings import Settings
-from ..topology import Topology, effective_spectral_gap
+from ..spectral import effective_spectral_gap
+from ..topology import Topology
 from .energy_constrained import EnergyConstrained
 from .mixing import Neighbourhood, neighbourhoods
 from .roster import Member

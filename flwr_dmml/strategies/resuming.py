@@ -20,6 +20,7 @@ FREE = {
     "wait-timeout",
     "round-timeout",
     "data-path",
+    "data-cache",
     "track-with",
 }
 """Settings that may change when a run is resumed: the numbers do not depend on them."""

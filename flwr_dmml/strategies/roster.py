@@ -35,6 +35,7 @@ class Member:
     num_train: int
     work: Work
     class_counts: tuple[int, ...] = ()  # training samples of each class; not told: empty
+    class_names: tuple[str, ...] = ()  # not known, or not told: empty
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
@@ -259,6 +260,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
         class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]
+        class_names=tuple(map(str, about.get("class-names", ()))),  # type: ignore[arg-type]
         work=Work(
             joint=float(about["flops-joint"]),  # type: ignore[arg-type]
             solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..balance import balance_metric
+from .text import describe
 
 
 @dataclass
@@ -20,6 +21,8 @@ class NodeResult:
     modalities: str  # e.g. "audio+image"
     train_loss: float | None = None
     accuracy: float | None = None  # test set, all its modalities
+    macro_f1: float | None = None  # there, all its modalities
+    uar: float | None = None  # there, unweighted average recall
     accuracy_by_modality: dict[str, float] = field(default_factory=dict)  # each one alone
     accuracy_without: dict[str, float] = field(default_factory=dict)  # from all but that one
     accuracy_missing: float | None = None  # test samples of which a share lacks a modality
@@ -57,6 +60,7 @@ class NodeResult:
         """Take up what the node measured after mixing, see :class:`~flwr_dmml.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
         self.accuracy = metrics.get("test.accuracy")
+        self.macro_f1, self.uar = metrics.get("test.macro_f1"), metrics.get("test.uar")
         self.validation_accuracy = metrics.get("validation.accuracy")
         self.accuracy_by_modality = under("test.accuracy.", metrics)
         self.accuracy_without = under("test.without.", metrics)
@@ -66,6 +70,12 @@ class NodeResult:
 def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics whose names begin with ``prefix``, by what follows it."""
     return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is known, None where nothing is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _mean_by_key(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -102,8 +112,7 @@ class RoundRecord:
     @property
     def accuracy(self) -> float | None:
         """Mean test accuracy over nodes, each with the modalities it owns."""
-        values = [n.accuracy for n in self.nodes if n.accuracy is not None]
-        return fmean(values) if values else None
+        return _mean(n.accuracy for n in self.nodes)
 
     @property
     def min_accuracy(self) -> float | None:
@@ -114,6 +123,16 @@ class RoundRecord:
     def max_accuracy(self) -> float | None:
         """Test accuracy of the best node."""
         return max((n.accuracy for n in self.nodes if n.accuracy is not None), default=None)
+
+    @property
+    def macro_f1(self) -> float | None:
+        """Macro-F1 on the test set, mean over nodes, each with the modalities it owns."""
+        return _mean(n.macro_f1 for n in self.nodes)
+
+    @property
+    def uar(self) -> float | None:
+        """Unweighted average recall on the test set, mean over nodes likewise."""
+        return _mean(n.uar for n in self.nodes)
 
     @property
     def accuracy_by_set(self) -> dict[str, float]:
@@ -134,14 +153,12 @@ class RoundRecord:
     @property
     def accuracy_missing(self) -> float | None:
         """Mean test accuracy over nodes when a share of the samples lacks a modality."""
-        values = [n.accuracy_missing for n in self.nodes if n.accuracy_missing is not None]
-        return fmean(values) if values else None
+        return _mean(n.accuracy_missing for n in self.nodes)
 
     @property
     def train_loss(self) -> float | None:
         """Mean training loss over nodes and local iterations."""
-        values = [n.train_loss for n in self.nodes if n.train_loss is not None]
-        return fmean(values) if values else None
+        return _mean(n.train_loss for n in self.nodes)
 
     @property
     def consensus_distance(self) -> float | None:
@@ -151,8 +168,8 @@ class RoundRecord:
         nobody mixed. Measured by the nodes between neighbours, since nobody sees all models (this
         project's measure).
         """
-        values = [n.disagreement for n in self.nodes if n.disagreement is not None]
-        return sqrt(fmean(values)) if values else None
+        mean = _mean(n.disagreement for n in self.nodes)
+        return None if mean is None else sqrt(mean)
 
     @property
     def bytes_sent(self) -> float:
@@ -204,8 +221,7 @@ class RoundRecord:
     @property
     def balance(self) -> float | None:
         """Balance metric, mean over the devices with several modalities."""
-        values = [n.balance for n in self.nodes if n.balance is not None]
-        return fmean(values) if values else None
+        return _mean(n.balance for n in self.nodes)
 
     @property
     def network_balance(self) -> float | None:
@@ -219,37 +235,7 @@ class RoundRecord:
 
     def to_text(self) -> str:
         """Return one line for the log; only for an evaluated round."""
-        apart = self.consensus_distance
-        distance = "" if apart is None else f"consensus distance {apart:.3g} | "
-        by_modality = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_by_modality.items())
-        by_set = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_by_set.items())
-        return (
-            f"accuracy mean {self.accuracy or 0:.3f}  min {self.min_accuracy or 0:.3f}  "
-            f"max {self.max_accuracy or 0:.3f} | devices with {by_set} | "
-            f"from {by_modality} alone | {self._missing_text()}{distance}"
-            f"{self.bytes_sent / 1e3:.1f} kB sent per device | {self._energy_text()}"
-        )
-
-    def _missing_text(self) -> str:
-        """Return the accuracies with modalities missing, where they say anything new."""
-        one = "  ".join(f"{m} {a:.3f}" for m, a in self.accuracy_without.items())
-        text = f"without {one} | " if one else ""
-        if self.accuracy_missing is not None:
-            return f"some inputs missing {self.accuracy_missing:.3f} | {text}"
-        return text if any(len(node.accuracy_without) > 2 for node in self.nodes) else ""
-
-    def _energy_text(self) -> str:
-        """Return what the run has taken so far, and how this round was balanced."""
-        updates = "  ".join(f"{m} {u:.1f}" for m, u in self.updates_by_modality.items())
-        spent = f"{self.compute_j:.3g} computing and {self.radio_j:.3g} sending in this round"
-        took = f"{self.total_simulated_s:.3g} s on the devices"
-        parts = [f"{self.total_j:.3g} J ({spent}), {took}", f"iterations {updates}"]
-        if self.battery_quantiles_j:
-            low, _, median, _, high = self.battery_quantiles_j
-            parts.insert(1, f"batteries {low:.3g} to {high:.3g} J, median {median:.3g}")
-        if self.balance is not None:
-            parts.append(f"balance {self.balance:.2f}")
-        return " | ".join(parts)
+        return describe(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to ``metrics.jsonl``: summary first, then the nodes."""
@@ -259,6 +245,8 @@ class RoundRecord:
             "accuracy": self.accuracy,
             "min_accuracy": self.min_accuracy,
             "max_accuracy": self.max_accuracy,
+            "macro_f1": self.macro_f1,
+            "uar": self.uar,
             "accuracy_by_set": self.accuracy_by_set,
             "accuracy_by_modality": self.accuracy_by_modality,
             "accuracy_without": self.accuracy_without,

@@ -63,7 +63,7 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     def run(
         num_nodes: int,
         app: Path = QUICKSTART,
-        kill: Callable[[], bool] = lambda: False,
+        kill: Callable[[], bool] | None = None,
         **settings: object,
     ) -> tuple[str, str]:
         config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
@@ -74,15 +74,17 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         )  # fmt: skip
         run_id = str(json.loads(submitted)["run-id"])
         deadline = time.monotonic() + 300
+        if kill is not None:  # asking Flower takes a second, in which rounds go by
+            while not kill() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            for process in _processes_of(str(home), command="flwr-simulation"):
+                os.kill(process, signal.SIGKILL)
+            return "killed", ""
         while time.monotonic() < deadline:
             status = json.loads(call("ls", "--run-id", run_id, "--format", "json"))
             state = str(status["runs"][0]["status"])
             if state.startswith("finished"):
                 return state, call("log", run_id, "--show")
-            if kill():
-                for process in _processes_of(str(home), command="flwr-simulation"):
-                    os.kill(process, signal.SIGKILL)
-                return "killed", ""
             time.sleep(0.2)
         raise AssertionError(f"run {run_id} did not end: {state}")
 
@@ -160,7 +162,7 @@ def test_a_method_and_a_strategy_of_ones_own_by_entry_point(flwr_run: Run, tmp_p
 
 def test_a_run_that_is_killed_goes_on(flwr_run: Run, tmp_path: Path):
     """Flower's engine is killed with -9; a new `flwr run` ends with what nobody disturbed."""
-    settings = {**SETTINGS, "num-server-rounds": 8, "compare-with": "", "checkpoint-every": 2}
+    settings = {**SETTINGS, "num-server-rounds": 20, "compare-with": "", "checkpoint-every": 2}
     sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
     command = ["simulate", str(QUICKSTART), *sets, "--set", f"run-dir={tmp_path / 'whole'}"]
     assert CliRunner().invoke(app, [*command, "--workers", "0"]).exit_code == 0
@@ -172,7 +174,7 @@ def test_a_run_that_is_killed_goes_on(flwr_run: Run, tmp_path: Path):
 
     given = {**settings, "run-dir": str(tmp_path / "flower")}
     status, _ = flwr_run(4, kill=after_four, **given)
-    assert status == "killed" and metrics.read_text().count("\n") < 8
+    assert status == "killed" and metrics.read_text().count("\n") < 20
     status, log = flwr_run(4, **given, resume="same")
     assert status == "finished:completed", log
     assert "Resumed after round" in log

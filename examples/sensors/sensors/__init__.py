@@ -1,0 +1,1 @@
+"""Phones and watches with flwr-dmml: a device a person."""

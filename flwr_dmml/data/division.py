@@ -1,0 +1,158 @@
+"""Which samples go to which node, and which of a node's are for validation."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..seeding import derive_seed, numpy_generator
+from . import partitioners
+from .samples import DataError
+
+Scheme = Literal["dirichlet", "iid", "natural", "own"]
+
+
+def partition_indices(
+    labels: torch.Tensor,
+    groups: torch.Tensor | None,
+    *,
+    num_nodes: int,
+    scheme: Scheme,
+    alpha: float,
+    samples_per_node: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Divide samples over nodes; no sample goes to two nodes (but see "own").
+
+    Parameters
+    ----------
+    labels, groups : torch.Tensor
+        ``[n]`` int64; only the scheme "natural" needs ``groups``.
+    num_nodes : int
+        Number of nodes, at least 1.
+    scheme : {"dirichlet", "iid", "natural", "own"}
+        "dirichlet": nodes of equal size, the class shares of each drawn from Dirichlet(alpha);
+        where a class runs out, the shares of the others grow. "iid": nodes of equal size, drawn
+        uniformly. "natural": the sorted natural ids are dealt to the nodes in turn, so sizes
+        differ; ``samples_per_node`` then keeps that many of each node's samples at random. "own":
+        nothing is divided, all samples are the node's own, as where every device has its own files.
+    alpha : float
+        Concentration of the Dirichlet distribution, above 0; unused by the other schemes.
+    samples_per_node : int
+        Samples of each node; 0 means all there are (in equal parts, less than ``num_nodes`` are
+        left over).
+    seed : int
+        Seed of the division.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        For each node the indices of its samples, ``[samples]`` int64, in random order.
+
+    Raises
+    ------
+    DataError
+        If there are too few samples, ids or natural ids, the classes run out at a small alpha,
+        or flwr-datasets is not installed.
+
+    References
+    ----------
+    InnerDirichletPartitioner, IidPartitioner and NaturalIdPartitioner of flwr-datasets; the first
+    follows Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021.
+    """
+    if num_nodes < 1 or samples_per_node < 0:
+        raise DataError(
+            f"num-nodes is {num_nodes} and samples-per-node is {samples_per_node}; "
+            "allowed: at least 1 node, at least 0 samples (0 divides all)"
+        )
+    if scheme == "natural":
+        return _natural(groups, num_nodes, samples_per_node, seed)
+    if scheme not in ("dirichlet", "iid", "own"):
+        raise DataError(f"partition: '{scheme}' is unknown; allowed: dirichlet, iid, natural, own")
+
+    if scheme == "own":
+        return _own(len(labels), num_nodes, samples_per_node, seed)
+    size = samples_per_node or len(labels) // num_nodes
+    if size == 0 or size * num_nodes > len(labels):
+        raise DataError(
+            f"samples-per-node: {num_nodes} nodes of {max(size, 1)} samples need more than the "
+            f"{len(labels)} training samples available; allowed: up to {len(labels) // num_nodes}"
+        )
+    order = numpy_generator(seed, "partition").permutation(len(labels))
+    if scheme == "iid":
+        return partitioners.iid(order[: num_nodes * size], num_nodes)
+    return partitioners.dirichlet(
+        labels.numpy()[order],
+        order,
+        num_nodes=num_nodes,
+        size=size,
+        alpha=alpha,
+        seed=derive_seed(seed, "partition", "dirichlet"),
+    )
+
+
+def split_validation(
+    indices: np.ndarray, fraction: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``indices`` shuffled and divided into training and validation.
+
+    At least one sample is for validation if ``fraction`` is above 0, and one always for training.
+
+    Raises
+    ------
+    DataError
+        If the fraction is not in ``[0, 1)``, or there are too few samples for both.
+    """
+    if not 0 <= fraction < 1:
+        raise DataError(f"validation-fraction: {fraction} is not allowed; from 0 to below 1 is")
+    if fraction == 0:
+        return generator.permutation(indices), indices[:0]
+    if len(indices) < 2:
+        raise DataError(
+            f"validation-fraction: a node with {len(indices)} samples has none left to train on; "
+            "set it to 0, or give the nodes more samples"
+        )
+    shuffled = generator.permutation(indices)
+    count = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
+    return shuffled[count:], shuffled[:count]
+
+
+def _own(total: int, num_nodes: int, samples_per_node: int, seed: int) -> list[np.ndarray]:
+    """Give every node all samples, or so many of them; see :func:`partition_indices`."""
+    if samples_per_node > total:
+        raise DataError(
+            f"samples-per-node: {samples_per_node} is more than the {total} training samples that "
+            f"this device has; allowed: up to {total}"
+        )
+    return [
+        numpy_generator(seed, "partition", node).permutation(total)[: samples_per_node or None]
+        for node in range(num_nodes)
+    ]
+
+
+def _natural(
+    groups: torch.Tensor | None, num_nodes: int, samples_per_node: int, seed: int
+) -> list[np.ndarray]:
+    """Deal the natural ids to the nodes in turn; see :func:`partition_indices`."""
+    if groups is None:
+        raise DataError(
+            "partition: 'natural' needs natural ids, this data set has none; "
+            "allowed: dirichlet, iid"
+        )
+    by_id = partitioners.natural(groups.numpy())
+    if len(by_id) < num_nodes:
+        raise DataError(
+            f"num-nodes: {num_nodes} nodes are more than the {len(by_id)} natural ids of the data "
+            f"set; allowed: up to {len(by_id)}"
+        )
+    nodes = [np.concatenate(by_id[node::num_nodes]) for node in range(num_nodes)]
+    smallest = min(len(indices) for indices in nodes)
+    if samples_per_node > smallest:
+        raise DataError(
+            f"samples-per-node: {samples_per_node} is more than the {smallest} training samples "
+            f"available to the smallest node; allowed: up to {smallest}"
+        )
+    return [
+        numpy_generator(seed, "partition", node).permutation(indices)[: samples_per_node or None]
+        for node, indices in enumerate(nodes)
+    ]
