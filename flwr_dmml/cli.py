@@ -23,6 +23,7 @@ from .data import DataError
 from .data import commands as data_commands
 from .describe import describe, tables
 from .engine import AppError, EngineError, cores, load_app, parse_override, run_app
+from .fleet import commands as fleet_commands
 from .report.commands import register
 from .strategies import NoDevicesError, ResumeError, RunStoppedError, find_run, saved_config
 from .sweep import STOPPED
@@ -173,6 +174,7 @@ def simulate(
 register(app)
 sweep.register(app)
 data_commands.register(app)
+fleet_commands.register(app)
 
 
 def _resumed(run: str, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -252,6 +252,33 @@ class SeriesOptions(Options):
     )
 
 
+class ExchangeOptions(Options):
+    """How payloads get from a device to its neighbours."""
+
+    transport: Literal["relay", "peer"] = Field(
+        "relay", description="relay: with Flower's messages; peer: from device to device (Zenoh)"
+    )
+    rounds_per_message: int = Field(
+        1, ge=1, description="peer: rounds that devices run before they report to the coordinator"
+    )
+    timeout_s: float = Field(
+        30.0, gt=0, description="peer: most seconds that a device waits for its neighbours' letters"
+    )
+    router: str = Field(
+        "", description="peer: Zenoh router, host:port, for devices that cannot be reached"
+    )
+    multicast: bool = Field(False, description="peer: find each other by multicast on the LAN")
+
+    @model_validator(mode="after")
+    def _several_rounds(self) -> "ExchangeOptions":
+        if self.rounds_per_message > 1 and self.transport == "relay":
+            raise ValueError(
+                f"rounds-per-message = {self.rounds_per_message}: the relay hands payloads on in "
+                "every round; allowed: 1, or transport = 'peer'"
+            )
+        return self
+
+
 GROUPS: dict[str, type[Options]] = {
     "energy": EnergyOptions,
     "allocation": AllocationOptions,
@@ -261,5 +288,6 @@ GROUPS: dict[str, type[Options]] = {
     "audio": AudioOptions,
     "image": ImageOptions,
     "series": SeriesOptions,
+    "exchange": ExchangeOptions,
 }
 """The groups by their prefix in a run config: ``energy.battery-share`` and so on."""

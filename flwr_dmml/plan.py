@@ -1,6 +1,7 @@
 """What a node is asked to do in a round, and what it gives back. Knows nothing of Flower."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from torch import Tensor
@@ -52,6 +53,16 @@ class Plan:
     budget_j: float = inf
     phase: str = ""
     recipients: tuple[int, ...] = ()
+
+    def without(self, missing: Collection[int]) -> "Plan":
+        """Return the plan without some neighbours, whose weights go to the own copy."""
+        gone = [k for k, neighbour in enumerate(self.neighbours) if neighbour in missing]
+        kept = [k for k in range(len(self.neighbours)) if k not in gone]
+        weights = {
+            block: (own + sum(others[k] for k in gone), *(others[k] for k in kept))
+            for block, (own, *others) in self.weights.items()
+        }
+        return replace(self, neighbours=tuple(self.neighbours[k] for k in kept), weights=weights)
 
 
 @dataclass(frozen=True)

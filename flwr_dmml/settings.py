@@ -12,6 +12,7 @@ from .options import (
     AllocationOptions,
     AudioOptions,
     EnergyOptions,
+    ExchangeOptions,
     ImageOptions,
     MissingOptions,
     Options,
@@ -183,6 +184,7 @@ class Settings(Options):
     audio: AudioOptions = AudioOptions()
     image: ImageOptions = ImageOptions()
     series: SeriesOptions = SeriesOptions()
+    exchange: ExchangeOptions = ExchangeOptions()
 
     @field_validator("lr_milestones")
     @classmethod

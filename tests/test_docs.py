@@ -40,6 +40,7 @@ NOT_RUN = {
     "--help": "tests/test_cli.py reads the help",
     "examples/custom_method": "tests/test_custom_method.py runs it",
     "flwr-dmml partition": "tests/test_data_parts.py cuts the same app's data",
+    "flwr-dmml fleet": "tests/integration/test_fleet_tls.py runs a fleet from init to the end",
     "flower-super": "tests/integration/test_fleet.py starts a SuperLink and SuperNodes",
     "ray st": "tests/integration/test_sharded.py runs a cluster of two machines",
 }

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from ..blocks import digest
-from ..plan import Outcome, Payload
+from ..plan import Outcome, Payload, Plan
 from ..transport.arrays import record_of
 from ..transport.messages import (
     ABOUT,
@@ -26,14 +26,19 @@ from ..transport.messages import (
     INITIAL,
     METRICS,
     PAYLOAD,
+    PEERS,
     PLAN,
     REPORT,
     STATE,
+    nth,
     pack,
     read_inbox,
+    read_peers,
     read_plan,
+    read_plans,
     unpack,
 )
+from .direct import SENT, open_link, run_directly
 from .evaluation import confusion, predictions
 from .hosting import learner_for
 from .learner import Learner
@@ -165,6 +170,8 @@ def _hello(message: Message, context: Context, learners: tuple[type[Learner], ..
             **{FLOPS_IN + phase: flops for phase, flops in work.in_phase.items()},
         }
     )
+    if address := context.node_config.get("peer-address"):
+        about["peer-address"] = str(address)
     if learner.settings.report_classes:
         labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
         about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()
@@ -209,15 +216,36 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
     if INITIAL in message.content.array_records:
         learner.load_state(unpack(message.content.array_records[INITIAL]))
 
-    plan = read_plan(message.content.config_records[PLAN])
-    outcome = learner.run_round(plan, read_inbox(message.content))
-
-    reply, context.state[STATE] = _records(message, outcome, learner.state())
-    closing = plan.evaluate and not plan.iterations
+    plans = read_plans(message.content)
+    if PEERS in message.content.config_records:
+        reply = _rounds_directly(message, context, learner, plans)
+    else:
+        outcome = learner.run_round(plans[0], read_inbox(message.content))
+        reply, context.state[STATE] = _records(message, outcome, learner.state())
+    closing = plans[-1].evaluate and not plans[-1].iterations
     if closing and (counts := _confusion(learner)):
         reply.content[CONFUSION] = MetricRecord({CONFUSION: counts})
     _held[learner] = context.state.array_records[STATE]
     return reply
+
+
+def _rounds_directly(
+    message: Message, context: Context, learner: Learner, plans: Sequence[Plan]
+) -> Message:
+    """Run the rounds of a message with the neighbours themselves; only numbers are sent back."""
+    kept = unpack(context.state.array_records.get(STATE, ArrayRecord()))
+    sent = {k.removeprefix(SENT): v for k, v in kept.items() if k.startswith(SENT)}
+    me, exchange = learner.partition.partition_id, learner.settings.exchange
+    peers = read_peers(message.content)
+    with open_link(context, exchange, me) as link:
+        outcomes, sent = run_directly(learner, plans, peers, link, str(context.run_id), sent)
+    reply = RecordDict()
+    for position, outcome in enumerate(outcomes):
+        reply[nth(METRICS, position)] = MetricRecord(dict(outcome.metrics))
+        if outcome.rejected:
+            reply[nth(REPORT, position)] = ConfigRecord({"rejected": outcome.rejected})
+    context.state[STATE] = pack(learner.state() | {SENT + k: v for k, v in sent.items()})
+    return Message(reply, reply_to=message)
 
 
 def _records(message: Message, outcome: Outcome, state: Payload) -> tuple[Message, ArrayRecord]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from logging import INFO
 
 import numpy as np
@@ -18,7 +19,9 @@ from ..options import Options
 from ..topology import TopologyError
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
 from ..tracking.sinks import closing_all, make_sinks
+from .direct import DirectExchange
 from .energy_constrained import EnergyConstrained
+from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .layout import layout
 from .peer import PeerStrategy
@@ -126,6 +129,7 @@ def _run(
             energy=energy,
             trackers=trackers,
             keeper=Keeper(folder.path / name, every, keep, stopping),
+            exchange=exchange_of(settings, grid),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         strategy.start(grid, num_rounds=rounds, timeout=timeout)
@@ -135,6 +139,16 @@ def _run(
         folder.finish(name, {"battery_j": None if battery_j is None else battery_j.tolist()})
     report(settings, results)
     log(INFO, "Run folder: %s", folder.path)
+
+
+def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:
+    """Return what makes the exchange that the settings name."""
+    if settings.exchange.transport == "relay":
+        return Exchange
+    if hasattr(grid, "trackers"):
+        log(INFO, "exchange.transport = peer: devices simulated here get a relay instead")
+        return Exchange
+    return partial(DirectExchange, rounds_per_message=settings.exchange.rounds_per_message)
 
 
 @contextmanager

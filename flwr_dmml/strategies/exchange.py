@@ -1,6 +1,6 @@
 """What goes between the strategy and the devices in one run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -21,6 +21,9 @@ from ..transport.messages import (
 )
 from .logbook import Logbook
 from .roster import Roster
+
+MakeExchange = Callable[[str, Roster, Logbook], "Exchange"]
+"""(method, roster, logbook) -> the exchange of a run."""
 
 
 class Exchange:
@@ -45,6 +48,14 @@ class Exchange:
         self.confusion: list[int] = []
         """At the end, of all devices together: true (rows) by predicted class, row by row."""
 
+    rounds_per_message: int = 1
+    """Rounds that the devices run before they report."""
+
+    def expected_sizes(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return what these will publish in a round to come: as much as last time, or blocks."""
+        blocks = {p: 4 * sum(self._roster.members[p].blocks.values()) for p in partitions}
+        return blocks | {p: size for p, size in self.sizes.items() if p in blocks}
+
     @property
     def payloads(self) -> dict[int, ArrayRecord]:
         """What the devices have published in the last round, by partition."""
@@ -56,14 +67,16 @@ class Exchange:
         return self._relay.sizes
 
     def messages(
-        self, plans: Mapping[int, Plan], kind: str, initial: ArrayRecord | None = None
+        self, rounds: Sequence[Mapping[int, Plan]], kind: str, initial: ArrayRecord | None = None
     ) -> list[Message]:
         """Write the messages that complete the round before and begin the next.
 
-        ``initial`` goes to devices that have not answered yet, to start from.
+        ``rounds`` has the plans of every round of the messages, here of one; ``initial`` goes to
+        devices that have not answered yet, to start from.
         """
         messages: list[Message] = []
         sizes: dict[int, tuple[int, int]] = {}  # by the id of a record: many get the same
+        (plans,) = rounds
         for partition, plan in plans.items():
             content = RecordDict({PLAN: write_plan(plan, self._method)})
             for sender, record in self._relay.inbox(plan, partition).items():
@@ -71,11 +84,21 @@ class Exchange:
                 if id(record) not in sizes:
                     sizes[id(record)] = size_bytes(record), size_bytes(record, LABELS)
                 self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])
-            if initial and partition not in self._begun:
-                content[INITIAL] = initial
-            node_id = self._roster.members[partition].node_id
-            messages.append(Message(content, node_id, kind, group_id=str(plan.server_round)))
+            messages.append(self._message(partition, plan.server_round, content, kind, initial))
         return messages
+
+    def _message(
+        self,
+        partition: int,
+        server_round: int,
+        content: RecordDict,
+        kind: str,
+        initial: ArrayRecord | None,
+    ) -> Message:
+        if initial and partition not in self._begun:
+            content[INITIAL] = initial
+        node_id = self._roster.members[partition].node_id
+        return Message(content, node_id, kind, group_id=str(server_round))
 
     def trained(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take the payloads for the next round, and what the devices have measured."""

@@ -81,8 +81,10 @@ class Keeper:
             last = strategy.records[-1].round
             _write_json(self.folder / "confusion.json", {"round": last, "matrix": matrix})
 
-    def after_round(self, strategy: "PeerStrategy", grid: Grid, server_round: int) -> None:
-        """Write a checkpoint if it is time.
+    def after_rounds(
+        self, strategy: "PeerStrategy", grid: Grid, before: int, server_round: int
+    ) -> None:
+        """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
 
         Raises
         ------
@@ -90,7 +92,8 @@ class Keeper:
             The run has been asked to stop.
         """
         stopping = self._stopping()
-        if stopping or (self._every and server_round % self._every == 0):
+        due = self._every and server_round // self._every > before // self._every
+        if stopping or due:
             self._save(strategy, grid, server_round)
         if stopping:
             run = self.folder.parent

@@ -5,8 +5,9 @@ from logging import INFO, WARNING
 from typing import Any
 
 import networkx as nx
-from flwr.app import RecordDict
+from flwr.app import MetricRecord, RecordDict
 from flwr.common.logger import log
+from flwr.serverapp.strategy import Result
 
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Tracker
@@ -86,17 +87,22 @@ class Logbook:
                 record.failed[partition] = reason
                 log(WARNING, "Round %s: node %s is left out: %s", record.round, partition, reason)
 
-    def mixing(self, server_round: int, partition: int, content: RecordDict) -> None:
-        """Note what a node measured and rejected after mixing the payloads of a round."""
+    def mixing(
+        self, server_round: int, partition: int, content: RecordDict, position: int = 0
+    ) -> None:
+        """Note what a node measured and rejected after mixing the payloads of a round.
+
+        It is in the n-th round of its reply.
+        """
         if server_round < 1:
             return
-        for line in read_rejected(content):
+        for line in read_rejected(content, position):
             log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
             sender, _, problem = line.partition(": ")
             if sender.isdigit() and int(sender) in self._members:
                 failed = self.records[server_round - 1].failed
                 failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
-        self.node(server_round, partition).measured(read_metrics(content))
+        self.node(server_round, partition).measured(read_metrics(content, position))
 
     def budget(self, budget: RoundBudget) -> None:
         """Note what the current round is billed, and who stays out for want of energy."""
@@ -125,6 +131,18 @@ class Logbook:
         self._flat = set(budget.flat)
         for note in budget.notes:
             log(INFO, "Round %s: allocation: %s", record.round, note)
+
+    def result(self) -> Result:
+        """Return the mean training loss and test accuracy of every round, as Flower has them."""
+        result = Result()
+        for record in self.records:
+            if record.train_loss is not None:
+                loss = MetricRecord({"train.loss": record.train_loss})
+                result.train_metrics_clientapp[record.round] = loss
+            if record.accuracy is not None:
+                mean = MetricRecord({"test.accuracy": record.accuracy})
+                result.evaluate_metrics_clientapp[record.round] = mean
+        return result
 
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""

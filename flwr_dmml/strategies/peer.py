@@ -11,13 +11,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from ..options import Options
+from ..plan import Plan
 from ..topology import Topology
 from ..tracking.records import RoundRecord, Tracker
-from ..transport.messages import (
-    unpack,
-)
+from ..transport.messages import unpack
 from .energy_constrained import EnergyConstrained
-from .exchange import Exchange
+from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .logbook import Logbook
 from .planner import RoundPlanner
@@ -62,6 +61,8 @@ class PeerStrategy(Strategy):
         Told of every round.
     keeper : Keeper, optional
         Writes checkpoints; where there is one already, the run goes on from it.
+    exchange : callable
+        Makes the exchange of a run: a relay of all payloads, or another kind of it.
     """
 
     addressed: ClassVar[bool] = False
@@ -83,6 +84,7 @@ class PeerStrategy(Strategy):
         energy: EnergyConstrained | None = None,
         trackers: Sequence[Tracker] = (),
         keeper: Keeper | None = None,
+        exchange: MakeExchange = Exchange,
     ) -> None:
         self.check(topology, num_nodes, seed)
         self.topology = topology
@@ -97,6 +99,7 @@ class PeerStrategy(Strategy):
         self.options = options
         self.trackers = tuple(trackers)
         self.keeper = keeper
+        self._make_exchange = exchange
         self.planner = RoundPlanner(
             topology,
             num_nodes,
@@ -109,7 +112,7 @@ class PeerStrategy(Strategy):
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
-        self.exchange = Exchange(method, self.roster, self._logbook)
+        self.exchange = exchange(method, self.roster, self._logbook)
         self._num_rounds = 0
 
     @property
@@ -142,12 +145,21 @@ class PeerStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a round's messages: plan, inbox, and ``arrays`` to start from at first."""
+        """Return the messages of a round, or of several: plans, inbox, ``arrays`` to start from."""
         self._logbook.open(server_round)
+        invited = self._invite(grid)
         sizes, speeds = self.exchange.sizes, self.exchange.speeds
-        plans, budget = self.planner.plans(server_round, self._invite(grid), sizes, speeds)
-        self._logbook.budget(budget)
-        return self.exchange.messages(plans, "train", arrays)
+        rounds: list[dict[int, Plan]] = []
+        last = min(server_round + self.exchange.rounds_per_message - 1, self._num_rounds)
+        for t in range(server_round, last + 1):
+            if t > server_round:
+                self._logbook.open(t)
+                invited = list(rounds[-1])
+                sizes = self.exchange.expected_sizes(invited)
+            plans, budget = self.planner.plans(t, invited, sizes, speeds)
+            self._logbook.budget(budget)
+            rounds.append(plans)
+        return self.exchange.messages(rounds, "train", arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -164,7 +176,7 @@ class PeerStrategy(Strategy):
         if server_round < self._num_rounds:
             return []
         plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
-        return self.exchange.messages(plans, "evaluate")
+        return self.exchange.messages([plans], "evaluate")
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -218,13 +230,13 @@ class PeerStrategy(Strategy):
             raise ValueError(f"num_rounds = {num_rounds}: must be at least 1")
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
-        started, result = time.monotonic(), Result()
+        started = time.monotonic()
         self._num_rounds = num_rounds
         checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
-        self.exchange = Exchange(self.method, self.roster, self._logbook)
+        self.exchange = self._make_exchange(self.method, self.roster, self._logbook)
         phases = [self.phase(t, num_rounds) for t in range(1, num_rounds + 1)]
         self.planner.begin(self.roster.members, phases, self.trained)
         fixed = self.communicates and not self.topology.time_varying
@@ -238,24 +250,26 @@ class PeerStrategy(Strategy):
         if self.keeper and checkpoint:
             self.keeper.restore(self, grid, checkpoint)
             first = checkpoint.server_round + 1
-        for t in range(first, num_rounds + 1):
-            begun = time.monotonic()
-            messages = self.configure_train(t, arrays, config, grid)
-            _, metrics = self.aggregate_train(t, self.roster.send(grid, messages, timeout))
-            self.records[-1].seconds = time.monotonic() - begun
-            if metrics is not None:
-                result.train_metrics_clientapp[t] = metrics
-            if t > 1:
-                self._complete(self.records[-2], result)
+        done = first - 1
+        while done < num_rounds:
+            before, begun = done, time.monotonic()
+            messages = self.configure_train(before + 1, arrays, config, grid)
+            replies = self.roster.send(grid, messages, timeout)
+            done = self.records[-1].round  # the last one of these messages
+            self.aggregate_train(before + 1, replies)
+            for record in self.records[before:]:
+                record.seconds = (time.monotonic() - begun) / (done - before)
+            for record in self.records[max(0, before - 1) : -1]:
+                self._logbook.complete(record)
             if self.keeper:
-                self.keeper.after_round(self, grid, t)
+                self.keeper.after_rounds(self, grid, before, done)
         closing = self.configure_evaluate(num_rounds, arrays, config, grid)
         self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
-        self._complete(self.records[-1], result)
+        self._logbook.complete(self.records[-1])
         if self.keeper:
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
-        return result
+        return self._logbook.result()
 
     # ---- checkpoints ------------------------------------------------------------------------
 
@@ -283,9 +297,3 @@ class PeerStrategy(Strategy):
         invited, absent = self.roster.invite(grid)
         self._logbook.failures(absent)
         return invited
-
-    def _complete(self, record: RoundRecord, result: Result) -> None:
-        self._logbook.complete(record)
-        if record.accuracy is not None:
-            mean = MetricRecord({"test.accuracy": record.accuracy})
-            result.evaluate_metrics_clientapp[record.round] = mean

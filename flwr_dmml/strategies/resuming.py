@@ -21,6 +21,10 @@ FREE = {
     "round-timeout",
     "data-path",
     "data-cache",
+    "exchange.transport",
+    "exchange.timeout-s",
+    "exchange.router",
+    "exchange.multicast",
     "track-with",
 }
 """Settings that may change when a run is resumed: the numbers do not depend on them."""

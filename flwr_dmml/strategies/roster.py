@@ -36,6 +36,7 @@ class Member:
     work: Work
     class_counts: tuple[int, ...] = ()  # training samples of each class; not told: empty
     class_names: tuple[str, ...] = ()  # not known, or not told: empty
+    address: str = ""  # where its neighbours reach it
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
@@ -261,6 +262,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
         class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]
         class_names=tuple(map(str, about.get("class-names", ()))),  # type: ignore[arg-type]
+        address=str(about.get("peer-address", "")),
         work=Work(
             joint=float(about["flops-joint"]),  # type: ignore[arg-type]
             solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from ..plan import Inbox, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
+PEERS, LETTER_BYTES, LABEL_BYTES = "peers", "letter.bytes", "letter.label-bytes"
 PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
 INBOX, FLOPS_IN = "inbox.", "flops-in."
 _WEIGHTS, _UPDATES = "weights.", "updates."
@@ -88,9 +89,27 @@ def read_plan(record: ConfigRecord) -> Plan:
     )
 
 
-def read_metrics(content: RecordDict) -> dict[str, float]:
-    """Read the numbers that came with a reply."""
-    record = content.metric_records.get(METRICS, MetricRecord())
+def nth(name: str, position: int) -> str:
+    """Return the name of a record of the n-th round, from 0, of a message with several."""
+    return f"{name}.{position}" if position else name
+
+
+def read_plans(content: RecordDict) -> list[Plan]:
+    """Read the plans of all rounds of a message."""
+    plans = [read_plan(content.config_records[PLAN])]
+    while (name := nth(PLAN, len(plans))) in content.config_records:
+        plans.append(read_plan(content.config_records[name]))
+    return plans
+
+
+def read_peers(content: RecordDict) -> dict[int, str]:
+    """Read the addresses of the neighbours, by partition id; empty for one that has none."""
+    return {int(k): str(v) for k, v in content.config_records[PEERS].items()}
+
+
+def read_metrics(content: RecordDict, position: int = 0) -> dict[str, float]:
+    """Read the numbers that came with a reply, of the n-th round of its message."""
+    record = content.metric_records.get(nth(METRICS, position), MetricRecord())
     return {name: float(v) for name, v in record.items() if isinstance(v, int | float)}
 
 
@@ -100,9 +119,10 @@ def read_confusion(content: RecordDict) -> list[int]:
     return [int(count) for count in counts] if isinstance(counts, list) else []
 
 
-def read_rejected(content: RecordDict) -> list[str]:
-    """Read what a node found wrong with its neighbours' payloads."""
-    lines = content.config_records.get(REPORT, ConfigRecord()).get("rejected", [])
+def read_rejected(content: RecordDict, position: int = 0) -> list[str]:
+    """Read what a node found wrong with its neighbours' payloads, in the n-th round."""
+    record = content.config_records.get(nth(REPORT, position), ConfigRecord())
+    lines = record.get("rejected", [])
     return [str(line) for line in lines] if isinstance(lines, list) else []
 
 

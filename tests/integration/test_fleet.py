@@ -1,31 +1,29 @@
 """examples/fleet under Flower's deployment engine: a SuperLink and SuperNodes, on this machine."""
 
-import contextlib
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import pytest
+from fleet_helpers import (
+    FLEET,
+    NODES,
+    PROGRAMS,
+    SETTINGS,
+    cut_parts,
+    environment,
+    free_port,
+    running,
+    wait_for_port,
+)
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
-ROOT = Path(__file__).resolve().parents[2]
-FLEET = ROOT / "examples" / "fleet"
-NODES = 3
-SETTINGS = {
-    "num-nodes": NODES,
-    "num-server-rounds": 2,
-    "local-iterations": 4,
-    "evaluate-every": 1,
-    "run-name": "same",
-}
+THREE = {**SETTINGS, "num-server-rounds": 3}
 CONNECTION = """[superlink]
 default = "fleet"
 
@@ -33,92 +31,90 @@ default = "fleet"
 address = "127.0.0.1:{port}"
 insecure = true
 """
+Run = Callable[..., bytes]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cut") / "parts"
+    cut_parts(folder)
+    return folder
 
 
-def started(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            command, env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-
-
-@contextlib.contextmanager
-def running(
-    command: list[str], environment: dict[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program, and end it with all that it has started."""
-    process = started(command, environment, log)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for_port(port: int, log: Path) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
-
-
-def test_a_fleet_trains_on_its_own_parts(tmp_path: Path):
-    """Each SuperNode knows its part's folder only; the metrics file is that of ``simulate``."""
-    cut = ["partition", str(ROOT / "examples" / "quickstart"), "-n", str(NODES)]
-    parts = tmp_path / "parts"
-    cut += ["-o", str(parts), "--set", "samples-per-node=60"]
-    assert CliRunner().invoke(app, cut).exit_code == 0
-
-    folder = Path(sys.executable).parent
+@pytest.fixture(scope="module")
+def fleet_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run examples/fleet; returns the metrics file. A SuperNode knows its part's folder only."""
+    folder = tmp_path_factory.mktemp("fleet")
     port = free_port()
-    environment = os.environ | {
-        "FLWR_HOME": str(tmp_path / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-    }
-    (tmp_path / "flwr").mkdir()
-    (tmp_path / "flwr" / "config.toml").write_text(CONNECTION.format(port=port))
-    log = tmp_path / "superlink.log"
-    link = [
-        str(folder / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port),
-        "--disable-runtime-dependency-installation",
+    variables = environment(folder / "flwr")
+    (folder / "flwr").mkdir()
+    (folder / "flwr" / "config.toml").write_text(CONNECTION.format(port=port))
+    log = folder / "superlink.log"
+    superlink = [
+        str(PROGRAMS / "flower-superlink"), "--insecure", "--host", "127.0.0.1",
+        "--port", str(port), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
+
+    def run(name: str, **settings: Any) -> bytes:
+        config = {**THREE, "run-dir": str(folder), "run-name": name, **settings}
+        given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        done = subprocess.run(
+            [str(PROGRAMS / "flwr"), "run", str(FLEET), "fleet", "--stream", "-c", given],
+            env=variables, cwd=folder, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("*.log"))
+        metrics = folder / name / "dmml-kd" / "metrics.jsonl"
+        assert metrics.exists(), done.stdout + done.stderr + logs
+        return metrics.read_bytes()
+
     with ExitStack() as stack:
-        stack.enter_context(running(link, environment, log))
+        stack.enter_context(running(superlink, variables, log))
         wait_for_port(port, log)
         for node in range(NODES):
             own = parts / f"part-{node:03d}"
+            config = f"data-path='{own}' peer-address='127.0.0.1:{free_port()}'"
             command = [
-                str(folder / "flower-supernode"), "--insecure",
+                str(PROGRAMS / "flower-supernode"), "--insecure",
                 "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
-                "--node-config", f"data-path='{own}'",
+                "--node-config", config,
             ]  # fmt: skip
-            stack.enter_context(running(command, environment, tmp_path / f"node{node}.log"))
-        config = {**SETTINGS, "run-dir": str(tmp_path / "fleet")}
-        given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-        done = subprocess.run(
-            [str(folder / "flwr"), "run", str(FLEET), "fleet", "--stream", "-c", given],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        logs = "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("*.log"))
-        assert done.returncode == 0, done.stdout + done.stderr + logs
-    metrics = tmp_path / "fleet" / "same" / "dmml-kd" / "metrics.jsonl"
-    assert metrics.exists(), done.stdout + logs
+            stack.enter_context(running(command, variables, folder / f"node{node}.log"))
+        yield run
 
-    sets = {**SETTINGS, "run-dir": str(tmp_path / "simulated"), "data-path": str(parts)}
-    simulate = ["simulate", str(FLEET), "--workers", "0"]
-    simulate += [part for k, v in sets.items() for part in ("--set", f"{k}={v}")]
-    assert CliRunner().invoke(app, simulate).exit_code == 0
-    same = tmp_path / "simulated" / "same" / "dmml-kd" / "metrics.jsonl"
-    assert metrics.read_bytes() == same.read_bytes()
-    assert metrics.read_text().count("\n") == SETTINGS["num-server-rounds"]
+
+@pytest.fixture(scope="module")
+def simulated(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The metrics file of the same run in one process."""
+    folder = tmp_path_factory.mktemp("simulated")
+    sets = {**THREE, "run-dir": str(folder), "run-name": "here", "data-path": str(parts)}
+    command = ["simulate", str(FLEET), "--workers", "0"]
+    command += [part for k, v in sets.items() for part in ("--set", f"{k}={v}")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    return (folder / "here" / "dmml-kd" / "metrics.jsonl").read_bytes()
+
+
+def learned(metrics: bytes) -> list[Any]:
+    """Return what must not depend on how payloads travel."""
+    keys = ("round", "train_loss", "accuracy", "macro_f1", "consensus_distance", "failed")
+    nodes = ("accuracy", "accuracy_by_modality", "disagreement", "speed", "updates")
+    return [
+        [line[key] for key in keys] + [[node[key] for key in nodes] for node in line["nodes"]]
+        for line in map(json.loads, metrics.splitlines())
+    ]
+
+
+def test_a_fleet_trains_on_its_own_parts(fleet_run: Run, simulated: bytes):
+    """The metrics file is that of ``simulate``, byte for byte."""
+    assert fleet_run("relayed") == simulated
+    assert simulated.count(b"\n") == THREE["num-server-rounds"]
+
+
+def test_letters_give_the_numbers_of_the_relay(fleet_run: Run, simulated: bytes):
+    """Three rounds in two messages (2 and 1), from device to device: nothing else differs."""
+    pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[peer]" for that')
+    direct = fleet_run("direct", **{"exchange.transport": "peer", "exchange.rounds-per-message": 2})
+    assert learned(direct) == learned(simulated)
+    lines = [json.loads(line) for line in direct.splitlines()]
+    sent = [[node["bytes_sent"] for node in line["nodes"]] for line in lines]
+    assert all(size > 100_000 for line in sent for size in line), sent
+    assert not any(line["failed"] for line in lines)

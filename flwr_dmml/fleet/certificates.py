@@ -1,0 +1,237 @@
+"""The fleet's own certificate authority, what it issues, and the keys of nodes.
+
+No key is ever printed, logged or overwritten.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from .config import FleetError, as_ip
+
+CA_DAYS = 3650
+CERTIFICATE_DAYS = 730
+BACKDATED = timedelta(days=1)
+"""A certificate is valid from a day before it is made: boards may have no clock of their own."""
+SERVER = (ExtendedKeyUsageOID.SERVER_AUTH,)
+PEER = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that only its owner may enter."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_file(file: Path, content: bytes, mode: int) -> None:
+    """Write a file whole or not at all, with its mode from the first byte on."""
+    part = file.with_name(file.name + ".part")
+    part.unlink(missing_ok=True)
+    opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(opened, "wb") as stream:
+        stream.write(content)
+    part.replace(file)
+
+
+def own_key(file: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the TLS key in ``file``; it is made if it is not there.
+
+    Raises
+    ------
+    FleetError
+        The file holds no such key.
+    """
+    if not file.exists():
+        made = ec.generate_private_key(ec.SECP256R1())
+        write_file(file, _private_bytes(made, serialization.PrivateFormat.PKCS8), 0o600)
+    try:
+        key = serialization.load_pem_private_key(file.read_bytes(), None)
+    except (ValueError, TypeError) as error:
+        raise FleetError(f"{file} holds no private key in PEM: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise FleetError(f"{file} holds no elliptic-curve key")
+    return key
+
+
+def make_node_key(file: Path, comment: str) -> bool:
+    """Make the key pair of a SuperNode, P-384 in OpenSSH's formats; return False if it is there.
+
+    The public key is ``file`` with ``.pub`` behind it; it is written again where it is missing.
+    """
+    public = file.with_name(file.name + ".pub")
+    made = not file.exists()
+    if made:
+        fresh = ec.generate_private_key(ec.SECP384R1())
+        write_file(file, _private_bytes(fresh, serialization.PrivateFormat.OpenSSH), 0o600)
+    if made or not public.exists():
+        try:
+            key = serialization.load_ssh_private_key(file.read_bytes(), None)
+        except (ValueError, TypeError) as error:
+            raise FleetError(f"{file} holds no OpenSSH key: {error}") from error
+        line = key.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+        write_file(public, line + f" {comment}\n".encode(), 0o644)
+    return made
+
+
+def _private_bytes(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def read_certificate(file: Path) -> x509.Certificate:
+    """Read a certificate.
+
+    Raises
+    ------
+    FleetError
+        There is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except FileNotFoundError:
+        raise FleetError(f"{file} is missing: run flwr-dmml fleet init") from None
+    except (OSError, ValueError) as error:
+        raise FleetError(f"{file} holds no certificate: {error}") from error
+
+
+def days_left(certificate: x509.Certificate) -> int:
+    """Return for how many whole days a certificate is still valid; negative: it is not."""
+    return (certificate.not_valid_after_utc - datetime.now(UTC)).days
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a certificate is to say.
+
+    Attributes
+    ----------
+    common_name : str
+        Whose it is.
+    addresses : tuple of str
+        IP addresses and host names under which its owner is reached.
+    usages : tuple of ObjectIdentifier
+        Server, or client as well.
+    """
+
+    common_name: str
+    addresses: tuple[str, ...]
+    usages: tuple[x509.ObjectIdentifier, ...]
+
+    @property
+    def names(self) -> x509.SubjectAlternativeName:
+        """The addresses as a certificate holds them."""
+        return x509.SubjectAlternativeName([_general_name(text) for text in self.addresses])
+
+
+def _general_name(text: str) -> x509.GeneralName:
+    number = as_ip(text)
+    return x509.DNSName(text) if number is None else x509.IPAddress(number)
+
+
+class Authority:
+    """The certificate authority in a folder: made when it is first needed, kept ever after.
+
+    Its key is read only to issue a certificate, and may be kept elsewhere in between.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate_file = folder / "ca.crt"
+        self.key_file = folder / "ca.key"
+
+    def make(self, name: str) -> bool:
+        """Make the key and the certificate; return False if the certificate is there."""
+        if self.certificate_file.exists():
+            return False
+        make_folder(self.key_file.parent)
+        key = own_key(self.key_file)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} CA")])
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        builder = _builder(subject, subject, key.public_key(), CA_DAYS)
+        builder = builder.add_extension(x509.BasicConstraints(True, 0), critical=True)
+        builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+        builder = builder.add_extension(identifier, critical=False)
+        _write_certificate(self.certificate_file, builder.sign(key, hashes.SHA256()))
+        return True
+
+    def issue(self, wanted: Wanted, key_file: Path, file: Path) -> x509.Certificate:
+        """Issue a certificate for the key in ``key_file`` (made where missing) into ``file``.
+
+        Raises
+        ------
+        FleetError
+            The authority's key is not there.
+        """
+        if not self.key_file.exists():
+            raise FleetError(f"{self.key_file} is missing: without it nothing can be issued")
+        authority, own = read_certificate(self.certificate_file), own_key(self.key_file)
+        public = own_key(key_file).public_key()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted.common_name)])
+        builder = _builder(subject, authority.subject, public, CERTIFICATE_DAYS)
+        ski = x509.SubjectKeyIdentifier.from_public_key
+        aki = x509.AuthorityKeyIdentifier.from_issuer_public_key(own.public_key())
+        builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
+        builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(wanted.usages), critical=False)
+        builder = builder.add_extension(wanted.names, critical=False)
+        builder = builder.add_extension(ski(public), critical=False)
+        builder = builder.add_extension(aki, critical=False)
+        certificate = builder.sign(own, hashes.SHA256())
+        _write_certificate(file, certificate)
+        return certificate
+
+    def objection(self, wanted: Wanted, key_file: Path, file: Path) -> str:
+        """Return why a certificate that is there does not do, or nothing."""
+        certificate = read_certificate(file)
+        try:
+            certificate.verify_directly_issued_by(read_certificate(self.certificate_file))
+        except (ValueError, TypeError, InvalidSignature):
+            return f"is not from {self.certificate_file}"
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if set(names) != set(wanted.names):
+            held = ", ".join(str(name.value) for name in names)
+            return f"is for {held}, not for {', '.join(wanted.addresses)}"
+        name = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+        if name != wanted.common_name:
+            return f"is that of {name!s}, not of {wanted.common_name}"
+        if key_file.exists() and own_key(key_file).public_key() != certificate.public_key():
+            return f"does not belong to {key_file.name}"
+        return "" if key_file.exists() else f"has lost its key, {key_file.name}"
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return x509.CertificateBuilder(
+        issuer_name=issuer,
+        subject_name=subject,
+        public_key=key,
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - BACKDATED,
+        not_valid_after=now + timedelta(days=days),
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _write_certificate(file: Path, certificate: x509.Certificate) -> None:
+    write_file(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)

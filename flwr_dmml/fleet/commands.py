@@ -1,0 +1,222 @@
+"""The commands ``flwr-dmml fleet``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .certificates import CA_DAYS, CERTIFICATE_DAYS
+from .config import Fleet, FleetError, read_fleet
+from .folder import Prepared, prepare
+from .scripts import CONFIG
+from .status import SOON_DAYS, Report, examine
+from .superlink import register_devices
+
+fleet_app = typer.Typer(
+    name="fleet",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+File = Annotated[Path, typer.Argument(metavar="FLEET.TOML", help="The file of the fleet.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that fleet init makes.")]
+
+
+@fleet_app.callback()
+def _root() -> None:
+    r"""Prepare and check a fleet of devices under Flower's SuperLink, from one file.
+
+    [bold]fleet.toml[/bold]
+
+      name = "lab"                  # of the connection for flwr run
+
+      \[superlink]
+
+      host = "10.0.0.1"             # it listens there, and only there
+
+      port = 8000
+
+      \[\[device]]
+
+      name = "pi-1"
+
+      address = "10.0.0.11"
+
+      data-path = "/data/part-000"  # on the device
+
+    A device may also have partition-id (by default its place in the file), peer-port (7447),
+    runtime-port (9094), profile ("raspberry-pi-4"), device ("cuda") and torch-threads.
+
+    Optional at the top: device-dir ("/etc/flwr-dmml"; {name} in it is the device's name), venv
+    ("/opt/flwr-dmml") and user ("flwr-dmml", of the systemd units). In \[superlink]: dir, where its
+    folder will be (by default where it is made).
+
+    [bold]In this order[/bold]
+
+      flwr-dmml fleet init fleet.toml -o lab
+
+      sh lab/superlink/start.sh
+
+      flwr-dmml fleet register fleet.toml -o lab
+
+      rsync -a lab/devices/pi-1/ root@10.0.0.11:/etc/flwr-dmml/
+
+      sh /etc/flwr-dmml/start.sh    # on the device
+
+      flwr-dmml fleet status fleet.toml -o lab
+
+      FLWR_HOME=lab/flwr flwr run examples/fleet lab --stream
+    """
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.add_typer(fleet_app)
+
+
+@contextmanager
+def _errors_in_words() -> Iterator[None]:
+    try:
+        yield
+    except (FleetError, OSError) as error:
+        err = Console(stderr=True)
+        err.print(f"[bold red]Error:[/bold red] {type(error).__name__}:", end=" ")
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _say(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@fleet_app.command()
+def init(
+    file: File,
+    output: Output,
+    device_dir: Annotated[
+        str | None,
+        typer.Option(help="Where a device's folder will be there; instead of the file's."),
+    ] = None,
+    renew: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Issue this device's certificate anew. Repeatable."),
+    ] = None,
+) -> None:
+    """Make certificates, node keys, start scripts and systemd units for a fleet.
+
+    OUTPUT/ca has the fleet's own certificate authority. Its key (ca.key) is needed for new devices
+    and renewals only: keep it where nobody else gets at it. OUTPUT/superlink and
+    OUTPUT/devices/NAME hold what the SuperLink and each device need, and nothing of the others:
+    copy them whole. OUTPUT/flwr/config.toml is the connection for flwr run.
+
+    Run it again after a change of the file: what is there is kept, devices that are new are added.
+    Keys are never overwritten; scripts, environments and units are written anew. A certificate
+    that no longer fits (another address or partition-id) is refused until --renew NAME;
+    [bold]superlink[/bold] is the SuperLink's name. --renew keeps the key.
+
+    Certificates are valid for two years, the authority's for ten. Nothing can be revoked before:
+    for a device that was stolen see the documentation.
+
+    [bold]Examples[/bold]
+
+      flwr-dmml fleet init fleet.toml -o lab
+
+      flwr-dmml fleet init fleet.toml -o lab --renew pi-1 --renew superlink
+
+      flwr-dmml fleet init fleet.toml -o lab --device-dir '/srv/{name}'
+
+    [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or something cannot be
+    written; standard error says what.  2: wrong command line.
+    """
+    with _errors_in_words():
+        fleet = read_fleet(file, device_dir)
+        _tell(fleet, output, prepare(fleet, output, renew or []))
+
+
+def _tell(fleet: Fleet, output: Path, done: Prepared) -> None:
+    for what, names in (
+        ("made", done.made),
+        ("new certificate", done.renewed),
+        ("kept", done.kept),
+    ):
+        if names:
+            _say(f"{what}: {', '.join(names)}")
+    again = [*done.renewed, *done.changed]
+    if again:
+        _say(f"copy the folders again, and start anew: {', '.join(again)}")
+    if done.dropped:
+        _say(f"no longer in the file, left as they are: {', '.join(done.dropped)}")
+    if done.made or done.renewed:
+        _say(f"new certificates are valid for {CERTIFICATE_DAYS} days, the CA's for {CA_DAYS}")
+    _say(f"start the SuperLink: sh {output / 'superlink' / 'start.sh'}")
+    for device in fleet.devices:
+        _say(f"copy {output / 'devices' / device.name} to {device.name}:{fleet.folder_of(device)}")
+    _say(f"the connection for flwr run: {output / CONFIG}")
+
+
+@fleet_app.command(name="register")
+def register_command(file: File, output: Output) -> None:
+    """Register every device's public key with the SuperLink, which refuses all others.
+
+    The SuperLink must be running. A device that is registered stays so: run it again at will, and
+    after new devices were added. OUTPUT/nodes.json keeps the nodes' ids.
+
+    [bold]Example[/bold]
+
+      flwr-dmml fleet register fleet.toml -o lab
+
+    [bold]Exit status[/bold]  0: all devices are registered.  1: one is not, or the SuperLink does
+    not answer; it is said which, and why.  2: wrong command line.
+    """
+    with _errors_in_words():
+        done = register_devices(read_fleet(file), output)
+        for one in done:
+            _say(f"{one.device}: {one.said}" + (f", node {one.node_id}" if one.node_id else ""))
+        if failed := [one.device for one in done if one.failed]:
+            raise FleetError(f"not registered: {', '.join(failed)}")
+
+
+@fleet_app.command()
+def status(file: File, output: Output) -> None:
+    """Check a running fleet: a table, and under it what is wrong, in words.
+
+    Checked from here: the SuperLink's TLS against the fleet's authority; whether each device is
+    registered and online, and whether a node is registered that is no device of the fleet; when
+    certificates expire (wrong from 30 days before); whether each device's peer port can be reached.
+    Devices listen there only while they train together: a port that is closed is no fault, one that
+    does not answer is.
+
+    [bold]Example[/bold]
+
+      flwr-dmml fleet status fleet.toml -o lab
+
+    [bold]Exit status[/bold]  0: all is well.  1: something is wrong.  2: wrong command line.
+    """
+    with _errors_in_words():
+        fleet = read_fleet(file)
+        report = examine(fleet, output)
+    Console().print(_table(fleet, report))
+    for problem in report.problems:
+        _say(f"- {problem}")
+    if report.problems:
+        raise typer.Exit(1)
+    _say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
+
+
+def _table(fleet: Fleet, report: Report) -> Table:
+    facts = list(dict.fromkeys(key for state in report.devices for key in state.said))
+    table = Table("who", "part", "address", "state", "certificate until", "peer port", *facts)
+    link = fleet.superlink.address
+    table.add_row("SuperLink", "", link, report.superlink, report.until, "", *[""] * len(facts))
+    for state in report.devices:
+        device = state.device
+        table.add_row(
+            device.name, str(device.partition_id), device.peer_address, state.node, state.until,
+            state.peer_port, *(escape(state.said.get(key, "")) for key in facts),
+        )  # fmt: skip
+    return table

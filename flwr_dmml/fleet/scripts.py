@@ -1,0 +1,152 @@
+"""What starts a SuperLink and a device: scripts, environments, and systemd's units."""
+
+import shlex
+from pathlib import Path
+
+from .config import Device, Fleet
+from .quoting import node_config, toml_value, unit_path, unit_word
+
+CONFIG = Path("flwr") / "config.toml"
+"""The connection for ``flwr run``, in a folder that can be ``FLWR_HOME``."""
+
+START = """\
+#!/bin/sh
+# {title} Made by flwr-dmml fleet init.
+set -eu
+umask 077
+cd -- {folder}
+set -a
+. ./environment
+set +a
+exec {command}
+"""
+
+ENVIRONMENT = """\
+# Read by start.sh. Made by flwr-dmml fleet init.
+PATH={venv}:"$PATH"
+FLWR_HOME={home}
+FLWR_TELEMETRY_ENABLED=0
+FLWR_DISABLE_UPDATE_CHECK=1
+FLWR_DMML_CACHE={cache}
+"""
+
+UNIT = """\
+# Made by flwr-dmml fleet init.
+[Unit]
+Description={title}
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+User={user}
+ExecStart=/bin/sh {script}
+Restart=always
+RestartSec=10
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ProtectHome=read-only
+ReadWritePaths={folder}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def superlink_command(fleet: Fleet, folder: str) -> list[str]:
+    """Return what starts the SuperLink: TLS, only registered devices, on the told address only."""
+    link = fleet.superlink
+    return [
+        "flower-superlink",
+        "--host", link.host,
+        "--port", str(link.port),
+        "--ssl-ca-certfile", f"{folder}/ca.crt",
+        "--ssl-certfile", f"{folder}/server.crt",
+        "--ssl-keyfile", f"{folder}/server.key",
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        "--database", f"{folder}/superlink.db",
+    ]  # fmt: skip
+
+
+def device_command(fleet: Fleet, device: Device) -> list[str]:
+    """Return what starts a device's SuperNode."""
+    folder = fleet.folder_of(device)
+    return [
+        "flower-supernode",
+        "--superlink", fleet.superlink.address,
+        "--root-certificates", f"{folder}/ca.crt",
+        "--auth-supernode-private-key", f"{folder}/node-key",
+        "--port", str(device.runtime_port),
+        "--node-config", node_config(device_config(fleet, device)),
+    ]  # fmt: skip
+
+
+def device_config(fleet: Fleet, device: Device) -> dict[str, str | int]:
+    """Return the node config of a device: its data, its place, and how neighbours reach it."""
+    folder = fleet.folder_of(device)
+    config: dict[str, str | int | None] = {
+        "data-path": device.data_path,
+        "partition-id": device.partition_id,
+        "num-partitions": len(fleet.devices),
+        "peer-address": device.peer_address,
+        "tls-ca": f"{folder}/ca.crt",
+        "tls-certificate": f"{folder}/peer.crt",
+        "tls-key": f"{folder}/peer.key",
+        "profile": device.profile,
+        "device": device.device,
+        "torch-threads": device.torch_threads,
+    }
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def connection(fleet: Fleet, ca: Path) -> str:
+    """Return the connection for ``flwr run``."""
+    return (
+        "# For ~/.flwr/config.toml; or set FLWR_HOME to this folder. Made by flwr-dmml fleet init."
+        f'\n[superlink]\ndefault = "{fleet.name}"\n\n'
+        f"[superlink.{fleet.name}]\n"
+        f"address = {toml_value(fleet.superlink.address)}\n"
+        f"root-certificates = {toml_value(str(ca))}\n"
+    )
+
+
+def superlink_files(fleet: Fleet, folder: str) -> dict[str, str]:
+    """Return the text files of the SuperLink's folder."""
+    title = f"SuperLink of the fleet {fleet.name}."
+    command = superlink_command(fleet, folder)
+    return _files(fleet, folder, title, command, "flwr-dmml-superlink.service")
+
+
+def device_files(fleet: Fleet, device: Device) -> dict[str, str]:
+    """Return the text files of a device's folder."""
+    title = f"Device {device.name} of the fleet {fleet.name}."
+    command, folder = device_command(fleet, device), fleet.folder_of(device)
+    return _files(fleet, folder, title, command, "flwr-dmml-device.service")
+
+
+def _files(fleet: Fleet, folder: str, title: str, command: list[str], unit: str) -> dict[str, str]:
+    first, *others = command
+    lines = [first]
+    for word in others:
+        if word.startswith("--"):
+            lines.append(word)
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return {
+        "start.sh": START.format(
+            title=title, folder=shlex.quote(folder), command=" \\\n  ".join(lines)
+        ),
+        "environment": ENVIRONMENT.format(
+            venv=shlex.quote(f"{fleet.venv}/bin"),
+            home=shlex.quote(f"{folder}/flwr"),
+            cache=shlex.quote(f"{folder}/cache"),
+        ),
+        unit: UNIT.format(
+            title=title,
+            user=fleet.user,
+            script=unit_word(f"{folder}/start.sh"),
+            folder=unit_path(folder),
+        ),
+    }

@@ -1,0 +1,109 @@
+"""The exchange of a fleet whose devices write to each other: only plans and numbers pass here."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from ..clients.speedometer import NEAR
+from ..plan import Plan
+from ..tracking.records import under
+from ..transport.messages import (
+    LABEL_BYTES,
+    LETTER_BYTES,
+    PEERS,
+    PLAN,
+    nth,
+    read_metrics,
+    write_plan,
+)
+from .exchange import Exchange
+from .logbook import Logbook
+from .roster import Roster
+
+
+class DirectExchange(Exchange):
+    """Messages with the plans of several rounds and the neighbours' addresses, but no payloads.
+
+    What devices measure comes back round by round. A device that fails in one of the rounds fails
+    in the whole message: its neighbours go on without it.
+
+    Parameters
+    ----------
+    method, roster, logbook
+        See :class:`~.exchange.Exchange`.
+    rounds_per_message : int
+        Rounds that the devices run before they report, at least 1.
+    """
+
+    def __init__(
+        self, method: str, roster: Roster, logbook: Logbook, rounds_per_message: int
+    ) -> None:
+        super().__init__(method, roster, logbook)
+        self.rounds_per_message = rounds_per_message
+        self._letters: dict[int, tuple[int, int]] = {}  # bytes of the last ones, of labels in them
+        self._rounds: list[Mapping[int, Plan]] = []
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Bytes of each device's last letter, by partition."""
+        return {partition: size for partition, (size, _) in self._letters.items()}
+
+    def messages(
+        self, rounds: Sequence[Mapping[int, Plan]], kind: str, initial: ArrayRecord | None = None
+    ) -> list[Message]:
+        """Write the messages of several rounds, to all who take part in the first one."""
+        self._rounds = list(rounds)
+        messages: list[Message] = []
+        for partition, first in rounds[0].items():
+            own = [plans[partition] for plans in rounds if partition in plans]
+            peers = sorted({n for plan in own for n in plan.neighbours})
+            content = RecordDict(
+                {nth(PLAN, k): write_plan(plan, self._method) for k, plan in enumerate(own)}
+            )
+            content[PEERS] = ConfigRecord({str(n): self._roster.members[n].address for n in peers})
+            messages.append(self._message(partition, first.server_round, content, kind, initial))
+        return messages
+
+    def trained(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Take note of what the devices have measured and sent in each round."""
+        good, failed = self._roster.sort(replies)
+        self._begun |= set(good)
+        for position, plans in enumerate(self._rounds):
+            t = server_round + position
+            self._book(t - 1, plans)
+            self._letters = {}
+            for partition, content in good.items():
+                if partition not in plans:
+                    continue
+                metrics = read_metrics(content, position)
+                self._logbook.mixing(t - 1, partition, content, position)
+                self._logbook.node(t, partition).trained(metrics)
+                self.speeds[partition] = under(NEAR, metrics) or self.speeds.get(partition, {})
+                if LETTER_BYTES in metrics:
+                    labels = int(metrics.get(LABEL_BYTES, 0))
+                    self._letters[partition] = int(metrics[LETTER_BYTES]), labels
+                else:
+                    failed[partition] = f"its reply lacks round {t}"
+        self._logbook.failures(failed)
+
+    def closed(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Note what the devices have measured after the last round."""
+        self._book(server_round, self._rounds[0])
+        super().closed(server_round, replies)
+
+    def _book(self, server_round: int, plans: Mapping[int, Plan]) -> None:
+        """Note whose letters of a round went to whom, by the plans of the next one."""
+        for plan in plans.values():
+            for sender in plan.neighbours:
+                if sender in self._letters:
+                    self._logbook.node(server_round, sender).sent(*self._letters[sender])
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next message needs besides what the devices keep, as JSON."""
+        return super().state() | {"letters": {str(p): list(n) for p, n in self._letters.items()}}
+
+    def load_state(self, state: Mapping[str, Any], payloads: Mapping[int, ArrayRecord]) -> None:
+        """Go on from what :meth:`state` gave; the devices have kept their last letters."""
+        super().load_state(state, payloads)
+        self._letters = {int(p): (int(a), int(b)) for p, (a, b) in state["letters"].items()}

@@ -1,0 +1,79 @@
+"""What tests with a SuperLink and SuperNodes on this machine have in common."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from flwr_dmml.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+FLEET = ROOT / "examples" / "fleet"
+PROGRAMS = Path(sys.executable).parent
+NODES = 3
+SETTINGS = {
+    "num-nodes": NODES,
+    "num-server-rounds": 2,
+    "local-iterations": 4,
+    "evaluate-every": 1,
+    "run-name": "same",
+}
+
+
+def cut_parts(folder: Path) -> None:
+    """Write a tiny part for each device."""
+    cut = ["partition", str(ROOT / "examples" / "quickstart"), "-n", str(NODES)]
+    cut += ["-o", str(folder), "--set", "samples-per-node=60"]
+    assert CliRunner().invoke(app, cut).exit_code == 0
+
+
+def environment(flwr_home: Path) -> dict[str, str]:
+    return os.environ | {
+        "FLWR_HOME": str(flwr_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def started(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, and end it with all that it has started."""
+    process = started(command, environment, log)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for_port(port: int, log: Path) -> None:
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
