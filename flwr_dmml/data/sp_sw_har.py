@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .problems import Problems
+from .problems import Problems, refuse
 from .registry import Dataset, LoadOptions
 from .samples import DataError, Modality, Samples, Source
 from .windows import Floats, Ints, Recording, Windowing, cut
@@ -28,7 +28,6 @@ _INDEX = "executions_info.csv"
 _HEADER = "x_acc,y_acc,z_acc,x_gyro,y_gyro,z_gyro,timestamp,label"
 _EXECUTION = re.compile(r"(?P<subject>s\d+)_\d+")
 _DEVICES = ("sp", "sw")  # phone and watch, in file names
-_LINES_SHOWN = 3  # bad lines of one file that are spelled out
 
 
 def load(options: LoadOptions) -> Source:
@@ -128,10 +127,7 @@ def read_recording(path: Path) -> Recording:
         else:
             rows.append(row)
             labels.append(label)
-    if wrong:
-        more = len(wrong) - _LINES_SHOWN
-        shown = [*wrong[:_LINES_SHOWN], *([f"and {more:,} more lines"] if more > 0 else [])]
-        raise DataError("; ".join(shown))
+    refuse(wrong)
     table = np.array(rows)
     return Recording(
         times=table[:, 6] / 1000,
