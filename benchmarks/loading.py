@@ -51,7 +51,7 @@ def main(
     dataset: Annotated[str, typer.Option(help="A data set that lists its files.")] = "av-digits",
     data: Annotated[Path, typer.Option(envvar="FLWR_DMML_DATA", help="Its folder.")] = Path("."),
     repeats: Annotated[int, typer.Option(min=1, help="Median of so many.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = os.cpu_count() or 1,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads, as torch-threads.")] = 1,
     to_json: Annotated[Path | None, typer.Option("--json", help="Write all times there.")] = None,
 ) -> None:
     """Time the loading of a data set; ratios are of medians, side by side in this run."""

@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from flwr.app import Context, Message
 
 from ..config import SettingsError, parse_settings
@@ -49,6 +50,7 @@ def _build_learner(
 ) -> Learner:
     """Build a learner once per process; its state is loaded anew for every message."""
     methods, settings, options = _configure(run_config, learners)
+    torch.set_num_threads(settings.torch_threads)
     partition = load_partition(settings.partition_options(), partition_id)
     return methods[method](partition, settings, options[method])
 
