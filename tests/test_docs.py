@@ -41,7 +41,7 @@ NOT_RUN = {
     "examples/custom_method": "tests/test_custom_method.py runs it",
     "flwr-dmml partition": "tests/test_data_parts.py cuts the same app's data",
     "flwr-dmml fleet": "tests/integration/test_fleet_tls.py runs a fleet from init to the end",
-    "flower-super": "tests/integration/test_fleet.py starts a SuperLink and SuperNodes",
+    "flower-super": "tests/integration/test_fleet_run.py starts a SuperLink and SuperNodes",
     "ray st": "tests/integration/test_sharded.py runs a cluster of two machines",
 }
 """What a command holds that is not run here, and why not."""
