@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from . import sweep
+from .arguments import AppFolder, Nodes, Overrides, changed_settings
 from .clients import find_methods, option_types
 from .config import Settings, SettingsError, every_setting
 from .data import DataError
 from .data import commands as data_commands
 from .describe import describe, tables
-from .engine import AppError, EngineError, cores, load_app, parse_override, run_app
+from .engine import AppError, EngineError, cores, load_app, run_app
 from .fleet import commands as fleet_commands
 from .report.commands import register
 from .strategies import NoDevicesError, ResumeError, RunStoppedError, find_run, saved_config
@@ -57,16 +58,9 @@ def _root() -> None:
 
 @app.command()
 def simulate(
-    path: Annotated[
-        Path, typer.Argument(help="Folder of the Flower app, e.g. examples/quickstart.")
-    ] = Path("."),
-    nodes: Annotated[
-        int | None, typer.Option("--nodes", "-n", min=1, help="Devices; sets num-nodes.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a run-config key. Repeatable."),
-    ] = None,
+    path: AppFolder = Path("."),
+    nodes: Nodes = None,
+    overrides: Overrides = None,
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Processes to spread the devices over; 0: all in this one."),
@@ -132,9 +126,7 @@ def simulate(
         out.print(_methods_table() if list_methods else _settings_table())
         return
     try:
-        changed = _read_overrides(overrides or [])
-        if nodes is not None:
-            changed["num-nodes"] = nodes
+        changed = changed_settings(overrides, nodes)
         loaded = load_app(path)
         if resume is not None:
             changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
@@ -213,13 +205,6 @@ def _processes(asked: int | None, config: Mapping[str, Any]) -> int:
     sharded = bool(config.get("ray-address")) or config.get("engine") == "sharded"
     worth = cores() > 1 and find_spec("ray") is not None
     return cores() if sharded or worth else 0
-
-
-def _read_overrides(items: list[str]) -> dict[str, Any]:
-    try:
-        return dict(parse_override(item) for item in items)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _methods_table() -> Table:

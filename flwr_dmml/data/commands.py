@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from ..arguments import AppFolder, Nodes, Overrides, changed_settings
 from ..clients import find_methods, option_types
 from ..config import SettingsError, parse_settings, resolved
-from ..engine import AppError, load_app, parse_override
+from ..engine import AppError, load_app
 from ..options import GROUPS
 from ..settings import Settings
 from .cache import cache_folder, clear, entries
@@ -36,19 +37,12 @@ def register(app: typer.Typer) -> None:
 
 
 def partition(
-    path: Annotated[
-        Path, typer.Argument(help="Folder of the Flower app, e.g. examples/quickstart.")
-    ] = Path("."),
+    path: AppFolder = Path("."),
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the parts: new or empty.")
     ] = Path("parts"),
-    nodes: Annotated[
-        int | None, typer.Option("--nodes", "-n", min=1, help="Devices; sets num-nodes.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a run-config key. Repeatable."),
-    ] = None,
+    nodes: Nodes = None,
+    overrides: Overrides = None,
 ) -> None:
     """Cut a data set into a folder for each device, to be copied to it.
 
@@ -74,12 +68,7 @@ def partition(
     [bold]Exit status[/bold]  0: all parts are written.  1: nothing is.  2: wrong command line.
     """
     out, err = Console(), Console(stderr=True)
-    try:
-        changed = dict(parse_override(item) for item in overrides or [])
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if nodes is not None:
-        changed["num-nodes"] = nodes
+    changed = changed_settings(overrides, nodes)
     unfinished = output.with_name(output.name + ".unfinished")
     try:
         settings = _settings({**load_app(path).run_config, **changed})
