@@ -16,6 +16,8 @@ STATISTICS = "stats."
 """Prefix of payload entries that travel with the blocks but are never mixed."""
 
 _TO = "@"
+COMPANION = "#"
+"""Stands in a payload between a block's name and that of what belongs to it, such as its scales."""
 
 
 def addressed(block: str, recipient: int) -> str:
@@ -24,8 +26,13 @@ def addressed(block: str, recipient: int) -> str:
 
 
 def unaddressed(name: str) -> str:
-    """Return the block that a name in a payload belongs to, addressed or not."""
-    return name.partition(_TO)[0]
+    """Return the block that a name in a payload belongs to, addressed or not, or a companion."""
+    return without_companion(name).partition(_TO)[0]
+
+
+def without_companion(name: str) -> str:
+    """Return the name, addressed or not, of the block that an entry of a payload goes with."""
+    return name.partition(COMPANION)[0]
 
 
 LARGEST = 1e6
@@ -46,8 +53,9 @@ def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
     """
     owner: dict[int, str] = {}
     for name, module in blocks.items():
-        if _TO in name:
-            raise ValueError(f"block '{name}': a name cannot hold '{_TO}'")
+        for mark in (_TO, COMPANION):
+            if mark in name:
+                raise ValueError(f"block '{name}': a name cannot hold '{mark}'")
         if not num_parameters(module):
             raise ValueError(f"block '{name}' has no parameters: there is nothing to mix")
         for buffer, value in module.named_buffers():

@@ -108,7 +108,8 @@ def parse_settings(
         problems += _coordinator_problems(settings) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
     if problems or settings is None:
-        raise SettingsError("the run config cannot work:\n  " + "\n  ".join(problems))
+        whose = "this device's settings" if side == "device" else "the run config"
+        raise SettingsError(f"{whose} cannot work:\n  " + "\n  ".join(problems))
     return settings, {name: value for name, value in options.items() if value is not None}
 
 
@@ -177,6 +178,11 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
 def _coordinator_problems(settings: Settings) -> list[str]:
     """Return what is wrong with what only the coordinator needs: the graph and the run folder."""
     problems: list[str] = []
+    if settings.exchange.encrypt and settings.exchange.router:
+        problems.append(
+            "exchange.encrypt = True: a router of exchange.router could read all letters; allowed: "
+            "transport = 'relay', or devices that reach each other"
+        )
     if (run_dir := Path(os.path.expanduser(settings.run_dir))).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     if settings.wireless.shared and settings.allocation.rule == "sync-only":
@@ -199,6 +205,19 @@ def _coordinator_problems(settings: Settings) -> list[str]:
     return problems
 
 
+def _folder_problem(path: str) -> str:
+    """Return why a folder cannot be read, or nothing."""
+    try:
+        os.scandir(path).close()
+    except FileNotFoundError:
+        return "no such folder"
+    except NotADirectoryError:
+        return "is a file; a folder is needed"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return ""
+
+
 def _device_problems(settings: Settings) -> list[str]:
     """Return what is wrong with what only a device needs: the folder of its data, and weights."""
     try:
@@ -211,8 +230,8 @@ def _device_problems(settings: Settings) -> list[str]:
             f"data-path = '': the data set '{settings.dataset}' needs its folder here (in the run "
             "config, or of a single device in its node config)"
         )
-    if settings.data_path and not Path(settings.data_folder).is_dir():
-        problems.append(f"data-path = {settings.data_path!r}: no such folder")
+    if settings.data_path and (problem := _folder_problem(settings.data_folder)):
+        problems.append(f"data-path = {settings.data_path!r}: {problem}")
     if weights := settings.encoder_weights:
         if "resnet18" not in (settings.image_encoder, settings.audio_encoder):
             problems.append(

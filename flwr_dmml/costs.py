@@ -1,7 +1,7 @@
 """What iterations cost a fleet in joules and seconds: the price list of the allocation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -76,6 +76,20 @@ class FleetCosts:
 
         in_phase = {phase: price(flops) for phase, flops in phases.items()}
         return cls(modalities, owned, price(solo), price(joint), price(per_round), in_phase)
+
+    def scaled(self, factor: Floats) -> Self:
+        """Return the prices with each device's joules times ``factor`` ``[node]``."""
+
+        def scale(prices: IterationCosts) -> IterationCosts:
+            return IterationCosts(prices.energy_j * factor[:, None], prices.time_s)
+
+        return replace(
+            self,
+            solo=scale(self.solo),
+            joint=scale(self.joint),
+            per_round=scale(self.per_round),
+            in_phase={phase: scale(prices) for phase, prices in self.in_phase.items()},
+        )
 
     def own_work(self, phase: str = "") -> IterationCosts:
         """Return what a method's own work costs in a round of this phase, ``[node, 1]``."""

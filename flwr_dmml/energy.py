@@ -175,6 +175,29 @@ class Ledger:
             raise LedgerError(f"node {i} holds {left[i]} J and cannot spend {spent[i]} J on {kind}")
         self._spent_j[kind] = self._spent_j[kind] + np.minimum(spent, left)
 
+    def correct(self, kind: Kind, joules: ArrayLike) -> Floats:
+        """Book that what was charged for ``kind`` was too little by so much, or too much if < 0.
+
+        Parameters
+        ----------
+        kind : str
+            One of :data:`KINDS`.
+        joules : ArrayLike, shape ``[node]`` or one number
+            Finite.
+
+        Returns
+        -------
+        NDArray[np.float64], shape ``[node]``
+            What was booked: at most what a battery holds; given back is at most what was spent on
+            this kind, and what fits in.
+        """
+        extra, left = self._per_node("joules", joules), self.remaining_j
+        self._refuse(~np.isfinite(extra), "has an impossible correction")
+        room = np.minimum(self._spent_j[kind], np.maximum(0.0, self._capacity_j - left))
+        booked: Floats = np.clip(extra, -room, left)
+        self._spent_j[kind] = self._spent_j[kind] + booked
+        return booked
+
     def harvest(self, joules: ArrayLike) -> Floats:
         """Store what each node gathered (``harvesting_w`` times the seconds), as far as it fits.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .coding import Precision
 from .profiles import PROFILES, DeviceProfile, draw_fleet
 from .wireless import ChannelModel, Wireless
 
@@ -58,6 +59,9 @@ class EnergyOptions(Options):
     harvesting_w: float = Field(0.0, ge=0, description="power that refills the battery")
     pacing: bool = Field(
         True, description="spread what is left evenly over the rounds to come; off spends it first"
+    )
+    meter: Literal["model", "auto"] = Field(
+        "model", description="joules of computing: the model's; auto: a device's own meter's"
     )
 
     @field_validator("devices")
@@ -189,9 +193,7 @@ class PublicOptions(Options):
         "", description="mix in this data set, whose samples are out of distribution"
     )
     outside_share: float = Field(0.5, gt=0, lt=1, description="their share, where outside is set")
-    convert_images: bool = Field(
-        False, description="bring images of another size or colour to the run's"
-    )
+    convert_images: bool = Field(False, description="bring other images to the run's size, colour")
 
 
 class MissingOptions(Options):
@@ -268,6 +270,9 @@ class ExchangeOptions(Options):
         "", description="peer: Zenoh router, host:port, for devices that cannot be reached"
     )
     multicast: bool = Field(False, description="peer: find each other by multicast on the LAN")
+    encrypt: bool = Field(False, description="from device to device, unread by the SuperLink (TLS)")
+    precision: Precision = Field("float32", description="type of the numbers that are sent")
+    top_k: float = Field(1.0, gt=0, le=1, description="share of a block's entries that is sent")
 
     @model_validator(mode="after")
     def _several_rounds(self) -> "ExchangeOptions":

@@ -84,8 +84,11 @@ class Outcome:
         sample is left out.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
+    meter_problem : str
+        Why the round's joules could not be measured; empty where they were, or need not be.
     """
 
     payload: Payload
     metrics: dict[str, float]
     rejected: list[str]
+    meter_problem: str = ""

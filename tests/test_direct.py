@@ -24,6 +24,7 @@ class Shelf:
     def __init__(self, letters: Mapping[tuple[int, int], Letter]) -> None:
         self.letters, self.published = dict(letters), list[Letter]()
         self.asked: list[tuple[list[int], int]] = []
+        self.spare: list[float] = []
         self.lingered: tuple[list[int], int] = ([], -1)
 
     def publish(self, letter: Letter) -> int:
@@ -31,9 +32,10 @@ class Shelf:
         return 100
 
     def collect(
-        self, peers: Mapping[int, str], server_round: int, timeout_s: float
+        self, peers: Mapping[int, str], server_round: int, timeout_s: float, spare_s: float
     ) -> tuple[dict[int, Letter], dict[int, str]]:
         self.asked.append((list(peers), server_round))
+        self.spare.append(spare_s)
         there = {
             p: self.letters[p, server_round] for p in peers if (p, server_round) in self.letters
         }
@@ -92,6 +94,7 @@ def test_rounds_are_those_that_somebody_else_routes(letters):
         assert known == other.metrics and outcome.metrics[LETTER_BYTES] == 100
         assert not outcome.rejected
     assert shelf.asked == [([], 0), ([1, 2], 1), ([1, 2], 2)]
+    assert shelf.spare[:2] == [0, 0] and 0 < shelf.spare[2] <= 30
     assert [letter.server_round for letter in shelf.published] == [1, 2, 3]
     assert shelf.lingered == ([1, 2], 2)
 

@@ -8,12 +8,15 @@ import ssl
 import stat
 import subprocess
 import threading
+import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from cryptography import x509
@@ -26,9 +29,13 @@ from flwr.cli.supernode.register import try_load_public_key
 from flwr.common.config import parse_config_args
 from typer.testing import CliRunner
 
+from flwr_dmml.cli import app as cli
 from flwr_dmml.fleet import (
+    Device,
     Fleet,
     FleetError,
+    ask_devices,
+    asking,
     certificates,
     examine,
     prepare,
@@ -40,6 +47,7 @@ from flwr_dmml.fleet import (
 from flwr_dmml.fleet.commands import fleet_app
 from flwr_dmml.fleet.quoting import node_config, unit_path, unit_word
 from flwr_dmml.fleet.scripts import device_config
+from flwr_dmml.fleet.status_app import client_app
 
 TWO = """name = "lab"
 [superlink]
@@ -337,6 +345,7 @@ def test_quoting_comes_back(tmp_path: Path, path: str):
         "tls-ca": f"{path}/pi-1/ca.crt",
         "tls-certificate": f"{path}/pi-1/peer.crt",
         "tls-key": f"{path}/pi-1/peer.key",
+        "state-dir": f"{path}/pi-1/state",
         "profile": "raspberry-pi-4",
     }
 
@@ -549,6 +558,29 @@ class FakeFlower:
     def __init__(self) -> None:
         self.nodes: dict[str, str] = {}
         self.keys: set[str] = set()
+        self.silent: set[str] = set()
+        self.edit: Callable[[str, dict[str, Any]], object] = lambda name, answer: None
+
+    def run_to_end(
+        self, fleet: Fleet, folder: Path, app: Path, config: str, timeout_s: float
+    ) -> str:
+        """What the app prints, with the devices' own words."""
+        given = parse_config_args([config])
+        devices = json.loads(str(given["devices"]))
+        assert (app / "pyproject.toml").exists() and given["timeout-s"] == timeout_s - 30
+        by_name = {device.name: device for device in fleet.devices}
+        log = "Successfully installed fleet-status\n"
+        for node, (name, *_) in devices.items():
+            if name in self.silent:
+                continue
+            peers = {other: [host, port] for other, host, port in devices.values() if other != name}
+            started = device_config(fleet, by_name[name])
+            answer = client_app.describe(started, peers)
+            self.edit(name, answer)
+            sent, received = time.time() - 4, time.time() + 6
+            line = {"node": node, "sent": sent, "received": received}
+            log += f"flwr-dmml-status {json.dumps(line | {'answer': json.dumps(answer)})}\n"
+        return log + 'flwr-dmml-status "end"\n'
 
     def __call__(self, fleet: Fleet, folder: Path, arguments: list[str]) -> dict[str, object]:
         if arguments[1] == "list":
@@ -568,6 +600,7 @@ class FakeFlower:
 def flower(monkeypatch: pytest.MonkeyPatch) -> FakeFlower:
     fake = FakeFlower()
     monkeypatch.setattr(superlink, "flower", fake)
+    monkeypatch.setattr(asking, "run_to_end", fake.run_to_end)
     return fake
 
 
@@ -624,6 +657,10 @@ def running(
     with tls_server(context) as (port, _):
         text = TWO.replace('host = "10.0.0.1"', f'host = "127.0.0.1"\nport = {port}')
         text = text.replace("10.0.0.11", "127.0.0.1").replace("pi-2.example.org", "localhost")
+        for part in ("part-000", "part-001"):
+            (tmp_path / part).mkdir()
+            (tmp_path / part / "images.npz").touch()
+            text = text.replace(f"/data/{part}", str(tmp_path / part))
         file, folder = write(tmp_path, text), tmp_path / "lab"
         fleet = read_fleet(file)
         prepare(fleet, folder)
@@ -744,11 +781,210 @@ def test_certificates_that_end(
     assert said.count("- ") == 1
 
 
-def test_devices_can_be_asked(running: tuple[Path, Path]):
-    """By a function that a Flower app may stand behind one day."""
-    report = examine(read_fleet(running[0]), running[1], lambda f, d: {"pi-2": {"torch": "2.11"}})
-    assert [dict(state.said) for state in report.devices] == [{}, {"torch": "2.11"}]
-    assert report.problems == []
+# What devices say of themselves
+
+
+def test_devices_are_asked(running: tuple[Path, Path], flower: FakeFlower):
+    code, said = run("status", running[0], "-o", running[1])
+    assert code == 0 and said.count("1 of 1 reached") == 2 and said.count("within 6 s") == 2, said
+    assert said.count(f"torch {version('torch')}") == 2 and said.count("1 files and folders") == 2
+    flower.nodes["1002"] = "offline"
+    code, said = run("status", running[0], "-o", running[1])
+    assert said.count("0 of 0 reached") == 1 and "did not answer" not in said
+    code, said = run("status", running[0], "-o", running[1], "--no-ask")
+    assert code == 1 and "reached" not in said
+
+
+def test_a_report_for_programs(running: tuple[Path, Path], flower: FakeFlower):
+    flower.silent = {"pi-2"}
+    code, said = run("status", running[0], "-o", running[1], "--json", "--timeout", 20)
+    report = json.loads(said)
+    one, two = report["devices"]
+    assert code == 1 and report["superlink"]["state"] == "well" and two["answer"] is None
+    assert one["answer"]["config"]["partition-id"] == 0 and one["answer"]["disk_bytes"] > 0
+    low, high = one["clock-ahead-s"]
+    assert high - low == pytest.approx(10) and low < 0 < high
+    late = "did not answer in 20 s: busy with another run, or silent"
+    assert report["problems"] == [f"pi-2 {late}"]
+
+
+def other_version(answer: dict[str, Any]) -> None:
+    answer["versions"]["flwr-dmml"] = "9.9"
+
+
+def no_data(answer: dict[str, Any]) -> None:
+    answer["data"] = client_app.describe_data({"data-path": "/no/such/folder"})
+
+
+def data_unset(answer: dict[str, Any]) -> None:
+    answer["data"] = client_app.describe_data({})
+
+
+def stale(answer: dict[str, Any]) -> None:
+    answer["config"]["partition-id"] = 1
+
+
+def other_part(answer: dict[str, Any]) -> None:
+    answer["data"] |= {"part": 1, "parts": 3}
+
+
+def behind(answer: dict[str, Any]) -> None:
+    answer["time_s"] -= 4 + 12.1
+
+
+def ahead(answer: dict[str, Any]) -> None:
+    answer["time_s"] += 6 + 60.1
+
+
+def days_behind(answer: dict[str, Any]) -> None:
+    answer["time_s"] -= 90000
+
+
+def cut_off(answer: dict[str, Any]) -> None:
+    answer["peers"]["pi-2"] = "timed out"
+
+
+def of_another_form(answer: dict[str, Any]) -> None:
+    del answer["time_s"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (
+            other_version,
+            f"versions of flwr-dmml: {version('flwr-dmml')} on this machine, pi-2; 9.9",
+        ),
+        (no_data, "pi-1: data-path: '/no/such/folder' cannot be read: No such file or directory"),
+        (data_unset, "pi-1: its node config has no data-path"),
+        (
+            stale,
+            "pi-1 was started with another fleet.toml (partition-id 1, not 0): copy its folder",
+        ),
+        (other_part, "pi-1 holds part 1, its partition-id is 0"),
+        (other_part, "pi-1 holds one of 3 parts, the fleet has 2 devices"),
+        (behind, "pi-1: its clock is at least 12 s behind; the SuperLink refuses devices that are"),
+        (ahead, "pi-1: its clock is at least 60 s ahead"),
+        (days_behind, "5 min behind, and new certificates are not valid for it yet"),
+        (cut_off, "pi-1 does not reach pi-2 (localhost:7447): timed out"),
+        (of_another_form, "pi-1 gives an answer of another form: time_s Field required"),
+    ],
+)
+def test_what_devices_say_is_judged(
+    running: tuple[Path, Path],
+    flower: FakeFlower,
+    edit: Callable[[dict[str, Any]], None],
+    problem: str,
+):
+    flower.edit = lambda name, answer: edit(answer) if name == "pi-1" else None
+    code, said = run("status", running[0], "-o", running[1])
+    assert code == 1 and problem in said, said
+
+
+def test_parts_of_different_data_sets(running: tuple[Path, Path], flower: FakeFlower):
+    forms = {"pi-1": 10, "pi-2": 12}
+
+    def edit(name: str, answer: dict[str, Any]) -> None:
+        kind = ["image", "(1, 8, 8)"]
+        answer["data"]["form"] = {"classes": forms[name], "modalities": {"image": kind}}
+
+    flower.edit = edit
+    code, said = run("status", running[0], "-o", running[1])
+    one, two = (f"{name}: {n} classes, image (image (1, 8, 8))" for name, n in forms.items())
+    assert code == 1 and f"the parts are of different data sets: {one}; {two}" in said, said
+    forms["pi-2"] = 10
+    assert run("status", running[0], "-o", running[1])[0] == 0
+
+
+def test_a_small_lateness_is_no_fault(running: tuple[Path, Path], flower: FakeFlower):
+    """Certain are 4 s of the 14 that it is behind the time of the question and the answer."""
+
+    def edit(name: str, answer: dict[str, Any]) -> None:
+        answer["time_s"] -= 4 + 4.1
+
+    flower.edit = edit
+    code, said = run("status", running[0], "-o", running[1])
+    assert code == 0 and said.count("at least 4 s behind") == 2, said
+
+
+def test_what_a_device_reaches():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert client_app.reach("127.0.0.1", port) == "open"
+    assert client_app.reach("127.0.0.1", port) == "closed"
+    assert client_app.reach("no-such-host.invalid", port) == "no such host name"
+
+
+def test_what_a_device_says_of_its_data(tmp_path: Path):
+    def said(path: Path, partition: int = 0) -> dict[str, Any]:
+        return client_app.describe_data({"data-path": str(path), "partition-id": partition})
+
+    assert said(tmp_path)["problem"] == f"data-path: '{tmp_path}' is an empty folder"
+    parts, app = tmp_path / "parts", Path(__file__).parents[1] / "examples" / "quickstart"
+    cut = ["partition", str(app), "-n", "2", "-o", str(parts), "--set", "samples-per-node=30"]
+    assert CliRunner().invoke(cli, cut).exit_code == 0
+    whole, own = said(parts, 1), said(parts / "part-001", 1)
+    assert whole == own and own["part"] == 1 and own["parts"] == 2
+    assert own["summary"] == "part 1 of 2, image, 30 training, 360 test samples"
+    assert own["form"] == said(parts)["form"] and own["form"]["classes"] == 10
+    file = parts / "part-001" / "samples.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert f"data-path: '{file}' cannot be read: " in said(parts, 1)["problem"]
+    (parts / "part-001" / "part.json").write_text("{}")
+    assert "part.json' is damaged: part: Field required" in said(parts, 1)["problem"]
+    (parts / "manifest.csv").write_text("sound,label,split\na.wav,x,train\nb.wav,y,test\n")
+    assert said(parts, 7) == {"summary": "sound, 2 samples"}
+
+
+FLWR = """#!/bin/sh
+case "$1" in
+  run) echo '{"success": true, "run-id": "5"}' ;;
+  stop) echo stopped > "$FLWR_HOME/stopped"; echo '{"success": true}' ;;
+  log) %s ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "problem"),
+    [
+        ("echo 'Exit Code: 700'", "has not come to its end: Exit Code: 700; without an answer: pi"),
+        ("echo waits; exec sleep 60", "has not come to its end: waits; without an answer: pi-1"),
+        ("echo 'flwr-dmml-status \"end\"'", "pi-1 did not answer in 1 s: busy with another run"),
+    ],
+)
+def test_a_run_that_asks_and_fails(
+    lab: tuple[Fleet, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    log: str,
+    problem: str,
+):
+    (tmp_path / "flwr").write_text(FLWR % log)
+    (tmp_path / "flwr").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr(asking, "START_S", 1.0)
+    asked = ask_devices(*lab, lab[0].devices[:1], 1.0)
+    assert not asked.heard and len(asked.problems) == 1 and problem in asked.problems[0]
+    assert (lab[1] / "flwr" / "stopped").exists() == ("sleep" in log)
+
+
+def test_a_run_that_does_not_start(
+    lab: tuple[Fleet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "flwr").write_text('#!/bin/sh\necho \'{"error-message": "no  room"}\'\n')
+    (tmp_path / "flwr").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(FleetError, match="devices cannot be asked: no room"):
+        ask_devices(*lab, lab[0].devices)
+
+
+def test_that_nobody_can_be_asked_is_a_problem(running: tuple[Path, Path]):
+    def ask(fleet: Fleet, folder: Path, devices: Sequence[Device]) -> NoReturn:
+        raise FleetError(f"not {[device.name for device in devices]}")
+
+    report = examine(read_fleet(running[0]), running[1], ask)
+    assert report.problems == ["not ['pi-1', 'pi-2']"]
 
 
 @pytest.mark.parametrize(
@@ -791,7 +1027,7 @@ def test_help_is_worth_reading():
         ([], ["fleet.toml", "[superlink]", "[[device]]", "init", "register", "status"]),
         (["init"], ["--renew", "--device-dir", "two years", "Exit status", "Examples"]),
         (["register"], ["nodes.json", "Exit status", "Example"]),
-        (["status"], ["30 days", "Exit status", "Example"]),
+        (["status"], ["30 days", "--no-ask", "--json", "Exit status", "Example"]),
     ):
         code, said = run(*command, "--help")
         assert code == 0 and all(word in said for word in words), said

@@ -208,6 +208,19 @@ def test_dead_and_silent_peers_cost_only_themselves():
         assert link.collect({}, 1, SHORT_S) == ({}, {})
 
 
+def test_spare_time_is_for_those_that_are_there():
+    """Device 1 has the question and writes late; nobody is at the other address."""
+    where, nobody = address(), address()
+    with PeerLink("run", 1, listen=where) as other, PeerLink("run", 0) as link:
+        Timer(2 * SHORT_S, other.publish, [letter(1, 1)]).start()
+        letters, missing = link.collect({1: where, 2: nobody}, 1, SHORT_S, LONG_S)
+        assert set(letters) == {1}
+        assert missing == {2: f"no letter within 0.5 s: nobody answers at {nobody}"}
+        before = monotonic()
+        assert set(link.collect({2: nobody}, 1, SHORT_S, LONG_S)[1]) == {2}
+        assert monotonic() - before < LONG_S
+
+
 def test_a_device_that_was_killed_is_found_again():
     where, started = address(), multiprocessing.get_context("spawn").Event()
     with PeerLink("run", 0) as link:
@@ -271,6 +284,7 @@ def test_letters_over_the_limit_do_not_come():
     with rogue("dmml/run/1/*", bytes(1 << 20), listen__endpoints=[f"tcp/{where}"]):
         said, link = why({1: where}, limit=size)
         assert said.startswith("no letter within") and not link.bytes_received
+        assert said.endswith(f"it sent nothing of up to {size} bytes")
 
 
 def test_queries_that_are_none_do_no_harm():

@@ -16,15 +16,14 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from ..blocks import digest
 from ..plan import Outcome, Payload, Plan
 from ..transport.arrays import record_of
 from ..transport.messages import (
     ABOUT,
     CONFUSION,
-    FLOPS_IN,
     INITIAL,
     METRICS,
+    NOTES,
     PAYLOAD,
     PEERS,
     PLAN,
@@ -37,13 +36,17 @@ from ..transport.messages import (
     read_plan,
     read_plans,
     unpack,
+    write_report,
 )
 from .direct import SENT, open_link, run_directly
 from .evaluation import confusion, predictions
+from .hello import introduction
 from .hosting import learner_for
 from .learner import Learner
+from .metering import metered_alone, run_metered
+from .own_state import OwnState
+from .sealing import encrypts, lock_state, run_sealed, unlock_state
 from .together import Turn, likeness, run_together
-from .work import measure_work
 
 _held: WeakKeyDictionary[Learner, ArrayRecord] = WeakKeyDictionary()
 """The state that a learner of this process has been left with: it is not loaded again."""
@@ -83,7 +86,7 @@ class PeerClientApp(ClientApp):
         content, state = message.content, context.state.array_records
         if message.metadata.message_type != MessageType.TRAIN or STATE not in state:
             return None
-        if INITIAL in content.array_records:
+        if INITIAL in content.array_records or metered_alone(context.run_config):
             return None
         learner = learner_for(message, context, self.learners)
         common = likeness(learner, read_plan(content.config_records[PLAN]))
@@ -152,32 +155,13 @@ def _hello(message: Message, context: Context, learners: tuple[type[Learner], ..
     """Start afresh, and say who this device is and what its work costs."""
     learner = learner_for(message, context, learners)
     _held.pop(learner, None)
-    work = measure_work(learner)
-    learner.reset()
-    context.state = RecordDict()
-    lengths = learner.block_lengths()
-    about = ConfigRecord(
-        {
-            "partition-id": learner.partition.partition_id,
-            "modalities": list(learner.partition.modalities),
-            "block-names": list(lengths),
-            "block-lengths": list(lengths.values()),
-            "block-digests": [digest(module) for module in learner.blocks().values()],
-            "num-train": len(learner.train_data),
-            "flops-joint": work.joint,
-            "flops-solo": list(work.solo.values()),
-            "flops-per-round": work.per_round,
-            **{FLOPS_IN + phase: flops for phase, flops in work.in_phase.items()},
-        }
-    )
-    if address := context.node_config.get("peer-address"):
-        about["peer-address"] = str(address)
-    if learner.settings.report_classes:
-        labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
-        about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()
-        if names := learner.partition.class_names:  # Flower cannot count the bytes of an empty list
-            about["class-names"] = list(names)
+    about = introduction(learner, context)
+    OwnState(context, learner.name).begin(lambda: pack(learner.state()))
     return Message(RecordDict({ABOUT: about}), reply_to=message)
+
+
+def _method(message: Message) -> str:
+    return str(message.content.config_records[PLAN]["method"])
 
 
 def _confusion(learner: Learner) -> list[int]:
@@ -192,15 +176,22 @@ def _confusion(learner: Learner) -> list[int]:
 
 def _state(message: Message, context: Context) -> Message:
     """Give back what this device keeps from round to round, for a checkpoint."""
+    recovered = OwnState(context, _method(message)).recover()
     kept = context.state.array_records.get(STATE, ArrayRecord())
-    return Message(RecordDict({STATE: kept}), reply_to=message)
+    reply = RecordDict({STATE: lock_state(context, kept)})
+    if recovered:
+        reply[NOTES] = _recovered(recovered)
+    return Message(reply, reply_to=message)
+
+
+def _recovered(when: str) -> ConfigRecord:
+    return ConfigRecord({NOTES: [f"goes on from what it has kept on its disk, {when}"]})
 
 
 def _restore(message: Message, context: Context) -> Message:
     """Take up what a checkpoint held: empty, this device starts afresh."""
-    context.state = RecordDict()
-    if kept := message.content.array_records[STATE]:
-        context.state[STATE] = kept
+    if kept := unlock_state(context, message.content.array_records[STATE]):
+        OwnState(context, _method(message)).keep(kept, "of the run that was resumed")
     return Message(RecordDict(), reply_to=message)
 
 
@@ -209,6 +200,8 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
     learner = learner_for(message, context, learners)
     torch.set_num_threads(learner.settings.torch_threads)
     held = _held.pop(learner, None)  # a round that fails leaves a learner that holds no known state
+    own = OwnState(context, learner.name)
+    recovered = own.recover()
     if STATE not in context.state.array_records:
         learner.reset()
     elif not _is(context.state.array_records[STATE], held):
@@ -218,34 +211,43 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
 
     plans = read_plans(message.content)
     if PEERS in message.content.config_records:
-        reply = _rounds_directly(message, context, learner, plans)
+        reply, kept = _rounds_directly(message, context, learner, plans)
+    elif encrypts(context):
+        outcome, sealed = run_sealed(learner, plans[0], message.content, context)
+        reply, kept = _records(message, outcome, learner.state())
+        if sealed:
+            reply.content[PAYLOAD] = sealed
     else:
-        outcome = learner.run_round(plans[0], read_inbox(message.content))
-        reply, context.state[STATE] = _records(message, outcome, learner.state())
+        outcome = run_metered(learner, plans[0], read_inbox(message.content), context.node_config)
+        reply, kept = _records(message, outcome, learner.state())
+    own.keep(kept, f"after round {plans[-1].server_round}")
+    if recovered:
+        reply.content[NOTES] = _recovered(recovered)
     closing = plans[-1].evaluate and not plans[-1].iterations
     if closing and (counts := _confusion(learner)):
         reply.content[CONFUSION] = MetricRecord({CONFUSION: counts})
-    _held[learner] = context.state.array_records[STATE]
+    _held[learner] = kept
     return reply
 
 
 def _rounds_directly(
     message: Message, context: Context, learner: Learner, plans: Sequence[Plan]
-) -> Message:
-    """Run the rounds of a message with the neighbours themselves; only numbers are sent back."""
-    kept = unpack(context.state.array_records.get(STATE, ArrayRecord()))
-    sent = {k.removeprefix(SENT): v for k, v in kept.items() if k.startswith(SENT)}
+) -> tuple[Message, ArrayRecord]:
+    """Run a message's rounds with the neighbours themselves; return numbers, and what is kept."""
+    before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
+    sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
     me, exchange = learner.partition.partition_id, learner.settings.exchange
     peers = read_peers(message.content)
     with open_link(context, exchange, me) as link:
-        outcomes, sent = run_directly(learner, plans, peers, link, str(context.run_id), sent)
+        run, own = str(context.run_id), context.node_config
+        outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own)
     reply = RecordDict()
     for position, outcome in enumerate(outcomes):
         reply[nth(METRICS, position)] = MetricRecord(dict(outcome.metrics))
-        if outcome.rejected:
-            reply[nth(REPORT, position)] = ConfigRecord({"rejected": outcome.rejected})
-    context.state[STATE] = pack(learner.state() | {SENT + k: v for k, v in sent.items()})
-    return Message(reply, reply_to=message)
+        if report := write_report(outcome):
+            reply[nth(REPORT, position)] = report
+    kept = pack(learner.state() | {SENT + k: v for k, v in sent.items()})
+    return Message(reply, reply_to=message), kept
 
 
 def _records(message: Message, outcome: Outcome, state: Payload) -> tuple[Message, ArrayRecord]:
@@ -254,8 +256,8 @@ def _records(message: Message, outcome: Outcome, state: Payload) -> tuple[Messag
     payload = pack(outcome.payload)
     if payload:
         reply[PAYLOAD] = payload
-    if outcome.rejected:
-        reply[REPORT] = ConfigRecord({"rejected": outcome.rejected})
+    if report := write_report(outcome):
+        reply[REPORT] = report
     kept = pack({k: v for k, v in state.items() if not _is_in(v, outcome.payload.get(k))})
     shared = {k: payload[k] if k in payload and k not in kept else kept[k] for k in state}
     return Message(reply, reply_to=message), record_of(shared)
@@ -263,7 +265,9 @@ def _records(message: Message, outcome: Outcome, state: Payload) -> tuple[Messag
 
 def _is_in(value: Tensor, published: Tensor | None) -> bool:
     """Return whether a value of the state has been published as it is."""
-    return published is not None and (value is published or torch.equal(value, published))
+    if published is None or published.dtype != value.dtype:  # equal numbers are not enough
+        return False
+    return value is published or torch.equal(value, published)
 
 
 def _is(record: ArrayRecord, held: ArrayRecord | None) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 from flwr.app import Context
@@ -14,10 +15,14 @@ from ..plan import Outcome, Payload, Plan
 from ..soft_labels import LABELS
 from ..transport.letter import Letter
 from ..transport.messages import LABEL_BYTES, LETTER_BYTES
+from ..transport.peer import Tls
 from .learner import Learner
+from .metering import NodeConfig, run_metered
 
 SENT = "sent."
 """Prefix of the last letter's tensors, in what a device keeps between messages."""
+TLS_KEYS = ("tls-ca", "tls-certificate", "tls-key")
+"""In the node config: PEM files of the fleet's authority, of the device's certificate and key."""
 
 
 class Link(Protocol):
@@ -28,7 +33,7 @@ class Link(Protocol):
         ...
 
     def collect(
-        self, peers: Mapping[int, str], server_round: int, timeout_s: float
+        self, peers: Mapping[int, str], server_round: int, timeout_s: float, spare_s: float
     ) -> tuple[dict[int, Letter], dict[int, str]]:
         """Return the letters of a round, and why those of the others are not there."""
         ...
@@ -45,11 +50,13 @@ def run_directly(
     link: Link,
     run: str,
     sent: Payload,
+    node_config: NodeConfig | None = None,
 ) -> tuple[list[Outcome], Payload]:
     """Run the rounds of a message; return their outcomes, and the last letter's tensors.
 
     A neighbour whose letter does not come in time is mixed without in that round, and not waited
-    for again in this message.
+    for again in this message. Time that was not waited is kept for the message's next rounds, for
+    neighbours that are there and late, as they may have waited in vain for one of their own.
 
     Parameters
     ----------
@@ -65,6 +72,8 @@ def run_directly(
         Id of the run.
     sent : Payload
         The letter of the round before, which neighbours have still to fetch; empty in round 1.
+    node_config : mapping, optional
+        Whether to measure the joules of each round, see :func:`~.metering.measures`.
     """
     me, timeout_s = learner.partition.partition_id, learner.settings.exchange.timeout_s
     before = plans[0].server_round - 1
@@ -72,13 +81,17 @@ def run_directly(
         link.publish(Letter(run, me, before, sent))
     outcomes: list[Outcome] = []
     gone: dict[int, str] = {}
+    spare_s = 0.0
     for plan in plans:
         wanted = {n: peers[n] for n in plan.neighbours if n not in gone}
-        letters, problems = link.collect(wanted, plan.server_round - 1, timeout_s)
+        begun = monotonic()
+        letters, problems = link.collect(wanted, plan.server_round - 1, timeout_s, spare_s)
+        if plan.neighbours:
+            spare_s = max(spare_s + timeout_s - (monotonic() - begun), 0.0)
         gone |= problems
         missing = [n for n in plan.neighbours if n not in letters]
         inbox = {n: dict(letter.tensors) for n, letter in letters.items()}
-        outcome = learner.run_round(plan.without(missing), inbox)
+        outcome = run_metered(learner, plan.without(missing), inbox, node_config or {})
         outcome.rejected.extend(f"{n}: {gone[n]}" for n in missing)
         if outcome.payload:
             sent = {name: tensor.cpu() for name, tensor in outcome.payload.items()}
@@ -102,35 +115,49 @@ def open_link(
 ) -> AbstractContextManager[Link]:
     """Return the link of a device, by its node config.
 
-    ``peer-address`` ("host:port") is where neighbours reach it; ``tls-ca``, ``tls-certificate`` and
-    ``tls-key`` name files, all three or none.
+    ``peer-address`` ("host:port") is where neighbours reach it; for the certificates see
+    :func:`read_tls`.
 
     Raises
     ------
     SettingsError
         One of them is wrong, or nothing says how neighbours are to be reached.
     """
-    from ..transport.peer import PeerLink, Tls
+    from ..transport.peer import PeerLink
 
-    config = {k: str(v) for k, v in context.node_config.items()}
-    listen = config.get("peer-address", "")
+    listen = str(context.node_config.get("peer-address", ""))
     if not (listen or exchange.router or exchange.multicast):
         raise SettingsError(
             "node config: peer-address is missing; set it to host:port where the neighbours reach "
             "this device, or exchange.router or exchange.multicast in the run config"
         )
-    names = ("tls-ca", "tls-certificate", "tls-key")
-    given = [Path(config[name]).expanduser() for name in names if name in config]
-    if len(given) not in (0, len(names)):
-        raise SettingsError(f"node config: give {', '.join(names)} together, or none of them")
-    for path in given:
-        if not path.is_file():
-            raise SettingsError(f"node config: there is no file {path}")
     return PeerLink(
         str(context.run_id),
         partition,
         listen=listen,
-        tls=Tls(*given) if given else None,
+        tls=read_tls(context),
         router=exchange.router,
         multicast=exchange.multicast,
     )
+
+
+def read_tls(context: Context) -> Tls | None:
+    """Return the files of a device's certificate, None for one that has none.
+
+    ``tls-ca``, ``tls-certificate`` and ``tls-key`` in the node config name them.
+
+    Raises
+    ------
+    SettingsError
+        One is named, but not all three, or is not there.
+    """
+    config = {k: str(v) for k, v in context.node_config.items()}
+    given = [Path(config[name]).expanduser() for name in TLS_KEYS if name in config]
+    if not given:
+        return None
+    if len(given) < len(TLS_KEYS):
+        raise SettingsError(f"node config: give {', '.join(TLS_KEYS)} together, or none of them")
+    for path in given:
+        if not path.is_file():
+            raise SettingsError(f"node config: there is no file {path}")
+    return Tls(*given)

@@ -7,11 +7,11 @@ import torch
 from flwr.app import Context, Message
 
 from ..config import SettingsError, parse_settings
-from ..data import load_partition
+from ..data import DataError, load_partition
 from ..data.parts import PARTS, read_about
 from ..options import Options
 from ..settings import Settings
-from ..transport.messages import PLAN
+from ..transport.messages import PARTITION, PLAN
 from .learner import Learner
 from .registry import find_methods, option_types
 
@@ -27,12 +27,30 @@ def learner_for(message: Message, context: Context, learners: tuple[type[Learner
     """Return this node's learner for the method that the server is running.
 
     It is built once in a process; its state is that of whoever used it last.
+
+    Raises
+    ------
+    DataError
+        Its data are missing, damaged, or another device's.
+    SettingsError
+        Its node config, or the run config, cannot work. Both begin with the partition id, where the
+        node config has one: Flower's id of a node says little.
     """
     own = {key: context.node_config[key] for key in OF_A_NODE if key in context.node_config}
     run_config = tuple(sorted({**context.run_config, **own}.items()))
-    _, settings, _ = _configure(run_config, learners)
     method = str(message.content.config_records[PLAN]["method"])
-    return _build_learner(method, run_config, learners, _partition_id(context, settings))
+    try:
+        _, settings, _ = _configure(run_config, learners)
+        return _build_learner(method, run_config, learners, _partition_id(context, settings))
+    except (DataError, SettingsError) as error:
+        raise type(error)(_of_partition(context) + str(error)) from error
+    except OSError as error:
+        raise DataError(f"{_of_partition(context)}the data cannot be read: {error}") from error
+
+
+def _of_partition(context: Context) -> str:
+    partition_id = context.node_config.get("partition-id")
+    return f"{PARTITION} {partition_id}: " if isinstance(partition_id, int) else ""
 
 
 @lru_cache(maxsize=64)

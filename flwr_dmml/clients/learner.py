@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..balance import schedule
 from ..blocks import STATISTICS, check_kept, check_mixable, flatten, load_flat, num_parameters
+from ..compression import Compressor
 from ..data import Partition
 from ..models import DecomposedClassifier, Features
 from ..options import Options
@@ -88,6 +89,7 @@ class Learner:
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
         self.speedometer = Speedometer(self.encoders(), self.settings.speed_metric)
+        self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         check_kept(self.model, modules)
@@ -192,24 +194,22 @@ class Learner:
             If training diverged; the caller keeps the state of before.
         """
         self.server_round, self.measured = plan.server_round, {}
-        # Whatever a model draws from the global generator (dropout, say) is seeded as well.
-        with global_generator(self.seed_for("global"), self.device):
-            disagreement, self.rejected = self.mix(plan, inbox)
-            if plan.neighbours:
-                self.measured["mix.disagreement"] = disagreement
+        with global_generator(self.seed_for("global"), self.device):  # for dropout, say
+            inbox, why = self.compressor.decode(inbox, self.blocks(), self.partition.partition_id)
+            disagreement, rejected = self.mix(plan, inbox)
+            self.rejected = [why.get(line, line) for line in rejected]
+            self.measured |= {"mix.disagreement": disagreement} if plan.neighbours else {}
             self.after_mixing(plan, inbox)
             if plan.evaluate:
                 self.measured |= self.evaluate()
             if plan.iterations == 0:
                 return Outcome({}, self.measured, self.rejected)
-            updates = self.updates(plan)
-            if any(updates.values()):
+            if any((updates := self.updates(plan)).values()):
                 self.before_training(plan, inbox)
                 self.measured |= self._train(plan, updates)
                 self.after_training(plan, inbox)
             near, wrong = self.speedometer.near(self.modalities, inbox)
-            payload = self._publish(plan, inbox)
-            return Outcome(payload, self.measured | near, self.rejected + wrong)
+            return Outcome(self._publish(plan, inbox), self.measured | near, self.rejected + wrong)
 
     def updates(self, plan: Plan) -> dict[str, int]:
         """Return how many times a plan trains each owned modality."""
@@ -217,8 +217,7 @@ class Learner:
 
     def precision(self) -> torch.autocast:
         """Return the context in which losses are computed: bfloat16 under ``mixed-precision``."""
-        mixed = self.settings.mixed_precision
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
+        return torch.autocast(self.device.type, torch.bfloat16, self.settings.mixed_precision)
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this device in this round."""
@@ -265,13 +264,13 @@ class Learner:
         ``test.accuracy`` uses all owned modalities; ``test.accuracy.<m>`` gives modality m alone.
         """
         self.model.eval()
-        test, held_out = self.test_data, self.validation_data
-        return accuracy_metrics(self.predict, self.partition, test, held_out)
+        return accuracy_metrics(self.predict, self.partition, self.test_data, self.validation_data)
 
     def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
         state = self.state()
         check_finite(self.server_round, state)
-        payload = self.outgoing(plan, inbox, {name: state[name] for name in self.blocks()})
+        blocks = self.outgoing(plan, inbox, {name: state[name] for name in self.blocks()})
+        payload = self.compressor.encode(blocks, self.block_lengths())
         payload[SPEEDS] = self.speedometer.report(self.modalities)
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
 
@@ -281,7 +280,7 @@ class Learner:
         """Return copies of everything that must survive until the next round."""
         blocks = {n: flatten(m) for n, m in (self.blocks() | self.private_blocks()).items()}
         memory = {MEMORY + name: value for name, value in self.memory.items()}
-        others = self.optimizer_state | self.speedometer.state() | memory
+        others = self.optimizer_state | self.speedometer.state() | self.compressor.state() | memory
         return blocks | {name: value.clone() for name, value in others.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -293,6 +292,7 @@ class Learner:
         self.optimizer_state = {k: v for k, v in kept.items() if k.startswith(OPTIMIZER)}
         self.memory = {k.removeprefix(MEMORY): v for k, v in kept.items() if k.startswith(MEMORY)}
         self.speedometer.load_state(state)
+        self.compressor.load_state(state)
 
     def block_lengths(self) -> dict[str, int]:
         """Return the length of every block this device publishes."""

@@ -7,8 +7,24 @@ import torch
 from torch import Tensor
 
 from ..blocks import addressed, flatten, load_flat, mix, vector_problem
+from ..options import Options
 from ..plan import Inbox, Payload, Plan
+from ..settings import Settings
 from .learner import Learner
+
+
+class RelayOptions(Options):
+    """None of its own, but what it needs of the others."""
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Refuse to send a part of a mean: what is left out would not be of all its devices."""
+        problems = super().problems(settings)
+        if settings.exchange.top_k < 1:
+            problems.append(
+                f"exchange.top-k = {settings.exchange.top_k:g}: relaysgd averages over all devices "
+                "beyond a link and needs all of what is relayed; allowed: 1"
+            )
+        return problems
 
 
 class Relayed(NamedTuple):
@@ -45,6 +61,7 @@ class RelaySGD(Learner):
 
     name: ClassVar[str] = "relaysgd"
     paper: ClassVar[str] = "Vogels et al., NeurIPS 2021"
+    options_type: ClassVar[type[Options]] = RelayOptions
     keeps_optimizer: ClassVar[bool] = True
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:

@@ -77,7 +77,7 @@ def likeness(learner: Learner, plan: Plan) -> Hashable | None:
     settings = learner.settings
     if settings.batched == "never" or not vars(type(learner)).get("batched"):
         return None
-    if not plan.iterations or learner.train_data.present:
+    if not plan.iterations or learner.train_data.present or learner.compressor.active:
         return None
     if learner not in _models:
         _models[learner] = _architecture(learner.model), _linear(learner.model)

@@ -1,5 +1,6 @@
 """``parts``: a data set that has been cut into a folder for each device."""
 
+import os
 from collections.abc import Mapping
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -134,7 +135,10 @@ def load_part(folder: Path) -> Partition:
     about, file = read_about(folder), folder / TENSORS
     try:
         if _digest(file) != about.digest:
-            raise DataError(f"data-path: '{file}' is not the file that {ABOUT} was written for")
+            raise DataError(
+                f"data-path: '{file}' is not the file that {ABOUT} was written for: it is damaged, "
+                "cut short, or another's; copy the part again"
+            )
         tensors = load_file(file)
         samples = {
             name: samples_of(name, tensors, about.modalities)
@@ -170,7 +174,13 @@ def load(options: PartitionOptions, partition_id: int) -> Partition:
         If there is no such part, it is another device's, or there are more or fewer devices.
     """
     root = Path(options.load.path)
-    folder = root if (root / ABOUT).exists() else part_folder(root, partition_id)
+    folder = root if os.path.exists(root / ABOUT) else part_folder(root, partition_id)
+    if folder != root and not folder.is_dir():
+        raise DataError(
+            f"data-path: '{root}' holds no data of device {partition_id}: there is neither {ABOUT} "
+            f"nor {folder.name}; name a folder that flwr-dmml partition has made, or one of the "
+            "parts in it"
+        )
     about = read_about(folder)
     if about.part != partition_id:
         raise DataError(

@@ -13,6 +13,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
 from ..transport.arrays import copy_records
+from ..transport.messages import SIMULATED
 from .identity import SERVER_NODE_ID
 
 FIRST_NODE_ID = 1000
@@ -126,7 +127,8 @@ def simulated_nodes(num_nodes: int) -> dict[int, SimulatedNode]:
     """Return nodes by id; node i has partition id i."""
     nodes: dict[int, SimulatedNode] = {}
     for i in range(num_nodes):
-        node_id, config = FIRST_NODE_ID + i, {"partition-id": i, "num-partitions": num_nodes}
+        config = {"partition-id": i, "num-partitions": num_nodes, SIMULATED: True}
+        node_id = FIRST_NODE_ID + i
         nodes[node_id] = SimulatedNode(node_id, dict[str, UserConfigValue](config))
     return nodes
 

@@ -1,11 +1,13 @@
 """A fleet of devices under Flower's SuperLink: certificates, keys, start scripts, and checks."""
 
+from .asking import Asked, ask_devices
 from .config import Device, Fleet, FleetError, SuperLink, read_fleet
 from .folder import Prepared, prepare
-from .status import DeviceState, Report, examine, said_by_devices
+from .status import DeviceState, Report, examine
 from .superlink import register_devices
 
 __all__ = [
+    "Asked",
     "Device",
     "DeviceState",
     "Fleet",
@@ -13,9 +15,9 @@ __all__ = [
     "Prepared",
     "Report",
     "SuperLink",
+    "ask_devices",
     "examine",
     "prepare",
     "read_fleet",
     "register_devices",
-    "said_by_devices",
 ]

@@ -1,7 +1,8 @@
 """The commands ``flwr-dmml fleet``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .answers import cells
+from .asking import TIMEOUT_S, ask_devices
 from .certificates import CA_DAYS, CERTIFICATE_DAYS
 from .config import Fleet, FleetError, read_fleet
 from .folder import Prepared, prepare
@@ -50,7 +53,8 @@ def _root() -> None:
       data-path = "/data/part-000"  # on the device
 
     A device may also have partition-id (by default its place in the file), peer-port (7447),
-    runtime-port (9094), profile ("raspberry-pi-4"), device ("cuda") and torch-threads.
+    runtime-port (9094), profile ("raspberry-pi-4"), battery-j, meter ("none"), device ("cuda") and
+    torch-threads.
 
     Optional at the top: device-dir ("/etc/flwr-dmml"; {name} in it is the device's name), venv
     ("/opt/flwr-dmml") and user ("flwr-dmml", of the systemd units). In \[superlink]: dir, where its
@@ -182,8 +186,16 @@ def register_command(file: File, output: Output) -> None:
 
 
 @fleet_app.command()
-def status(file: File, output: Output) -> None:
-    """Check a running fleet: a table, and under it what is wrong, in words.
+def status(
+    file: File,
+    output: Output,
+    ask: Annotated[bool, typer.Option(help="Ask devices themselves, or only look at them.")] = True,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that devices are given to answer.")
+    ] = TIMEOUT_S,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
+) -> None:
+    """Check a running fleet: two tables, and under them what is wrong, in words.
 
     Checked from here: the SuperLink's TLS against the fleet's authority; whether each device is
     registered and online, and whether a node is registered that is no device of the fleet; when
@@ -191,16 +203,29 @@ def status(file: File, output: Output) -> None:
     Devices listen there only while they train together: a port that is closed is no fault, one that
     does not answer is.
 
-    [bold]Example[/bold]
+    Then a run is started that asks the devices which are online: their versions, data, free disk
+    and memory, their clock, and which of the others they reach. That takes about 20 s; a device
+    that trains in another run meanwhile answers when it has done its message, or too late.
+    --no-ask leaves it out. The clock is compared with that of the SuperLink's machine, and only as
+    well as the time of question and answer allows, which are seconds apart.
+
+    [bold]Examples[/bold]
 
       flwr-dmml fleet status fleet.toml -o lab
+
+      flwr-dmml fleet status fleet.toml -o lab --no-ask --json
 
     [bold]Exit status[/bold]  0: all is well.  1: something is wrong.  2: wrong command line.
     """
     with _errors_in_words():
         fleet = read_fleet(file)
-        report = examine(fleet, output)
+        report = examine(fleet, output, partial(ask_devices, timeout_s=timeout) if ask else None)
+    if as_json:
+        _say(report.as_json())
+        raise typer.Exit(1 if report.problems else 0)
     Console().print(_table(fleet, report))
+    if answered := {s.device.name: cells(s.heard) for s in report.devices if s.heard}:
+        Console().print(_answers(answered))
     for problem in report.problems:
         _say(f"- {problem}")
     if report.problems:
@@ -209,14 +234,20 @@ def status(file: File, output: Output) -> None:
 
 
 def _table(fleet: Fleet, report: Report) -> Table:
-    facts = list(dict.fromkeys(key for state in report.devices for key in state.said))
-    table = Table("who", "part", "address", "state", "certificate until", "peer port", *facts)
-    link = fleet.superlink.address
-    table.add_row("SuperLink", "", link, report.superlink, report.until, "", *[""] * len(facts))
+    table = Table("who", "part", "address", "state", "certificate until", "peer port")
+    table.add_row("SuperLink", "", fleet.superlink.address, report.superlink, report.until, "")
     for state in report.devices:
         device = state.device
         table.add_row(
             device.name, str(device.partition_id), device.peer_address, state.node, state.until,
-            state.peer_port, *(escape(state.said.get(key, "")) for key in facts),
+            state.peer_port,
         )  # fmt: skip
+    return table
+
+
+def _answers(answered: Mapping[str, Mapping[str, str]]) -> Table:
+    columns = next(iter(answered.values()))
+    table = Table("who", *columns)
+    for name, told in answered.items():
+        table.add_row(name, *map(escape, told.values()))
     return table

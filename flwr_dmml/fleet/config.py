@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -123,6 +123,8 @@ class Device(_Table):
     peer_port: Port = PEER_PORT
     runtime_port: Port = RUNTIME_PORT
     profile: Annotated[str, AfterValidator(_profile)] | None = None
+    battery_j: int | None = Field(None, ge=1, le=1_000_000)
+    meter: Literal["auto", "none"] | None = None
     device: Annotated[str, AfterValidator(_torch_device)] | None = None
     torch_threads: int | None = Field(None, ge=1)
 

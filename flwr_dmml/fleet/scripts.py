@@ -94,7 +94,10 @@ def device_config(fleet: Fleet, device: Device) -> dict[str, str | int]:
         "tls-ca": f"{folder}/ca.crt",
         "tls-certificate": f"{folder}/peer.crt",
         "tls-key": f"{folder}/peer.key",
+        "state-dir": f"{folder}/state",
         "profile": device.profile,
+        "battery-j": device.battery_j,
+        "meter": device.meter,
         "device": device.device,
         "torch-threads": device.torch_threads,
     }

@@ -1,11 +1,14 @@
 """Whether a running fleet is well, and what is wrong if it is not."""
 
+import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from .answers import Heard, problems_of
+from .asking import Asked, ask_devices
 from .config import Device, Fleet, FleetError
 from .folder import authority, certificate_problem, device_folder
 from .superlink import TIMEOUT_S, UNREGISTERED, handshake, in_words, list_nodes, node_of
@@ -29,15 +32,15 @@ class DeviceState:
         The last day of its certificate.
     peer_port : str
         Whether something listens there.
-    said : dict of str to str
-        What it says of itself, see :func:`said_by_devices`.
+    heard : Heard, optional
+        What it says of itself; nothing if it was not asked, or has not answered.
     """
 
     device: Device
     node: str
     until: str
     peer_port: str
-    said: Mapping[str, str] = field(default_factory=dict)
+    heard: Heard | None = None
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,33 @@ class Report:
     devices: list[DeviceState]
     problems: list[str]
 
+    def as_json(self) -> str:
+        """Return all of it for programs."""
+        devices = [
+            {
+                "name": state.device.name,
+                "partition-id": state.device.partition_id,
+                "address": state.device.peer_address,
+                "node": state.node,
+                "certificate-until": state.until,
+                "peer-port": state.peer_port,
+                "answer": state.heard and state.heard.answer.model_dump(mode="json"),
+                "clock-ahead-s": state.heard and state.heard.skew_s,
+            }
+            for state in self.devices
+        ]
+        superlink = {"state": self.superlink, "certificate-until": self.until}
+        whole = {"superlink": superlink, "devices": devices, "problems": self.problems}
+        return json.dumps(whole, indent=2)
 
-Ask = Callable[[Fleet, Path], Mapping[str, Mapping[str, str]]]
+
+Ask = Callable[[Fleet, Path, Sequence[Device]], Asked]
 
 
-def said_by_devices(fleet: Fleet, folder: Path) -> Mapping[str, Mapping[str, str]]:
-    """Return what devices say of themselves, by their names: a column of the table for each key.
-
-    The place for versions, the data's summary and the clock's skew. Only a Flower app can ask a
-    device, and this package has none for it yet: nobody is asked. :func:`examine` takes another
-    function in its stead.
-    """
-    return {}
-
-
-def examine(fleet: Fleet, folder: Path, ask: Ask = said_by_devices) -> Report:
+def examine(fleet: Fleet, folder: Path, ask: Ask | None = ask_devices) -> Report:
     """Check the SuperLink, the nodes, the certificates, and who can be reached from here.
+
+    Devices that are online are asked by ``ask``, if it is given: a run of a minute at most.
 
     Raises
     ------
@@ -101,20 +115,27 @@ def examine(fleet: Fleet, folder: Path, ask: Ask = said_by_devices) -> Report:
             problems.append(link)
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         ports = list(pool.map(_peer_port, fleet.devices))
-    said = ask(fleet, folder) if not link else {}
+    online = [d for d in fleet.devices if (nodes or {}).get(own[d.name]) == "online"]
+    asked = Asked()
+    if ask is not None and online:
+        try:
+            asked = ask(fleet, folder, online)
+        except FleetError as error:
+            asked = Asked(problems=[str(error)])
     states = []
     for device, port in zip(fleet.devices, ports, strict=True):
         file = device_folder(folder, device) / "peer.crt"
         valid, expiry = certificate_problem(device.name, file, SOON_DAYS)
         node, trouble = _node(device, own[device.name], nodes)
         problems += [text for text in (trouble, expiry, port[1]) if text]
-        states.append(DeviceState(device, node, valid, port[0], said.get(device.name, {})))
+        states.append(DeviceState(device, node, valid, port[0], asked.heard.get(device.name)))
     for node_id, status in (nodes or {}).items():
         if status != UNREGISTERED and node_id not in own.values():
             problems.append(
                 f"node {node_id} ({status}) is no device of this fleet: to refuse it, "
                 f"flwr supernode unregister {node_id} {fleet.name}"
             )
+    problems += [*asked.problems, *problems_of(fleet, asked.heard)]
     return Report("not well" if link else "well", until, states, problems)
 
 

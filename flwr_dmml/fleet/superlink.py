@@ -88,7 +88,7 @@ def _register(fleet: Fleet, folder: Path, device: Device, key: Path) -> Registra
     )  # fmt: skip
     if answer.get("success"):
         return Registration(device.name, str(answer["node-id"]), "registered")
-    said = _error(answer)
+    said = error_of(answer)
     if IN_USE in said.lower():
         said = (
             f"its key is registered, but not from this folder: {folder / NODES} does not have its "
@@ -108,7 +108,7 @@ def list_nodes(fleet: Fleet, folder: Path) -> dict[str, str]:
     """
     answer = flower(fleet, folder, ["supernode", "list", fleet.name])
     if not answer.get("success"):
-        raise FleetError(f"the SuperLink lists no nodes: {_error(answer)}")
+        raise FleetError(f"the SuperLink lists no nodes: {error_of(answer)}")
     return {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
 
 
@@ -148,13 +148,13 @@ def node_of(folder: Path, device: Device) -> str:
     return known_nodes(folder).get(key_digest(_public_key(folder, device)), "")
 
 
-def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run a command of ``flwr`` against the fleet's SuperLink; return the JSON that it prints.
+def flower_program(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return where the command ``flwr`` is, and the environment in which it knows the fleet.
 
     Raises
     ------
     FleetError
-        It is not installed, does not end, or prints something else.
+        It is not installed, or the folder is not one that ``fleet init`` has made.
     """
     config = folder / CONFIG
     if not config.exists():
@@ -168,6 +168,18 @@ def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, An
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
     }
+    return program, environment
+
+
+def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a command of ``flwr`` against the fleet's SuperLink; return the JSON that it prints.
+
+    Raises
+    ------
+    FleetError
+        It is not installed, does not end, or prints something else.
+    """
+    program, environment = flower_program(folder)
     command = [program, *arguments, "--format", "json"]
     try:
         done = subprocess.run(
@@ -183,7 +195,8 @@ def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, An
     return dict(answer)
 
 
-def _error(answer: dict[str, Any]) -> str:
+def error_of(answer: dict[str, Any]) -> str:
+    """Return what an answer of :func:`flower` says is wrong."""
     return " ".join(str(answer.get("error-message", answer)).split())
 
 

@@ -38,6 +38,7 @@ class RoundLine(BaseModel):
     label_bytes_sent_per_node: float = 0.0
     labels: dict[str, float] = {}
     total_j: float = 0.0
+    total_measured_j: float | None = None
     battery_quantiles_j: list[float] | None = None
     balance: float | None = None
     network_balance: float | None = None

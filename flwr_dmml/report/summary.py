@@ -42,6 +42,7 @@ def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     for name, record in shared_devices(run.methods).items():
         method = next(m for m in run.methods if m.name == name)
         end = method.rounds[-1]
+        measured_j = end.total_measured_j
         pairs = [
             ("mean accuracy", cell(record.accuracy)),
             ("worst device", cell(record.min_accuracy)),
@@ -49,6 +50,7 @@ def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
             ("mean macro-F1", cell(record.macro_f1)),
             ("mean UAR", cell(record.uar)),
             ("joules spent", f"{end.total_j:.4g}"),
+            *([("joules measured, computing", cell(measured_j, ".4g"))] * (measured_j is not None)),
             ("simulated seconds", f"{end.total_simulated_s:.4g}"),
             ("MB sent", f"{method.megabytes[end.round]:.4g}"),
             ("rounds", f"{end.round} of {run.num_rounds or end.round}"),

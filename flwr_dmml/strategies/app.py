@@ -27,6 +27,7 @@ from .layout import layout
 from .peer import PeerStrategy
 from .registry import find_strategies
 from .resuming import check_unchanged, find_run
+from .sealed import SealedExchange
 from .shared_band import SharedBandConstrained
 
 FLOWERS_RAY_S = 10.0
@@ -143,11 +144,15 @@ def _run(
 
 def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:
     """Return what makes the exchange that the settings name."""
-    if settings.exchange.transport == "relay":
-        return Exchange
+    peer, encrypt = settings.exchange.transport == "peer", settings.exchange.encrypt
     if hasattr(grid, "trackers"):
-        log(INFO, "exchange.transport = peer: devices simulated here get a relay instead")
+        if peer:
+            log(INFO, "exchange.transport = peer: devices simulated here get a relay instead")
+        if encrypt:
+            log(INFO, "exchange.encrypt: nothing is encrypted between devices simulated here")
         return Exchange
+    if not peer:
+        return SealedExchange if encrypt else Exchange
     return partial(DirectExchange, rounds_per_message=settings.exchange.rounds_per_message)
 
 

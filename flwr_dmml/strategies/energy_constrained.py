@@ -8,22 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..allocation import OBJECTIVES, Allocation, RoundProblem
-from ..balance import effective_speeds
 from ..costs import FleetCosts, Work
-from ..energy import Floats, Ledger, greedy, pacing
-from ..seeding import numpy_generator
+from ..energy import ROUNDING_J, Floats, Ledger, greedy, pacing
+from ..equipment import Equipment, equip
 from ..settings import Settings
-from .round_budget import Decision, RoundBudget, Sending, Updates
-from .rules import RULES
+from .measured import MeasuredPrices
+from .round_budget import Decision, RoundBudget, Sending, Updates, among
+from .rules import RULES, ruling_speeds
 
 _TRIAL_ROUNDS = 10  # whose channels tell what sending takes, before the first round
-
-
-def among(graph: nx.Graph, live: Collection[int]) -> nx.Graph:
-    """Return all nodes of ``graph``, with only the links between those that are live."""
-    between = nx.create_empty_copy(graph)
-    between.add_edges_from(graph.subgraph(live).edges)
-    return between
 
 
 class EnergyConstrained:
@@ -68,21 +61,22 @@ class EnergyConstrained:
         num_rounds: int,
         graph: nx.Graph | None = None,
         phases: Sequence[str] = (),
+        equipment: Mapping[int, Equipment] | None = None,
     ) -> None:
         """Take note of the devices' work; the first plan fills their batteries.
 
         ``battery-share`` pays for sending over ``graph``, by default that of the first round.
         ``phases`` are those of the method's plan, one a round; some cost more than others.
+        ``equipment`` is what devices say of themselves; the settings say the rest.
         """
-        s = self.settings
+        s, self._equipment = self.settings, dict(equipment or {})
         self._num_rounds = num_rounds
-        fleet = s.energy.fleet(num_nodes, s.seed)
-        self.costs = FleetCosts.of(fleet, work)
-        self._full_j = self.costs.planning.energy_j.sum(axis=1) * s.local_iterations  # [node]
+        fleet = equip(s.energy.fleet(num_nodes, s.seed), self._equipment)
+        costs, phases = FleetCosts.of(fleet, work), phases or [""] * num_rounds
+        metered = any(own.has_meter for own in self._equipment.values())
+        self.prices = MeasuredPrices(costs, phases, s.local_iterations, expected=metered)
         self._wireless = s.wireless.make(s.topology_side_m, fleet) if s.wireless.enabled else None
         self._sends_over, self._round_s = graph, 0.0
-        self._own_work = [self.costs.own_work(phase) for phase in phases or [""] * num_rounds]
-        self._phases = list(phases) or [""] * num_rounds
         self._radio_j = np.zeros((0, num_nodes))  # [round, node], of the rounds so far
 
     def plan(
@@ -115,8 +109,8 @@ class EnergyConstrained:
             self._fill_batteries(self._sends_over or graph, payload_bits)
         decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
         sending, tau = decision.sending, decision.tau if trains is None else decision.tau * trains
-        phase = self._phases[server_round - 1]
-        compute_j, compute_s = self.costs.bill(tau, self.settings.stagger_share, phase)
+        stagger = self.settings.stagger_share
+        compute_j, compute_s = self.prices.bill(server_round, tau, stagger)
         seconds = compute_s + sending.time_s
         self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
         live = sorted(set(present) - set(decision.flat))
@@ -134,20 +128,36 @@ class EnergyConstrained:
             notes=decision.notes,
         )
 
+    def measured(self, server_round: int, joules: Mapping[int, float]) -> Floats:
+        """Book what devices measured in a round instead of its bill; the next plans go by it.
+
+        Returns what was booked besides the bill, ``[node]``; below 0, given back. See
+        :meth:`.MeasuredPrices.measured`. A battery ends at 0, whatever a meter says.
+        """
+        extra_j = self.prices.measured(server_round, joules)
+        if self._on_mains:
+            self.ledger.harvest(np.maximum(0.0, extra_j))
+        return self.ledger.correct("compute", extra_j)
+
+    @property
+    def costs(self) -> FleetCosts:
+        """The prices of the next plan."""
+        return self.prices.costs
+
     def state(self) -> dict[str, Any]:
         """Return batteries and what planning remembers, as JSON."""
         ledger = {name: values.tolist() for name, values in self.ledger.state().items()}
         remembered = {"radio_j": self._radio_j.tolist(), "round_s": self._round_s}
-        return {"battery_j": self.battery_j.tolist(), "ledger": ledger, **remembered}
+        own = {"battery_j": self.battery_j.tolist(), "prices": self.prices.state()}
+        return {**own, "ledger": ledger, **remembered}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on, after :meth:`begin`, from what :meth:`state` gave, equal to the bit."""
-        self.battery_j, self.ledger = (
-            np.array(state["battery_j"]),
-            Ledger.from_state(state["ledger"]),
-        )
+        self.battery_j = np.array(state["battery_j"])
+        self.ledger = Ledger.from_state(state["ledger"])
         self._radio_j = np.array(state["radio_j"]).reshape(-1, len(self.battery_j))
         self._round_s = float(state["round_s"])
+        self.prices.load_state(state["prices"])
 
     def _decide(
         self,
@@ -171,7 +181,8 @@ class EnergyConstrained:
 
     def _limit_j(self, problem: RoundProblem, server_round: int) -> Floats:
         """Return the most that computing may cost, a round's own work included, ``[node]``."""
-        return np.maximum(0.0, problem.budget_j + self._own_work[server_round - 1].energy_j[:, 0])
+        own_j = self.prices.own_work[server_round - 1].energy_j[:, 0]
+        return np.maximum(0.0, problem.budget_j + own_j)
 
     def _fill_batteries(self, graph: nx.Graph, payload_bits: Floats) -> None:
         """Put in the batteries what the settings say, for a fleet that sends over ``graph``."""
@@ -181,11 +192,14 @@ class EnergyConstrained:
         elif s.energy.battery_share:
             trial = range(1, min(rounds, _TRIAL_ROUNDS) + 1)
             sent = [self._broadcast(t, graph, payload_bits).energy_j for t in trial]
-            own_j = sum(work.energy_j[:, 0] for work in self._own_work)
-            training_j = rounds * self._full_j + own_j
+            own_j = sum(work.energy_j[:, 0] for work in self.prices.own_work)
+            training_j = rounds * self.prices.full_j + own_j
             self.battery_j = s.energy.battery_share * training_j + rounds * np.mean(sent, axis=0)
         else:
             self.battery_j = np.full(len(payload_bits), s.energy.battery_j)
+        if self._given_j is None and not self._on_mains:
+            for k, own in self._equipment.items():
+                self.battery_j[k] = own.battery_j or self.battery_j[k]
         self.ledger = Ledger(self.battery_j, np.inf if s.energy.on_mains else None)
 
     def _sending(
@@ -198,13 +212,15 @@ class EnergyConstrained:
             sending = self._broadcast(server_round, among(graph, live), payload_bits)
             if self._on_mains:
                 return sending, flat
-            pays = self.ledger.can_afford(sending.energy_j)  # [node]
+            empty = self.prices.metered & (left_j <= ROUNDING_J)  # mixing would take some, too
+            pays = self.ledger.can_afford(sending.energy_j) & ~empty  # [node]
             poor = [k for k in sorted(live) if not pays[k]]
             if not poor:
                 return sending, flat
             for k in poor:
-                cost_j = sending.energy_j[k]
-                flat[k] = f"its battery holds {left_j[k]:.3g} J, sending takes {cost_j:.3g} J"
+                cost = f"sending takes {sending.energy_j[k]:.3g} J"
+                cost = "by its meter nothing is free" if empty[k] else cost
+                flat[k] = f"its battery holds {left_j[k]:.3g} J, {cost}"
             live = live - set(poor)
 
     def _broadcast(self, server_round: int, graph: nx.Graph, payload_bits: Floats) -> Sending:
@@ -229,13 +245,14 @@ class EnergyConstrained:
         Where the allocation has to pay for sending as well, ``to_send_j`` is added to the limit.
         """
         allocation, most = self.settings.allocation, self.settings.local_iterations
-        overhead = self._own_work[server_round - 1]
-        budget_j = self._full_j * (1 + 1e-9) + to_send_j  # rounding must not cost an iteration
+        overhead = self.prices.own_work[server_round - 1]
+        full_j = self.prices.full_j * (1 + 1e-9)  # rounding must not cost an iteration
+        budget_j = full_j + to_send_j
         if not self._on_mains:
             left_j = self._spendable_j(server_round, sending.energy_j) - overhead.energy_j[:, 0]
             budget_j = np.minimum(budget_j, left_j)
         return RoundProblem.of(
-            self._speed(server_round, speeds),
+            ruling_speeds(self.settings, self.costs, server_round, speeds),
             self.costs.planning.energy_j,
             budget_j,
             seconds=self.costs.planning.time_s,
@@ -253,7 +270,7 @@ class EnergyConstrained:
         rounds = range(server_round, self._num_rounds + 1)
         training = [t for t in rounds if self._trains(t)]
         least_j = self.costs.per_round.energy_j[:, 0]
-        more_j = [w.energy_j[:, 0] - least_j for w in self._own_work[server_round - 1 :]]
+        more_j = [w.energy_j[:, 0] - least_j for w in self.prices.own_work[server_round - 1 :]]
         even = pacing(
             np.maximum(0.0, self.ledger.remaining_j - sum(more_j)),  # what phases add is set aside
             radio_j,
@@ -266,21 +283,6 @@ class EnergyConstrained:
     def _trains(self, server_round: int) -> bool:
         rule = self.settings.allocation
         return rule.rule != "sync-only" or (server_round - 1) % rule.train_every == 0
-
-    def _speed(self, server_round: int, speeds: Mapping[int, Mapping[str, float]]) -> Floats:
-        """Return the speeds ``[node, modality]`` that the rule goes by; all 1 is uniform."""
-        rule, shape = self.settings.allocation, self.costs.owned.shape
-        if rule.rule == "random":
-            draws = numpy_generator(self.settings.seed, "allocation", server_round).random(shape)
-            return np.asarray(rule.max_ratio**draws)
-        table = np.ones(shape)
-        if rule.rule not in ("auto", "uniform", "sync-only") and server_round > rule.warm_up:
-            for k, known in speeds.items():
-                own = self.costs.modalities_of(k)
-                around = {m: known.get(m, np.nan) for m in own}
-                values = effective_speeds(around, exponent=rule.exponent, max_ratio=rule.max_ratio)
-                table[k, self.costs.owned[k]] = [values[m] for m in own]
-        return table
 
     def _by_modality(self, node: int, tau: NDArray[np.int64]) -> Updates:
         owned = self.costs.owned[node]

@@ -53,7 +53,7 @@ class Exchange:
 
     def expected_sizes(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return what these will publish in a round to come: as much as last time, or blocks."""
-        blocks = {p: 4 * sum(self._roster.members[p].blocks.values()) for p in partitions}
+        blocks = {p: self._roster.members[p].block_bytes for p in partitions}
         return blocks | {p: size for p, size in self.sizes.items() if p in blocks}
 
     @property
@@ -79,13 +79,31 @@ class Exchange:
         (plans,) = rounds
         for partition, plan in plans.items():
             content = RecordDict({PLAN: write_plan(plan, self._method)})
-            for sender, record in self._relay.inbox(plan, partition).items():
+            for sender, record in self._inbox(plan, partition).items():
                 content[f"{INBOX}{sender}"] = record
                 if id(record) not in sizes:
-                    sizes[id(record)] = size_bytes(record), size_bytes(record, LABELS)
+                    sizes[id(record)] = self._bytes(sender, record)
                 self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])
+            self._add(content, plan)
             messages.append(self._message(partition, plan.server_round, content, kind, initial))
         return messages
+
+    def _inbox(self, plan: Plan, partition: int) -> dict[int, ArrayRecord]:
+        """Return what goes with a device's plan, by sender."""
+        return self._relay.inbox(plan, partition)
+
+    def _add(self, content: RecordDict, plan: Plan) -> None:
+        """Add to a message what a device needs besides its plan and its inbox."""
+
+    def _bytes(self, sender: int, record: ArrayRecord) -> tuple[int, int]:
+        """Return the bytes of what goes to one neighbour, and of soft labels among them."""
+        return size_bytes(record), size_bytes(record, LABELS)
+
+    def _problem(
+        self, partition: int, payload: ArrayRecord, metrics: Mapping[str, float]
+    ) -> str | None:
+        """Say what is wrong with what a device has published, or return None."""
+        return self._roster.members[partition].problem_with(payload)
 
     def _message(
         self,
@@ -111,7 +129,7 @@ class Exchange:
             self._logbook.node(server_round, partition).trained(metrics)
             self.speeds[partition] = under(NEAR, metrics) or self.speeds.get(partition, {})
             payload = content.array_records.get(PAYLOAD, ArrayRecord())
-            if problem := self._roster.members[partition].problem_with(payload):
+            if problem := self._problem(partition, payload, metrics):
                 failed[partition] = problem
             else:
                 payloads[partition] = payload

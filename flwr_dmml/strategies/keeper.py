@@ -16,7 +16,7 @@ from ..tracking.checkpoints import Arrays, Checkpoint, Checkpoints
 from ..tracking.files import write_whole
 from ..tracking.history import read_metrics_file, read_record
 from ..transport.arrays import NumpyArray, record_of
-from ..transport.messages import STATE
+from ..transport.messages import STATE, read_notes
 from .roster import Member
 
 if TYPE_CHECKING:
@@ -100,12 +100,13 @@ class Keeper:
             raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
 
     def _save(self, strategy: "PeerStrategy", grid: Grid, server_round: int) -> None:
-        states, absent = strategy.roster.ask(grid, "query.state", strategy.method)
-        if absent:  # it would be another run that goes on from here
-            reasons = "; ".join(f"node {k}: {why}" for k, why in absent.items())
-            log(WARNING, "Round %s: no checkpoint, for %s", server_round, reasons)
-            return
+        states, absent = strategy.roster.ask(grid, "query.state", strategy.method, strategy.timeout)
+        for p, content in states.items():
+            for line in read_notes(content):
+                log(INFO, "Round %s: node %s %s", server_round, p, line)
         nodes = {p: _arrays(content.array_records[STATE]) for p, content in states.items()}
+        if absent:
+            nodes |= self._known_of(absent, server_round)
         payloads = {p: _arrays(record) for p, record in strategy.exchange.payloads.items()}
         about = {
             "published": {p: list(payload) for p, payload in payloads.items()},
@@ -117,6 +118,16 @@ class Keeper:
             payloads[p] = {k: v for k, v in payload.items() if not _same(v, own.get(k))}
         path = self._checkpoints.save(Checkpoint(server_round, about, nodes, payloads))
         log(INFO, "[ROUND %s] Checkpoint: %s", server_round, path)
+
+    def _known_of(self, absent: Mapping[int, str], server_round: int) -> dict[int, Arrays]:
+        """Return the last known states of devices that cannot be asked."""
+        last = self._checkpoints.latest()
+        known = {p: last.nodes[p] for p in absent if p in last.nodes} if last else {}
+        for p, why in absent.items():
+            kept = "its state in the last one" if p in known else "none: it would start afresh"
+            text = "Round %s: node %s: %s; the checkpoint holds %s"
+            log(WARNING, text, server_round, p, why, kept)
+        return known
 
     def load(self) -> Checkpoint | None:
         """Return the last checkpoint, and cut the method's files back to the rounds before it.
@@ -147,7 +158,9 @@ class Keeper:
         if new := members.keys() - {int(p) for p in before}:
             raise ResumeError(f"node {min(new)} was not part of the run to resume")
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
-        _, absent = strategy.roster.ask(grid, "query.restore", strategy.method, states)
+        _, absent = strategy.roster.ask(
+            grid, "query.restore", strategy.method, strategy.timeout, states
+        )
         for p, why in absent.items():
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
         metrics = self.folder / "metrics.jsonl"
@@ -167,6 +180,7 @@ def _likeness(member: Member) -> dict[str, Any]:
         "blocks": dict(member.blocks),
         "first parameters": dict(member.digests),
         "training samples": member.num_train,
+        "profile": member.equipment.profile,
     }
 
 

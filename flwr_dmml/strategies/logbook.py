@@ -11,7 +11,9 @@ from flwr.serverapp.strategy import Result
 
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Tracker
-from ..transport.messages import read_metrics, read_rejected
+from ..transport.messages import read_metrics, read_notes, read_rejected
+from .energy_constrained import EnergyConstrained
+from .measured import meters_told, read_meter
 from .mixing import separate_groups
 from .roster import Member
 from .round_budget import RoundBudget
@@ -28,16 +30,24 @@ class Logbook:
         Rounds of the run.
     trackers : sequence of Tracker
         Told of the start and of every completed round.
+    energy : EnergyConstrained, optional
+        Told of every joule that devices measured.
     """
 
     def __init__(
-        self, members: Mapping[int, Member], num_rounds: int, trackers: Sequence[Tracker]
+        self,
+        members: Mapping[int, Member],
+        num_rounds: int,
+        trackers: Sequence[Tracker],
+        energy: EnergyConstrained | None = None,
     ) -> None:
         self.records: list[RoundRecord] = []
         self._members = members
         self._num_rounds = num_rounds
         self._trackers = tuple(trackers)
+        self._energy = energy
         self._flat: set[int] = set()
+        self._unread: set[int] = set()  # whose meter fails at present
 
     def announce(self, method: str, graph: nx.Graph | None) -> None:
         """Say who takes part, and whose owners are not linked in ``graph`` (None: not known)."""
@@ -45,6 +55,8 @@ class Logbook:
         for partition, member in self._members.items():
             sensors = "+".join(member.modalities)
             log(INFO, "\t%3d  %-16s %5d training samples", partition, sensors, member.num_train)
+        for line in meters_told(self._members.values()):
+            log(INFO, "%s", line)
         if graph is not None:
             apart = separate_groups(graph, {p: m.blocks for p, m in self._members.items()})
             for blocks, count in apart.items():
@@ -94,15 +106,55 @@ class Logbook:
 
         It is in the n-th round of its reply.
         """
+        if not position:
+            self.notes(partition, content)
+        self._meter(server_round + 1, partition, content, position)
         if server_round < 1:
             return
-        for line in read_rejected(content, position):
+        rejected, node = read_rejected(content, position), self.node(server_round, partition)
+        for line in rejected:
             log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
             sender, _, problem = line.partition(": ")
             if sender.isdigit() and int(sender) in self._members:
                 failed = self.records[server_round - 1].failed
                 failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
-        self.node(server_round, partition).measured(read_metrics(content, position))
+        node.measured(read_metrics(content, position))
+        node.rejected = len(rejected)
+
+    def _meter(self, server_round: int, partition: int, content: RecordDict, position: int) -> None:
+        """Note what a node's meter counted in a round's work, and have it booked.
+
+        What comes after the last round, mixing and evaluation, counts as that round's.
+        """
+        if not self._members[partition].equipment.has_meter:
+            return
+        reading = read_meter(content, position)
+        if reading.problem:
+            if partition not in self._unread:
+                text = "Round %s: node %s's meter fails, its joules are the model's for now: %s"
+                log(WARNING, text, server_round, partition, reading.problem)
+            self._unread.add(partition)
+            return
+        if partition in self._unread:
+            log(INFO, "Round %s: node %s's meter is read again", server_round, partition)
+            self._unread.remove(partition)
+        first = min(server_round, self._num_rounds)
+        node = self.node(first, partition)
+        node.measured_j = (node.measured_j or 0.0) + reading.joules
+        node.measured_s = (node.measured_s or 0.0) + reading.seconds
+        extra_j = 0.0
+        if self._energy:
+            booked_j = self._energy.measured(server_round, {partition: reading.joules})
+            extra_j = float(booked_j[partition])
+        for record in self.records[first - 1 :]:
+            record.total_measured_j = (record.total_measured_j or 0.0) + reading.joules
+            if partition in record.battery_j:
+                record.battery_j[partition] = max(0.0, record.battery_j[partition] - extra_j)
+
+    def notes(self, partition: int, content: RecordDict) -> None:
+        """Log what a node has to say."""
+        for line in read_notes(content):
+            log(INFO, "Round %s: node %s %s", self.records[-1].round, partition, line)
 
     def budget(self, budget: RoundBudget) -> None:
         """Note what the current round is billed, and who stays out for want of energy."""
@@ -120,6 +172,7 @@ class Logbook:
         record.total_j = before.total_j + record.compute_j + record.radio_j
         record.total_simulated_s = before.total_simulated_s + record.simulated_s
         record.total_bits = before.total_bits + float(budget.sent_bits.sum())
+        record.total_measured_j = before.total_measured_j
         record.failed |= budget.flat
         for partition in budget.flat:
             self.node(record.round, partition)  # known, though it does nothing

@@ -113,7 +113,7 @@ class PeerStrategy(Strategy):
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
         self.exchange = exchange(method, self.roster, self._logbook)
-        self._num_rounds = 0
+        self._num_rounds, self.timeout = 0, 3600.0
 
     @property
     def records(self) -> list[RoundRecord]:
@@ -231,11 +231,11 @@ class PeerStrategy(Strategy):
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         started = time.monotonic()
-        self._num_rounds = num_rounds
+        self._num_rounds, self.timeout = num_rounds, timeout
         checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
-        self._logbook = Logbook(self.roster.members, num_rounds, self.trackers)
+        self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
         self.exchange = self._make_exchange(self.method, self.roster, self._logbook)
         phases = [self.phase(t, num_rounds) for t in range(1, num_rounds + 1)]
         self.planner.begin(self.roster.members, phases, self.trained)

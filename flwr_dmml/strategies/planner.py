@@ -89,7 +89,8 @@ class RoundPlanner:
         self._num_rounds = num_rounds
         work = {p: member.work for p, member in members.items()}
         reach = self.topology.graph(self.num_nodes, seed=self.seed)
-        self.energy.begin(work, self.num_nodes, num_rounds, reach, phases)
+        own = {p: member.equipment for p, member in members.items()}
+        self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
         self._known: tuple[object, tuple[int, ...]] = (None, ())
         self._found: dict[int, Neighbourhood] = {}
@@ -191,8 +192,7 @@ class RoundPlanner:
         bits = np.zeros(self.num_nodes)
         for partition, member in self._members.items():
             copies = max(1, graph.degree(partition)) if self.addressed else 1
-            blocks = 4 * sum(member.blocks.values())
-            bits[partition] = 8 * payload_bytes.get(partition, copies * blocks)
+            bits[partition] = 8 * payload_bytes.get(partition, copies * member.block_bytes)
         return bits
 
     def _around(

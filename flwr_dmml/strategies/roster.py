@@ -1,19 +1,21 @@
 """Who takes part: the handshake that maps Flower's node ids to partitions."""
 
-import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from ..blocks import STATISTICS, unaddressed, vector_problem
 from ..costs import Work
+from ..equipment import NOT_TOLD, Equipment
 from ..plan import Payload
-from ..transport.messages import ABOUT, FLOPS_IN, PLAN, STATE
+from ..transport.messages import ABOUT, FLOPS_IN, PLAN, PUBLIC_KEY, STATE
+from .admission import odd_ones
+from .reasons import join_reasons, partition_of, reason_of
 
 _POLL_S = 0.1
 _REMIND_S = 10.0
@@ -31,12 +33,17 @@ class Member:
     partition_id: int
     modalities: tuple[str, ...]
     blocks: dict[str, int]  # name -> length
+    block_bytes: int  # of all of them in a payload, as it says
     digests: dict[str, str]  # name -> digest of the numbers it starts from
     num_train: int
     work: Work
     class_counts: tuple[int, ...] = ()  # training samples of each class; not told: empty
     class_names: tuple[str, ...] = ()  # not known, or not told: empty
+    num_classes: int = 0  # not told: 0
+    data: str = ""  # where they are, and their classes and shapes, for people
     address: str = ""  # where its neighbours reach it
+    equipment: Equipment = NOT_TOLD
+    announced: bytes = b""  # its public key, signed; not told: empty
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
@@ -78,8 +85,9 @@ def handshake(
 ) -> dict[int, Member]:
     """Ask every node who it is; return the members by partition id.
 
-    A node that fails, does not answer, or claims a partition that is taken is left out and named in
-    the log.
+    A node that fails, does not answer, claims a partition that is taken, or holds data of another
+    form than most (:func:`~flwr_dmml.strategies.admission.odd_ones`) is left out and named in the
+    log.
 
     Raises
     ------
@@ -93,9 +101,12 @@ def handshake(
     members: dict[int, Member] = {}
     answers = {asked.pop(r.metadata.reply_to_message_id): r for r in replies}
     problems = dict.fromkeys(asked.values(), "no answer")
+    partitions: dict[int, int] = {}  # of those with a problem, where it is known
     for node_id, reply in sorted(answers.items()):
         if reply.has_error():
-            problems[node_id] = _reason(reply.error)
+            problems[node_id] = reason_of(reply.error)
+            if (partition := partition_of(reply.error)) is not None:
+                partitions[node_id] = partition
             continue
         try:
             member = _read_member(node_id, reply.content.config_records[ABOUT])
@@ -110,12 +121,16 @@ def handshake(
         taken = members.setdefault(member.partition_id, member)
         if taken is not member:
             problems[node_id] = f"partition {member.partition_id} is node {taken.node_id}'s"
-    together = _join_reasons(problems)
+    members = dict(sorted(members.items()))
+    for partition, problem in odd_ones(members).items():
+        node_id = members.pop(partition).node_id
+        problems[node_id], partitions[node_id] = problem, partition
+    together = join_reasons(problems, partitions)
     if not members:
         raise NoDevicesError(f"no device can take part: {together}")
     if problems:
         log(WARNING, "Left out of the run: %s", together)
-    return dict(sorted(members.items()))
+    return members
 
 
 class Roster:
@@ -171,7 +186,7 @@ class Roster:
                 absent[partition] = "it is still busy with an earlier message"
         invited = [p for p in self.members if p not in absent]
         if not invited:
-            raise NoDevicesError(f"no device is left: {_join_reasons(absent)}")
+            raise NoDevicesError(f"no device is left: {join_reasons(absent)}")
         return invited, absent
 
     def send(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
@@ -187,23 +202,22 @@ class Roster:
         grid: Grid,
         kind: str,
         method: str,
+        timeout: float,
         states: Mapping[int, ArrayRecord] | None = None,
-        timeout: float = 3600.0,
     ) -> tuple[dict[int, RecordDict], dict[int, str]]:
-        """Ask all members something outside of a round; return as :meth:`sort` does.
+        """Ask all members who are there something outside of a round; return as :meth:`sort` does.
 
-        ``states`` go with the messages, by partition; without an answer from one, nobody is asked.
+        ``states`` go with the messages, by partition.
         """
-        _, failed = self.invite(grid)
-        if failed:
-            return {}, failed
+        invited, absent = self.invite(grid)
         messages: list[Message] = []
-        for partition, member in self.members.items():
+        for partition in invited:
             content = RecordDict({PLAN: ConfigRecord({"method": method})})
             if states is not None:
                 content[STATE] = states.get(partition, ArrayRecord())
-            messages.append(Message(content, member.node_id, kind))
-        return self.sort(self.send(grid, messages, timeout))
+            messages.append(Message(content, self.members[partition].node_id, kind))
+        good, failed = self.sort(self.send(grid, messages, timeout))
+        return good, absent | failed
 
     def sort(self, replies: Iterable[Message]) -> tuple[dict[int, RecordDict], dict[int, str]]:
         """Return good replies by partition, and what became of the others.
@@ -220,34 +234,15 @@ class Roster:
             # An error made by the SuperLink carries its own node id: the message id tells whose.
             partition = open_letters.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                failed[partition] = _reason(reply.error)
+                failed[partition] = reason_of(reply.error)
             else:
                 good[partition] = reply.content
         for message_id, partition in open_letters.items():
             self._waiting[partition] = message_id
             failed[partition] = "no reply in time (round-timeout)"
         if failed and not good:
-            raise NoDevicesError(f"every device failed: {_join_reasons(failed)}")
+            raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
         return dict(sorted(good.items())), dict(sorted(failed.items()))
-
-
-def _join_reasons(reasons: Mapping[int, str]) -> str:
-    """Write reasons by node, those with the same reason together."""
-    nodes: dict[str, list[str]] = {}
-    for node, reason in sorted(reasons.items()):
-        nodes.setdefault(reason, []).append(str(node))
-
-    def some(who: list[str]) -> str:
-        return ", ".join(who[:5]) + (f" and {len(who) - 5} more" if len(who) > 5 else "")
-
-    return "; ".join(f"node {some(who)}: {reason}" for reason, who in nodes.items())
-
-
-def _reason(error: Error) -> str:
-    """Return why a node failed; Flower writes exceptions as ``<class 'a.B'>:<'text'>``."""
-    text = str(error.reason)
-    match = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", text, flags=re.DOTALL)
-    return f"{match[1]}: {match[2]}" if match else text
 
 
 def _read_member(node_id: int, about: ConfigRecord) -> Member:
@@ -258,11 +253,16 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         partition_id=int(about["partition-id"]),  # type: ignore[arg-type]
         modalities=modalities,  # type: ignore[arg-type]
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
+        block_bytes=max(0, int(about["block-bytes"])),  # type: ignore[arg-type]
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
         class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]
         class_names=tuple(map(str, about.get("class-names", ()))),  # type: ignore[arg-type]
+        num_classes=int(about.get("num-classes", 0)),  # type: ignore[arg-type]
+        data=str(about.get("data", "")),
         address=str(about.get("peer-address", "")),
+        equipment=Equipment.read(about),
+        announced=bytes(about.get(PUBLIC_KEY, b"")),  # type: ignore[arg-type]
         work=Work(
             joint=float(about["flops-joint"]),  # type: ignore[arg-type]
             solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """What is decided about a round before it begins: links, joules, iterations."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import networkx as nx
@@ -10,6 +11,13 @@ from ..energy import Floats
 
 Updates = dict[str, int]
 """Encoder updates by modality."""
+
+
+def among(graph: nx.Graph, live: Collection[int]) -> nx.Graph:
+    """Return all nodes of ``graph``, with only the links between those that are live."""
+    between = nx.create_empty_copy(graph)
+    between.add_edges_from(graph.subgraph(live).edges)
+    return between
 
 
 @dataclass(frozen=True, eq=False)

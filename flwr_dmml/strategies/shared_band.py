@@ -9,8 +9,9 @@ import numpy as np
 from ..allocation import OBJECTIVES, FleetAllocator, Objective, SharedBand
 from ..costs import Work
 from ..energy import Floats
-from .energy_constrained import EnergyConstrained, among
-from .round_budget import Decision, Sending
+from ..equipment import Equipment
+from .energy_constrained import EnergyConstrained
+from .round_budget import Decision, Sending, among
 
 
 class SharedBandConstrained(EnergyConstrained):
@@ -28,9 +29,10 @@ class SharedBandConstrained(EnergyConstrained):
         num_rounds: int,
         graph: nx.Graph | None = None,
         phases: Sequence[str] = (),
+        equipment: Mapping[int, Equipment] | None = None,
     ) -> None:
         """Take note of the devices' work."""
-        super().begin(work, num_nodes, num_rounds, graph, phases)
+        super().begin(work, num_nodes, num_rounds, graph, phases, equipment)
         rule = self.settings.allocation.rule
         if rule == "sync-only":
             raise ValueError("allocation.rule = 'sync-only' cannot be used with a shared band")

@@ -26,6 +26,7 @@ def read_record(line: Mapping[str, Any]) -> RoundRecord:
         total_j=float(line["total_j"]),
         total_simulated_s=float(line["total_simulated_s"]),
         total_bits=float(line["total_bits"]),
+        total_measured_j=line.get("total_measured_j"),
     )
 
 

@@ -30,12 +30,15 @@ class NodeResult:
     disagreement: float | None = None  # sum_j w_kj ||x_k - x_j||^2
     bytes_sent: int = 0
     label_bytes_sent: int = 0  # of these, soft labels
+    rejected: int = 0  # letters and blocks of its neighbours that did not come or were refused
     labels: dict[str, float] = field(default_factory=dict)  # how a public set was labelled
     speed: dict[str, float] = field(default_factory=dict)  # training speed of each modality
     updates: dict[str, int] = field(default_factory=dict)  # of each modality's encoder
     compute_j: float = 0.0
     radio_j: float = 0.0
     simulated_s: float = 0.0  # to compute and to send
+    measured_j: float | None = None  # by its own meter, while it computed
+    measured_s: float | None = None  # the seconds of that
 
     def trained(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured while training."""
@@ -72,6 +75,12 @@ def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
 
 
+def _measured_only(line: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a meter would have counted, where none did."""
+    of_meters = ("measured_j", "measured_s", "total_measured_j")
+    return {k: v for k, v in line.items() if v is not None or k not in of_meters}
+
+
 def _mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of what is known, None where nothing is."""
     known = [value for value in values if value is not None]
@@ -99,6 +108,7 @@ class RoundRecord:
     total_j: float = 0.0  # spent by all devices, this round included
     total_simulated_s: float = 0.0  # on the devices, this round included
     total_bits: float = 0.0  # put on the air by all devices, this round included
+    total_measured_j: float | None = None  # by all meters, this round included
 
     def node(self, partition: int, modalities: Iterable[str]) -> NodeResult:
         """Return the entry of a node, new if it has none yet."""
@@ -239,7 +249,7 @@ class RoundRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to ``metrics.jsonl``: summary first, then the nodes."""
-        return {
+        line = {
             "round": self.round,
             "train_loss": self.train_loss,
             "accuracy": self.accuracy,
@@ -265,12 +275,15 @@ class RoundRecord:
             "simulated_s": self.simulated_s,
             "total_simulated_s": self.total_simulated_s,
             "total_bits": self.total_bits,
+            "total_measured_j": self.total_measured_j,
             "failed": {str(k): v for k, v in sorted(self.failed.items())},
             "nodes": [
-                asdict(n) | {"balance": n.balance, "battery_j": self.battery_j.get(n.partition)}
+                _measured_only(asdict(n))
+                | {"balance": n.balance, "battery_j": self.battery_j.get(n.partition)}
                 for n in self.nodes
             ],
         }
+        return _measured_only(line)
 
 
 class Tracker(Protocol):

@@ -46,14 +46,17 @@ def final_table(results: Mapping[str, RoundRecord]) -> Table:
         table.add_row(label, *cells)
     table.add_section()
     for label, figures in _costs(list(results.values())):
-        table.add_row(label, *(f"{figure:.4g}" for figure in figures))
+        table.add_row(label, *("-" if x is None else f"{x:.4g}" for x in figures))
     return table
 
 
-def _costs(records: list[RoundRecord]) -> list[tuple[str, list[float]]]:
+def _costs(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
     """Return what each method took, all its devices and rounds together."""
+    measured = [r.total_measured_j for r in records]
+    by_meters = [("joules measured, computing", measured)] if any(measured) else []
     return [
         ("joules spent", [r.total_j for r in records]),
+        *by_meters,
         ("seconds on the devices", [r.total_simulated_s for r in records]),
         ("Mbit on the air", [r.total_bits / 1e6 for r in records]),
     ]

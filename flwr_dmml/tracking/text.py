@@ -35,6 +35,8 @@ def _energy(record: "RoundRecord") -> str:
     spent = f"{record.compute_j:.3g} computing and {record.radio_j:.3g} sending in this round"
     took = f"{record.total_simulated_s:.3g} s on the devices"
     parts = [f"{record.total_j:.3g} J ({spent}), {took}", f"iterations {updates}"]
+    if record.total_measured_j is not None:
+        parts.insert(1, f"meters counted {record.total_measured_j:.3g} J of computing")
     if record.battery_quantiles_j:
         low, _, median, _, high = record.battery_quantiles_j
         parts.insert(1, f"batteries {low:.3g} to {high:.3g} J, median {median:.3g}")

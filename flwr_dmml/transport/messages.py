@@ -7,14 +7,20 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from ..plan import Inbox, Payload, Plan
+from ..plan import Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
 PEERS, LETTER_BYTES, LABEL_BYTES = "peers", "letter.bytes", "letter.label-bytes"
 PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
+NOTES, METER_PROBLEM = "notes", "meter-problem"
+PUBLIC_KEY, PAYLOAD_BYTES = "public-key", "payload.bytes"
 INBOX, FLOPS_IN = "inbox.", "flops-in."
+PARTITION = "partition"
+"""The reason of a device that fails begins with this and its partition id."""
 _WEIGHTS, _UPDATES = "weights.", "updates."
+SIMULATED = "simulated"
+"""In the node config of a device that an engine of this package hosts."""
 
 
 def pack(tensors: dict[str, Tensor]) -> ArrayRecord:
@@ -123,6 +129,22 @@ def read_rejected(content: RecordDict, position: int = 0) -> list[str]:
     """Read what a node found wrong with its neighbours' payloads, in the n-th round."""
     record = content.config_records.get(nth(REPORT, position), ConfigRecord())
     lines = record.get("rejected", [])
+    return [str(line) for line in lines] if isinstance(lines, list) else []
+
+
+def write_report(outcome: Outcome) -> ConfigRecord:
+    """Write what went wrong in a round that a device has done; empty if nothing did."""
+    record = ConfigRecord()
+    if outcome.rejected:
+        record["rejected"] = outcome.rejected
+    if outcome.meter_problem:
+        record[METER_PROBLEM] = outcome.meter_problem
+    return record
+
+
+def read_notes(content: RecordDict) -> list[str]:
+    """Read what a node has to say in the run's log."""
+    lines = content.config_records.get(NOTES, ConfigRecord()).get(NOTES, [])
     return [str(line) for line in lines] if isinstance(lines, list) else []
 
 

@@ -139,7 +139,7 @@ class PeerLink:
         return len(data)
 
     def collect(
-        self, peers: Mapping[int, str], server_round: int, timeout_s: float
+        self, peers: Mapping[int, str], server_round: int, timeout_s: float, spare_s: float = 0.0
     ) -> tuple[dict[int, Letter], dict[int, str]]:
         """Fetch the neighbours' letters of a round, all at once.
 
@@ -151,6 +151,8 @@ class PeerLink:
             At least 0.
         timeout_s : float
             Seconds after which it returns with what there is.
+        spare_s : float
+            Seconds more that it waits for those to which there is a link then.
 
         Returns
         -------
@@ -172,11 +174,11 @@ class PeerLink:
             return letters, missing
         threads = ThreadPoolExecutor(len(routes), thread_name_prefix="peer")
         fetched: dict[int, Future[Letter]] = {
-            peer: threads.submit(self._asker.fetch, route, peer, server_round, deadline)
+            peer: threads.submit(self._asker.fetch, route, peer, server_round, deadline, spare_s)
             for peer, route in routes.items()
         }
         threads.shutdown(wait=False)
-        wait(fetched.values(), timeout=max(deadline + LATE_S - monotonic(), 0.0))
+        wait(fetched.values(), timeout=max(deadline + spare_s + LATE_S - monotonic(), 0.0))
         for peer, future in fetched.items():
             try:
                 letters[peer] = future.result(timeout=0)

@@ -136,15 +136,16 @@ class Answers:
         if len(data) > one.limit:
             self._refuse(one, f"{len(data)} bytes, allowed are {one.limit}")
             return
+        with self._changed:  # before it goes out: who has it may look
+            self.bytes_sent += len(data)
         try:
             with one.query as query:
                 key = f"{self._key}/{one.server_round}"
                 query.reply(key, data, attachment=seal, express=True)
         except zenoh.ZError as error:
             log.debug("a letter could not be sent: %s", error)
-            return
-        with self._changed:
-            self.bytes_sent += len(data)
+            with self._changed:
+                self.bytes_sent -= len(data)
 
     def _refuse(self, one: _Held, why: str) -> None:
         try:

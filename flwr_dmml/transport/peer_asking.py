@@ -51,8 +51,12 @@ class Asker:
         self._lock, self._closed = Lock(), Event()
         self.bytes_received = self.letters_refused = 0
 
-    def fetch(self, route: Route, peer: int, server_round: int, deadline: float) -> Letter:
+    def fetch(
+        self, route: Route, peer: int, server_round: int, deadline: float, spare_s: float = 0.0
+    ) -> Letter:
         """Ask a neighbour again and again until it has answered or time is up.
+
+        One that is there then, and has our question, is given ``spare_s`` seconds more.
 
         Raises
         ------
@@ -64,7 +68,7 @@ class Asker:
         why, pause, looked = "", AGAIN_S, False
         while (left := deadline - monotonic()) > 0 and not self._closed.is_set():
             try:
-                letter = self._ask(route, peer, server_round, left)
+                letter = self._ask(route, peer, server_round, left + spare_s)
                 if letter:
                     return letter
                 if not looked:
@@ -76,7 +80,7 @@ class Asker:
                 why = str(error)
                 self._look(route, peer, ALERT_S, left)
             self._closed.wait(min(pause, left))
-        raise TimeoutError(why)
+        raise TimeoutError(why or f"it sent nothing of up to {self._limit} bytes")
 
     def close(self) -> None:
         """Ask nobody any more."""

@@ -1,12 +1,15 @@
 """The relay transport: the strategy hands each node's payload to its neighbours, unread."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from flwr.app import ArrayRecord
 
-from ..blocks import STATISTICS, addressed
+from ..blocks import STATISTICS, addressed, without_companion
 from ..plan import Plan
 from .arrays import record_of, serialised_bytes
+
+T = TypeVar("T")
 
 
 class Relay:
@@ -43,15 +46,30 @@ class Relay:
         records: dict[int, ArrayRecord] = {}
         for position, neighbour in enumerate(plan.neighbours, start=1):
             payload = self._payloads[neighbour]
-            wanted = {name for name, weights in plan.weights.items() if weights[position] > 0}
-            for name in wanted - payload.keys():
-                wanted.add(addressed(name, recipient))
-            key = neighbour, frozenset(wanted)
+            names = wanted(plan, position, recipient, payload.keys())
+            key = neighbour, names
             if key not in self._cut:
-                kept = (n for n in payload if n in wanted or n.startswith(STATISTICS))
-                self._cut[key] = record_of({name: payload[name] for name in kept})
+                self._cut[key] = record_of(cut(payload, names))
             records[neighbour] = self._cut[key]
         return records
+
+
+def wanted(plan: Plan, position: int, recipient: int, published: Collection[str]) -> frozenset[str]:
+    """Return which blocks of a payload with these names the recipient of a plan is to get.
+
+    The payload is that of its n-th neighbour, from 1.
+    """
+    names = {name for name, weights in plan.weights.items() if weights[position] > 0}
+    return frozenset(names | {addressed(name, recipient) for name in names - set(published)})
+
+
+def cut(payload: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    """Return a payload's blocks of these names, with what belongs to them, and its statistics."""
+    return {
+        name: value
+        for name, value in payload.items()
+        if without_companion(name) in names or name.startswith(STATISTICS)
+    }
 
 
 def size_bytes(record: ArrayRecord, prefix: str = "") -> int:

@@ -1,6 +1,7 @@
 """What tests with a SuperLink and SuperNodes on this machine have in common."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from typer.testing import CliRunner
 
@@ -27,9 +29,9 @@ SETTINGS = {
 }
 
 
-def cut_parts(folder: Path) -> None:
+def cut_parts(folder: Path, nodes: int = NODES) -> None:
     """Write a tiny part for each device."""
-    cut = ["partition", str(ROOT / "examples" / "quickstart"), "-n", str(NODES)]
+    cut = ["partition", str(ROOT / "examples" / "quickstart"), "-n", str(nodes)]
     cut += ["-o", str(folder), "--set", "samples-per-node=60"]
     assert CliRunner().invoke(app, cut).exit_code == 0
 
@@ -71,9 +73,19 @@ def running(
         process.wait()
 
 
-def wait_for_port(port: int, log: Path) -> None:
+def wait_for_port(port: int, log: Path, host: str = "127.0.0.1") -> None:
     for _ in range(600):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
             return
         time.sleep(0.1)
     raise AssertionError(log.read_text())
+
+
+def learned(metrics: bytes) -> list[Any]:
+    """Return what must not depend on how payloads travel."""
+    keys = ("round", "train_loss", "accuracy", "macro_f1", "consensus_distance", "failed")
+    nodes = ("accuracy", "accuracy_by_modality", "disagreement", "speed", "updates")
+    return [
+        [line[key] for key in keys] + [[node[key] for key in nodes] for node in line["nodes"]]
+        for line in map(json.loads, metrics.splitlines())
+    ]

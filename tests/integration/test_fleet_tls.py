@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 from click.testing import Result
@@ -16,6 +17,7 @@ from fleet_helpers import (
     cut_parts,
     environment,
     free_port,
+    learned,
     running,
     wait_for_port,
 )
@@ -38,15 +40,31 @@ runtime-port = {runtime}
 data-path = "{data}"
 profile = "raspberry-pi-4"
 """
+ENCRYPTED = {**SETTINGS, "exchange.encrypt": True, "checkpoint-every": 2}
 
 
-def fleet(command: str, file: Path, folder: Path) -> Result:
-    arguments = ["fleet", command, str(file), "-o", str(folder)]
+def fleet(command: str, file: Path, folder: Path, *more: str) -> Result:
+    arguments = ["fleet", command, str(file), "-o", str(folder), *more]
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
 
 
+def simulated(parts: Path, folder: Path) -> bytes:
+    """The metrics file of the same run in one process, where nothing is encrypted."""
+    sets = {**ENCRYPTED, "run-dir": str(folder), "data-path": str(parts)}
+    command = ["simulate", str(FLEET), "--workers", "0"]
+    command += [part for k, v in sets.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    log = (folder / "same" / "log.txt").read_text()
+    assert "exchange.encrypt: nothing is encrypted between devices simulated here" in log
+    return (folder / "same" / "dmml-kd" / "metrics.jsonl").read_bytes()
+
+
 def test_a_fleet_is_prepared_registered_checked_and_trains(tmp_path: Path):
-    """A folder with a space and a quote in its name; nothing is started but the scripts."""
+    """A folder with a space and a quote in its name; nothing is started but the scripts.
+
+    What is relayed is encrypted: the numbers are those of ``simulate``.
+    """
     folder, parts, port = tmp_path / "it's a lab", tmp_path / "parts", free_port()
     cut_parts(parts)
     text = TOP.format(folder=folder, venv=sys.prefix, port=port)
@@ -89,7 +107,7 @@ def test_a_fleet_is_prepared_registered_checked_and_trains(tmp_path: Path):
         for number, command in enumerate(start):
             stack.enter_context(running(command, variables, tmp_path / f"node{number}.log"))
         for _ in range(10):
-            state = fleet("status", file, folder)
+            state = fleet("status", file, folder, "--no-ask")
             if state.exit_code == 0:
                 break
             time.sleep(2)
@@ -97,7 +115,17 @@ def test_a_fleet_is_prepared_registered_checked_and_trains(tmp_path: Path):
         assert state.exit_code == 0, state.output + logs
         assert "all is well" in state.output and state.output.count("online") == NODES
 
-        config = {**SETTINGS, "run-dir": str(tmp_path / "runs"), "checkpoint-every": 0}
+        asked = fleet("status", file, folder, "--json")
+        report = json.loads(asked.output)
+        assert asked.exit_code == 0 and report["problems"] == [], asked.output
+        for number, device in enumerate(report["devices"]):
+            said, bounds = device["answer"], device["clock-ahead-s"]
+            assert said["config"]["partition-id"] == said["data"]["part"] == number
+            assert said["versions"]["flwr-dmml"] == version("flwr-dmml")
+            others = {f"pi-{n}": "closed" for n in range(NODES) if n != number}
+            assert said["peers"] == others and bounds[0] <= 0 <= bounds[1]
+
+        config = {**ENCRYPTED, "run-dir": str(tmp_path / "runs")}
         given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         done = subprocess.run(
             [str(PROGRAMS / "flwr"), "run", str(FLEET), "lab", "--stream", "-c", given],
@@ -108,6 +136,13 @@ def test_a_fleet_is_prepared_registered_checked_and_trains(tmp_path: Path):
     metrics = tmp_path / "runs" / "same" / "dmml-kd" / "metrics.jsonl"
     assert metrics.exists(), done.stdout + logs
     assert metrics.read_text().count("\n") == SETTINGS["num-server-rounds"]
+    assert learned(metrics.read_bytes()) == learned(simulated(parts, tmp_path / "here"))
+    assert not any(line["failed"] for line in map(json.loads, metrics.read_text().splitlines()))
+    checkpoint = metrics.parent / "checkpoints" / "round-00002"
+    about = json.loads((checkpoint / "state.json").read_text())
+    held = [names for group in ("nodes", "payloads") for names in about[group]["names"].values()]
+    alike = {name.partition("@")[0] for names in held for name in names}
+    assert alike == {"locked-state", "sealed", "key"} and len(held) == 2 * NODES
     secrets = [path.read_text() for path in folder.rglob("*.key")]
     secrets += [path.read_text() for path in folder.rglob("node-key")]
     everything = logs + done.stdout + first.output + state.output

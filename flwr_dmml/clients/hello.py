@@ -1,0 +1,60 @@
+"""What a device says of itself before the first round: its data, its model, its work, its meter."""
+
+import torch
+from flwr.app import ConfigRecord, Context
+
+from ..blocks import digest
+from ..transport.messages import FLOPS_IN, PUBLIC_KEY
+from .learner import Learner
+from .metering import equipment_of
+from .sealing import announcement, encrypts
+from .work import measure_work
+
+
+def introduction(learner: Learner, context: Context) -> ConfigRecord:
+    """Return what the coordinator needs to know of a device; its learner then is as at the start.
+
+    Raises
+    ------
+    SettingsError
+        The node config is wrong.
+    """
+    work = measure_work(learner)
+    learner.reset()
+    lengths = learner.block_lengths()
+    about = ConfigRecord(
+        {
+            "partition-id": learner.partition.partition_id,
+            "modalities": list(learner.partition.modalities),
+            "block-names": list(lengths),
+            "block-lengths": list(lengths.values()),
+            "block-bytes": learner.compressor.size_bytes(lengths.values()),
+            "block-digests": [digest(module) for module in learner.blocks().values()],
+            "num-train": len(learner.train_data),
+            **_data_told(learner),
+            "flops-joint": work.joint,
+            "flops-solo": list(work.solo.values()),
+            "flops-per-round": work.per_round,
+            **{FLOPS_IN + phase: flops for phase, flops in work.in_phase.items()},
+            **equipment_of(context.node_config, learner.settings).told(),
+        }
+    )
+    if address := context.node_config.get("peer-address"):
+        about["peer-address"] = str(address)
+    if encrypts(context):
+        about[PUBLIC_KEY] = announcement(context, learner.partition.partition_id)
+    if learner.settings.report_classes:
+        labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
+        about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()
+        if names := learner.partition.class_names:  # Flower cannot count the bytes of an empty list
+            about["class-names"] = list(names)
+    return about
+
+
+def _data_told(learner: Learner) -> dict[str, int | str]:
+    """Return what a device says of its data, so that those of another data set are noticed."""
+    part = learner.partition
+    own = ", ".join(f"{m} {(*part.source_modalities[m].shape,)}" for m in part.modalities)
+    path = f"'{learner.settings.data_folder}'" if learner.settings.data_path else "no data-path"
+    told = f"{path}, {part.num_classes} classes, {own}"
+    return {"num-classes": part.num_classes, "data": told}

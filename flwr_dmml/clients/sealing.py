@@ -1,0 +1,165 @@
+"""What a device does under ``exchange.encrypt``: what leaves it can only be read by its neighbours.
+
+Its state, which goes into the run's checkpoints, can only be read by itself.
+"""
+
+from logging import WARNING
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.common.logger import log
+from safetensors.numpy import load, save
+
+from ..config import SettingsError
+from ..plan import Inbox, Outcome, Plan
+from ..soft_labels import LABELS
+from ..transport.arrays import NumpyArray, record_of
+from ..transport.letter import Letter, LetterError
+from ..transport.messages import (
+    LABEL_BYTES,
+    PAYLOAD_BYTES,
+    SIMULATED,
+    pack,
+    read_inbox,
+)
+from ..transport.peer import Tls
+from ..transport.relay import cut, size_bytes, wanted
+from .direct import TLS_KEYS, read_tls
+from .learner import Learner
+from .metering import run_metered
+
+LOCKED_STATE = "locked-state"
+"""The only array in the record of a state that its device has encrypted."""
+
+
+def encrypts(context: Context) -> bool:
+    """Return whether nothing but numbers may leave this device in clear.
+
+    Devices that an engine of this package simulates are all in one place: nothing is encrypted.
+    """
+    asked = context.run_config.get("exchange.encrypt") is True
+    return asked and not context.node_config.get(SIMULATED)
+
+
+def announcement(context: Context, partition: int) -> bytes:
+    """Return the device's public key with its proof, for the neighbours.
+
+    Raises
+    ------
+    SettingsError
+        The node config names no certificate.
+    PeerError
+        The certificate does not do.
+    """
+    from ..transport.sealed import Identity
+
+    return Identity(_tls(context), partition).announcement()
+
+
+def run_sealed(
+    learner: Learner, plan: Plan, content: RecordDict, context: Context
+) -> tuple[Outcome, ArrayRecord]:
+    """Run a round whose payloads are sealed; return its outcome, and what is published.
+
+    A neighbour whose payload cannot be opened, or whose key is refused, is mixed without and named
+    among what is rejected.
+
+    Raises
+    ------
+    SettingsError
+        The message came without keys.
+    """
+    from ..transport.sealed import KEYS, SESSION, Identity, open_letter, seal_letter
+
+    if KEYS not in content.config_records:
+        raise SettingsError("exchange.encrypt = true, but the coordinator does not encrypt")
+    keys, me = content.config_records[KEYS], learner.partition.partition_id
+    identity, run = Identity(_tls(context), me), str(keys[SESSION])
+    public: dict[int, bytes] = {}
+    problems: dict[int, str] = {}
+    for other in sorted({*plan.neighbours, *plan.recipients}):
+        try:
+            public[other] = identity.check(_announced(keys, other), other)
+        except LetterError as error:
+            problems[other] = f"its key is refused: {error}"
+    inbox: Inbox = {}
+    received = read_inbox(content)
+    for position, sender in enumerate(plan.neighbours, start=1):
+        if sender in problems:
+            continue
+        parts = {k: x.numpy().tobytes() for k, x in received.get(sender, {}).items()}
+        try:
+            tensors = open_letter(
+                parts, identity, run, sender, plan.server_round - 1, public[sender]
+            )
+        except LetterError as error:
+            problems[sender] = str(error)
+            continue
+        inbox[sender] = cut(tensors, wanted(plan, position, me, tensors))
+    for other, why in problems.items():
+        log(WARNING, "Round %s: device %s: %s", plan.server_round, other, why)
+    outcome = run_metered(learner, plan.without(problems), inbox, context.node_config)
+    outcome.rejected.extend(f"{other}: {why}" for other, why in problems.items())
+    if not outcome.payload:
+        return outcome, ArrayRecord()
+    plain = pack(outcome.payload)
+    outcome.metrics[PAYLOAD_BYTES] = float(size_bytes(plain))
+    outcome.metrics[LABEL_BYTES] = float(size_bytes(plain, LABELS))
+    letter = Letter(run, me, plan.server_round, outcome.payload)
+    recipients = {k: public[k] for k in plan.recipients if k in public}
+    return outcome, _record(seal_letter(letter, identity, recipients))
+
+
+def lock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
+    """Return a device's state as it may leave it: nobody else can read it under encryption."""
+    if not (encrypts(context) and state):
+        return state
+    from ..transport.sealed import lock, own_secret
+
+    data = save({name: np.array(array.numpy(), order="C") for name, array in state.items()})
+    secret = own_secret(_tls(context).key, "states")
+    return _record({LOCKED_STATE: lock(secret, data, LOCKED_STATE)})
+
+
+def unlock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
+    """Return the state in what :func:`lock_state` gave.
+
+    Raises
+    ------
+    SettingsError
+        It is encrypted and the run is not, or the other way round.
+    LetterError
+        It was not encrypted by this device.
+    """
+    if not state:
+        return state
+    locked = LOCKED_STATE in state
+    if locked != encrypts(context):
+        kind = "encrypted" if locked else "not encrypted"
+        raise SettingsError(f"exchange.encrypt has changed: the state to go on from is {kind}")
+    if not locked:
+        return state
+    from ..transport.sealed import own_secret, unlock
+
+    secret = own_secret(_tls(context).key, "states")
+    data = unlock(secret, state[LOCKED_STATE].numpy().tobytes(), LOCKED_STATE)
+    return record_of({name: NumpyArray(numbers) for name, numbers in load(data).items()})
+
+
+def _tls(context: Context) -> Tls:
+    if tls := read_tls(context):
+        return tls
+    raise SettingsError(
+        f"node config: exchange.encrypt needs {', '.join(TLS_KEYS)} (flwr-dmml fleet init writes "
+        "them)"
+    )
+
+
+def _announced(keys: ConfigRecord, device: int) -> bytes:
+    found = keys.get(str(device))
+    return found if isinstance(found, bytes) else b""
+
+
+def _record(parts: dict[str, bytes]) -> ArrayRecord:
+    arrays = {name: NumpyArray(np.frombuffer(data, np.uint8)) for name, data in parts.items()}
+    return record_of(arrays)
