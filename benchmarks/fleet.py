@@ -1,9 +1,10 @@
 """A fleet of processes on this machine: one run simulated, by relay, and from device to device.
 
-A SuperLink with TLS and node authentication, and a SuperNode for each device. What is shown:
-whether accuracies are those of the simulation, in every round, with a round a message; the bytes
-between the devices and the SuperLink, with all rounds in one message from device to device; the
-seconds of a gossip round; the memory of a device.
+The quickstart with its batteries and its radio, a SuperLink with TLS and node authentication, and
+a SuperNode for each device. What is shown: whether accuracies are those of the simulation, in every
+round; the bytes between the devices and the SuperLink; the seconds of a gossip round; the memory of
+a device. From device to device a message is for one round, where numbers are to be equal, or for
+all of them.
 
     python benchmarks/fleet.py --json fleet.json
 
@@ -35,10 +36,10 @@ from rich.table import Table
 from flwr_dmml.fleet.local import LocalFleet
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICKSTART, FLEET = ROOT / "examples" / "quickstart", ROOT / "examples" / "fleet"
+QUICKSTART = ROOT / "examples" / "quickstart"
 PATTERN = "audio,audio+image"
 """Two devices of four with a microphone only, two with a camera, too."""
-PEER, RELAY = "peer", "relay"
+RELAY, PEER, AT_ONCE = "relay", "peer", "peer, one message"
 
 
 class Counter:
@@ -171,11 +172,15 @@ def counted(fleet: LocalFleet) -> Iterator[Counter]:
     yield counter
 
 
-def run(fleet: LocalFleet, method: str, settings: dict[str, Any]) -> Path:
-    """Run the fleet's app to its end; return the method's run folder."""
-    process = fleet.submit(FLEET, settings)
-    said = process.communicate()[0]
-    folder = fleet.runs / str(settings["run-name"]) / method
+def run(fleet: LocalFleet, way: str, settings: dict[str, Any]) -> Path:
+    """Run the quickstart to its end; return the method's run folder."""
+    settings = {
+        **settings,
+        "exchange.transport": RELAY if way == RELAY else PEER,
+        "exchange.rounds-per-message": settings["num-server-rounds"] if way == AT_ONCE else 1,
+    }
+    said = fleet.submit(QUICKSTART, settings).communicate()[0]
+    folder = fleet.runs / str(settings["run-name"]) / str(settings["method"])
     if not (folder / "end.json").exists():
         raise SystemExit(said + "\n".join(fleet.said(name) for name in fleet.devices))
     return folder
@@ -183,8 +188,7 @@ def run(fleet: LocalFleet, method: str, settings: dict[str, Any]) -> Path:
 
 def main(
     nodes: Annotated[int, typer.Option(min=3, help="Devices.")] = 4,
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds that are compared.")] = 6,
-    long: Annotated[int, typer.Option(min=2, help="Rounds whose bytes are counted.")] = 40,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the runs that learn.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each kind.")] = 3,
     gossip: Annotated[int, typer.Option(min=2, help="Rounds of a timed run, peer.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
@@ -196,50 +200,40 @@ def main(
     with tempfile.TemporaryDirectory(prefix="fleet-") as temporary:
         folder = Path(temporary)
         parts = cut_parts(folder / "parts", nodes, seed)
-        learns = {
-            "method": method, "num-server-rounds": rounds, "seed": seed, "evaluate-every": 1,
-            "local-iterations": 20, "checkpoint-every": 0, "exchange.timeout-s": 60.0,
+        learns: dict[str, Any] = {
+            "method": method, "compare-with": "", "seed": seed, "dataset": "parts",
+            "num-server-rounds": rounds, "evaluate-every": 1, "checkpoint-every": 0,
+            "exchange.timeout-s": 60.0,
         }  # fmt: skip
         here = learns | {"num-nodes": nodes, "run-dir": folder / "simulated", "run-name": "run"}
         sets = [f"{key}={value}" for key, value in here.items()] + [f"data-path={folder / 'parts'}"]
-        flwr_dmml("simulate", FLEET, "--workers", 0, *(a for s in sets for a in ("--set", s)))
+        flwr_dmml("simulate", QUICKSTART, "--workers", 0, *(a for s in sets for a in ("--set", s)))
         simulated = accuracies(folder / "simulated" / "run" / method)
-        err.print(f"simulated: {statistics.fmean(simulated[-1]):.3f}")
+        err.print(f"simulated: {statistics.fmean(simulated[-1]):.3f} after {rounds} rounds")
         with LocalFleet(folder / "fleet", parts) as fleet, counted(fleet) as counter:
             memory = Memory({name: fleet.pid(name) for name in fleet.devices})
-            equal, passed, times = {}, {}, {RELAY: [], PEER: []}
+            equal: dict[str, bool] = {}
+            passed: dict[str, int] = {}
+            times: dict[str, list[float]] = {RELAY: [], AT_ONCE: []}
             with memory.sampling():
-                for way in times:
-                    settings = learns | {"exchange.transport": way, "run-name": f"{way}-equal"}
-                    equal[way] = accuracies(run(fleet, method, settings)) == simulated
-                    err.print(f"{way}: accuracies are those of the simulation: {equal[way]}")
-                for way in times:
+                for way in (RELAY, PEER, AT_ONCE):
                     before = counter.bytes
-                    settings = learns | {
-                        "exchange.transport": way, "run-name": f"{way}-long",
-                        "num-server-rounds": long, "evaluate-every": 5,
-                    }  # fmt: skip
-                    if way == PEER:
-                        settings["exchange.rounds-per-message"] = long
-                    run(fleet, method, settings)
-                    passed[way] = counter.bytes - before
-                    err.print(f"{way}: {passed[way]:,} bytes in {long} rounds")
+                    found = accuracies(run(fleet, way, learns | {"run-name": f"{way}-learns"}))
+                    equal[way], passed[way] = found == simulated, counter.bytes - before
+                    err.print(f"{way}: equal {equal[way]}, {passed[way]:,} bytes")
                 before, started = counter.bytes, time.monotonic()
                 time.sleep(20)
                 idle = (counter.bytes - before) / (time.monotonic() - started)
                 for repeat in range(repeats):
-                    for way in times:
-                        count = gossip if way == PEER else 4
+                    for way, seconds in times.items():
+                        count = gossip if way == AT_ONCE else 4
                         settings = learns | {
-                            "exchange.transport": way, "run-name": f"{way}-{repeat}",
-                            "num-server-rounds": count, "local-iterations": 1,
-                            "evaluate-every": count,
+                            "run-name": f"{way}-{repeat}", "num-server-rounds": count,
+                            "local-iterations": 1, "evaluate-every": count,
                         }  # fmt: skip
-                        if way == PEER:
-                            settings["exchange.rounds-per-message"] = count
-                        times[way].append(seconds_per_round(run(fleet, method, settings)))
-                        err.print(f"{way} {repeat + 1}/{repeats}: {times[way][-1]:.3f} s a round")
-    report(equal, passed, idle, times, memory, rounds, long, to_json)
+                        seconds.append(seconds_per_round(run(fleet, way, settings)))
+                        err.print(f"{way} {repeat + 1}/{repeats}: {seconds[-1]:.3f} s a round")
+    report(equal, passed, idle, times, memory, to_json)
 
 
 def report(
@@ -248,24 +242,20 @@ def report(
     idle: float,
     times: dict[str, list[float]],
     memory: Memory,
-    rounds: int,
-    long: int,
     to_json: Path | None,
 ) -> None:
     """Print the figures, and write them."""
-    median = {way: statistics.median(seconds) for way, seconds in times.items()}
-    table = Table("", RELAY, PEER, "relay / peer")
-    same = f"accuracies are those of the simulation, {rounds} rounds"
-    table.add_row(same, str(equal[RELAY]), str(equal[PEER]), "")
-    share = f"{passed[RELAY] / passed[PEER]:.0f}"
-    table.add_row(
-        f"bytes through the SuperLink, {long} rounds",
-        f"{passed[RELAY]:,}", f"{passed[PEER]:,}", share,
-    )  # fmt: skip
-    ratio = f"{median[RELAY] / median[PEER]:.0f}"
-    spread = {way: f"{median[way]:.3f} ({min(t):.3f} to {max(t):.3f})" for way, t in times.items()}
-    table.add_row("s per gossip round, median", spread[RELAY], spread[PEER], ratio)
-    console = Console()
+    table = Table("", "accuracies are", "bytes", "of relay", "s per gossip round", "relay / it")
+    for way, count in passed.items():
+        spread = ratio = ""
+        if seconds := times.get(way):
+            median = statistics.median(seconds)
+            spread = f"{median:.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+            ratio = f"{statistics.median(times[RELAY]) / median:.0f}"
+        same = "the simulation's" if equal[way] else "others"
+        share = f"{count / passed[RELAY]:.2%}"
+        table.add_row(way, same, f"{count:,}", share, spread, ratio)
+    console = Console(width=120)
     console.print(table)
     console.print(f"an idle fleet: {idle:,.0f} bytes a second through the SuperLink (heartbeats)")
     for who, mb in memory.most_mb.items():

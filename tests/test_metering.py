@@ -44,7 +44,7 @@ from flwr_dmml.strategies.logbook import Logbook
 from flwr_dmml.strategies.measured import MeasuredPrices, read_meter
 from flwr_dmml.strategies.roster import Member
 from flwr_dmml.topology import make_topology
-from flwr_dmml.transport.messages import METRICS, nth
+from flwr_dmml.transport.messages import METRICS, join
 
 THREE: dict[str, Any] = {
     **FAST, "method": "drawing", "modality-pattern": "audio+image", "num-nodes": 3,
@@ -404,10 +404,8 @@ def test_rounds_planned_at_once_are_booked_one_by_one() -> None:
     for t in (1, 2):
         logbook.open(t)
         logbook.budget(energy.plan(t, nx.path_graph(2), [0, 1], np.zeros(2), {}))
-    reply = RecordDict()
-    for position, joules in enumerate((1.34, 0.14)):
-        name = nth(METRICS, position)
-        reply[name] = MetricRecord({metering.MEASURED_J: joules, metering.MEASURED_S: 2.0})
+    told = [{metering.MEASURED_J: joules, metering.MEASURED_S: 2.0} for joules in (1.34, 0.14)]
+    reply = RecordDict({METRICS: MetricRecord(join(told))})
     for position in (0, 1):
         logbook.mixing(position, 0, reply, position)
     first, second = logbook.records

@@ -23,10 +23,13 @@ from flwr_dmml.transport.messages import (
     METRICS,
     PLAN,
     REPORT,
+    join,
     pack,
+    parted,
     read_inbox,
     read_metrics,
     read_plan,
+    read_plans,
     read_rejected,
     unpack,
     write_plan,
@@ -421,3 +424,31 @@ def test_size_in_bytes_of_what_begins_with_a_prefix() -> None:
     others = {"head": torch.zeros(10), "stats.label-counts": torch.zeros(5)}
     assert size_bytes(pack(labels | others), "stats.labels.") == 136 + 140
     assert size_bytes(pack(others), "stats.labels.") == 0
+
+
+# Several rounds in a message
+
+
+def test_the_rounds_of_a_message_are_one_record():
+    joined = join([{"a": 1.0}, {}, {"a": 3.0, "b:c": 4.0}])
+    assert joined == {"a": 1.0, "2:a": 3.0, "2:b:c": 4.0}
+    assert parted(joined) == [{"a": 1.0}, {}, {"a": 3.0, "b:c": 4.0}]
+
+
+def test_each_round_of_a_message_is_read_as_it_was_written():
+    plans = [
+        Plan(t, 5, t % 2 == 0, (3,) * (t < 12), {"head": (0.5, 0.5)} if t < 12 else {}, budget_j=t)
+        for t in range(1, 14)
+    ]
+    told = ConfigRecord(join(write_plan(plan, "dpsgd") for plan in plans))
+    assert read_plans(RecordDict({PLAN: told})) == plans
+    assert told["method"] == "dpsgd"
+    metrics = MetricRecord(join({"train.loss": float(t)} for t in range(13)))
+    reports = ConfigRecord(join([{}] * 11 + [{"rejected": ["3: late"]}, {}]))
+    reply = RecordDict({METRICS: metrics, REPORT: reports})
+    assert [read_metrics(reply, k) for k in (0, 1, 11)] == [
+        {"train.loss": 0.0},
+        {"train.loss": 1.0},
+        {"train.loss": 11.0},
+    ]
+    assert [read_rejected(reply, k) for k in (0, 1, 10, 11, 12)] == [[], [], [], ["3: late"], []]

@@ -209,6 +209,7 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "disagreement": 14.0,
         "bytes_sent": 3000,
         "label_bytes_sent": 150,
+        "rejected": 0,
         "labels": {"auroc": 0.8},
         "speed": {},
         "updates": {},

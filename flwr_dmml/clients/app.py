@@ -29,7 +29,7 @@ from ..transport.messages import (
     PLAN,
     REPORT,
     STATE,
-    nth,
+    join,
     pack,
     read_inbox,
     read_peers,
@@ -241,11 +241,9 @@ def _rounds_directly(
     with open_link(context, exchange, me) as link:
         run, own = str(context.run_id), context.node_config
         outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own)
-    reply = RecordDict()
-    for position, outcome in enumerate(outcomes):
-        reply[nth(METRICS, position)] = MetricRecord(dict(outcome.metrics))
-        if report := write_report(outcome):
-            reply[nth(REPORT, position)] = report
+    reply = RecordDict({METRICS: MetricRecord(join(outcome.metrics for outcome in outcomes))})
+    if report := join(map(write_report, outcomes)):
+        reply[REPORT] = ConfigRecord(report)
     kept = pack(learner.state() | {SENT + k: v for k, v in sent.items()})
     return Message(reply, reply_to=message), kept
 

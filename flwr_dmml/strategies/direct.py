@@ -13,7 +13,7 @@ from ..transport.messages import (
     LETTER_BYTES,
     PEERS,
     PLAN,
-    nth,
+    join,
     read_metrics,
     write_plan,
 )
@@ -58,9 +58,8 @@ class DirectExchange(Exchange):
         for partition, first in rounds[0].items():
             own = [plans[partition] for plans in rounds if partition in plans]
             peers = sorted({n for plan in own for n in plan.neighbours})
-            content = RecordDict(
-                {nth(PLAN, k): write_plan(plan, self._method) for k, plan in enumerate(own)}
-            )
+            told = join(write_plan(plan, self._method) for plan in own)
+            content = RecordDict({PLAN: ConfigRecord(told)})
             content[PEERS] = ConfigRecord({str(n): self._roster.members[n].address for n in peers})
             messages.append(self._message(partition, first.server_round, content, kind, initial))
         return messages

@@ -6,14 +6,14 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from ..clients.metering import MEASURED_J, MEASURED_S
 from ..costs import FleetCosts
 from ..energy import Floats
 from ..profiles import IterationCosts
-from ..transport.messages import METER_PROBLEM, REPORT, nth, read_metrics
+from ..transport.messages import METER_PROBLEM, read_metrics, read_report
 from .roster import Member
 
 
@@ -141,7 +141,7 @@ class Reading(NamedTuple):
 
 def read_meter(content: RecordDict, position: int = 0) -> Reading:
     """Read what a device with a meter says of the n-th round of its reply."""
-    report = content.config_records.get(nth(REPORT, position), ConfigRecord())
+    report = read_report(content, position)
     if METER_PROBLEM in report:
         return Reading(problem=str(report[METER_PROBLEM]))
     metrics = read_metrics(content, position)

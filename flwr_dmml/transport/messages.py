@@ -1,6 +1,8 @@
 """How plans, payloads and states are written in Flower's records. Never a pickle."""
 
+from collections.abc import Iterable, Mapping
 from math import inf, isfinite
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ PEERS, LETTER_BYTES, LABEL_BYTES = "peers", "letter.bytes", "letter.label-bytes"
 PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
 NOTES, METER_PROBLEM = "notes", "meter-problem"
 PUBLIC_KEY, PAYLOAD_BYTES = "public-key", "payload.bytes"
+Value = TypeVar("Value")
 INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
@@ -71,41 +74,63 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     return record
 
 
-def read_plan(record: ConfigRecord) -> Plan:
+def read_plan(record: Mapping[str, Any]) -> Plan:
     """Read what :func:`write_plan` wrote."""
     return Plan(
-        server_round=int(record["server-round"]),  # type: ignore[arg-type]
-        iterations=int(record["iterations"]),  # type: ignore[arg-type]
-        num_rounds=int(record["num-rounds"]),  # type: ignore[arg-type]
+        server_round=int(record["server-round"]),
+        iterations=int(record["iterations"]),
+        num_rounds=int(record["num-rounds"]),
         evaluate=bool(record["evaluate"]),
-        budget_j=float(record.get("budget-j", inf)),  # type: ignore[arg-type]
+        budget_j=float(record.get("budget-j", inf)),
         phase=str(record.get("phase", "")),
-        neighbours=tuple(record.get("neighbours", [])),  # type: ignore[arg-type]
-        recipients=tuple(record.get("recipients", [])),  # type: ignore[arg-type]
+        neighbours=tuple(record.get("neighbours", [])),
+        recipients=tuple(record.get("recipients", [])),
         weights={
-            key.removeprefix(_WEIGHTS): tuple(value)  # type: ignore[arg-type]
+            key.removeprefix(_WEIGHTS): tuple(value)
             for key, value in record.items()
             if key.startswith(_WEIGHTS)
         },
         by_modality={
-            key.removeprefix(_UPDATES): int(value)  # type: ignore[arg-type]
+            key.removeprefix(_UPDATES): int(value)
             for key, value in record.items()
             if key.startswith(_UPDATES)
         },
     )
 
 
-def nth(name: str, position: int) -> str:
-    """Return the name of a record of the n-th round, from 0, of a message with several."""
-    return f"{name}.{position}" if position else name
+def join(rounds: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
+    """Return the records of a message's rounds as one: Flower makes several requests for each.
+
+    Those of the first round keep their keys; ``2:key`` is of the third.
+    """
+    return {
+        f"{position}:{key}" if position else key: value
+        for position, record in enumerate(rounds)
+        for key, value in record.items()
+    }
+
+
+def parted(joined: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """Return the records of all rounds from what :func:`join` gave; of the last ones, no empty."""
+    rounds: dict[int, dict[str, Value]] = {0: {}}
+    for key, value in joined.items():
+        number, colon, rest = key.partition(":")
+        position, name = (int(number), rest) if colon and number.isdecimal() else (0, key)
+        rounds.setdefault(position, {})[name] = value
+    return [rounds.get(position, {}) for position in range(max(rounds) + 1)]
+
+
+def _nth(joined: Mapping[str, Value], position: int) -> dict[str, Value]:
+    """Return the record of the n-th round, from 0."""
+    if not position:
+        return parted(joined)[0]
+    prefix = f"{position}:"
+    return {k.removeprefix(prefix): v for k, v in joined.items() if k.startswith(prefix)}
 
 
 def read_plans(content: RecordDict) -> list[Plan]:
     """Read the plans of all rounds of a message."""
-    plans = [read_plan(content.config_records[PLAN])]
-    while (name := nth(PLAN, len(plans))) in content.config_records:
-        plans.append(read_plan(content.config_records[name]))
-    return plans
+    return [read_plan(record) for record in parted(content.config_records[PLAN])]
 
 
 def read_peers(content: RecordDict) -> dict[int, str]:
@@ -115,7 +140,7 @@ def read_peers(content: RecordDict) -> dict[int, str]:
 
 def read_metrics(content: RecordDict, position: int = 0) -> dict[str, float]:
     """Read the numbers that came with a reply, of the n-th round of its message."""
-    record = content.metric_records.get(nth(METRICS, position), MetricRecord())
+    record = _nth(content.metric_records.get(METRICS, MetricRecord()), position)
     return {name: float(v) for name, v in record.items() if isinstance(v, int | float)}
 
 
@@ -127,9 +152,13 @@ def read_confusion(content: RecordDict) -> list[int]:
 
 def read_rejected(content: RecordDict, position: int = 0) -> list[str]:
     """Read what a node found wrong with its neighbours' payloads, in the n-th round."""
-    record = content.config_records.get(nth(REPORT, position), ConfigRecord())
-    lines = record.get("rejected", [])
+    lines = read_report(content, position).get("rejected", [])
     return [str(line) for line in lines] if isinstance(lines, list) else []
+
+
+def read_report(content: RecordDict, position: int = 0) -> dict[str, Any]:
+    """Read what went wrong in the n-th round of a reply, see :func:`write_report`."""
+    return _nth(content.config_records.get(REPORT, ConfigRecord()), position)
 
 
 def write_report(outcome: Outcome) -> ConfigRecord:

@@ -80,7 +80,7 @@ class Asker:
                 why = str(error)
                 self._look(route, peer, ALERT_S, left)
             self._closed.wait(min(pause, left))
-        raise TimeoutError(why or f"it sent nothing of up to {self._limit} bytes")
+        raise TimeoutError(why or f"it sent nothing, or more than {self._limit} bytes")
 
     def close(self) -> None:
         """Ask nobody any more."""

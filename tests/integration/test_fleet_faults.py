@@ -124,7 +124,7 @@ if os.environ.get("DMML_TEST_LIES"):
         self, replace(one, limit=1 << 30), *letter
     )
 '''
-LIES = {2: "NaN", 3: "damaged", 4: "nothing of up to 1048576 bytes", 5: "replayed"}
+LIES = {2: "NaN", 3: "damaged", 4: "or more than 1048576 bytes", 5: "replayed"}
 
 
 def test_a_liar_and_a_wrong_certificate_cost_only_themselves(tmp_path: Path):

@@ -106,7 +106,7 @@ def test_a_link_that_is_cut_while_one_waits_costs_nobody_else(lan: Lan, devices:
     cut_off.collect([first, late], 4, 3.0)
     letters, missing = cut_off.end()
     assert not letters and missing["0"].startswith("no letter within 3 s")
-    assert missing["2"] == "no letter within 3 s"
+    assert missing["2"].startswith("no letter within 3 s")
     publish([late], 4)
     letters, missing = first.end()
     assert letters == {"2": whole(4)}
