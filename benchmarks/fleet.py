@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 PATTERN = "audio,audio+image"
 """Two devices of four with a microphone only, two with a camera, too."""
-RELAY, PEER, AT_ONCE = "relay", "peer", "peer, one message"
+RELAY, PEER, AT_ONCE = "relay", "peer", "peer-at-once"
 
 
 class Counter:
@@ -188,7 +188,7 @@ def run(fleet: LocalFleet, way: str, settings: dict[str, Any]) -> Path:
 
 def main(
     nodes: Annotated[int, typer.Option(min=3, help="Devices.")] = 4,
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the runs that learn.")] = 20,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the runs that learn.")] = 30,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each kind.")] = 3,
     gossip: Annotated[int, typer.Option(min=2, help="Rounds of a timed run, peer.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,

@@ -13,7 +13,8 @@ from flwr_dmml.config import SettingsError, parse_settings
 from flwr_dmml.options import ExchangeOptions
 from flwr_dmml.plan import Inbox, Outcome, Plan
 from flwr_dmml.transport.letter import Letter
-from flwr_dmml.transport.messages import LETTER_BYTES
+from flwr_dmml.transport.messages import LETTER_BYTES, PAYLOAD_BYTES, pack
+from flwr_dmml.transport.relay import size_bytes
 
 CONFIG = {**FAST, "num-nodes": 3, "method": "dpsgd", "modality-pattern": "image"}
 
@@ -90,8 +91,10 @@ def test_rounds_are_those_that_somebody_else_routes(letters):
     inboxes: list[Inbox] = [{k: dict(letters[k, t].tensors) for k in (1, 2)} for t in (1, 2)]
     expected = alone([{}, *inboxes], [(), (1, 2), (1, 2)])
     for outcome, other in zip(outcomes, expected, strict=True):
-        known = {k: v for k, v in outcome.metrics.items() if not k.startswith("letter.")}
+        known = {k: v for k, v in outcome.metrics.items() if not k.endswith("bytes")}
         assert known == other.metrics and outcome.metrics[LETTER_BYTES] == 100
+        relayed = size_bytes(pack(other.payload))  # what sending is billed by, on any transport
+        assert outcome.metrics[PAYLOAD_BYTES] == relayed > 4 * 20_000
         assert not outcome.rejected
     assert shelf.asked == [([], 0), ([1, 2], 1), ([1, 2], 2)]
     assert shelf.spare[:2] == [0, 0] and 0 < shelf.spare[2] <= 30

@@ -14,8 +14,9 @@ from ..options import ExchangeOptions
 from ..plan import Outcome, Payload, Plan
 from ..soft_labels import LABELS
 from ..transport.letter import Letter
-from ..transport.messages import LABEL_BYTES, LETTER_BYTES
+from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.peer import Tls
+from ..transport.relay import size_bytes
 from .learner import Learner
 from .metering import NodeConfig, run_metered
 
@@ -99,6 +100,7 @@ def run_directly(
                 link.publish(Letter(run, me, plan.server_round, sent))
             )
             outcome.metrics[LABEL_BYTES] = float(_label_bytes(sent))
+            outcome.metrics[PAYLOAD_BYTES] = float(size_bytes(pack(sent)))
         outcomes.append(outcome)
     last = plans[-1]
     still_there = [n for n in last.neighbours if n not in gone]

@@ -11,6 +11,7 @@ from ..tracking.records import under
 from ..transport.messages import (
     LABEL_BYTES,
     LETTER_BYTES,
+    PAYLOAD_BYTES,
     PEERS,
     PLAN,
     join,
@@ -26,7 +27,8 @@ class DirectExchange(Exchange):
     """Messages with the plans of several rounds and the neighbours' addresses, but no payloads.
 
     What devices measure comes back round by round. A device that fails in one of the rounds fails
-    in the whole message: its neighbours go on without it.
+    in the whole message: its neighbours go on without it. Sending is billed by the payload's size
+    in a relay, so that plans do not depend on the transport; counted as sent is what is sent.
 
     Parameters
     ----------
@@ -42,12 +44,13 @@ class DirectExchange(Exchange):
         super().__init__(method, roster, logbook)
         self.rounds_per_message = rounds_per_message
         self._letters: dict[int, tuple[int, int]] = {}  # bytes of the last ones, of labels in them
+        self._payloads: dict[int, int] = {}  # bytes of their payloads in a relay
         self._rounds: list[Mapping[int, Plan]] = []
 
     @property
     def sizes(self) -> dict[int, int]:
-        """Bytes of each device's last letter, by partition."""
-        return {partition: size for partition, (size, _) in self._letters.items()}
+        """Bytes of each device's last payload, by partition."""
+        return self._payloads
 
     def messages(
         self, rounds: Sequence[Mapping[int, Plan]], kind: str, initial: ArrayRecord | None = None
@@ -71,7 +74,7 @@ class DirectExchange(Exchange):
         for position, plans in enumerate(self._rounds):
             t = server_round + position
             self._book(t - 1, plans)
-            self._letters = {}
+            self._letters, self._payloads = {}, {}
             for partition, content in good.items():
                 if partition not in plans:
                     continue
@@ -79,9 +82,10 @@ class DirectExchange(Exchange):
                 self._logbook.mixing(t - 1, partition, content, position)
                 self._logbook.node(t, partition).trained(metrics)
                 self.speeds[partition] = under(NEAR, metrics) or self.speeds.get(partition, {})
-                if LETTER_BYTES in metrics:
+                if LETTER_BYTES in metrics and PAYLOAD_BYTES in metrics:
                     labels = int(metrics.get(LABEL_BYTES, 0))
                     self._letters[partition] = int(metrics[LETTER_BYTES]), labels
+                    self._payloads[partition] = int(metrics[PAYLOAD_BYTES])
                 else:
                     failed[partition] = f"its reply lacks round {t}"
         self._logbook.failures(failed)
@@ -100,9 +104,11 @@ class DirectExchange(Exchange):
 
     def state(self) -> dict[str, Any]:
         """Return what the next message needs besides what the devices keep, as JSON."""
-        return super().state() | {"letters": {str(p): list(n) for p, n in self._letters.items()}}
+        letters = {str(p): [*n, self._payloads[p]] for p, n in self._letters.items()}
+        return super().state() | {"letters": letters}
 
     def load_state(self, state: Mapping[str, Any], payloads: Mapping[int, ArrayRecord]) -> None:
         """Go on from what :meth:`state` gave; the devices have kept their last letters."""
         super().load_state(state, payloads)
-        self._letters = {int(p): (int(a), int(b)) for p, (a, b) in state["letters"].items()}
+        self._letters = {int(p): (int(a), int(b)) for p, (a, b, _) in state["letters"].items()}
+        self._payloads = {int(p): int(size) for p, (_, _, size) in state["letters"].items()}
