@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from .data import DataError, assign_modalities, find_dataset
+from .errors import UserError
 from .options import GROUPS, Options, kebab
 from .settings import Settings
 from .topology import TopologyError
@@ -26,7 +27,7 @@ __all__ = ["Options", "Settings", "SettingsError", "every_setting", "parse_setti
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A run config that cannot work: names each key, its value and what is allowed."""
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .libraries import needed
+
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     """Return ``logits / temperature`` in float32 or better: scores near 1 tie in float16."""
@@ -128,7 +130,8 @@ def calibrate(inside: Tensor, outside: Tensor) -> Calibration:
     Youden, "Index for rating diagnostic tests", Cancer 1950. IDKD (Ravikumar et al., TMLR 2024)
     calibrates on validation samples against as many public ones.
     """
-    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second, and 100 MB
+    with needed("sklearn"):
+        from sklearn.metrics import roc_auc_score, roc_curve
 
     for name, scores in (("inside", inside), ("outside", outside)):
         if scores.ndim != 1:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from .data import LoadOptions, PartitionOptions
+from .machine import RUNS
 from .models import EncoderChoice
 from .options import (
     AllocationOptions,
@@ -157,7 +158,7 @@ class Settings(Options):
     ray_address: str = Field(
         "", description="existing Ray cluster of the sharded engine: auto, or host:port"
     )
-    run_dir: str = Field("runs", description="folder of the run folders")
+    run_dir: str = Field(RUNS, description="folder of the run folders")
     run_name: str = Field(
         "",
         pattern=r"^([\w-][\w.-]*)?$",

@@ -1,35 +1,24 @@
-"""The command ``flwr-dmml sweep``: every combination of a grid of settings, and one comparison."""
+"""A sweep: every combination of a grid of settings, read from a file."""
 
-import json
 import re
-import signal
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
-from rich.console import Console
+from typing import Any
 
 from .clients import find_methods, option_types
 from .config import SettingsError, parse_settings, resolved
-from .engine import AppError, flatten_config, load_app
+from .engine import flatten_config, load_app
+from .errors import UserError
 from .strategies.resuming import check_unchanged
 from .tracking.run_folder import END
 
-STOPPED = 130
-"""Exit status after Ctrl-C."""
 KEYS = {"app", "settings", "grid"}
-_CONSOLE = Console(stderr=True)
 
 
-class SweepError(ValueError):
+class SweepError(UserError, ValueError):
     """A sweep file that cannot work; the message names the key."""
 
 
@@ -105,67 +94,7 @@ def read_sweep(path: Path) -> Sweep:
     return Sweep((path.parent / content["app"]).resolve(), settings, grid)
 
 
-def sweep(
-    file: Annotated[Path, typer.Argument(help="The sweep file, e.g. grid.toml.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the runs; runs/<name of FILE> by default."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes of each run, as in simulate.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, and stop.")
-    ] = False,
-) -> None:
-    """Run every combination of a grid of settings, one after another, and compare them.
-
-    A run that is there already is skipped, one that was stopped goes on: start the same sweep again
-    after Ctrl-C or a crash. A run that fails does not keep the others back. At the end
-    [bold]comparison.html[/bold] puts all side by side.
-
-    [bold]The file[/bold]
-
-      app = "examples/quickstart"        # from the file's folder
-
-      [settings]                         # of all runs, besides the app's own
-      num-server-rounds = 10
-
-      [grid]                             # every combination
-      method = ["dpsgd", "dmml-kd"]
-      seed = [0, 1, 2]
-
-    [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or a run failed.
-    2: wrong command line.  130: stopped with Ctrl-C.
-    """
-    try:
-        plan = read_sweep(file)
-        folder = (output or Path("runs") / file.stem).resolve()
-        runs = plan.runs()
-        todo = _unfinished(plan, runs, folder)
-    except (AppError, SettingsError, SweepError) as error:
-        _CONSOLE.print(f"[bold red]Error:[/bold red] {type(error).__name__}:", end=" ")
-        _CONSOLE.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    _say(f"{len(runs)} runs in {folder}, {len(runs) - len(todo)} of them are there")
-    if dry_run:
-        for name in todo:
-            _say(f"  {name}")
-        return
-    failed = _run_all(plan, runs, todo, folder, workers)
-    if len(runs) - len(failed) > 1:
-        _compare(folder)
-    if failed:
-        _say(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
-        raise typer.Exit(1)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(sweep)
-
-
-def _unfinished(plan: Sweep, runs: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
+def unfinished(plan: Sweep, runs: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
     """Check the settings of all runs; return who has not run to its end.
 
     Raises
@@ -187,60 +116,3 @@ def _unfinished(plan: Sweep, runs: Mapping[str, dict[str, Any]], folder: Path) -
         if not (folder / name / str(config.get("method")) / END).exists():
             todo.append(name)
     return todo
-
-
-def _run_all(
-    plan: Sweep,
-    runs: Mapping[str, dict[str, Any]],
-    todo: list[str],
-    folder: Path,
-    workers: int | None,
-) -> list[str]:
-    """Run what is left, each in a process of its own; return who failed.
-
-    Raises
-    ------
-    typer.Exit
-        One was stopped with Ctrl-C.
-    """
-    failed: list[str] = []
-    for number, name in enumerate(todo, start=1):
-        settings = {**runs[name], "run-dir": str(folder)}
-        begun = (folder / name / "config.json").exists()
-        settings |= {"resume": name} if begun else {"run-name": name}
-        _say(f"[{number}/{len(todo)}] {name}" + (", resumed" if begun else ""))
-        command = [sys.executable, "-m", "flwr_dmml.cli", "simulate", str(plan.app)]
-        for key, value in settings.items():
-            command += ["--set", f"{key}={json.dumps(value)}"]
-        if workers is not None:
-            command += ["--workers", str(workers)]
-        with _interrupts_ignored():  # the run stops after its round, and says so
-            status = subprocess.run(command, check=False).returncode
-        if status == STOPPED:
-            _say("Stopped. The same command goes on.")
-            raise typer.Exit(STOPPED)
-        if status:
-            failed.append(name)
-    return failed
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # a child takes its own
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _compare(folder: Path) -> None:
-    if find_spec("plotly") is None:
-        _say('For the comparison: pip install "flwr-dmml[report]"')
-        return
-    from .report.commands import compare
-
-    compare([folder], output=folder / "comparison.html")
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)

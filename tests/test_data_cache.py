@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.data import DataError, Dataset, LoadOptions, Samples, Source, load_source, registry
-from flwr_dmml.data.cache import FOLDER, cached, clear, entries
+from flwr_dmml.data.cache import cached, clear, entries
 from flwr_dmml.data.samples import Modality
+from flwr_dmml.machine import CACHE
 
 LOADS: list[float] = []
 
@@ -42,7 +43,7 @@ NUMBERS = Dataset(
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the data set, found by its name, beside an empty cache."""
-    monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(registry, "find_dataset", lambda name: NUMBERS)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "number.txt").write_text("6")
@@ -107,7 +108,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_harm(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("WARNING", logger="flwr")
-    monkeypatch.setenv(FOLDER, str(folder / "number.txt"))  # a file is in the way
+    monkeypatch.setenv(CACHE, str(folder / "number.txt"))  # a file is in the way
     assert len(load(folder).train) == 6
     assert "numbers is not cached" in caplog.text
 
@@ -117,7 +118,7 @@ def in_a_process(arguments: tuple[str, str]) -> tuple[int, float]:
     import os
 
     folder, cache = arguments
-    os.environ[FOLDER] = cache
+    os.environ[CACHE] = cache
     options = LoadOptions(path=folder)
     files = NUMBERS.files(options)  # type: ignore[misc]
     source = cached("numbers", {}, Path(folder), files, read, lambda: read(options))
@@ -154,7 +155,7 @@ def test_files_of_others_are_left_alone(folder: Path):
 
 
 def test_real_data_are_read_once(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(CACHE, str(tmp_path))
     options = LoadOptions(path=str(real_data), snr_db=3.0)
     load_source.cache_clear()
     first = load_source("av-digits", options)

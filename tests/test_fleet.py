@@ -30,6 +30,7 @@ from flwr.common.config import parse_config_args
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app as cli
+from flwr_dmml.cli.fleet import fleet_app
 from flwr_dmml.fleet import (
     Device,
     Fleet,
@@ -44,7 +45,6 @@ from flwr_dmml.fleet import (
     status,
     superlink,
 )
-from flwr_dmml.fleet.commands import fleet_app
 from flwr_dmml.fleet.quoting import node_config, unit_path, unit_word
 from flwr_dmml.fleet.scripts import device_config
 from flwr_dmml.fleet.status_app import client_app
@@ -976,7 +976,7 @@ def test_a_run_that_does_not_start(
     (tmp_path / "flwr").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(FleetError, match="devices cannot be asked: no room"):
-        ask_devices(*lab, lab[0].devices)
+        ask_devices(*lab, lab[0].devices, 1.0)
 
 
 def test_that_nobody_can_be_asked_is_a_problem(running: tuple[Path, Path]):

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import libraries
 from .problem import Allocation, FloatArray, Objective, RoundProblem, planned, require
-from .programs import BandProgram, IntegerProgram, SolverFailed, solve
 from .shared_band import SharedBand, equal_split, planned_in, spend_band
 from .water_filling import water_filling
+
+if TYPE_CHECKING:
+    from .programs import BandProgram, IntegerProgram
 
 # Steps shorter than the default (0.99), with which it fails now and then; then still shorter ones.
 ATTEMPTS: dict[str, list[dict[str, Any]]] = {
@@ -41,6 +44,11 @@ class FleetAllocator:
     integer_options, conic_options : mapping, optional
         Passed to ``cp.Problem.solve``.
 
+    Raises
+    ------
+    LibraryError
+        cvxpy is missing or does not load.
+
     Notes
     -----
     Source: this project.
@@ -57,20 +65,24 @@ class FleetAllocator:
         integer_options: Mapping[str, Any] | None = None,
         conic_options: Mapping[str, Any] | None = None,
     ) -> None:
+        libraries.require("cvxpy")
+        from . import programs
+
+        self._programs = programs
         self.shape = (num_nodes, num_modalities)
         self.objective: Objective = objective
         self._integer = (integer_solver, _attempts(integer_solver, integer_options))
         self._conic = (conic_solver, _attempts(conic_solver, conic_options))
 
     @cached_property
-    def integer_program(self) -> IntegerProgram:
+    def integer_program(self) -> "IntegerProgram":
         """The mixed-integer program, compiled at its first use."""
-        return IntegerProgram(*self.shape)
+        return self._programs.IntegerProgram(*self.shape)
 
     @cached_property
-    def band_program(self) -> BandProgram:
+    def band_program(self) -> "BandProgram":
         """The convex relaxation with a shared band, compiled at its first use."""
-        return BandProgram(*self.shape, self.objective)
+        return self._programs.BandProgram(*self.shape, self.objective)
 
     def integer(self, problem: RoundProblem) -> Allocation:
         """Return the plan of the mixed-integer program, for "max-min" and "proportional".
@@ -88,8 +100,8 @@ class FleetAllocator:
         require(linear, 'the integer program has no "least-squares"; allocate() solves it exactly')
         try:
             self.integer_program.fill(problem)
-            solve(self.integer_program.problem, *self._integer)
-        except SolverFailed as error:
+            self._programs.solve(self.integer_program.problem, *self._integer)
+        except self._programs.SolverFailed as error:
             note = f"{self._integer[0]} failed ({error}): water-filling instead"
             plan = water_filling(problem, self.objective)
             return replace(plan, status="fallback", notes=[*plan.notes, note])
@@ -122,12 +134,12 @@ class FleetAllocator:
         status, notes = "rounded", []
         try:
             program.fill(problem, band, served)
-            if solve(program.problem, *self._conic):
+            if self._programs.solve(program.problem, *self._conic):
                 bound = program.bound(problem)
             else:
                 notes.append(f"{self._conic[0]} calls its solution inaccurate")
             wanted = program.shares_hz(band)
-        except SolverFailed as error:
+        except self._programs.SolverFailed as error:
             wanted = np.full(self.shape[0], band.total_hz / self.shape[0])
             status = "fallback"
             notes.append(f"{self._conic[0]} failed ({error}): water-filling from an equal split")

@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from ..config import SettingsError, parse_settings
 from ..data import DataError, load_partition
 from ..data.parts import PARTS, read_about
+from ..errors import UserError
 from ..options import Options
 from ..settings import Settings
 from ..transport.messages import PARTITION, PLAN
@@ -32,8 +33,10 @@ def learner_for(message: Message, context: Context, learners: tuple[type[Learner
     ------
     DataError
         Its data are missing, damaged, or another device's.
+    LibraryError
+        A library that they need is missing or does not load.
     SettingsError
-        Its node config, or the run config, cannot work. Both begin with the partition id, where the
+        Its node config, or the run config, cannot work. All begin with the partition id, where the
         node config has one: Flower's id of a node says little.
     """
     own = {key: context.node_config[key] for key in OF_A_NODE if key in context.node_config}
@@ -42,7 +45,7 @@ def learner_for(message: Message, context: Context, learners: tuple[type[Learner
     try:
         _, settings, _ = _configure(run_config, learners)
         return _build_learner(method, run_config, learners, _partition_id(context, settings))
-    except (DataError, SettingsError) as error:
+    except UserError as error:
         raise type(error)(_of_partition(context) + str(error)) from error
     except OSError as error:
         raise DataError(f"{_of_partition(context)}the data cannot be read: {error}") from error

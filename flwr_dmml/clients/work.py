@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from ..costs import Work
 from ..options import Options
 from ..plan import Plan
@@ -52,6 +50,8 @@ def measure_work(learner: Learner) -> Work:
 
 
 def _measure(learner: Learner) -> Work:
+    from torch.utils.flop_counter import FlopCounterMode  # brings torch's compiler, 90 MB
+
     plan, modalities = Plan(server_round=2, iterations=1), learner.partition.modalities
     learner.server_round = plan.server_round
 

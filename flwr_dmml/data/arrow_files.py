@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..libraries import needed
 from .manifest import PARQUET, Cell, Column, Description, Kind, Manifest, roles_of
 from .problems import reason
 from .samples import DataError
@@ -17,17 +18,13 @@ def arrow() -> Any:
 
     Raises
     ------
-    DataError
-        If it is not installed.
+    LibraryError
+        It is missing or does not load.
     """
-    try:
+    with needed("pyarrow"):
         import pyarrow
         import pyarrow.compute
         import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(
-            "Parquet and Arrow files need pyarrow: pip install 'flwr-dmml[simulation]'"
-        ) from error
     return pyarrow
 
 

@@ -1,7 +1,8 @@
 """From waves to log-mel features, and the noise and placement that make them harder."""
 
 import torch
-import torchaudio
+
+from ..libraries import needed
 
 SAMPLE_RATE_HZ = 8000
 _CHUNK = 200  # waves transformed at once: bounds the memory of the spectrogram
@@ -32,6 +33,8 @@ def log_mel(
     torch.Tensor
         ``[n, 1, n_mels, T // hop + 1]`` float32.
     """
+    with needed("torchaudio"):
+        import torchaudio
     transform = torchaudio.transforms.MelSpectrogram(
         sample_rate=sample_rate, n_fft=n_fft, hop_length=hop, n_mels=n_mels
     )

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 import torch
 
+from ..libraries import needed
 from ..seeding import torch_generator
 from .audio import SAMPLE_RATE_HZ, add_noise, log_mel, place, unit_variance
 from .mnist_files import as_input, mnist_files, mnist_problem, read_mnist
@@ -148,6 +148,8 @@ def _check(root: Path, recordings: list[Recording]) -> None:
 
 def _read(path: Path) -> torch.Tensor:
     """Return a recording as ``[T]`` float32."""
+    with needed("soundfile"):
+        import soundfile
     try:
         wave, rate = soundfile.read(path, dtype="float32")
     except soundfile.SoundFileError as error:

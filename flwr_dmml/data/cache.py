@@ -17,11 +17,9 @@ from typing import Any
 from flwr.common.logger import log
 from safetensors import SafetensorError, safe_open
 
+from ..machine import cache_folder
 from .samples import Source
 from .store import load_once
-
-FOLDER = "FLWR_DMML_CACHE"
-"""Environment variable: the folder of the cache; ``~/.cache/flwr-dmml`` where it is not set."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,6 @@ class Entry:
     dataset: str
     settings: str
     size: int
-
-
-def cache_folder() -> Path:
-    """Return the folder of the cache, whether it is there or not."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flwr-dmml"
-    return Path(os.environ.get(FOLDER) or usual).expanduser()
 
 
 def cached(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
+from ..libraries import needed
 from .registry import Dataset, LoadOptions
 from .samples import DataError, Modality, Samples, Source
 
@@ -55,6 +55,8 @@ def load(options: LoadOptions) -> Source:
         {"image": torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)},
         torch.from_numpy(labels.astype(np.int64)),
     )
+    with needed("sklearn"):
+        from sklearn.model_selection import train_test_split
     train, test = train_test_split(
         np.arange(len(labels)), test_size=NUM_TEST, stratify=labels, random_state=0
     )

@@ -2,9 +2,8 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
+from ..libraries import needed
 from ..seeding import torch_generator
 from .audio import add_noise, log_mel
 from .dtmf import dtmf_tones
@@ -31,6 +30,9 @@ def load(options: LoadOptions) -> Source:
     Images: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
     Learning Repository, 1998 (test part), as shipped with scikit-learn. Pairing: this project.
     """
+    with needed("sklearn"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
     pixels, digits = load_digits(return_X_y=True)  # [1797, 64] in 0..16, [1797]
     images = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     labels = torch.tensor(digits, dtype=torch.int64)

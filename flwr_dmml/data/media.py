@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import soundfile
 import torch
-import torchaudio
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..libraries import needed
 from ..options import AudioOptions, ImageOptions
 from .audio import log_mel, unit_variance
 from .problems import reason
@@ -68,6 +66,8 @@ def read_image(file: Path | IO[bytes], options: ImageOptions) -> torch.Tensor:
         If it is not a whole image.
     """
     channels, side, _ = image_shape(options)
+    with needed("PIL"):
+        from PIL import Image, ImageOps, UnidentifiedImageError
     try:
         with Image.open(file, formats=_FORMATS) as opened:
             opened.draft(None, (2 * side, 2 * side))  # photos are decoded no larger than needed
@@ -165,6 +165,8 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
         If the file is truncated, empty, no sound, or has numbers that are not finite.
     """
     length = _samples(options)[0]
+    with needed("soundfile"):
+        import soundfile
     try:
         with _opened(file) as opened:
             _check_end(opened)
@@ -192,6 +194,8 @@ def _opened(file: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
 
 def _heard(file: IO[bytes], seconds: float) -> tuple[NDArray[np.float32], int]:
     """Return the ``seconds`` in the middle of a file, or all of it if shorter, and its rate."""
+    import soundfile
+
     with soundfile.SoundFile(file) as sound:
         rate, count = sound.samplerate, len(sound)
         if count == 0:
@@ -218,6 +222,8 @@ def _resampled(wave: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
 @lru_cache(maxsize=8)
 def _resampler(rate: int, wanted: int) -> torch.nn.Module:
     """Return the resampler, its ratio of integers up to 1000: its filters grow with both."""
+    with needed("torchaudio"):
+        import torchaudio
     limit = min(1000, 1000 * rate // wanted)
     near = Fraction(wanted, rate).limit_denominator(max(1, limit))
     resampler: torch.nn.Module = torchaudio.transforms.Resample(near.denominator, near.numerator)

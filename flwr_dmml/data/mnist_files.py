@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ..libraries import needed
 from .samples import DataError
 
 NUM_TRAIN, NUM_TEST = 60_000, 10_000  # images
@@ -46,7 +47,8 @@ def read_mnist(root: Path, *, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     DataError
         If a file cannot be read or is not a whole part of MNIST.
     """
-    from torchvision.datasets import MNIST  # takes over a second to import
+    with needed("torchvision"):
+        from torchvision.datasets import MNIST
 
     try:
         mnist = MNIST(root, train=train, download=False)

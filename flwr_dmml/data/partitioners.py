@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..libraries import needed
 from .samples import DataError
 
 
@@ -69,19 +70,15 @@ def natural(groups: np.ndarray) -> list[np.ndarray]:
 
 
 def _import() -> Any:
-    try:
+    with needed("flwr_datasets"):
         import flwr_datasets.partitioner
-    except ImportError as error:
-        raise DataError(
-            "dividing a data set over nodes needs flwr-datasets: "
-            'pip install "flwr-dmml[simulation]"'
-        ) from error
     return flwr_datasets.partitioner
 
 
 def _parts(partitioner: Any, **columns: np.ndarray) -> list[np.ndarray]:
     """Return the column ``index`` of each partition of a table with ``columns``."""
-    from datasets import Dataset
+    with needed("flwr_datasets"):
+        from datasets import Dataset
 
     with _quiet():
         partitioner.dataset = Dataset.from_dict(columns)

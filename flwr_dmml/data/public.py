@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from ..libraries import needed
 from ..options import PublicOptions
 from ..seeding import numpy_generator
 from .assignment import ModalitySet, assign_modalities
@@ -203,7 +204,8 @@ def _inputs(
 
 def _convert(images: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Return images ``[n, channels, height, width]`` in ``[0, 1]`` as ``[n, *shape]``."""
-    from torchvision.transforms.functional import resize, rgb_to_grayscale  # slow to import
+    with needed("torchvision"):
+        from torchvision.transforms.functional import resize, rgb_to_grayscale
 
     if images.shape[1] > shape[0]:
         images = rgb_to_grayscale(images)

@@ -7,8 +7,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """A data set, partition or modality setting that cannot work; the message says what can."""
 
 

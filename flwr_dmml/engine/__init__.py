@@ -6,7 +6,6 @@ Flower's own engines need nothing from here.
 from .apps import (
     AppError,
     FlowerApp,
-    cores,
     flatten_config,
     load_app,
     parse_override,
@@ -22,7 +21,6 @@ __all__ = [
     "EngineError",
     "FlowerApp",
     "InProcessGrid",
-    "cores",
     "flatten_config",
     "load_app",
     "parse_override",

@@ -1,12 +1,10 @@
 """Load a Flower app from its folder and run it in this process."""
 
 import importlib
-import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,9 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from ..errors import UserError
+from ..libraries import LibraryError, require
 from ..tracking import Tracker
-from .errors import EngineError
 from .identity import SERVER_NODE_ID, server_identity
 from .inprocess import InProcessGrid
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from .sharded import ShardedGrid
 
 
-class AppError(ValueError):
+class AppError(UserError, ValueError):
     """A folder that is no Flower app: says what is missing."""
 
 
@@ -178,11 +177,6 @@ def run_app(
             app.server_app(grid, context)
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def sharded_grid(
     client_app: ClientApp, num_nodes: int, run_config: Mapping[str, Any], **options: Any
 ) -> "ShardedGrid":
@@ -190,14 +184,15 @@ def sharded_grid(
 
     Raises
     ------
+    LibraryError
+        Ray is missing or does not load.
     EngineError
-        Ray is not installed, or does not start.
+        It does not start.
     """
-    if find_spec("ray") is None:
-        raise EngineError(
-            "the sharded engine needs Ray: pip install 'flwr-dmml[simulation]', or keep all "
-            "devices in one process with --workers 0"
-        )
+    try:
+        require("ray")
+    except LibraryError as error:
+        raise LibraryError(f"{error}. Or keep all devices in one process: --workers 0") from error
     from .sharded import ShardedGrid
 
     return ShardedGrid(client_app, num_nodes, run_config, **options)

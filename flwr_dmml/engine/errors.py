@@ -1,5 +1,7 @@
 """What goes wrong with an engine, apart from what goes wrong on its nodes."""
 
+from ..errors import UserError
 
-class EngineError(RuntimeError):
+
+class EngineError(UserError, RuntimeError):
     """An engine cannot start: says what is missing."""

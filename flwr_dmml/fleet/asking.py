@@ -15,8 +15,6 @@ from .status_app.server_app import END, MARK
 from .superlink import error_of, flower, flower_program, node_of
 
 APP = Path(__file__).with_name("status_app")
-TIMEOUT_S = 60.0
-"""Seconds that devices are given to answer."""
 START_S = 30.0
 """Seconds that the run itself may take to start and to end."""
 
@@ -49,9 +47,7 @@ class Asked:
     problems: Sequence[str] = ()
 
 
-def ask_devices(
-    fleet: Fleet, folder: Path, devices: Sequence[Device], timeout_s: float = TIMEOUT_S
-) -> Asked:
+def ask_devices(fleet: Fleet, folder: Path, devices: Sequence[Device], timeout_s: float) -> Asked:
     """Start a run that asks ``devices`` how they are, and gather the answers.
 
     Raises

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ..errors import UserError
 from ..options import kebab
 from ..profiles import PROFILES
 
@@ -21,7 +22,7 @@ NAME = "{name}"
 """Stands for the device's name in ``device-dir``."""
 
 
-class FleetError(ValueError):
+class FleetError(UserError, ValueError):
     """A fleet that cannot work; the message says what is wrong, and what is allowed."""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .answers import Heard, problems_of
-from .asking import Asked, ask_devices
+from .asking import Asked
 from .config import Device, Fleet, FleetError
 from .folder import authority, certificate_problem, device_folder
 from .superlink import TIMEOUT_S, UNREGISTERED, handshake, in_words, list_nodes, node_of
@@ -87,7 +87,7 @@ class Report:
 Ask = Callable[[Fleet, Path, Sequence[Device]], Asked]
 
 
-def examine(fleet: Fleet, folder: Path, ask: Ask | None = ask_devices) -> Report:
+def examine(fleet: Fleet, folder: Path, ask: Ask | None = None) -> Report:
     """Check the SuperLink, the nodes, the certificates, and who can be reached from here.
 
     Devices that are online are asked by ``ask``, if it is given: a run of a minute at most.

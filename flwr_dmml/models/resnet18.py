@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..data import DataError
+from ..libraries import needed
 
 GROUPS = 32
 """Groups of channels that are normalised together, as in the paper of GroupNorm."""
@@ -51,7 +52,8 @@ def resnet18(shape: tuple[int, ...], features: int) -> nn.Module:
         raise DataError(
             f"resnet18: cannot read samples of shape {shape}; allowed: (channels, height, width)"
         )
-    from torchvision.models import resnet18 as of_torchvision
+    with needed("torchvision"):
+        from torchvision.models import resnet18 as of_torchvision
 
     network: nn.Module = of_torchvision(norm_layer=_group_norm, num_classes=features)
     if shape[0] != 3:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..clients import find_methods
+from ..libraries import needed
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults
 
@@ -225,8 +226,8 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 def t_interval(differences: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % confidence interval of the mean of two or more paired differences."""
-    from scipy.stats import t
-
+    with needed("scipy"):
+        from scipy.stats import t
     half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / sqrt(len(differences))
     return fmean(differences) - half, fmean(differences) + half
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from ..libraries import needed
 from .parts import Figure, Section
 from .reading import ReportError
 from .theme import resolve
 
-NEEDS_KALEIDO = 'figures as files need kaleido: pip install "flwr-dmml[report]"'
 NEEDS_CHROME = (
     "figures as files need Chrome or Chromium: apt install chromium, or plotly_get_chrome; "
     "BROWSER_PATH names one in an unusual place"
@@ -31,14 +31,14 @@ def export_figures(sections: Sequence[Section], folder: Path, form: Literal["svg
 
     Raises
     ------
+    LibraryError
+        Kaleido is missing or does not load.
     ReportError
-        Kaleido or Chrome is missing.
+        There is no Chrome.
     """
-    try:
+    with needed("kaleido"):
         import kaleido
         from choreographer.errors import ChromeNotFoundError
-    except ImportError as error:
-        raise ReportError(NEEDS_KALEIDO) from error
     figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [

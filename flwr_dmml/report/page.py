@@ -8,11 +8,9 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from ..libraries import needed
 from .parts import Figure, Part, Section, to_script
-from .reading import ReportError
 from .theme import THEMES, css
-
-NEEDS_PLOTLY = 'the report needs plotly: pip install "flwr-dmml[report]"'
 
 
 @cache
@@ -21,13 +19,11 @@ def packed_plotly() -> str:
 
     Raises
     ------
-    ReportError
-        Plotly is not installed.
+    LibraryError
+        Plotly is missing or does not load.
     """
-    try:
+    with needed("plotly"):
         from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ReportError(NEEDS_PLOTLY) from error
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
@@ -47,8 +43,8 @@ def render_page(
 
     Raises
     ------
-    ReportError
-        Plotly is not installed.
+    LibraryError
+        Plotly is missing or does not load.
     """
     figures = {p.name: p.to_plotly() for s in sections for p in s.parts if isinstance(p, Figure)}
     assets = files("flwr_dmml.report") / "assets"

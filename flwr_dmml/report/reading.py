@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ..errors import UserError
 from .lines import Confusion, Devices, RoundLine, RunInfo
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """A report that cannot be made; the message names the file (and line) and what is wrong."""
 
 

@@ -14,7 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 from ..clients import Learner, find_methods, make_client_app, option_types
 from ..config import Settings, SettingsError, parse_settings, resolved
 from ..energy import Floats
-from ..engine import cores, sharded_grid
+from ..engine import sharded_grid
+from ..machine import cores
 from ..options import Options
 from ..topology import TopologyError
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict

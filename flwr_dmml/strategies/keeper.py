@@ -12,6 +12,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from ..errors import UserError
 from ..tracking.checkpoints import Arrays, Checkpoint, Checkpoints
 from ..tracking.files import write_whole
 from ..tracking.history import read_metrics_file, read_record
@@ -27,7 +28,7 @@ class RunStoppedError(Exception):
     """The run was asked to stop, and did so after a round; it can be resumed."""
 
 
-class ResumeError(ValueError):
+class ResumeError(UserError, ValueError):
     """A run cannot go on: its devices or its settings are others."""
 
 

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from ..blocks import STATISTICS, unaddressed, vector_problem
 from ..costs import Work
 from ..equipment import NOT_TOLD, Equipment
+from ..errors import UserError
 from ..plan import Payload
 from ..transport.messages import ABOUT, FLOPS_IN, PLAN, PUBLIC_KEY, STATE
 from .admission import odd_ones
@@ -21,7 +22,7 @@ _POLL_S = 0.1
 _REMIND_S = 10.0
 
 
-class NoDevicesError(RuntimeError):
+class NoDevicesError(UserError, RuntimeError):
     """Too few devices answered for the run to start, or none is left to go on."""
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from logging import WARNING
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 from flwr.common.logger import log
 
 from ..config import SettingsError
+from ..libraries import LibraryError, require
 from .records import RoundRecord
 
 
@@ -215,16 +215,17 @@ def make_sinks(names: str, run: Path, config: Mapping[str, Any]) -> list[Sink]:
     Raises
     ------
     SettingsError
-        One is unknown or not installed.
+        One is unknown, missing, or does not load.
     """
     found: list[Sink] = []
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in SINKS:
             raise SettingsError(f"track-with = {names!r}: allowed are {', '.join(SINKS)}")
         package, writer = SINKS[name]
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:  # no more than a folder of that name: wandb/
-            raise SettingsError(f"track-with = {names!r}: pip install 'flwr-dmml[{name}]'")
+        try:
+            require(package)
+        except LibraryError as error:
+            raise SettingsError(f"track-with = {names!r}: {error}") from error
         found.append(Sink(name, partial(writer, run, config)))
     return found
 

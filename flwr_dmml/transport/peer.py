@@ -16,12 +16,12 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from ..libraries import require
 from .letter import Letter, LetterError, write_letter
 
 if TYPE_CHECKING:
     from .peer_routes import Route
 
-NEEDS_ZENOH = 'letters between devices need Eclipse Zenoh: pip install "flwr-dmml[peer]"'
 MAX_LETTER = 1 << 28
 LATE_S = 0.25
 KEEP_S = 0.5
@@ -81,7 +81,9 @@ class PeerLink:
     Raises
     ------
     PeerError
-        If Zenoh is not installed, a file of ``tls`` does not do, or it cannot listen there.
+        If a file of ``tls`` does not do, or it cannot listen there.
+    LibraryError
+        If Zenoh is missing or does not load.
     ValueError
         If an address is none.
     """
@@ -97,13 +99,12 @@ class PeerLink:
         multicast: bool = False,
         limit: int = MAX_LETTER,
     ) -> None:
-        try:
-            from .peer_answers import Answers
-            from .peer_asking import Asker
-            from .peer_network import Network
-            from .peer_security import Seal
-        except ImportError as error:
-            raise PeerError(NEEDS_ZENOH) from error
+        require("zenoh", "cryptography")
+        from .peer_answers import Answers
+        from .peer_asking import Asker
+        from .peer_network import Network
+        from .peer_security import Seal
+
         if not run or partition < 0:
             raise ValueError(f"run {run!r}, partition {partition}: needs an id, and one from 0")
         self.run, self.partition, self._multicast = run, partition, multicast

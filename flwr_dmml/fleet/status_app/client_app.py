@@ -100,7 +100,7 @@ def describe_data(config: Mapping[str, Any]) -> dict[str, Any]:
         return _of_a_part(path, config) or _of_a_folder(path, names)
     except ImportError as error:
         return _wrong(f"flwr-dmml cannot be imported: {error}")
-    except (ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         return _wrong(str(error))
 
 

@@ -1,24 +1,19 @@
 """The commands ``flwr-dmml fleet``."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .answers import cells
-from .asking import TIMEOUT_S, ask_devices
-from .certificates import CA_DAYS, CERTIFICATE_DAYS
-from .config import Fleet, FleetError, read_fleet
-from .folder import Prepared, prepare
-from .scripts import CONFIG
-from .status import SOON_DAYS, Report, examine
-from .superlink import register_devices
+from .output import errors_in_words, say
+
+if TYPE_CHECKING:
+    from ..fleet import Fleet, Prepared, Report
 
 fleet_app = typer.Typer(
     name="fleet",
@@ -78,26 +73,6 @@ def _root() -> None:
     """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.add_typer(fleet_app)
-
-
-@contextmanager
-def _errors_in_words() -> Iterator[None]:
-    try:
-        yield
-    except (FleetError, OSError) as error:
-        err = Console(stderr=True)
-        err.print(f"[bold red]Error:[/bold red] {type(error).__name__}:", end=" ")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
-def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 @fleet_app.command()
 def init(
     file: File,
@@ -137,30 +112,35 @@ def init(
     [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or something cannot be
     written; standard error says what.  2: wrong command line.
     """
-    with _errors_in_words():
+    from ..fleet import prepare, read_fleet
+
+    with errors_in_words():
         fleet = read_fleet(file, device_dir)
         _tell(fleet, output, prepare(fleet, output, renew or []))
 
 
-def _tell(fleet: Fleet, output: Path, done: Prepared) -> None:
+def _tell(fleet: "Fleet", output: Path, done: "Prepared") -> None:
+    from ..fleet.certificates import CA_DAYS, CERTIFICATE_DAYS
+    from ..fleet.scripts import CONFIG
+
     for what, names in (
         ("made", done.made),
         ("new certificate", done.renewed),
         ("kept", done.kept),
     ):
         if names:
-            _say(f"{what}: {', '.join(names)}")
+            say(f"{what}: {', '.join(names)}")
     again = [*done.renewed, *done.changed]
     if again:
-        _say(f"copy the folders again, and start anew: {', '.join(again)}")
+        say(f"copy the folders again, and start anew: {', '.join(again)}")
     if done.dropped:
-        _say(f"no longer in the file, left as they are: {', '.join(done.dropped)}")
+        say(f"no longer in the file, left as they are: {', '.join(done.dropped)}")
     if done.made or done.renewed:
-        _say(f"new certificates are valid for {CERTIFICATE_DAYS} days, the CA's for {CA_DAYS}")
-    _say(f"start the SuperLink: sh {output / 'superlink' / 'start.sh'}")
+        say(f"new certificates are valid for {CERTIFICATE_DAYS} days, the CA's for {CA_DAYS}")
+    say(f"start the SuperLink: sh {output / 'superlink' / 'start.sh'}")
     for device in fleet.devices:
-        _say(f"copy {output / 'devices' / device.name} to {device.name}:{fleet.folder_of(device)}")
-    _say(f"the connection for flwr run: {output / CONFIG}")
+        say(f"copy {output / 'devices' / device.name} to {device.name}:{fleet.folder_of(device)}")
+    say(f"the connection for flwr run: {output / CONFIG}")
 
 
 @fleet_app.command(name="register")
@@ -177,10 +157,12 @@ def register_command(file: File, output: Output) -> None:
     [bold]Exit status[/bold]  0: all devices are registered.  1: one is not, or the SuperLink does
     not answer; it is said which, and why.  2: wrong command line.
     """
-    with _errors_in_words():
+    from ..fleet import FleetError, read_fleet, register_devices
+
+    with errors_in_words():
         done = register_devices(read_fleet(file), output)
         for one in done:
-            _say(f"{one.device}: {one.said}" + (f", node {one.node_id}" if one.node_id else ""))
+            say(f"{one.device}: {one.said}" + (f", node {one.node_id}" if one.node_id else ""))
         if failed := [one.device for one in done if one.failed]:
             raise FleetError(f"not registered: {', '.join(failed)}")
 
@@ -192,7 +174,7 @@ def status(
     ask: Annotated[bool, typer.Option(help="Ask devices themselves, or only look at them.")] = True,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that devices are given to answer.")
-    ] = TIMEOUT_S,
+    ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
 ) -> None:
     """Check a running fleet: two tables, and under them what is wrong, in words.
@@ -217,23 +199,27 @@ def status(
 
     [bold]Exit status[/bold]  0: all is well.  1: something is wrong.  2: wrong command line.
     """
-    with _errors_in_words():
+    from ..fleet import ask_devices, examine, read_fleet
+    from ..fleet.answers import cells
+    from ..fleet.status import SOON_DAYS
+
+    with errors_in_words():
         fleet = read_fleet(file)
         report = examine(fleet, output, partial(ask_devices, timeout_s=timeout) if ask else None)
     if as_json:
-        _say(report.as_json())
+        say(report.as_json())
         raise typer.Exit(1 if report.problems else 0)
     Console().print(_table(fleet, report))
     if answered := {s.device.name: cells(s.heard) for s in report.devices if s.heard}:
         Console().print(_answers(answered))
     for problem in report.problems:
-        _say(f"- {problem}")
+        say(f"- {problem}")
     if report.problems:
         raise typer.Exit(1)
-    _say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
+    say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
 
 
-def _table(fleet: Fleet, report: Report) -> Table:
+def _table(fleet: "Fleet", report: "Report") -> Table:
     table = Table("who", "part", "address", "state", "certificate until", "peer port")
     table.add_row("SuperLink", "", fleet.superlink.address, report.superlink, report.until, "")
     for state in report.devices:

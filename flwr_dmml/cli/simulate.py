@@ -1,8 +1,6 @@
-"""The command line: ``flwr-dmml simulate``."""
+"""The command ``flwr-dmml simulate``."""
 
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,51 +10,14 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from flwr.common.logger import update_console_handler
 from rich.console import Console
 from rich.table import Column, Table
 
-from . import sweep
+from ..machine import cores
 from .arguments import AppFolder, Nodes, Overrides, changed_settings
-from .clients import find_methods, option_types
-from .config import Settings, SettingsError, every_setting
-from .data import DataError
-from .data import commands as data_commands
-from .describe import describe, tables
-from .engine import AppError, EngineError, cores, load_app, run_app
-from .fleet import commands as fleet_commands
-from .report.commands import register
-from .strategies import NoDevicesError, ResumeError, RunStoppedError, find_run, saved_config
-from .sweep import STOPPED
-from .tracking.live import LiveTable
-
-EXPECTED_ERRORS = (
-    AppError,
-    DataError,
-    EngineError,
-    NoDevicesError,
-    OSError,
-    ResumeError,
-    SettingsError,
-)
-"""Errors that say all there is to say: shown without a traceback."""
-
-app = typer.Typer(
-    name="flwr-dmml",
-    help="Serverless multi-modal learning on Flower.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+from .output import STOPPED, errors_in_words, labelled, say
 
 
-@app.callback()
-def _root() -> None:
-    """Serverless multi-modal learning on Flower: devices with different sensors train together."""
-
-
-@app.command()
 def simulate(
     path: AppFolder = Path("."),
     nodes: Nodes = None,
@@ -120,57 +81,61 @@ def simulate(
     [bold]Exit status[/bold]  0: all rounds ran.  1: the run failed, or could not start; standard
     error says why.  2: wrong command line.  130: stopped with Ctrl-C.
     """
+    from flwr.common.logger import update_console_handler
+
+    from ..describe import describe, tables
+    from ..engine import load_app, run_app
+    from ..settings import Settings
+    from ..strategies import RunStoppedError
+    from ..tracking.live import LiveTable
+
     out, err = Console(), Console(stderr=True)
     update_console_handler(colored=err.is_terminal and not err.no_color)
     if list_methods or list_settings:
         out.print(_methods_table() if list_methods else _settings_table())
         return
     try:
-        changed = changed_settings(overrides, nodes)
-        loaded = load_app(path)
-        if resume is not None:
-            changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
-        count = {**loaded.run_config, **changed}.get("num-nodes", Settings().num_nodes)
-        count = count if isinstance(count, int) and count > 0 else 1  # the settings will object
-        if ray_address is not None:
-            changed["ray-address"] = ray_address
-        config = {**loaded.run_config, **changed}
-        if description:
-            out.print(tables(describe(loaded, config)))
-            return
-        if workers == 0 and config.get("ray-address"):
-            raise typer.BadParameter("--workers 0 and ray-address: one process needs no cluster")
-        with LiveTable(err) as live, _stop_after_round(err) as stopping:
-            run_app(
-                loaded,
-                count,
-                changed,
-                workers=_processes(workers, config),
-                ray_address=str(config.get("ray-address", "")),
-                trackers=[live],
-                on_reply=live.on_reply,
-                stopping=stopping,
-            )
-    except EXPECTED_ERRORS as error:
-        err.print(f"[bold red]Error:[/bold red] {type(error).__name__}:", end=" ")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        with errors_in_words():
+            changed = changed_settings(overrides, nodes)
+            loaded = load_app(path)
+            if resume is not None:
+                changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
+            count = {**loaded.run_config, **changed}.get("num-nodes", Settings().num_nodes)
+            count = count if isinstance(count, int) and count > 0 else 1  # the settings will object
+            if ray_address is not None:
+                changed["ray-address"] = ray_address
+            config = {**loaded.run_config, **changed}
+            if description:
+                out.print(tables(describe(loaded, config)))
+                return
+            if workers == 0 and config.get("ray-address"):
+                raise typer.BadParameter(
+                    "--workers 0 and ray-address: one process needs no cluster"
+                )
+            with LiveTable(err) as live, _stop_after_round(err) as stopping:
+                run_app(
+                    loaded,
+                    count,
+                    changed,
+                    workers=_processes(workers, config),
+                    ray_address=str(config.get("ray-address", "")),
+                    trackers=[live],
+                    on_reply=live.on_reply,
+                    stopping=stopping,
+                )
     except RunStoppedError as error:
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        say(str(error), err=True)
         raise typer.Exit(STOPPED) from error
     except KeyboardInterrupt as error:
-        err.print("Stopped. Go on from the last checkpoint with --resume and the run folder.")
+        say("Stopped. Go on from the last checkpoint with --resume and the run folder.", err=True)
         raise typer.Exit(STOPPED) from error
-
-
-register(app)
-sweep.register(app)
-data_commands.register(app)
-fleet_commands.register(app)
 
 
 def _resumed(run: str, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run to go on with, and on top what the command line says."""
+    from ..settings import Settings
+    from ..strategies import find_run, saved_config
+
     folder = find_run(run, str(config.get("run-dir", Settings().run_dir)))
     return {**saved_config(folder), **changed, "resume": str(folder)}
 
@@ -197,17 +162,28 @@ def _stop_after_round(console: Console) -> Iterator[Callable[[], bool]]:
 
 def _processes(asked: int | None, config: Mapping[str, Any]) -> int:
     """Return how many worker processes to start; 0 runs all devices in this one."""
+    from ..libraries import LibraryError, require
+
     if asked is not None:
         return asked
     chosen = config.get("workers", 0)
     if isinstance(chosen, int) and chosen > 0:
         return chosen
-    sharded = bool(config.get("ray-address")) or config.get("engine") == "sharded"
-    worth = cores() > 1 and find_spec("ray") is not None
-    return cores() if sharded or worth else 0
+    if config.get("ray-address") or config.get("engine") == "sharded":
+        return cores()
+    if cores() == 1 or find_spec("ray") is None:
+        return 0
+    try:
+        require("ray")
+    except LibraryError as error:
+        labelled("Warning", "bold yellow", f"all devices run in this process: {error}")
+        return 0
+    return cores()
 
 
 def _methods_table() -> Table:
+    from ..clients import find_methods
+
     table = Table("method", "what it does", "source")
     for name, learner in find_methods().items():
         summary = (learner.__doc__ or "").strip().splitlines()
@@ -216,24 +192,11 @@ def _methods_table() -> Table:
 
 
 def _settings_table() -> Table:
+    from ..clients import find_methods, option_types
+    from ..config import every_setting
+
     columns = [Column("key", no_wrap=True), Column("default", overflow="fold")]
     table = Table(*columns, Column("meaning", overflow="fold"))
     for key, info in every_setting(option_types(find_methods())):
         table.add_row(key, repr(info.default), info.description)
     return table
-
-
-def main() -> None:
-    """Run the command line."""
-    try:
-        app()
-    except SystemExit as stop:
-        if stop.code == STOPPED:  # a device's thread may be deep inside torch: do not wait for it
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(STOPPED)
-        raise
-
-
-if __name__ == "__main__":
-    main()

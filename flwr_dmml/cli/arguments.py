@@ -5,8 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from .engine import parse_override
-
 AppFolder = Annotated[
     Path, typer.Argument(help="Folder of the Flower app, e.g. examples/quickstart.")
 ]
@@ -25,6 +23,8 @@ def changed_settings(overrides: list[str] | None, nodes: int | None) -> dict[str
     typer.BadParameter
         One of them is not KEY=VALUE.
     """
+    from ..engine import parse_override
+
     try:
         changed = dict(parse_override(item) for item in overrides or [])
     except ValueError as error:

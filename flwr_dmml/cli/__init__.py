@@ -1,0 +1,63 @@
+"""The command line, ``flwr-dmml``: a command a file.
+
+Commands import what they need when they run: ``--help``, shell completion and ``doctor`` take no
+second, and work where a library is broken.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import cache, compare, doctor, fleet, partition, report, simulate, sweep
+from .output import STOPPED, say
+
+app = typer.Typer(
+    name="flwr-dmml",
+    help="Serverless multi-modal learning on Flower.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"flwr-dmml {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Serverless multi-modal learning on Flower: devices with different sensors train together."""
+
+
+app.command()(simulate.simulate)
+app.command()(report.report)
+app.command()(compare.compare)
+app.command()(sweep.sweep)
+app.command()(partition.partition)
+app.command()(cache.cache)
+app.add_typer(fleet.fleet_app)
+app.command()(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code == STOPPED:  # a device's thread may be deep inside torch: do not wait for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED)
+        raise

@@ -1,0 +1,5 @@
+"""``python -m flwr_dmml.cli``."""
+
+from . import main
+
+main()

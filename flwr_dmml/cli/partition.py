@@ -1,0 +1,127 @@
+"""The command ``flwr-dmml partition``."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+
+from ..errors import UserError
+from .arguments import AppFolder, Nodes, Overrides, changed_settings
+from .output import errors_in_words, say
+
+if TYPE_CHECKING:
+    from ..data.parts import PartAbout
+    from ..settings import Settings
+
+CUT_BY = (
+    "dataset", "snr-db", "image-visible", "partition", "alpha", "samples-per-node",
+    "validation-fraction", "modality-pattern", "modality-shares", "seed",
+)  # fmt: skip
+"""Settings that decide what is in a part, with those of :data:`CUT_BY_GROUPS`."""
+CUT_BY_GROUPS = ("audio.", "image.", "series.", "missing.")
+
+
+def partition(
+    path: AppFolder = Path("."),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the parts: new or empty.")
+    ] = Path("parts"),
+    nodes: Nodes = None,
+    overrides: Overrides = None,
+) -> None:
+    """Cut a data set into a folder for each device, to be copied to it.
+
+    The division is the one that [bold]simulate[/bold] would make of the same app and settings:
+    sensors (modality-pattern), samples (partition, alpha, samples-per-node), what is held out
+    (validation-fraction), what is missing (missing.train-share). Every part has the test set, with
+    its device's sensors. Each is read back and checked.
+
+    A device is pointed to its part in its node config, and the run's dataset is "parts":
+
+      flower-supernode --node-config "data-path='/data/part-003'" ...
+
+      flwr run APP -c "dataset='parts'"
+
+    On one machine: --set dataset=parts --set data-path=OUTPUT gives each simulated device its part.
+
+    [bold]Examples[/bold]
+
+      flwr-dmml partition examples/quickstart --nodes 4 --output parts
+
+      flwr-dmml partition examples/quickstart -n 8 --set alpha=0.1 --set modality-pattern=image
+
+    [bold]Exit status[/bold]  0: all parts are written.  1: nothing is.  2: wrong command line.
+    """
+    from ..data import DataError
+    from ..data.parts import part_folder
+    from ..engine import load_app
+
+    changed = changed_settings(overrides, nodes)
+    unfinished = output.with_name(output.name + ".unfinished")
+    with errors_in_words():
+        try:
+            settings = _settings({**load_app(path).run_config, **changed})
+            if output.exists() and (not output.is_dir() or any(output.iterdir())):
+                raise DataError(f"--output: '{output}' is not empty; name another folder")
+            if unfinished.exists():  # of a command that was interrupted
+                shutil.rmtree(unfinished)
+            parts = _cut(settings, unfinished)
+            if output.exists():
+                output.rmdir()
+            unfinished.rename(output)
+        except (UserError, OSError):
+            if unfinished.exists():
+                shutil.rmtree(unfinished)
+            raise
+    Console().print(_parts_table(parts, output))
+    first = part_folder(output.resolve(), 0)
+    say(f"{len(parts)} parts in {output}. On device 0: --node-config \"data-path='{first}'\"")
+
+
+def _settings(config: Mapping[str, Any]) -> "Settings":
+    """Read what of a run config bears on the data, whatever methods the app has."""
+    from ..clients import find_methods, option_types
+    from ..config import SettingsError, parse_settings
+    from ..data.parts import PARTS
+    from ..options import GROUPS
+
+    known = {k: v for k, v in config.items() if "." not in k or k.partition(".")[0] in GROUPS}
+    common = {**known, "method": "dpsgd", "compare-with": "", "topology": "complete"}
+    settings, _ = parse_settings(common, option_types(find_methods()), side="device")
+    if settings.dataset == PARTS.name:
+        raise SettingsError("dataset = 'parts': is cut already; name the data set itself")
+    return settings
+
+
+def _cut(settings: "Settings", folder: Path) -> "list[PartAbout]":
+    from ..config import resolved
+    from ..data import load_partition
+    from ..data.parts import part_folder, save_part
+
+    options, values = settings.partition_options(), resolved(settings, {})
+    cut_by = {k: v for k, v in values.items() if k in CUT_BY or k.startswith(CUT_BY_GROUPS)}
+    count = settings.num_nodes
+    return [
+        save_part(part_folder(folder, part), load_partition(options, part), count, cut_by)
+        for part in track(range(count), "Cutting", console=Console(stderr=True), transient=True)
+    ]
+
+
+def _parts_table(parts: "list[PartAbout]", folder: Path) -> Table:
+    from ..data.parts import part_folder
+
+    right = [Column(name, justify="right") for name in ("training", "validation", "test", "MB")]
+    table = Table("part", "modalities", *right, Column("training samples of each class"))
+    for about in parts:
+        size = sum(file.stat().st_size for file in part_folder(folder, about.part).iterdir()) / 1e6
+        counts = [str(n) for n in (about.train, about.validation, about.test)]
+        classes = " ".join(map(str, about.class_counts))
+        table.add_row(
+            f"{about.part:03d}", "+".join(about.modalities), *counts, f"{size:.1f}", classes
+        )
+    return table

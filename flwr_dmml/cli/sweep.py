@@ -1,0 +1,118 @@
+"""The command ``flwr-dmml sweep``."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .compare import compare
+from .output import STOPPED, errors_in_words, say
+
+if TYPE_CHECKING:
+    from ..sweep import Sweep
+
+_say = partial(say, err=True)
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="The sweep file, e.g. grid.toml.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the runs; runs/<name of FILE> by default."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes of each run, as in simulate.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and stop.")
+    ] = False,
+) -> None:
+    """Run every combination of a grid of settings, one after another, and compare them.
+
+    A run that is there already is skipped, one that was stopped goes on: start the same sweep again
+    after Ctrl-C or a crash. A run that fails does not keep the others back. At the end
+    [bold]comparison.html[/bold] puts all side by side.
+
+    [bold]The file[/bold]
+
+      app = "examples/quickstart"        # from the file's folder
+
+      [settings]                         # of all runs, besides the app's own
+      num-server-rounds = 10
+
+      [grid]                             # every combination
+      method = ["dpsgd", "dmml-kd"]
+      seed = [0, 1, 2]
+
+    [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or a run failed.
+    2: wrong command line.  130: stopped with Ctrl-C.
+    """
+    from ..sweep import read_sweep, unfinished
+
+    with errors_in_words():
+        plan = read_sweep(file)
+        folder = (output or Path("runs") / file.stem).resolve()
+        runs = plan.runs()
+        todo = unfinished(plan, runs, folder)
+    _say(f"{len(runs)} runs in {folder}, {len(runs) - len(todo)} of them are there")
+    if dry_run:
+        for name in todo:
+            _say(f"  {name}")
+        return
+    failed = _run_all(plan, runs, todo, folder, workers)
+    if len(runs) - len(failed) > 1:
+        compare([folder], output=folder / "comparison.html")
+    if failed:
+        _say(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+def _run_all(
+    plan: "Sweep",
+    runs: Mapping[str, dict[str, Any]],
+    todo: list[str],
+    folder: Path,
+    workers: int | None,
+) -> list[str]:
+    """Run what is left, each in a process of its own; return who failed.
+
+    Raises
+    ------
+    typer.Exit
+        One was stopped with Ctrl-C.
+    """
+    failed: list[str] = []
+    for number, name in enumerate(todo, start=1):
+        settings = {**runs[name], "run-dir": str(folder)}
+        begun = (folder / name / "config.json").exists()
+        settings |= {"resume": name} if begun else {"run-name": name}
+        _say(f"[{number}/{len(todo)}] {name}" + (", resumed" if begun else ""))
+        command = [sys.executable, "-m", "flwr_dmml.cli", "simulate", str(plan.app)]
+        for key, value in settings.items():
+            command += ["--set", f"{key}={json.dumps(value)}"]
+        if workers is not None:
+            command += ["--workers", str(workers)]
+        with _interrupts_ignored():  # the run stops after its round, and says so
+            status = subprocess.run(command, check=False).returncode
+        if status == STOPPED:
+            _say("Stopped. The same command goes on.")
+            raise typer.Exit(STOPPED)
+        if status:
+            failed.append(name)
+    return failed
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # a child takes its own
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,5 @@
+"""Whether this machine can run the package (``flwr-dmml doctor``)."""
+
+from .checks import Finding, examine
+
+__all__ = ["Finding", "examine"]

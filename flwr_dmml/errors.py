@@ -1,0 +1,5 @@
+"""The base of all errors that say what is wrong and what to do, so that no traceback is needed."""
+
+
+class UserError(Exception):
+    """Something that the user can put right; the command line shows the message alone."""
