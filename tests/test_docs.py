@@ -151,10 +151,11 @@ def test_a_page_of_a_method_has_all_its_settings(method: str):
 
 
 def test_figures_are_the_same_on_every_page():
-    """Pages of methods repeat rows of the overview, of one another and of the README."""
+    """Pages of methods repeat rows of the overview, of one another and of the benchmarks."""
     seen: dict[tuple[str, str], str] = {}
     repeated = 0
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "methods").glob("*.md"))):
+    pages = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
+    for page in (*pages, *sorted((ROOT / "docs" / "methods").glob("*.md"))):
         for header, rows in tables(page).items():
             if header.startswith(("| setting |", "| method |", "| name |")):
                 continue
@@ -162,6 +163,19 @@ def test_figures_are_the_same_on_every_page():
                 repeated += (header, first) in seen
                 assert seen.setdefault((header, first), row) == row, f"{page.name}: {first}"
     assert repeated > 40
+
+
+def test_the_readme_shows_the_figures_of_the_benchmarks():
+    """D-PSGD, the staggered control and DMML-KD: three of the columns of the full table."""
+    found = {}
+    for page in ("README.md", "docs/benchmarks.md"):
+        (table,) = (t for h, t in tables(ROOT / page).items() if h.startswith("| test accuracy"))
+        cells = {first: row.split("|")[2:-1] for first, row in table.items()}
+        found[page] = {first: [c.strip(" *") for c in row] for first, row in cells.items()}
+    full = found["docs/benchmarks.md"]
+    for first, row in found["README.md"].items():
+        assert row == [full[first][i] for i in (0, 1, 3)], first
+    assert len(found["README.md"]) == 6
 
 
 def test_a_strategy_by_hand_takes_a_topology(
