@@ -134,9 +134,11 @@ def fault(module: str, error: BaseException) -> str:
     around = [f"{name} {installed(name) or '(missing)'}" for name in library.beside]
     versions = ", ".join([*around, f"Python {platform.python_version()}"])
     if found:
-        why = " ".join(str(error).split())
-        state = f"{library.name} {found} does not work beside {versions}: "
-        state += f"{type(error).__name__}: {why}" if why else type(error).__name__
+        causes = [error, *([error.__cause__] if error.__cause__ else [])]
+        why = ", because of ".join(
+            f"{type(e).__name__}: {' '.join(str(e).split())}" for e in causes
+        )
+        state = f"{library.name} {found} does not work beside {versions}: {why}"
     else:
         state = f"{library.name} is not installed ({versions})"
     return f"{state}. It is needed for {library.use}"
@@ -150,21 +152,19 @@ def installed(distribution: str) -> str:
         return ""
 
 
-def requirement(distribution: str) -> Requirement:
-    """Return what this package asks of a distribution, on this machine, in any of its extras.
+def requirement(distribution: str, extra: str = "") -> Requirement:
+    """Return what this package, or an extra of it, asks of a distribution on this machine.
 
     Raises
     ------
     LookupError
         It asks nothing of it.
     """
-    extras = ["", *metadata(DISTRIBUTION).get_all("Provides-Extra", [])]
     for text in requires(DISTRIBUTION) or []:
         found = Requirement(text)
-        marker = found.marker
-        if found.name == distribution and (
-            marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
-        ):
+        always = found.marker is None or found.marker.evaluate({"extra": ""})
+        here = found.marker is None or found.marker.evaluate({"extra": extra})
+        if found.name == distribution and here and not (extra and always):
             return found
     raise LookupError(f"{DISTRIBUTION} does not require {distribution}")
 
@@ -178,9 +178,9 @@ def mend(module: str) -> str:
         return f'pip install "{DISTRIBUTION}[{library.extra}]"'
     again = "--force-reinstall " if installed(library.name) else ""
     if library.source:  # what brings it has a say in its version
-        bringer = f"{DISTRIBUTION}[{library.extra}]" if library.extra else _asked(library.source)
+        bringer = f"{DISTRIBUTION}[{library.extra}]" if library.extra else asked(library.source)
         return f'pip install {again}{library.name} "{bringer}"'
-    return f'pip install {again}"{_asked(library.name)}"'
+    return f'pip install {again}"{asked(library.name, library.extra)}"'
 
 
 def partners(torch: str) -> dict[str, str]:
@@ -223,7 +223,7 @@ def _mend_torch(name: str) -> str:
         or name == "torch"
         or not (on_vendor_board() or requirement("torch").specifier.contains(own))
     ):
-        return "pip install --upgrade " + " ".join(f'"{_asked(one)}"' for one in TORCH_SET)
+        return "pip install --upgrade " + " ".join(f'"{asked(one)}"' for one in TORCH_SET)
     fitting = partners(own).get(name)
     if fitting is None:
         return f"install another torch: no {name} goes with torch {own}"
@@ -233,10 +233,10 @@ def _mend_torch(name: str) -> str:
     return command
 
 
-def _asked(distribution: str) -> str:
+def asked(distribution: str, extra: str = "") -> str:
     """Return a requirement of this package as pip takes it on this machine."""
-    wanted = requirement(distribution)
-    return f"{wanted.name}{wanted.specifier}"
+    wanted = requirement(distribution, extra)
+    return wanted.name + ",".join(sorted(map(str, wanted.specifier), reverse=True))
 
 
 def python_problem() -> str:

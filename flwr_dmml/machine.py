@@ -10,7 +10,8 @@ CACHE = "FLWR_DMML_CACHE"
 RUNS = "runs"
 """Folder of the run folders, in the one where a run is started."""
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds the limits of its own (cgroup version 2)."""
 
 
 def cache_folder() -> Path:
@@ -57,8 +58,8 @@ def existing(folder: Path) -> Path:
 
 
 def _cgroup(name: str) -> str:
-    """Return what a file of the container's cgroup (version 2) says; nothing outside of one."""
+    """Return what a file of :data:`CGROUP` says; nothing outside of a container."""
     try:
-        return (_CGROUP / name).read_text(encoding="ascii").strip()
+        return (CGROUP / name).read_text(encoding="ascii").strip()
     except OSError:
         return ""

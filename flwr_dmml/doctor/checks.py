@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import machine
-from ..libraries import LIBRARIES, installed, mend, python_problem, requirement
+from ..libraries import LIBRARIES, asked, installed, mend, python_problem, requirement
 from .probes import PROBES
 
 TIMEOUT_S = 180.0
@@ -227,12 +227,11 @@ def library(module: str) -> Finding:
 
 def outside(module: str, version: str) -> str:
     """Return what this package asks of a library, if a version is not that; else nothing."""
-    try:
-        wanted = requirement(LIBRARIES[module].name)
-    except LookupError:  # another library brings it
+    library = LIBRARIES[module]
+    if library.source:  # which has a say in its version
         return ""
-    inside = wanted.specifier.contains(version, prereleases=True)
-    return "" if inside else f"{wanted.name}{wanted.specifier}"
+    inside = requirement(library.name, library.extra).specifier.contains(version, prereleases=True)
+    return "" if inside else asked(library.name, library.extra)
 
 
 def _crash(status: int, stderr: str) -> str:

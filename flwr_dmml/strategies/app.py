@@ -1,9 +1,11 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import INFO
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
@@ -31,8 +33,8 @@ from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
 from .shared_band import SharedBandConstrained
 
-FLOWERS_RAY_S = 10.0
-"""How long a run within Flower's simulation waits for that to have started Ray."""
+FLOWERS_RAY_S = {"flwr-simulation": 300.0}
+"""Seconds to wait for Flower's simulation to start Ray, by the program that this process runs."""
 
 
 def make_server_app(
@@ -171,7 +173,7 @@ def _engine(
             workers=settings.workers or cores(),
             address=settings.ray_address,
             run_id=context.run_id,
-            patience_s=FLOWERS_RAY_S,
+            patience_s=FLOWERS_RAY_S.get(Path(sys.argv[0]).name, 10.0),
         )
         with sharded:
             sharded.arrange(*layout(settings))
