@@ -1,4 +1,4 @@
-"""Every command in the README and the docs: run here, made small, or not run for a reason."""
+"""Every command in the READMEs and the docs: run here, made small, or not run for a reason."""
 
 import importlib.util
 import json
@@ -19,7 +19,11 @@ from flwr_dmml.config import every_setting
 from flwr_dmml.engine import load_app, run_app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
 TINY = {
     "num-nodes": 3,
     "num-server-rounds": 4,
@@ -39,6 +43,8 @@ NOT_RUN = {
     "flwr-dmml sweep": "needs the file; tests/test_sweep.py runs sweeps",
     "--help": "tests/test_cli.py reads the help",
     "examples/custom_method": "tests/test_custom_method.py runs it",
+    "simulate examples/fleet": "needs its parts; tests/test_examples.py cuts and runs them",
+    "simulate examples/sensors": "needs the recordings; tests/test_examples.py runs it",
     "flwr-dmml partition": "tests/test_data_parts.py cuts the same app's data",
     "flwr-dmml fleet": "tests/integration/test_fleet_tls.py runs a fleet from init to the end",
     "flower-super": "tests/integration/test_fleet_run.py starts a SuperLink and SuperNodes",
