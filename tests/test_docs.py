@@ -19,11 +19,8 @@ from flwr_dmml.config import every_setting
 from flwr_dmml.engine import load_app, run_app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "examples").glob("*/README.md")),
-]
+FOLDERS = {"": "*.md", "docs": "**/*.md", "examples": "*/README.md"}
+PAGES = [page for folder, kind in FOLDERS.items() for page in sorted((ROOT / folder).glob(kind))]
 TINY = {
     "num-nodes": 3,
     "num-server-rounds": 4,
@@ -33,6 +30,8 @@ TINY = {
 }
 NOT_RUN = {
     "pip install": "CI itself runs the test command; a package index is not there in every test",
+    "python -m build": "tests/integration/test_build.py builds",
+    "twine check": "done before a release; tests/integration/test_build.py reads the same files",
     "flwr run": "tests/integration/test_flwr_run.py runs the same app by flwr run",
     "--ray-address": "tests/integration/test_sharded.py runs a cluster of two machines",
     "--resume": "tests/integration/test_resume.py stops and resumes runs",

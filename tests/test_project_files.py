@@ -1,0 +1,51 @@
+"""The files about the project: its citation and its changelog."""
+
+import re
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from flwr_dmml import __version__
+
+ROOT = Path(__file__).parents[1]
+PAPERS = {"2311.06500", "2304.04326", "2401.00894", "2408.15803"}
+"""Of DMML-KD, IDKD, FedCMI and ModalityMirror, at arXiv."""
+
+
+def test_the_citation_has_what_its_format_asks_for():
+    """And no version or date, which stand elsewhere."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0" and cited["type"] == "software"
+    assert cited["message"] and cited["authors"] and cited["title"].startswith("flwr-dmml")
+    assert cited["license"] == "Apache-2.0"
+    assert not {"version", "date-released"} & set(cited)
+
+
+def test_it_cites_the_four_papers():
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    for paper in references:
+        assert {"type", "title", "authors", "year"} <= set(paper)
+        assert all(set(author) == {"family-names", "given-names"} for author in paper["authors"])
+        assert "url" in paper or "doi" in paper
+    ids = [value["value"] for paper in references for value in paper["identifiers"]]
+    assert {i.removeprefix("arXiv:") for i in ids} == PAPERS and len(ids) == 4
+
+
+def test_the_titles_are_those_of_the_methods_pages():
+    """But for capitals: a page breaks its lines where it likes."""
+    pages = [page.read_text() for page in (ROOT / "docs" / "methods").glob("*.md")]
+    text = " ".join(" ".join(pages).split()).casefold()
+    for paper in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]:
+        assert paper["title"].casefold() in text
+
+
+def test_the_changelog_has_this_version():
+    """Newest first, each with its date; what is not released yet comes before all."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    first, *released = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert first == "[Unreleased]" and f"[{__version__}]" in released[0]
+    days = [date.fromisoformat(line.split(" - ")[1]) for line in released]
+    assert days == sorted(days, reverse=True)
+    kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
