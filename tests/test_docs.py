@@ -44,6 +44,7 @@ NOT_RUN = {
     "examples/custom_method": "tests/test_custom_method.py runs it",
     "simulate examples/fleet": "needs its parts; tests/test_examples.py cuts and runs them",
     "simulate examples/sensors": "needs the recordings; tests/test_examples.py runs it",
+    "flwr-dmml doctor": "tests/test_doctor.py runs it",
     "flwr-dmml partition": "tests/test_data_parts.py cuts the same app's data",
     "flwr-dmml fleet": "tests/integration/test_fleet_tls.py runs a fleet from init to the end",
     "flower-super": "tests/integration/test_fleet_run.py starts a SuperLink and SuperNodes",

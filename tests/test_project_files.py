@@ -1,10 +1,13 @@
-"""The files about the project: its citation and its changelog."""
+"""The files about the project: its citation, its changelog and the versions it was tested with."""
 
 import re
 from datetime import date
+from importlib.metadata import requires
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from flwr_dmml import __version__
 
@@ -49,3 +52,18 @@ def test_the_changelog_has_this_version():
     assert days == sorted(days, reverse=True)
     kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_tested_set_is_within_the_bounds():
+    """It names every distribution that pyproject.toml asks for, in any extra, and nothing twice."""
+    lines = (ROOT / "constraints" / "tested.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
+    assert len(pinned) == len(pins)
+    for text in requires("flwr-dmml") or []:
+        wanted = Requirement(text)
+        board = "platform_release" in str(wanted.marker) and '"tegra" in' in str(wanted.marker)
+        if board or wanted.name == "flwr-dmml":
+            continue
+        version = pinned[canonicalize_name(wanted.name)].removeprefix("==")
+        assert wanted.specifier.contains(version), f"{wanted.name} {version}"
