@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flwr_dmml.allocation import (
+from flwr_dmml.energy.allocation import (
     OBJECTIVES,
     Allocation,
     FleetAllocator,

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from flwr_dmml.clients import find_methods, make_client_app, option_types
-from flwr_dmml.clients.staged import Staged
-from flwr_dmml.clients.teaching import share_right
-from flwr_dmml.config import parse_settings
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.methods.staged import Staged
+from flwr_dmml.methods.teaching import share_right
+from flwr_dmml.settings import parse_settings
 from flwr_dmml.strategies import make_server_app
 from flwr_dmml.tracking import RoundRecord
 from flwr_dmml.transport.messages import STATE, unpack

@@ -21,10 +21,10 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flwr_dmml.base.seeding import derive_seed
 from flwr_dmml.data import load_partition
-from flwr_dmml.seeding import derive_seed
+from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.settings import Settings
-from flwr_dmml.topology import make_topology
 
 ROWS, TOTAL, BATCH, STEPS, RATE, DEGREE = 60, 60_000, 32, 2, 0.05, 8
 TOPOLOGY = make_topology("random-regular", degree=DEGREE)

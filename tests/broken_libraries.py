@@ -82,27 +82,29 @@ def shown(run: Callable[[], tuple[int, str]]) -> tuple[str, str]:
 
 
 def read_sound() -> None:
-    from flwr_dmml.data.media import read_wave
-    from flwr_dmml.options import AudioOptions
+    from flwr_dmml.data.options import AudioOptions
+
+    from flwr_dmml.data.reading.media import read_wave
 
     read_wave(WORK / "sound.wav", AudioOptions())
 
 
 def read_picture() -> None:
-    from flwr_dmml.data.media import read_image
-    from flwr_dmml.options import ImageOptions
+    from flwr_dmml.data.options import ImageOptions
+
+    from flwr_dmml.data.reading.media import read_image
 
     read_image(WORK / "picture.png", ImageOptions())
 
 
 def open_link() -> None:
-    from flwr_dmml.transport.peer import PeerLink
+    from flwr_dmml.transport.direct.link import PeerLink
 
     PeerLink("run", 0)
 
 
 def read_parquet() -> None:
-    from flwr_dmml.data.arrow_files import arrow
+    from flwr_dmml.data.reading.arrow_files import arrow
 
     arrow()
 
@@ -114,7 +116,7 @@ def interval() -> None:
 
 
 def share_a_band() -> None:
-    from flwr_dmml.allocation import FleetAllocator
+    from flwr_dmml.energy.allocation import FleetAllocator
 
     FleetAllocator(2, 2)
 

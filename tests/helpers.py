@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import DPSGD, Learner, find_methods, make_client_app, option_types
-from flwr_dmml.config import parse_settings
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import InProcessGrid, server_identity
-from flwr_dmml.plan import Inbox, Outcome, Plan
+from flwr_dmml.graph.topology import make_topology
+from flwr_dmml.payload.blocks import flatten
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
+from flwr_dmml.settings import parse_settings
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.registry import find_strategies
-from flwr_dmml.topology import make_topology
 
 FAST: dict[str, Any] = {"samples-per-node": 40, "local-iterations": 2, "batch-size": 16}
 """Settings that make a round a matter of milliseconds."""

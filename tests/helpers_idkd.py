@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flwr_dmml.blocks import STATISTICS
 from flwr_dmml.clients import Kd, Learner
-from flwr_dmml.clients.kd import TAUGHT
 from flwr_dmml.data import Modality, Partition, PublicSet, Samples
-from flwr_dmml.plan import Payload
+from flwr_dmml.methods.kd import TAUGHT
+from flwr_dmml.methods.soft_labels import LABELS, SoftLabels
+from flwr_dmml.payload.blocks import STATISTICS
+from flwr_dmml.payload.plan import Payload
 from flwr_dmml.settings import Settings
-from flwr_dmml.soft_labels import LABELS, SoftLabels
 
 Rows = Sequence[Sequence[float]]
 Data = Mapping[str, Rows]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.config import parse_settings, resolved
+from flwr_dmml.settings import parse_settings, resolved
 from flwr_dmml.tracking import RoundRecord, RunFolder
 
 SENSORS = (("audio",), ("image",), ("audio", "image"))

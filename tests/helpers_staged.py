@@ -10,11 +10,11 @@ from helpers import FAST, make_learner
 from torch import Tensor, nn
 
 from flwr_dmml.clients import Learner, make_client_app
-from flwr_dmml.clients.staged import Staged
-from flwr_dmml.clients.stages import StagedOptions
 from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.engine import FlowerApp, run_app
-from flwr_dmml.plan import Inbox, Outcome, Plan
+from flwr_dmml.methods.staged import Staged
+from flwr_dmml.methods.stages import StagedOptions
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import Settings
 from flwr_dmml.strategies import PeerStrategy, StagedStrategy, make_server_app
 from flwr_dmml.transport.messages import pack, unpack

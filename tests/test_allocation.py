@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.allocation import (
+from flwr_dmml.energy.allocation import (
     OBJECTIVES,
     Allocation,
     AllocationError,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.balance import (
+from flwr_dmml.learning.balance import (
     SPEED_METRICS,
     LocalPhase,
     balance_metric,

@@ -7,12 +7,12 @@ import pytest
 import torch
 from helpers import FAST, Recording, make_learner, run_peers
 
-from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import Batch, Learner, Moon, find_methods
-from flwr_dmml.clients.moon import contrastive_loss, representation
-from flwr_dmml.clients.work import measure_work
+from flwr_dmml.learning.work import measure_work
+from flwr_dmml.methods.moon import contrastive_loss, representation
 from flwr_dmml.models import Features
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.blocks import flatten
+from flwr_dmml.payload.plan import Plan
 from flwr_dmml.tracking.records import RoundRecord
 
 BASELINES = ("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.config import parse_settings
+from flwr_dmml.settings import parse_settings
 from flwr_dmml.tracking import RoundRecord
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flwr_dmml.blocks import (
+from flwr_dmml.graph.topology import metropolis_weights, spectral_gap
+from flwr_dmml.payload.blocks import (
     addressed,
     check_mixable,
     flatten,
@@ -20,7 +21,6 @@ from flwr_dmml.blocks import (
     unflatten,
     vector_problem,
 )
-from flwr_dmml.topology import metropolis_weights, spectral_gap
 
 
 def linear(weight: list[list[float]], bias: list[float]) -> nn.Linear:

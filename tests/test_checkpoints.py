@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods
-from flwr_dmml.config import SettingsError
 from flwr_dmml.data import load_source, partition
 from flwr_dmml.data.registry import LoadOptions
 from flwr_dmml.engine import load_app, run_app

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.config import every_setting
+from flwr_dmml.settings import every_setting
 
 QUICKSTART = str(Path(__file__).parents[1] / "examples" / "quickstart")
 TINY = [

@@ -13,11 +13,13 @@ from test_checkpoints import metrics, run, stopped_and_resumed
 from test_direct import Shelf
 from torch import Tensor, nn
 
-from flwr_dmml.blocks import addressed, flatten, load_flat, unaddressed
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner, find_methods, option_types
 from flwr_dmml.clients.direct import run_directly
-from flwr_dmml.clients.together import likeness
-from flwr_dmml.coding import (
+from flwr_dmml.graph.topology import Ring
+from flwr_dmml.learning.together import likeness
+from flwr_dmml.payload.blocks import addressed, flatten, load_flat, unaddressed
+from flwr_dmml.payload.coding import (
     CHUNK,
     Precision,
     dequantise,
@@ -26,10 +28,9 @@ from flwr_dmml.coding import (
     read_places,
     write_places,
 )
-from flwr_dmml.compression import Compressor
-from flwr_dmml.config import SettingsError, parse_settings
-from flwr_dmml.plan import Inbox, Payload, Plan
-from flwr_dmml.topology import Ring
+from flwr_dmml.payload.compression import Compressor
+from flwr_dmml.payload.plan import Inbox, Payload, Plan
+from flwr_dmml.settings import parse_settings
 from flwr_dmml.transport import Relay
 from flwr_dmml.transport.letter import Letter, read_letter, write_letter
 from flwr_dmml.transport.messages import pack, unpack

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr_dmml.data.options import MissingOptions
 from pydantic import ValidationError
 
+from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.base.options import Options
 from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.clients.dmml_kd import DmmlKdOptions
-from flwr_dmml.config import Options, Settings, SettingsError, every_setting, parse_settings
 from flwr_dmml.data import LoadOptions, PartitionOptions
 from flwr_dmml.engine import flatten_config
-from flwr_dmml.options import MissingOptions
-from flwr_dmml.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
+from flwr_dmml.graph.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
+from flwr_dmml.methods.dmml_kd import DmmlKdOptions
+from flwr_dmml.settings import Settings, every_setting, parse_settings
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart" / "pyproject.toml"
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flwr_dmml.balance import joint_and_solo, schedule
-from flwr_dmml.costs import FleetCosts, Work, split
-from flwr_dmml.profiles import DeviceProfile
+from flwr_dmml.energy.costs import FleetCosts, Work, split
+from flwr_dmml.energy.devices import DeviceProfile
+from flwr_dmml.learning.balance import joint_and_solo, schedule
 
 UNIT = DeviceProfile(
     "unit", 1.0, 1.0, tx_power_w=0.1, battery_j=1e3, source="this test", flops_per_cycle=1.0

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from flwr_dmml.base.seeding import torch_generator
 from flwr_dmml.data import add_noise, log_mel, place
-from flwr_dmml.data.audio import unit_variance
-from flwr_dmml.seeding import torch_generator
+from flwr_dmml.data.reading.audio import unit_variance
 
 
 @pytest.mark.parametrize(("snr_db", "power"), [(0.0, 1.0), (10.0, 0.1), (-6.0206, 4.0)])

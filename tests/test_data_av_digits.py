@@ -3,17 +3,17 @@ import time
 import pytest
 import torch
 
+from flwr_dmml.base.seeding import torch_generator
 from flwr_dmml.data import (
     DataError,
     LoadOptions,
     PartitionOptions,
     Source,
-    av_digits,
     load_partition,
     load_source,
 )
-from flwr_dmml.data.av_digits import list_recordings, pair_recordings
-from flwr_dmml.seeding import torch_generator
+from flwr_dmml.data.sets import av_digits
+from flwr_dmml.data.sets.av_digits import list_recordings, pair_recordings
 
 SPEAKERS = ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from flwr_dmml.base.machine import CACHE
 from flwr_dmml.cli import app
 from flwr_dmml.data import DataError, Dataset, LoadOptions, Samples, Source, load_source, registry
 from flwr_dmml.data.cache import cached, clear, entries
 from flwr_dmml.data.samples import Modality
-from flwr_dmml.machine import CACHE
 
 LOADS: list[float] = []
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from flwr_dmml.data import DataError, LoadOptions, PartitionOptions, Source, load_partition
-from flwr_dmml.data.cifar10 import load
+from flwr_dmml.data.sets.cifar10 import load
 
 LABELS = np.random.default_rng(0).permutation(np.arange(10_000) % 10).astype(np.uint8)
 IMAGES = np.zeros((10_000, 32, 32, 3), np.uint8)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from flwr_dmml.data.options import AudioOptions, ImageOptions
 from helpers import run_peers
 from PIL import Image
 
@@ -15,9 +16,8 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
-from flwr_dmml.data.crema_d import EMOTIONS, TEST_ACTORS
-from flwr_dmml.data.media import read_audio, read_image
-from flwr_dmml.options import AudioOptions, ImageOptions
+from flwr_dmml.data.reading.media import read_audio, read_image
+from flwr_dmml.data.sets.crema_d import EMOTIONS, TEST_ACTORS
 
 RATE_HZ = 16_000  # of the repository's files
 AUDIO = AudioOptions(seconds=0.25, mels=16)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from flwr_dmml.base.seeding import torch_generator
 from flwr_dmml.data import KEY_FREQUENCIES_HZ, dtmf_tones
-from flwr_dmml.seeding import torch_generator
 
 STEADY = {"duration_s": (1.0, 1.0), "window_s": 1.0, "gain_db": (0.0, 0.0), "twist_db": 0.0}
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flwr_dmml.data.options import SeriesOptions
 from helpers import run_peers
 
 from flwr_dmml.data import (
@@ -13,7 +14,6 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
-from flwr_dmml.options import SeriesOptions
 
 LABELS = """id,label,split,speaker
 u1,joy,train,Ross

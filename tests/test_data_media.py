@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from flwr_dmml.data.options import AudioOptions, ImageOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from flwr_dmml.data import DataError
-from flwr_dmml.data.media import (
+from flwr_dmml.data.reading.media import (
     audio_shape,
     image_shape,
     read_audio,
@@ -24,8 +25,7 @@ from flwr_dmml.data.media import (
     read_wave,
     spectrograms,
 )
-from flwr_dmml.data.problems import Problems
-from flwr_dmml.options import AudioOptions, ImageOptions
+from flwr_dmml.data.reading.problems import Problems
 
 SMALL = ImageOptions(side=4)
 GREY = ImageOptions(side=4, colour=False)

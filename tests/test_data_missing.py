@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr_dmml.data.options import MissingOptions
 
+from flwr_dmml.base.seeding import numpy_generator
 from flwr_dmml.data import Partition, PartitionOptions, Samples, load_partition, load_source
 from flwr_dmml.data.missing import draw_present, drop
 from flwr_dmml.data.partition import _divide
-from flwr_dmml.options import MissingOptions
-from flwr_dmml.seeding import numpy_generator
 
 NAMES = ("audio", "image", "radar")
 

@@ -10,8 +10,8 @@ from flwr_dmml.data import (
     Source,
     load_partition,
     load_source,
-    mnist_files,
 )
+from flwr_dmml.data.sets import mnist_files
 
 NAMES = [
     f"{part}-{content}"

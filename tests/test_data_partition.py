@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from flwr_dmml.base.seeding import numpy_generator
 from flwr_dmml.data import (
     DataError,
     LoadOptions,
@@ -14,7 +15,6 @@ from flwr_dmml.data import (
     partition_indices,
     split_validation,
 )
-from flwr_dmml.seeding import numpy_generator
 
 LABELS = torch.arange(10).repeat(120)  # 1,200 samples, 120 of each class
 GROUPS = torch.arange(1200) // 200 * 10  # natural ids 0, 10, ..., 50, of 200 samples each

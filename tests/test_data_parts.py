@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr_dmml.data.options import MissingOptions, PublicOptions
 from helpers import FAST, run_peers
 from typer.testing import CliRunner
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app
 from flwr_dmml.clients.hosting import learner_for
-from flwr_dmml.config import SettingsError
 from flwr_dmml.data import DataError, LoadOptions, PartitionOptions, Samples, load_partition
-from flwr_dmml.data.parts import ABOUT, TENSORS, part_folder, read_about
 from flwr_dmml.data.public import load_public
+from flwr_dmml.data.sets.parts import ABOUT, TENSORS, part_folder, read_about
 from flwr_dmml.engine import server_identity
-from flwr_dmml.options import MissingOptions, PublicOptions
 from flwr_dmml.transport.messages import PLAN
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"

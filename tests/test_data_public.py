@@ -3,6 +3,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 import torch
+from flwr_dmml.data.options import PublicOptions
 
 from flwr_dmml.data import (
     DataError,
@@ -20,7 +21,6 @@ from flwr_dmml.data import (
 )
 from flwr_dmml.data.partition import _divide
 from flwr_dmml.data.public import _convert
-from flwr_dmml.options import PublicOptions
 
 NODES = 4
 LEFT = 1437 - NODES * 300  # training samples of digits that no node gets

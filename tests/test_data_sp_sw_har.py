@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from flwr_dmml.data.options import SeriesOptions
 
 from flwr_dmml.data import (
     DataError,
@@ -14,7 +15,8 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
-from flwr_dmml.data.sp_sw_har import (
+from flwr_dmml.data.reading.windows import Recording, Windowing, cut, runs
+from flwr_dmml.data.sets.sp_sw_har import (
     ACTIVITIES,
     MAX_GAP_S,
     MODALITIES,
@@ -22,8 +24,6 @@ from flwr_dmml.data.sp_sw_har import (
     WINDOW_S,
     read_recording,
 )
-from flwr_dmml.data.windows import Recording, Windowing, cut, runs
-from flwr_dmml.options import SeriesOptions
 
 HEADER = "x_acc,y_acc,z_acc,x_gyro,y_gyro,z_gyro,timestamp,label"
 START_MS = 1_657_533_977_813

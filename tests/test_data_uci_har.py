@@ -8,7 +8,7 @@ import torch
 from helpers import run_peers
 
 from flwr_dmml.data import DataError, LoadOptions, PartitionOptions, load_partition, load_source
-from flwr_dmml.data.uci_har import SIGNALS
+from flwr_dmml.data.sets.uci_har import SIGNALS
 
 ACTIVITIES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
 SUBJECTS = {"train": (1, 3, 11), "test": (2, 10)}
@@ -113,7 +113,7 @@ def test_subjects_are_natural_ids(made):
 
 
 def test_nothing_changes_with_the_options(made):
-    from flwr_dmml.options import SeriesOptions
+    from flwr_dmml.data.options import SeriesOptions
 
     source = load_source("uci-har", LoadOptions(path=str(made), series=SeriesOptions(window_s=1)))
     assert source.modalities["acc"].shape == (3, 128)

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from flwr_dmml.data.options import SeriesOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_dmml.data import DataError
-from flwr_dmml.data.windows import Recording, Windowing, cut, resample, runs, stretches
-from flwr_dmml.options import SeriesOptions
+from flwr_dmml.data.reading.windows import Recording, Windowing, cut, resample, runs, stretches
 
 
 def recording(times, labels, values=None) -> Recording:

@@ -13,13 +13,13 @@ from test_work import AUDIO, AUDIO_FORWARD, BATCH, HEAD, HEAD_FORWARD, IMAGE, IM
 from torch import nn
 from typer.testing import CliRunner
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app as cli
+from flwr_dmml.cli.describe import Description, Kind, describe, tables
 from flwr_dmml.clients import DPSGD, make_client_app
-from flwr_dmml.config import SettingsError
 from flwr_dmml.data import DataError
-from flwr_dmml.describe import Description, Kind, describe, tables
+from flwr_dmml.energy.devices import PROFILES
 from flwr_dmml.engine import AppError, FlowerApp
-from flwr_dmml.profiles import PROFILES
 from flwr_dmml.strategies import make_server_app
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.detector import SCORES, Calibration, calibrate, energy, msp
+from flwr_dmml.methods.detector import SCORES, Calibration, calibrate, energy, msp
 
 # exp of the rows: (1, 1, 2) and (1, 8, 1).
 LOGITS = torch.tensor([[0.0, 0.0, log(2)], [0.0, log(8), 0.0]])

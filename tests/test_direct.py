@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
+from flwr_dmml.payload.options import ExchangeOptions
 from helpers import FAST, make_learner
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner, find_methods, option_types
 from flwr_dmml.clients.direct import open_link, run_directly
-from flwr_dmml.config import SettingsError, parse_settings
-from flwr_dmml.options import ExchangeOptions
-from flwr_dmml.plan import Inbox, Outcome, Plan
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
+from flwr_dmml.settings import parse_settings
 from flwr_dmml.transport.letter import Letter
 from flwr_dmml.transport.messages import LETTER_BYTES, PAYLOAD_BYTES, pack
 from flwr_dmml.transport.relay import size_bytes

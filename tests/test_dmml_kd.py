@@ -5,15 +5,11 @@ import torch
 from helpers import FAST, make_learner
 from torch.nn import functional as F
 
-from flwr_dmml.blocks import STATISTICS, flatten
 from flwr_dmml.clients import Batch, DmmlKd, NonFiniteModelError
-from flwr_dmml.clients.speedometer import SPEEDS
-from flwr_dmml.losses import (
-    latent_distillation_loss,
-    orthogonality_loss,
-    similarity_loss,
-)
-from flwr_dmml.plan import Plan
+from flwr_dmml.learning.speedometer import SPEEDS
+from flwr_dmml.losses import latent_distillation_loss, orthogonality_loss, similarity_loss
+from flwr_dmml.payload.blocks import STATISTICS, flatten
+from flwr_dmml.payload.plan import Plan
 
 CONFIG = {**FAST, "num-nodes": 3, "method": "dmml-kd", "modality-pattern": "audio+image"}
 COUNTS = STATISTICS + "label-counts"

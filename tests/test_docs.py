@@ -12,11 +12,11 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-from flwr_dmml import topology
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.config import every_setting
 from flwr_dmml.engine import load_app, run_app
+from flwr_dmml.graph import topology
+from flwr_dmml.settings import every_setting
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"": "*.md", "docs": "**/*.md", "examples": "*/README.md"}

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flwr_dmml import __version__, libraries, machine
+from flwr_dmml import __version__
+from flwr_dmml.base import libraries, machine
+from flwr_dmml.base.libraries import LIBRARIES
 from flwr_dmml.cli import app
 from flwr_dmml.doctor import checks
 from flwr_dmml.doctor.probes import PROBES
-from flwr_dmml.libraries import LIBRARIES
 
 STUBS = {
     "raises": "raise OSError('undefined symbol: broken')",

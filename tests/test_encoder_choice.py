@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flwr_dmml.blocks import num_parameters
+from flwr_dmml.base.options import Options
 from flwr_dmml.clients import Learner, find_methods
-from flwr_dmml.clients.together import Turn, likeness, run_together
-from flwr_dmml.clients.work import measure_work
-from flwr_dmml.config import Settings
 from flwr_dmml.data import Modality, Partition, Samples
+from flwr_dmml.learning.together import Turn, likeness, run_together
+from flwr_dmml.learning.work import measure_work
 from flwr_dmml.models import ENCODERS, EncoderChoice, make_encoder
-from flwr_dmml.options import Options
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.blocks import num_parameters
+from flwr_dmml.payload.plan import Plan
+from flwr_dmml.settings import Settings
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "image": (1, 8, 8),

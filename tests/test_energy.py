@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.energy import (
+from flwr_dmml.energy.ledger import (
     KINDS,
     Ledger,
     LedgerError,

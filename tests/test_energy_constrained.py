@@ -15,16 +15,16 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from hypothesis import HealthCheck, assume, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flwr_dmml.costs import Work
-from flwr_dmml.options import AllocationOptions, EnergyOptions, WirelessOptions
+from flwr_dmml.energy.costs import Work
 from flwr_dmml.settings import Settings
-from flwr_dmml.strategies.energy_constrained import RULES, EnergyConstrained
-from flwr_dmml.strategies.round_budget import RoundBudget
-from flwr_dmml.strategies.shared_band import SharedBandConstrained
+from flwr_dmml.strategies.energy.energy_constrained import RULES, EnergyConstrained
+from flwr_dmml.strategies.energy.round_budget import RoundBudget
+from flwr_dmml.strategies.energy.shared_band import SharedBandConstrained
 
 PI_FLOPS = 7.2e9
 FAR_S = 1 / log2(1 + 10**2.6)

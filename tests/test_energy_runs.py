@@ -12,21 +12,21 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from helpers import FAST, run_peers
 from torch import Tensor
 from torch.nn import functional as F
 
-from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import DPSGD, Learner, make_client_app
-from flwr_dmml.clients.batch import Batch
 from flwr_dmml.engine import FlowerApp, run_app
-from flwr_dmml.options import AllocationOptions, EnergyOptions, WirelessOptions
-from flwr_dmml.plan import Inbox, Outcome, Plan
+from flwr_dmml.learning.batch import Batch
+from flwr_dmml.payload.blocks import flatten
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import Settings
 from flwr_dmml.strategies import PeerStrategy, make_server_app
 from flwr_dmml.strategies.app import report
-from flwr_dmml.strategies.energy_constrained import EnergyConstrained
-from flwr_dmml.strategies.shared_band import SharedBandConstrained
+from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
+from flwr_dmml.strategies.energy.shared_band import SharedBandConstrained
 from flwr_dmml.tracking import RoundRecord, devices_table, render
 
 FOUR: dict[str, Any] = {

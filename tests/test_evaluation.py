@@ -20,8 +20,13 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from flwr_dmml.clients import find_methods, hosting, option_types
-from flwr_dmml.clients.batch import BATCH
-from flwr_dmml.clients.evaluation import (
+from flwr_dmml.data import Modality, Partition, Samples, Source, load_public, load_source
+from flwr_dmml.data import partition as partition_module
+from flwr_dmml.data import public as public_module
+from flwr_dmml.data.missing import draw_present
+from flwr_dmml.data.registry import LoadOptions
+from flwr_dmml.learning.batch import BATCH
+from flwr_dmml.learning.evaluation import (
     NOTHING,
     accuracy,
     accuracy_metrics,
@@ -30,13 +35,8 @@ from flwr_dmml.clients.evaluation import (
     predictions,
     recall,
 )
-from flwr_dmml.config import parse_settings
-from flwr_dmml.data import Modality, Partition, Samples, Source, load_public, load_source
-from flwr_dmml.data import partition as partition_module
-from flwr_dmml.data import public as public_module
-from flwr_dmml.data.missing import draw_present
-from flwr_dmml.data.registry import LoadOptions
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.plan import Plan
+from flwr_dmml.settings import parse_settings
 
 A, B, C = "audio", "image", "radar"
 Subset = tuple[str, ...]

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.config import parse_settings
 from flwr_dmml.engine.apps import flatten_config
+from flwr_dmml.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, FedCmi
-from flwr_dmml.clients.fedcmi import FedCmiOptions
 from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.losses import class_temperatures, infiltration_loss
+from flwr_dmml.methods.fedcmi import FedCmiOptions
 from flwr_dmml.models import Projections, TwoProjectorClassifier
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import Settings
 
 BOTH: dict[str, Any] = {

@@ -8,10 +8,10 @@ import torch
 from helpers import FAST, make_learner
 from torch import nn
 
-from flwr_dmml.blocks import STATISTICS
 from flwr_dmml.clients import Batch, FedProto
 from flwr_dmml.data import Samples
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.blocks import STATISTICS
+from flwr_dmml.payload.plan import Plan
 
 CONFIG: dict[str, Any] = {
     **FAST,

@@ -11,11 +11,11 @@ import torch
 from helpers import FAST, make_learner, run_peers
 from torch import Tensor, nn
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner
-from flwr_dmml.clients.batch import Batch
-from flwr_dmml.clients.d2 import D2
-from flwr_dmml.clients.qg_dsgdm import QgDsgdm, QgDsgdmN
-from flwr_dmml.config import SettingsError
+from flwr_dmml.learning.batch import Batch
+from flwr_dmml.methods.d2 import D2
+from flwr_dmml.methods.qg_dsgdm import QgDsgdm, QgDsgdmN
 
 
 class Point(nn.Module):

@@ -10,12 +10,13 @@ from helpers import FAST, make_learner
 from helpers_staged import Records, copied, numbers, run, same, steady, step, watching
 from torch import Tensor
 
-from flwr_dmml.blocks import STATISTICS, check_mixable, flatten, load_flat
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Harmony, HarmonyOptions, find_methods, option_types
-from flwr_dmml.clients.harmony import BIAS, HEAD, bias_distance
-from flwr_dmml.clients.work import measure_work
-from flwr_dmml.config import SettingsError, parse_settings
-from flwr_dmml.plan import Plan
+from flwr_dmml.learning.work import measure_work
+from flwr_dmml.methods.harmony import BIAS, HEAD, bias_distance
+from flwr_dmml.payload.blocks import STATISTICS, check_mixable, flatten, load_flat
+from flwr_dmml.payload.plan import Plan
+from flwr_dmml.settings import parse_settings
 from flwr_dmml.transport.messages import pack, unpack
 
 BOTH: dict[str, Any] = {

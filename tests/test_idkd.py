@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_dmml.clients import Idkd, Kd, QgDsgdmN
-from flwr_dmml.clients.labelling import sent as figures_of_sent
-from flwr_dmml.clients.labelling import taught as figures_of_taught
 from flwr_dmml.data import PublicSet
-from flwr_dmml.detector import calibrate, msp
-from flwr_dmml.plan import Inbox, Payload, Plan
-from flwr_dmml.soft_labels import LABELS, SoftLabels
+from flwr_dmml.methods.detector import calibrate, msp
+from flwr_dmml.methods.labelling import sent as figures_of_sent
+from flwr_dmml.methods.labelling import taught as figures_of_taught
+from flwr_dmml.methods.soft_labels import LABELS, SoftLabels
+from flwr_dmml.payload.plan import Inbox, Payload, Plan
 from flwr_dmml.transport.messages import unpack
 
 LABEL = Plan(1, 1, phase="label")

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.base.options import Options
 from flwr_dmml.clients import IdkdOptions, KdOptions, find_methods, option_types
-from flwr_dmml.config import Options, Settings, SettingsError, parse_settings
+from flwr_dmml.graph.topology import Ring
+from flwr_dmml.settings import Settings, parse_settings
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.idkd import IdkdStrategy
-from flwr_dmml.topology import Ring
 
 
 def phases(start: float, exchange_every: int, num_rounds: int) -> str:

@@ -13,9 +13,9 @@ from helpers import FAST, make_learner
 from helpers_idkd import LABEL_KEYS, sent
 
 from flwr_dmml.clients import DPSGD, Idkd, Learner, make_client_app
-from flwr_dmml.clients.work import measure_work
 from flwr_dmml.engine import FlowerApp, run_app
-from flwr_dmml.plan import Inbox, Outcome, Payload, Plan
+from flwr_dmml.learning.work import measure_work
+from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
 from flwr_dmml.strategies import PeerStrategy, make_server_app
 from flwr_dmml.strategies.idkd import IdkdStrategy
 from flwr_dmml.transport import size_bytes

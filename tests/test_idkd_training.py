@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, Idkd, Kd, Learner
-from flwr_dmml.clients import kd as kd_module
-from flwr_dmml.clients.batch import draw_indices, mean_over
-from flwr_dmml.clients.teaching import logits_of
 from flwr_dmml.data import PublicSet, load_public
-from flwr_dmml.plan import Outcome, Payload, Plan
+from flwr_dmml.learning.batch import draw_indices, mean_over
+from flwr_dmml.methods import kd as kd_module
+from flwr_dmml.methods.teaching import logits_of
+from flwr_dmml.payload.plan import Outcome, Payload, Plan
 from flwr_dmml.transport.messages import pack, unpack
 
 NOTHING = torch.empty(0, 2)

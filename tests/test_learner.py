@@ -6,12 +6,12 @@ from helpers import FAST, make_learner
 from torch import nn
 from torch.nn import functional as F
 
-from flwr_dmml.blocks import flatten, num_parameters
 from flwr_dmml.clients import DPSGD, Batch, Learner, NonFiniteModelError, find_methods
-from flwr_dmml.clients.optimisers import make_optimizer, optimizer_tensors
-from flwr_dmml.clients.speedometer import SPEEDS
+from flwr_dmml.learning.optimisers import make_optimizer, optimizer_tensors
+from flwr_dmml.learning.speedometer import SPEEDS
 from flwr_dmml.models import IMAGE_ENCODERS
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.blocks import flatten, num_parameters
+from flwr_dmml.payload.plan import Plan
 
 CONFIG = {**FAST, "num-nodes": 3, "method": "dpsgd"}
 
@@ -78,7 +78,7 @@ def test_dsgdm_keeps_momentum_and_dpsgd_does_not():
 @pytest.mark.parametrize("family", ["sgd", "adam", "adamw"])
 def test_optimiser_state_survives_as_tensors(family):
     """Two steps in one go equal one step, state out, state in, one step."""
-    from flwr_dmml.config import Settings
+    from flwr_dmml.settings import Settings
 
     settings = Settings(optimizer=family)
 
@@ -253,7 +253,7 @@ def test_the_schedule_scales_the_step():
 
 @pytest.mark.parametrize("family", ["sgd", "adam", "adamw"])
 def test_weight_decay_pulls_parameters_to_zero(family):
-    from flwr_dmml.config import Settings
+    from flwr_dmml.settings import Settings
 
     settings = Settings(optimizer=family, weight_decay=0.5, momentum=0.0)
     weights = nn.Parameter(torch.tensor([1.0]))

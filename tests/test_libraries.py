@@ -13,9 +13,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from typer.testing import CliRunner
 
-from flwr_dmml import libraries
+from flwr_dmml.base import libraries
+from flwr_dmml.base.libraries import LIBRARIES, LibraryError, mend, needed, partners, require
 from flwr_dmml.cli import app
-from flwr_dmml.libraries import LIBRARIES, LibraryError, mend, needed, partners, require
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 TINY = ("num-server-rounds=1", "local-iterations=1", "samples-per-node=40", "compare-with=")

@@ -14,36 +14,36 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord, RecordDict
 from flwr.common.config import parse_config_args
+from flwr_dmml.energy.options import EnergyOptions
 from helpers import FAST, make_learner, run_peers
 from test_direct import Shelf
 from test_direct import plan as plan_alone
 from test_fleet import TWO
 from test_meters import ina3221, zone
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import DPSGD, make_client_app, metering
 from flwr_dmml.clients.direct import run_directly
-from flwr_dmml.clients.work import measure_work
-from flwr_dmml.config import SettingsError
-from flwr_dmml.costs import FleetCosts, Work
-from flwr_dmml.energy import Ledger
+from flwr_dmml.energy.costs import FleetCosts, Work
+from flwr_dmml.energy.devices import PROFILES
+from flwr_dmml.energy.equipment import Equipment
+from flwr_dmml.energy.ledger import Ledger
 from flwr_dmml.engine import FlowerApp, InProcessGrid, run_app, server_identity
-from flwr_dmml.equipment import Equipment
 from flwr_dmml.fleet import FleetError, read_fleet
 from flwr_dmml.fleet.quoting import node_config
 from flwr_dmml.fleet.scripts import device_config
-from flwr_dmml.options import EnergyOptions
-from flwr_dmml.plan import Inbox, Outcome, Plan
-from flwr_dmml.profiles import PROFILES
+from flwr_dmml.graph.topology import make_topology
+from flwr_dmml.learning.work import measure_work
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.report.reading import read_run
 from flwr_dmml.report.summary import headline
 from flwr_dmml.settings import Settings
 from flwr_dmml.strategies import PeerStrategy, RunStoppedError, make_server_app
 from flwr_dmml.strategies.app import report
-from flwr_dmml.strategies.energy_constrained import EnergyConstrained
+from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
+from flwr_dmml.strategies.energy.measured import MeasuredPrices, read_meter
 from flwr_dmml.strategies.logbook import Logbook
-from flwr_dmml.strategies.measured import MeasuredPrices, read_meter
 from flwr_dmml.strategies.roster import Member
-from flwr_dmml.topology import make_topology
 from flwr_dmml.transport.messages import METRICS, join
 
 THREE: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flwr_dmml.meters import (
+from flwr_dmml.energy.meters import (
     EnergyMeter,
     InaMeter,
     MeterError,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.mixing_matrix import components, metropolis_weights, spectral_gap
-from flwr_dmml.topology import Complete, Line, Ring
+from flwr_dmml.graph.topology import Complete, Line, Ring
+from flwr_dmml.graph.weights import components, metropolis_weights, spectral_gap
 
 
 @st.composite

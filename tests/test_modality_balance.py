@@ -9,12 +9,12 @@ import torch
 from helpers import FAST, make_learner
 from torch.nn import functional as F
 
-from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import Batch, Greedy, GreedyOptions, Learner, ModalityDropout, OgmGe
-from flwr_dmml.clients.ogm_ge import coefficients
-from flwr_dmml.clients.work import measure_work
 from flwr_dmml.data import Modality, Partition, Samples
-from flwr_dmml.plan import Plan
+from flwr_dmml.learning.work import measure_work
+from flwr_dmml.methods.ogm_ge import coefficients
+from flwr_dmml.payload.blocks import flatten
+from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import Settings
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "modality-pattern": "audio+image"}

@@ -13,10 +13,11 @@ from helpers import FAST, make_learner
 from helpers_staged import SENSORS, copied, same, steady, step
 from torch import Tensor
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Batch, MirrorOptions, ModalityMirror, find_methods, option_types
-from flwr_dmml.config import SettingsError, parse_settings
 from flwr_dmml.losses import distillation_loss
-from flwr_dmml.plan import Outcome, Plan
+from flwr_dmml.payload.plan import Outcome, Plan
+from flwr_dmml.settings import parse_settings
 
 BOTH: dict[str, Any] = {
     **FAST, "method": "modality-mirror", "modality-pattern": "audio+image", "num-nodes": 3,

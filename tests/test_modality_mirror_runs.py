@@ -11,9 +11,9 @@ from helpers_staged import Records, numbers, run, same, watching
 from torch.utils.flop_counter import FlopCounterMode
 
 from flwr_dmml.clients import ModalityMirror
-from flwr_dmml.clients.work import measure_work
-from flwr_dmml.costs import Work
-from flwr_dmml.plan import Plan
+from flwr_dmml.energy.costs import Work
+from flwr_dmml.learning.work import measure_work
+from flwr_dmml.payload.plan import Plan
 
 BOTH: dict[str, Any] = {
     **FAST, "method": "modality-mirror", "modality-pattern": "audio+image", "num-nodes": 3,

@@ -6,10 +6,10 @@ import torch
 from helpers import FAST, make_learner
 from helpers_staged import SENSORS
 
-from flwr_dmml.blocks import flatten, num_parameters
-from flwr_dmml.clients.teaching import logits_of
 from flwr_dmml.data import Samples
+from flwr_dmml.methods.teaching import logits_of
 from flwr_dmml.models import DecomposedClassifier, ModalityNetworks
+from flwr_dmml.payload.blocks import flatten, num_parameters
 
 BOTH: dict[str, Any] = {
     **FAST, "method": "modality-mirror", "modality-pattern": "audio+image", "num-nodes": 3,

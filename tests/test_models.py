@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flwr_dmml.blocks import check_mixable, flatten, num_parameters
 from flwr_dmml.data import DataError, Modality
 from flwr_dmml.losses import label_weights, sampling_distribution
 from flwr_dmml.models import (
@@ -21,6 +20,7 @@ from flwr_dmml.models import (
     make_encoder,
     train_generator,
 )
+from flwr_dmml.payload.blocks import check_mixable, flatten, num_parameters
 
 AUDIO = Modality("audio", (1, 32, 16))
 IMAGE = Modality("image", (1, 8, 8))

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.clients import make_client_app
-from flwr_dmml.costs import Work
 from flwr_dmml.data import Samples
-from flwr_dmml.data.parts import load_part, save_part
+from flwr_dmml.data.sets.parts import load_part, save_part
+from flwr_dmml.energy.costs import Work
 from flwr_dmml.engine import InProcessGrid, server_identity
+from flwr_dmml.graph.topology import Ring
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.admission import odd_ones
 from flwr_dmml.strategies.roster import Member, NoDevicesError
-from flwr_dmml.topology import Ring
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 NODES = 3

@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.base.options import Options
 from flwr_dmml.clients import DPSGD, find_methods, option_types
-from flwr_dmml.config import (
-    Options,
-    Settings,
-    SettingsError,
-    every_setting,
-    parse_settings,
-    resolved,
-)
-from flwr_dmml.options import GROUPS, AllocationOptions, EnergyOptions, WirelessOptions
-from flwr_dmml.profiles import PROFILES
-from flwr_dmml.wireless import Wireless
+from flwr_dmml.energy.devices import PROFILES
+from flwr_dmml.energy.radio import Wireless
+from flwr_dmml.settings import GROUPS, Settings, every_setting, parse_settings, resolved
 
 METHODS = option_types(find_methods())
 

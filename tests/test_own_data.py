@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.data import DataError, LoadOptions, find_dataset
-from flwr_dmml.data.parts import part_folder, read_about
+from flwr_dmml.data.sets.parts import part_folder, read_about
 
 PAGE = ROOT / "docs" / "howto" / "own-data.md"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flwr_dmml.config import SettingsError
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.engine import load_app, run_app
 
 CLIENT = '''

@@ -10,8 +10,8 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients.own_state import KEPT_RUNS, OwnState, StateLostError
-from flwr_dmml.config import SettingsError
 from flwr_dmml.transport.messages import STATE, pack, unpack
 
 WEIGHTS = {

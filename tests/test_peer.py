@@ -11,13 +11,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from helpers import FAST, Recording, make_learner, run_peers
 
-from flwr_dmml.blocks import flatten
 from flwr_dmml.clients import DPSGD
-from flwr_dmml.clients.speedometer import SPEEDS
 from flwr_dmml.engine import InProcessGrid, server_identity
-from flwr_dmml.plan import Inbox, Outcome, Payload, Plan
+from flwr_dmml.graph.topology import Ring, make_topology, metropolis_weights
+from flwr_dmml.learning.speedometer import SPEEDS
+from flwr_dmml.payload.blocks import flatten
+from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
 from flwr_dmml.strategies import NoDevicesError, PeerStrategy
-from flwr_dmml.topology import Ring, make_topology, metropolis_weights
 from flwr_dmml.transport.messages import pack, unpack
 
 BOTH = {"modality-pattern": "audio+image"}

@@ -14,8 +14,8 @@ from time import monotonic, sleep
 import pytest
 import torch
 
+from flwr_dmml.transport.direct.link import PeerError, PeerLink, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, write_letter
-from flwr_dmml.transport.peer import PeerError, PeerLink, Tls
 
 zenoh = pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[peer]"')
 
@@ -237,7 +237,7 @@ def test_a_device_that_was_killed_is_found_again():
 @pytest.mark.parametrize("end", ["", "link.close()", "import os, signal; os.kill(os.getpid(), 9)"])
 def test_a_process_ends(end):
     code = (
-        "import sys; from flwr_dmml.transport.peer import PeerLink\n"
+        "import sys; from flwr_dmml.transport.direct.link import PeerLink\n"
         f"link = PeerLink('run', 1, listen={address()!r}, router={address()!r})\n"
         "neighbour = PeerLink('run', 0)\n"
         f"neighbour.collect({{1: {address()!r}}}, 1, 0.1)\n{end}"
@@ -316,7 +316,7 @@ def test_what_cannot_be_is_refused_at_once():
 
 
 def test_without_zenoh_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flwr_dmml.transport.peer_answers", None)
+    monkeypatch.setitem(sys.modules, "flwr_dmml.transport.direct.answers", None)
     with pytest.raises(PeerError, match=r"flwr-dmml\[peer\]"):
         PeerLink("run", 1)
 
@@ -484,7 +484,7 @@ def test_certificates_that_do_not_do_are_named(fleet, tmp_path):
 
 
 def test_signatures_hold_through_a_router(fleet):
-    from flwr_dmml.transport.peer_security import Seal
+    from flwr_dmml.transport.direct.security import Seal
 
     where, tls = address(), fleet.device("device-0")
     one, three = fleet.device("device-1"), fleet.device("device-3")

@@ -14,8 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.blocks import addressed, vector_problem
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.blocks import addressed, vector_problem
+from flwr_dmml.payload.plan import Plan
 from flwr_dmml.transport import Relay, size_bytes
 from flwr_dmml.transport.arrays import TensorArray, copy_records
 from flwr_dmml.transport.messages import (

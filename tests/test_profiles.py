@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.profiles import (
+from flwr_dmml.energy.devices import (
     PROFILES,
     DeviceProfile,
     ProfileError,

@@ -14,15 +14,15 @@ import torch
 from helpers import FAST, make_learner, run_peers
 from torch import Tensor, nn
 
-from flwr_dmml.blocks import addressed, flatten
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import DPSGD, DSGDm, Learner, RelaySGD, make_client_app
-from flwr_dmml.clients.batch import Batch
-from flwr_dmml.clients.speedometer import SPEEDS
-from flwr_dmml.config import SettingsError
 from flwr_dmml.engine import FlowerApp, run_app
-from flwr_dmml.plan import Inbox, Outcome, Plan
+from flwr_dmml.graph.topology import EdgeList, TopologyError, make_topology
+from flwr_dmml.learning.batch import Batch
+from flwr_dmml.learning.speedometer import SPEEDS
+from flwr_dmml.payload.blocks import addressed, flatten
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.strategies import RelaySGDStrategy, make_server_app
-from flwr_dmml.topology import EdgeList, TopologyError, make_topology
 from flwr_dmml.transport import size_bytes
 from flwr_dmml.transport.messages import pack
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flwr_dmml.blocks import check_mixable, digest, flatten, load_flat, num_parameters
 from flwr_dmml.data import DataError
 from flwr_dmml.models.resnet import EvoNormS0, Norm, resnet20
+from flwr_dmml.payload.blocks import check_mixable, digest, flatten, load_flat, num_parameters
 
 NORMS: list[Norm] = ["evonorm", "groupnorm"]
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (2, 9, 13), (1, 32, 63), (5, 64, 11)]

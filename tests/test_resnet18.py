@@ -10,14 +10,15 @@ from helpers import FAST, make_learner
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flwr_dmml.blocks import check_mixable, num_parameters
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import option_types
-from flwr_dmml.clients.registry import find_methods
-from flwr_dmml.config import SettingsError, parse_settings
 from flwr_dmml.data import DataError, Modality
+from flwr_dmml.methods.registry import find_methods
 from flwr_dmml.models import EncoderChoice, make_encoder
 from flwr_dmml.models.resnet18 import load_weights, resnet18
-from flwr_dmml.plan import Plan
+from flwr_dmml.payload.blocks import check_mixable, num_parameters
+from flwr_dmml.payload.plan import Plan
+from flwr_dmml.settings import parse_settings
 
 torchvision = pytest.importorskip("torchvision")
 

@@ -11,12 +11,14 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from helpers import FAST, Recording
 
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import find_methods, make_client_app, option_types
 from flwr_dmml.clients.sealing import LOCKED_STATE, encrypts, lock_state, unlock_state
-from flwr_dmml.config import SettingsError, parse_settings
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.fleet.certificates import PEER, Authority, Wanted
-from flwr_dmml.plan import Inbox, Outcome, Payload, Plan
+from flwr_dmml.graph.topology import make_topology
+from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
+from flwr_dmml.settings import parse_settings
 from flwr_dmml.strategies import PeerStrategy, RunStoppedError
 from flwr_dmml.strategies.app import exchange_of
 from flwr_dmml.strategies.direct import DirectExchange
@@ -25,12 +27,11 @@ from flwr_dmml.strategies.keeper import Keeper
 from flwr_dmml.strategies.registry import find_strategies
 from flwr_dmml.strategies.roster import NoDevicesError
 from flwr_dmml.strategies.sealed import SealedExchange
-from flwr_dmml.topology import make_topology
 from flwr_dmml.tracking import RunFolder
 from flwr_dmml.transport.arrays import NumpyArray
+from flwr_dmml.transport.direct.link import PeerError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, read_letter, write_letter
 from flwr_dmml.transport.messages import INBOX, PAYLOAD, SIMULATED, pack, unpack
-from flwr_dmml.transport.peer import PeerError, Tls
 from flwr_dmml.transport.sealed import (
     KEYS,
     SEALED,

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.seeding import derive_seed, global_generator, numpy_generator, torch_generator
+from flwr_dmml.base.seeding import derive_seed, global_generator, numpy_generator, torch_generator
 
 PARTS = st.lists(st.integers(-(2**70), 2**70) | st.text(max_size=8), max_size=4)
 
@@ -28,7 +28,7 @@ def test_derive_seed_by_hand() -> None:
 def test_seeds_and_draws_agree_between_processes() -> None:
     """String hashes differ between the two processes; the seeds must not."""
     code = (
-        "from flwr_dmml.seeding import *\n"
+        "from flwr_dmml.base.seeding import *\n"
         "print(derive_seed(3, 'init', 'encoder.audio', 5))\n"
         "print(torch_generator(3, 'noise').initial_seed(), numpy_generator(3, 'noise').random())"
     )

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flwr_dmml.blocks import num_parameters
 from flwr_dmml.data import DataError
 from flwr_dmml.models.series import Gru, MaskedConvolutions, conv1d_encoder
 from flwr_dmml.models.tiny import tiny_sequence, tiny_series
+from flwr_dmml.payload.blocks import num_parameters
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 

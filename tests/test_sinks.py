@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flwr_dmml.config import SettingsError
+from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.engine import load_app, run_app
 from flwr_dmml.tracking.history import read_metrics_file
 from flwr_dmml.tracking.records import NodeResult, RoundRecord

@@ -7,12 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.soft_labels import (
-    SoftLabelError,
-    SoftLabels,
-    average,
-    unpack,
-)
+from flwr_dmml.methods.soft_labels import SoftLabelError, SoftLabels, average, unpack
 
 PUBLIC, CLASSES = 12, 3
 

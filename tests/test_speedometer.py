@@ -5,9 +5,9 @@ import torch
 from helpers import FAST, make_learner
 from torch import nn
 
-from flwr_dmml.blocks import flatten
-from flwr_dmml.clients.speedometer import SPEEDS, Speedometer
-from flwr_dmml.plan import Plan
+from flwr_dmml.learning.speedometer import SPEEDS, Speedometer
+from flwr_dmml.payload.blocks import flatten
+from flwr_dmml.payload.plan import Plan
 
 CONFIG = {**FAST, "num-nodes": 2, "method": "dpsgd", "modality-pattern": "audio+image"}
 

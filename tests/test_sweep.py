@@ -8,7 +8,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
-from flwr_dmml.sweep import SweepError, read_sweep, run_name
+from flwr_dmml.cli.sweep_plan import SweepError, read_sweep, run_name
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 SETTINGS = """

@@ -17,13 +17,13 @@ from flwr_dmml.clients import (
     find_methods,
     make_client_app,
 )
-from flwr_dmml.clients.gossip import mix_blocks, mix_stacked
-from flwr_dmml.clients.together import Turn, likeness, run_together
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.engine.nodes import answers
-from flwr_dmml.plan import Inbox, Payload, Plan
+from flwr_dmml.graph.topology import make_topology
+from flwr_dmml.learning.mixing import mix_blocks, mix_stacked
+from flwr_dmml.learning.together import Turn, likeness, run_together
+from flwr_dmml.payload.plan import Inbox, Payload, Plan
 from flwr_dmml.strategies import PeerStrategy
-from flwr_dmml.topology import make_topology
 
 CONFIG: dict[str, Any] = {
     **FAST,

@@ -10,12 +10,13 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
+from flwr_dmml.graph.positions import uniform_positions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml import topology as topologies
-from flwr_dmml.spectral import effective_spectral_gap
-from flwr_dmml.topology import (
+from flwr_dmml.graph import topology as topologies
+from flwr_dmml.graph.spectral import effective_spectral_gap
+from flwr_dmml.graph.topology import (
     TOPOLOGIES,
     Complete,
     Dyck,
@@ -39,7 +40,6 @@ from flwr_dmml.topology import (
     metropolis_weights,
     spectral_gap,
 )
-from flwr_dmml.wireless import uniform_positions
 
 RANDOM_STATIC = [RandomRegular(), ErdosRenyi(), WattsStrogatz(), Geometric()]
 
@@ -159,7 +159,7 @@ def test_random_graphs_leave_global_generators_alone_and_agree_between_processes
     here = [sorted(edges(t.graph(12, seed=5))) for t in [*RANDOM_STATIC, RandomMatching()]]
     assert np.random.get_state()[1].tolist() == state  # type: ignore[index]
     code = (
-        "from flwr_dmml.topology import *\n"
+        "from flwr_dmml.graph.topology import *\n"
         "for t in RandomRegular(), ErdosRenyi(), WattsStrogatz(), Geometric(), RandomMatching():\n"
         "    print(sorted(tuple(sorted(e)) for e in t.graph(12, seed=5).edges))"
     )

@@ -8,11 +8,11 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from flwr_dmml.graph.positions import uniform_positions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.topology import Complete, Geometric, Line, Ring, Star
-from flwr_dmml.wireless import (
+from flwr_dmml.energy.radio import (
     FADINGS,
     PATH_LOSSES,
     THERMAL_NOISE_W_PER_HZ,
@@ -29,8 +29,8 @@ from flwr_dmml.wireless import (
     rate_bps,
     send_energy_j,
     send_time_s,
-    uniform_positions,
 )
+from flwr_dmml.graph.topology import Complete, Geometric, Line, Ring, Star
 
 STILL = ChannelModel(shadowing_db=0.0, fading="none")  # path loss only
 CHANNELS = [

@@ -15,12 +15,14 @@ import torch
 from helpers import FAST, make_learner
 from torch import nn
 
-from flwr_dmml.clients import DPSGD, Batch, Learner, work
-from flwr_dmml.clients.work import measure_work
-from flwr_dmml.config import Options, Settings
-from flwr_dmml.costs import Work
+from flwr_dmml.base.options import Options
+from flwr_dmml.clients import DPSGD, Batch, Learner
 from flwr_dmml.data import Modality, Partition, Samples
-from flwr_dmml.plan import Inbox, Outcome, Plan
+from flwr_dmml.energy.costs import Work
+from flwr_dmml.learning import work
+from flwr_dmml.learning.work import measure_work
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
+from flwr_dmml.settings import Settings
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "method": "dpsgd"}  # batches of 16
 BOTH = {**CONFIG, "modality-pattern": "audio+image"}

@@ -2,7 +2,7 @@
 
 from harness import Bar, Case
 
-from flwr_dmml.balance import SPEED_METRICS
+from flwr_dmml.learning.balance import SPEED_METRICS
 
 ALL_BOTH = {"modality-pattern": "audio+image", "alpha": 100.0, "image-visible": 0.5}
 ALONE = {"modality-loss": 1.0}

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..machine import cache_folder
+from ..base.machine import cache_folder
 from .output import say
 
 

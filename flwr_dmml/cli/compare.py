@@ -44,7 +44,7 @@ def compare(
     [bold]Exit status[/bold]  0: written.  1: a run cannot be read, or there is nothing to compare.
     2: wrong command line.
     """
-    from ..libraries import require
+    from ..base.libraries import require
     from ..report import (
         comparison_sections,
         group_runs,
@@ -52,7 +52,7 @@ def compare(
         render_page,
         results,
         write_page,
-    )  # fmt: skip
+    )
 
     with errors_in_words():
         require("plotly")

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from ..errors import UserError
+from ..base.errors import UserError
 
 STOPPED = 130
 """Exit status after Ctrl-C."""

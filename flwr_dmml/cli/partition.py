@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from ..errors import UserError
+from ..base.errors import UserError
 from .arguments import AppFolder, Nodes, Overrides, changed_settings
 from .output import errors_in_words, say
 
 if TYPE_CHECKING:
-    from ..data.parts import PartAbout
+    from ..data.sets.parts import PartAbout
     from ..settings import Settings
 
 CUT_BY = (
@@ -58,7 +58,7 @@ def partition(
     [bold]Exit status[/bold]  0: all parts are written.  1: nothing is.  2: wrong command line.
     """
     from ..data import DataError
-    from ..data.parts import part_folder
+    from ..data.sets.parts import part_folder
     from ..engine import load_app
 
     changed = changed_settings(overrides, nodes)
@@ -85,10 +85,10 @@ def partition(
 
 def _settings(config: Mapping[str, Any]) -> "Settings":
     """Read what of a run config bears on the data, whatever methods the app has."""
+    from ..base.errors import SettingsError
     from ..clients import find_methods, option_types
-    from ..config import SettingsError, parse_settings
-    from ..data.parts import PARTS
-    from ..options import GROUPS
+    from ..data.sets.parts import PARTS
+    from ..settings import GROUPS, parse_settings
 
     known = {k: v for k, v in config.items() if "." not in k or k.partition(".")[0] in GROUPS}
     common = {**known, "method": "dpsgd", "compare-with": "", "topology": "complete"}
@@ -99,9 +99,9 @@ def _settings(config: Mapping[str, Any]) -> "Settings":
 
 
 def _cut(settings: "Settings", folder: Path) -> "list[PartAbout]":
-    from ..config import resolved
     from ..data import load_partition
-    from ..data.parts import part_folder, save_part
+    from ..data.sets.parts import part_folder, save_part
+    from ..settings import resolved
 
     options, values = settings.partition_options(), resolved(settings, {})
     cut_by = {k: v for k, v in values.items() if k in CUT_BY or k.startswith(CUT_BY_GROUPS)}
@@ -113,7 +113,7 @@ def _cut(settings: "Settings", folder: Path) -> "list[PartAbout]":
 
 
 def _parts_table(parts: "list[PartAbout]", folder: Path) -> Table:
-    from ..data.parts import part_folder
+    from ..data.sets.parts import part_folder
 
     right = [Column(name, justify="right") for name in ("training", "validation", "test", "MB")]
     table = Table("part", "modalities", *right, Column("training samples of each class"))

@@ -34,7 +34,7 @@ def report(
     [bold]Exit status[/bold]  0: written.  1: RUN cannot be read, or something is not installed.
     2: wrong command line.
     """
-    from ..libraries import require
+    from ..base.libraries import require
     from ..report import read_run, render_page, report_sections, write_page
     from ..report.export import export_figures
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..machine import cores
+from ..base.machine import cores
 from .arguments import AppFolder, Nodes, Overrides, changed_settings
 from .output import STOPPED, errors_in_words, labelled, say
 
@@ -83,11 +83,11 @@ def simulate(
     """
     from flwr.common.logger import update_console_handler
 
-    from ..describe import describe, tables
     from ..engine import load_app, run_app
     from ..settings import Settings
     from ..strategies import RunStoppedError
     from ..tracking.live import LiveTable
+    from .describe import describe, tables
 
     out, err = Console(), Console(stderr=True)
     update_console_handler(colored=err.is_terminal and not err.no_color)
@@ -162,7 +162,7 @@ def _stop_after_round(console: Console) -> Iterator[Callable[[], bool]]:
 
 def _processes(asked: int | None, config: Mapping[str, Any]) -> int:
     """Return how many worker processes to start; 0 runs all devices in this one."""
-    from ..libraries import LibraryError, require
+    from ..base.libraries import LibraryError, require
 
     if asked is not None:
         return asked
@@ -193,7 +193,7 @@ def _methods_table() -> Table:
 
 def _settings_table() -> Table:
     from ..clients import find_methods, option_types
-    from ..config import every_setting
+    from ..settings import every_setting
 
     columns = [Column("key", no_wrap=True), Column("default", overflow="fold")]
     table = Table(*columns, Column("meaning", overflow="fold"))

@@ -16,7 +16,7 @@ from .compare import compare
 from .output import STOPPED, errors_in_words, say
 
 if TYPE_CHECKING:
-    from ..sweep import Sweep
+    from .sweep_plan import Sweep
 
 _say = partial(say, err=True)
 
@@ -54,7 +54,7 @@ def sweep(
     [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or a run failed.
     2: wrong command line.  130: stopped with Ctrl-C.
     """
-    from ..sweep import read_sweep, unfinished
+    from .sweep_plan import read_sweep, unfinished
 
     with errors_in_words():
         plan = read_sweep(file)

@@ -1,29 +1,29 @@
 """What one device does: the base learner, one file a method, and the ClientApp."""
 
+from ..learning.batch import Batch
+from ..learning.learner import Learner
+from ..learning.nonfinite import NonFiniteModelError
+from ..methods.d2 import D2
+from ..methods.dmml_kd import DmmlKd, DmmlKdOptions
+from ..methods.dpsgd import DPSGD
+from ..methods.dsgdm import DSGDm
+from ..methods.fedcmi import FedCmi, FedCmiOptions
+from ..methods.fedgen import FedGen, FedGenOptions
+from ..methods.fedproto import FedProto, FedProtoOptions
+from ..methods.fedprox import FedProx, FedProxOptions
+from ..methods.greedy import Greedy, GreedyOptions
+from ..methods.harmony import Harmony, HarmonyOptions
+from ..methods.idkd import Idkd, IdkdOptions
+from ..methods.kd import Kd, KdOptions
+from ..methods.local import Local
+from ..methods.modality_dropout import ModalityDropout, ModalityDropoutOptions
+from ..methods.modality_mirror import MirrorOptions, ModalityMirror
+from ..methods.moon import Moon, MoonOptions
+from ..methods.ogm_ge import OgmGe, OgmGeOptions
+from ..methods.qg_dsgdm import QgDsgdm, QgDsgdmN, QgOptions
+from ..methods.registry import find_methods, option_types
+from ..methods.relaysgd import RelaySGD
 from .app import make_client_app
-from .batch import Batch
-from .d2 import D2
-from .dmml_kd import DmmlKd, DmmlKdOptions
-from .dpsgd import DPSGD
-from .dsgdm import DSGDm
-from .fedcmi import FedCmi, FedCmiOptions
-from .fedgen import FedGen, FedGenOptions
-from .fedproto import FedProto, FedProtoOptions
-from .fedprox import FedProx, FedProxOptions
-from .greedy import Greedy, GreedyOptions
-from .harmony import Harmony, HarmonyOptions
-from .idkd import Idkd, IdkdOptions
-from .kd import Kd, KdOptions
-from .learner import Learner
-from .local import Local
-from .modality_dropout import ModalityDropout, ModalityDropoutOptions
-from .modality_mirror import MirrorOptions, ModalityMirror
-from .moon import Moon, MoonOptions
-from .nonfinite import NonFiniteModelError
-from .ogm_ge import OgmGe, OgmGeOptions
-from .qg_dsgdm import QgDsgdm, QgDsgdmN, QgOptions
-from .registry import find_methods, option_types
-from .relaysgd import RelaySGD
 
 __all__ = [
     "D2",

@@ -16,7 +16,10 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from ..plan import Outcome, Payload, Plan
+from ..learning.evaluation import confusion, predictions
+from ..learning.learner import Learner
+from ..learning.together import Turn, likeness, run_together
+from ..payload.plan import Outcome, Payload, Plan
 from ..transport.arrays import record_of
 from ..transport.messages import (
     ABOUT,
@@ -39,14 +42,11 @@ from ..transport.messages import (
     write_report,
 )
 from .direct import SENT, open_link, run_directly
-from .evaluation import confusion, predictions
 from .hello import introduction
 from .hosting import learner_for
-from .learner import Learner
 from .metering import metered_alone, run_metered
 from .own_state import OwnState
 from .sealing import encrypts, lock_state, run_sealed, unlock_state
-from .together import Turn, likeness, run_together
 
 _held: WeakKeyDictionary[Learner, ArrayRecord] = WeakKeyDictionary()
 """The state that a learner of this process has been left with: it is not loaded again."""

@@ -9,15 +9,15 @@ from typing import Protocol
 from flwr.app import Context
 from torch import Tensor
 
-from ..config import SettingsError
-from ..options import ExchangeOptions
-from ..plan import Outcome, Payload, Plan
-from ..soft_labels import LABELS
+from ..base.errors import SettingsError
+from ..learning.learner import Learner
+from ..methods.soft_labels import LABELS
+from ..payload.options import ExchangeOptions
+from ..payload.plan import Outcome, Payload, Plan
+from ..transport.direct.link import Tls
 from ..transport.letter import Letter
 from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
-from ..transport.peer import Tls
 from ..transport.relay import size_bytes
-from .learner import Learner
 from .metering import NodeConfig, run_metered
 
 SENT = "sent."
@@ -27,7 +27,7 @@ TLS_KEYS = ("tls-ca", "tls-certificate", "tls-key")
 
 
 class Link(Protocol):
-    """What carries letters, see :class:`~flwr_dmml.transport.peer.PeerLink`."""
+    """What carries letters, see :class:`~flwr_dmml.transport.direct.link.PeerLink`."""
 
     def publish(self, letter: Letter) -> int:
         """Hold a letter ready for the neighbours; return its bytes."""
@@ -125,7 +125,7 @@ def open_link(
     SettingsError
         One of them is wrong, or nothing says how neighbours are to be reached.
     """
-    from ..transport.peer import PeerLink
+    from ..transport.direct.link import PeerLink
 
     listen = str(context.node_config.get("peer-address", ""))
     if not (listen or exchange.router or exchange.multicast):

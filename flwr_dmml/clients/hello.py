@@ -3,12 +3,12 @@
 import torch
 from flwr.app import ConfigRecord, Context
 
-from ..blocks import digest
+from ..learning.learner import Learner
+from ..learning.work import measure_work
+from ..payload.blocks import digest
 from ..transport.messages import FLOPS_IN, PUBLIC_KEY
-from .learner import Learner
 from .metering import equipment_of
 from .sealing import announcement, encrypts
-from .work import measure_work
 
 
 def introduction(learner: Learner, context: Context) -> ConfigRecord:

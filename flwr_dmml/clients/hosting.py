@@ -6,15 +6,14 @@ from pathlib import Path
 import torch
 from flwr.app import Context, Message
 
-from ..config import SettingsError, parse_settings
+from ..base.errors import SettingsError, UserError
+from ..base.options import Options
 from ..data import DataError, load_partition
-from ..data.parts import PARTS, read_about
-from ..errors import UserError
-from ..options import Options
-from ..settings import Settings
+from ..data.sets.parts import PARTS, read_about
+from ..learning.learner import Learner
+from ..methods.registry import find_methods, option_types
+from ..settings import Settings, parse_settings
 from ..transport.messages import PARTITION, PLAN
-from .learner import Learner
-from .registry import find_methods, option_types
 
 LEARNERS = 4096
 """Learners that a process keeps: a worker of the sharded engine hosts a thousand devices."""

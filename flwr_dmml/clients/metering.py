@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import SettingsError
-from ..equipment import Equipment
-from ..meters import EnergyMeter, InaMeter, MeterError, ModelMeter, find_meter
-from ..plan import Inbox, Outcome, Plan
-from ..profiles import ProfileError
+from ..base.errors import SettingsError
+from ..energy.devices import ProfileError
+from ..energy.equipment import Equipment
+from ..energy.meters import EnergyMeter, InaMeter, MeterError, ModelMeter, find_meter
+from ..learning.learner import Learner
+from ..payload.plan import Inbox, Outcome, Plan
 from ..settings import Settings
-from .learner import Learner
 
 SYSFS = Path("/sys")
 """Where the kernel shows its meters."""
@@ -24,7 +24,7 @@ NodeConfig = Mapping[str, object]
 
 @contextmanager
 def open_meter() -> Iterator[EnergyMeter]:
-    """Yield this machine's meter, see :func:`~flwr_dmml.meters.find_meter`; close it afterwards."""
+    """Yield this machine's meter, see :func:`~flwr_dmml.energy.meters.find_meter`; close it afterwards."""
     meter = find_meter(SYSFS)
     try:
         yield meter

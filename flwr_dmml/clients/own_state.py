@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..config import SettingsError
+from ..base.errors import SettingsError
 from ..tracking.files import write_bytes_whole
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.messages import STATE

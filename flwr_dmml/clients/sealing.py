@@ -10,22 +10,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common.logger import log
 from safetensors.numpy import load, save
 
-from ..config import SettingsError
-from ..plan import Inbox, Outcome, Plan
-from ..soft_labels import LABELS
+from ..base.errors import SettingsError
+from ..learning.learner import Learner
+from ..methods.soft_labels import LABELS
+from ..payload.plan import Inbox, Outcome, Plan
 from ..transport.arrays import NumpyArray, record_of
+from ..transport.direct.link import Tls
 from ..transport.letter import Letter, LetterError
-from ..transport.messages import (
-    LABEL_BYTES,
-    PAYLOAD_BYTES,
-    SIMULATED,
-    pack,
-    read_inbox,
-)
-from ..transport.peer import Tls
+from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES, SIMULATED, pack, read_inbox
 from ..transport.relay import cut, size_bytes, wanted
 from .direct import TLS_KEYS, read_tls
-from .learner import Learner
 from .metering import run_metered
 
 LOCKED_STATE = "locked-state"

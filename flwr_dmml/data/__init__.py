@@ -1,19 +1,13 @@
 """Data sets, their division over the nodes, and who owns which sensor."""
 
 from .assignment import assign_modalities
-from .audio import add_noise, log_mel, place
 from .division import Scheme, partition_indices, split_validation
-from .dtmf import KEY_FREQUENCIES_HZ, dtmf_tones
 from .partition import Partition, PartitionOptions, load_partition
 from .public import PublicSet, load_public, public_problems
-from .registry import (
-    Dataset,
-    LoadOptions,
-    available_datasets,
-    find_dataset,
-    load_source,
-)
+from .reading.audio import add_noise, log_mel, place
+from .registry import Dataset, LoadOptions, available_datasets, find_dataset, load_source
 from .samples import DataError, Modality, Samples, Source
+from .sets.dtmf import KEY_FREQUENCIES_HZ, dtmf_tones
 
 __all__ = [
     "KEY_FREQUENCIES_HZ",

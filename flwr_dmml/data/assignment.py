@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ..seeding import numpy_generator
+from ..base.seeding import numpy_generator
 from .samples import DataError
 
 ModalitySet = tuple[str, ...]

@@ -17,7 +17,7 @@ from typing import Any
 from flwr.common.logger import log
 from safetensors import SafetensorError, safe_open
 
-from ..machine import cache_folder
+from ..base.machine import cache_folder
 from .samples import Source
 from .store import load_once
 

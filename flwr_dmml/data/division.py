@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..seeding import derive_seed, numpy_generator
+from ..base.seeding import derive_seed, numpy_generator
 from . import partitioners
 from .samples import DataError
 

@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..options import MissingOptions
-from ..seeding import numpy_generator
+from ..base.seeding import numpy_generator
 from .assignment import AUTO, assign_modalities
 from .division import Scheme, partition_indices, split_validation
 from .missing import draw_present, drop
+from .options import MissingOptions
 from .registry import LoadOptions, find_dataset, load_source
 from .samples import DataError, Modality, Samples
 

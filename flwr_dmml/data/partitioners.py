@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..libraries import needed
+from ..base.libraries import needed
 from .samples import DataError
 
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..libraries import needed
-from ..options import PublicOptions
-from ..seeding import numpy_generator
+from ..base.libraries import needed
+from ..base.seeding import numpy_generator
 from .assignment import ModalitySet, assign_modalities
+from .options import PublicOptions
 from .partition import PartitionOptions, _divide
 from .registry import find_dataset, load_source
 from .samples import DataError, Source

@@ -7,8 +7,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..options import AudioOptions, ImageOptions, SeriesOptions
 from .cache import cached
+from .options import AudioOptions, ImageOptions, SeriesOptions
 from .samples import DataError, Source, hide_rows
 from .store import shared
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..base.errors import UserError
 
 
 class DataError(UserError, ValueError):

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .. import machine
-from ..libraries import LIBRARIES, asked, installed, mend, python_problem, requirement
+from ..base import machine
+from ..base.libraries import LIBRARIES, asked, installed, mend, python_problem, requirement
 from .probes import PROBES
 
 TIMEOUT_S = 180.0

@@ -336,7 +336,7 @@ PROBES: dict[str, Callable[[], str]] = {
 
 def run(module: str) -> None:
     """Run a probe; print how it went as JSON on the last line."""
-    from ..libraries import fault
+    from ..base.libraries import fault
 
     try:
         told = {"state": "ok", "seen": PROBES[module]()}

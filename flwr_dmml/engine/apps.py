@@ -12,8 +12,8 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from ..errors import UserError
-from ..libraries import LibraryError, require
+from ..base.errors import UserError
+from ..base.libraries import LibraryError, require
 from ..tracking import Tracker
 from .identity import SERVER_NODE_ID, server_identity
 from .inprocess import InProcessGrid

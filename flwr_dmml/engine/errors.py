@@ -1,6 +1,6 @@
 """What goes wrong with an engine, apart from what goes wrong on its nodes."""
 
-from ..errors import UserError
+from ..base.errors import UserError
 
 
 class EngineError(UserError, RuntimeError):

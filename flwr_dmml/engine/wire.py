@@ -20,13 +20,7 @@ import torch
 from flwr.app import Array
 from numpy.typing import NDArray
 
-from ..transport.arrays import (
-    LazyArray,
-    NumpyArray,
-    TensorArray,
-    numbers_in,
-    serialised_bytes,
-)
+from ..transport.arrays import LazyArray, NumpyArray, TensorArray, numbers_in, serialised_bytes
 
 Buffers = list[NDArray[Any]]
 """The arrays of a chunk: the numbers, or the bytes of one of another kind."""

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import UserError
-from ..options import kebab
-from ..profiles import PROFILES
+from ..base.errors import UserError
+from ..base.options import kebab
+from ..energy.devices import PROFILES
 
 SUPERLINK = "superlink"
 """What ``--renew`` calls the SuperLink; no device may be called so."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.seeding import derive_seed
 from ..losses import diversity_loss, ensemble_loss
-from ..seeding import derive_seed
 
 
 class Generator(nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..base.seeding import derive_seed
 from ..data import Modality
-from ..seeding import derive_seed
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 

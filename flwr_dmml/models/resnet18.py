@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..base.libraries import needed
 from ..data import DataError
-from ..libraries import needed
 
 GROUPS = 32
 """Groups of channels that are normalised together, as in the paper of GroupNorm."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.seeding import derive_seed
 from ..data import Modality
-from ..seeding import derive_seed
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 

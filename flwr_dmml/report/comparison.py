@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..base.libraries import needed
 from ..clients import find_methods
-from ..libraries import needed
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults
 

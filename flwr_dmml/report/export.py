@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ..libraries import needed
+from ..base.libraries import needed
 from .parts import Figure, Section
 from .reading import ReportError
 from .theme import resolve

@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from ..libraries import needed
+from ..base.libraries import needed
 from .parts import Figure, Part, Section, to_script
 from .theme import THEMES, css
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import UserError
+from ..base.errors import UserError
 from .lines import Confusion, Devices, RoundLine, RunInfo
 
 

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ..clients import find_methods, option_types
-from ..config import every_setting
+from ..settings import every_setting
 from ..tracking.records import NodeResult, RoundRecord
 from ..tracking.tables import in_common
 from .parts import Folded, Table

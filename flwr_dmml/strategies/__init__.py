@@ -1,7 +1,7 @@
 """The round plan on the coordinator, and the ServerApp."""
 
 from .app import make_server_app
-from .energy_constrained import EnergyConstrained
+from .energy.energy_constrained import EnergyConstrained
 from .keeper import Keeper, ResumeError, RunStoppedError
 from .peer import PeerStrategy
 from .relaysgd import RelaySGDStrategy

@@ -13,17 +13,19 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from ..base.errors import SettingsError
+from ..base.machine import cores
+from ..base.options import Options
 from ..clients import Learner, find_methods, make_client_app, option_types
-from ..config import Settings, SettingsError, parse_settings, resolved
-from ..energy import Floats
+from ..energy.ledger import Floats
 from ..engine import sharded_grid
-from ..machine import cores
-from ..options import Options
-from ..topology import TopologyError
+from ..graph.topology import TopologyError
+from ..settings import Settings, parse_settings, resolved
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
 from ..tracking.sinks import closing_all, make_sinks
 from .direct import DirectExchange
-from .energy_constrained import EnergyConstrained
+from .energy.energy_constrained import EnergyConstrained
+from .energy.shared_band import SharedBandConstrained
 from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .layout import layout
@@ -31,7 +33,6 @@ from .peer import PeerStrategy
 from .registry import find_strategies
 from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
-from .shared_band import SharedBandConstrained
 
 FLOWERS_RAY_S = {"flwr-simulation": 300.0}
 """Seconds to wait for Flower's simulation to start Ray, by the program that this process runs."""

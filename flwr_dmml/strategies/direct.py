@@ -5,8 +5,8 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from ..clients.speedometer import NEAR
-from ..plan import Plan
+from ..learning.speedometer import NEAR
+from ..payload.plan import Plan
 from ..tracking.records import under
 from ..transport.messages import (
     LABEL_BYTES,

@@ -5,9 +5,9 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from ..clients.speedometer import NEAR
-from ..plan import Plan
-from ..soft_labels import LABELS
+from ..learning.speedometer import NEAR
+from ..methods.soft_labels import LABELS
+from ..payload.plan import Plan
 from ..tracking.records import under
 from ..transport import Relay, size_bytes
 from ..transport.messages import (

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..clients.kd import LABEL, KdOptions
-from ..topology import Topology
+from ..graph.topology import Topology
+from ..methods.kd import LABEL, KdOptions
 from .peer import PeerStrategy
 
 TRAIN, FINE_TUNE = "train", "fine-tune"

@@ -12,7 +12,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..base.errors import UserError
 from ..tracking.checkpoints import Arrays, Checkpoint, Checkpoints
 from ..tracking.files import write_whole
 from ..tracking.history import read_metrics_file, read_record

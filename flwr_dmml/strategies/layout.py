@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import networkx as nx
 
-from ..clients.stages import fleet
+from ..methods.stages import fleet
 from ..settings import Settings
 
 

@@ -12,11 +12,11 @@ from flwr.serverapp.strategy import Result
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Tracker
 from ..transport.messages import read_metrics, read_notes, read_rejected
-from .energy_constrained import EnergyConstrained
-from .measured import meters_told, read_meter
+from .energy.energy_constrained import EnergyConstrained
+from .energy.measured import meters_told, read_meter
+from .energy.round_budget import RoundBudget
 from .mixing import separate_groups
 from .roster import Member
-from .round_budget import RoundBudget
 
 
 class Logbook:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
-from ..topology import components, metropolis_weights
+from ..graph.topology import components, metropolis_weights
 
 
 @dataclass(frozen=True)

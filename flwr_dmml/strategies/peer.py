@@ -10,12 +10,12 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..options import Options
-from ..plan import Plan
-from ..topology import Topology
+from ..base.options import Options
+from ..graph.topology import Topology
+from ..payload.plan import Plan
 from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
-from .energy_constrained import EnergyConstrained
+from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .logbook import Logbook

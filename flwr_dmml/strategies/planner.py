@@ -7,15 +7,15 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..energy import Floats
-from ..plan import Plan
+from ..energy.ledger import Floats
+from ..graph.spectral import effective_spectral_gap
+from ..graph.topology import Topology
+from ..payload.plan import Plan
 from ..settings import Settings
-from ..spectral import effective_spectral_gap
-from ..topology import Topology
-from .energy_constrained import EnergyConstrained
+from .energy.energy_constrained import EnergyConstrained
+from .energy.round_budget import RoundBudget
 from .mixing import Neighbourhood, neighbourhoods
 from .roster import Member
-from .round_budget import RoundBudget
 
 
 class RoundPlanner:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import networkx as nx
 
-from ..topology import Topology, TopologyError
+from ..graph.topology import Topology, TopologyError
 from .peer import PeerStrategy
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import SettingsError
+from ..base.errors import SettingsError
 
 FREE = {
     "resume",

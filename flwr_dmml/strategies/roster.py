@@ -9,11 +9,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from ..blocks import STATISTICS, unaddressed, vector_problem
-from ..costs import Work
-from ..equipment import NOT_TOLD, Equipment
-from ..errors import UserError
-from ..plan import Payload
+from ..base.errors import UserError
+from ..energy.costs import Work
+from ..energy.equipment import NOT_TOLD, Equipment
+from ..payload.blocks import STATISTICS, unaddressed, vector_problem
+from ..payload.plan import Payload
 from ..transport.messages import ABOUT, FLOPS_IN, PLAN, PUBLIC_KEY, STATE
 from .admission import odd_ones
 from .reasons import join_reasons, partition_of, reason_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from ..plan import Plan
+from ..payload.plan import Plan
 from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES
 from ..transport.relay import size_bytes
 from ..transport.sealed import KEY, KEYS, OWN, SEALED, SESSION

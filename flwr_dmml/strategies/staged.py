@@ -1,6 +1,6 @@
 """The round plan of methods in stages: who trains what changes from stage to stage."""
 
-from ..clients.stages import StagedOptions
+from ..methods.stages import StagedOptions
 from .peer import PeerStrategy
 
 

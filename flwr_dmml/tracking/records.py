@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..balance import balance_metric
+from ..learning.balance import balance_metric
 from .text import describe
 
 
@@ -60,7 +60,7 @@ class NodeResult:
         return value if isfinite(value) else None
 
     def measured(self, metrics: Mapping[str, float]) -> None:
-        """Take up what the node measured after mixing, see :class:`~flwr_dmml.plan.Outcome`."""
+        """Take up what the node measured after mixing, see :class:`~flwr_dmml.payload.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
         self.accuracy = metrics.get("test.accuracy")
         self.macro_f1, self.uar = metrics.get("test.macro_f1"), metrics.get("test.uar")

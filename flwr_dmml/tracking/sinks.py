@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from flwr.common.logger import log
 
-from ..config import SettingsError
-from ..libraries import LibraryError, require
+from ..base.errors import SettingsError
+from ..base.libraries import LibraryError, require
 from .records import RoundRecord
 
 

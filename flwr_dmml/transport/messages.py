@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from ..plan import Inbox, Outcome, Payload, Plan
+from ..payload.plan import Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from flwr.app import ArrayRecord
 
-from ..blocks import STATISTICS, addressed, without_companion
-from ..plan import Plan
+from ..payload.blocks import STATISTICS, addressed, without_companion
+from ..payload.plan import Plan
 from .arrays import record_of, serialised_bytes
 
 T = TypeVar("T")

@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from torch import Tensor
 
-from ..blocks import STATISTICS, addressed, unaddressed, without_companion
+from ..payload.blocks import STATISTICS, addressed, unaddressed, without_companion
+from .direct.link import PeerError, Tls
+from .direct.security import Seal
 from .letter import Letter, LetterError, read_letter, write_letter
-from .peer import PeerError, Tls
-from .peer_security import Seal
 
 SEALED, KEY, OWN = "sealed", "key", "own"
 """Names in a sealed payload: its ciphertext, and by recipient (``key@3``) the key to it and what is

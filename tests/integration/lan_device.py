@@ -9,8 +9,8 @@ import sys
 
 import torch
 
+from flwr_dmml.transport.direct.link import PeerLink
 from flwr_dmml.transport.letter import Letter
-from flwr_dmml.transport.peer import PeerLink
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from flwr_dmml.base.options import Options
 from flwr_dmml.clients import Batch, Learner
-from flwr_dmml.options import Options
-from flwr_dmml.plan import Inbox, Plan
+from flwr_dmml.payload.plan import Inbox, Plan
 
 SMOOTH = "smooth"
 

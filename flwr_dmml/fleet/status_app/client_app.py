@@ -111,7 +111,7 @@ def _wrong(problem: str) -> dict[str, Any]:
 def _of_a_part(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     from safetensors import SafetensorError, safe_open
 
-    from flwr_dmml.data.parts import ABOUT, TENSORS, part_folder, read_about
+    from flwr_dmml.data.sets.parts import ABOUT, TENSORS, part_folder, read_about
 
     own, partition = path, config.get("partition-id")
     if not (own / ABOUT).exists() and isinstance(partition, int):
@@ -138,9 +138,9 @@ def _of_a_part(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _of_a_folder(path: Path, names: list[str]) -> dict[str, Any]:
-    from flwr_dmml.data.folder import FOLDER
-    from flwr_dmml.data.manifest import CSV
+    from flwr_dmml.data.reading.manifest import CSV
     from flwr_dmml.data.registry import LoadOptions
+    from flwr_dmml.data.sets.folder import FOLDER
 
     if CSV not in names:
         return {"summary": f"{len(names)} files and folders"}

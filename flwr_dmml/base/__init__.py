@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, libraries, options, randomness, the machine."""

@@ -1,0 +1,249 @@
+"""What a run would be, without running it: samples, models, bytes and operations by device kind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..clients import Learner, find_methods, option_types
+from ..clients.app import PeerClientApp
+from ..data import Modality, Partition, load_partition
+from ..energy.costs import FleetCosts, Work
+from ..energy.devices import IterationCosts
+from ..engine import AppError, FlowerApp
+from ..learning.work import measure_work
+from ..payload.blocks import num_parameters
+from ..settings import Settings, parse_settings
+
+BYTES = 4
+"""Of a parameter on the wire: float32."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What something costs on devices of a kind.
+
+    Attributes
+    ----------
+    what : str
+        What an iteration trains, or the method's own work in a round.
+    predict : float or None
+        FLOPs of predicting one sample from these modalities.
+    flops : float
+        Of a mini-batch, forward and back, losses included; or of the own work.
+    joules, seconds : list of float
+        On each device, by its profile.
+    """
+
+    what: str
+    predict: float | None
+    flops: float
+    joules: list[float]
+    seconds: list[float]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Devices with the same modalities.
+
+    Attributes
+    ----------
+    modalities : tuple of str
+        What they have.
+    devices, samples : list of int
+        Their partition ids, and the training samples of each.
+    sent, kept : dict of str to int
+        Parameters of each block: of those that are sent, and of those that stay on the device.
+    prices : list of Price
+        Of an iteration of all modalities, of each alone where there are several, and of own work.
+    """
+
+    modalities: tuple[str, ...]
+    devices: list[int]
+    samples: list[int]
+    sent: dict[str, int]
+    kept: dict[str, int]
+    prices: list[Price]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run would be.
+
+    Attributes
+    ----------
+    settings : Settings
+        Of the run.
+    modalities : dict of str to Modality
+        All of the data set.
+    num_classes : int
+        Number of classes.
+    class_names : tuple of str
+        Empty where they have none.
+    kinds : list of Kind
+        Every device is in one, in the order of their first devices.
+    """
+
+    settings: Settings
+    modalities: dict[str, Modality]
+    num_classes: int
+    class_names: tuple[str, ...]
+    kinds: list[Kind]
+
+
+def describe(app: FlowerApp, run_config: Mapping[str, Any]) -> Description:
+    """Load the data of every device, and build the model of one of each kind; nothing is trained.
+
+    Parameters
+    ----------
+    app : FlowerApp
+        From :func:`~flwr_dmml.engine.load_app`.
+    run_config : mapping
+        Of the whole run, in the place of the app's own.
+
+    Raises
+    ------
+    SettingsError, DataError
+        The run could not start.
+    AppError
+        The ClientApp is not one of :func:`~flwr_dmml.clients.make_client_app`, or the method cannot
+        be built for a device.
+    """
+    if not isinstance(app.client_app, PeerClientApp):
+        raise AppError("only an app with the ClientApp of make_client_app can be described")
+    methods = find_methods(app.client_app.learners)
+    settings, options = parse_settings(run_config, option_types(methods))
+    of = settings.partition_options()
+    parts = [load_partition(of, k) for k in range(settings.num_nodes)]
+    alike = dict[tuple[str, ...], list[Partition]]()
+    for part in parts:
+        alike.setdefault(part.modalities, []).append(part)
+    learners, work = dict[tuple[str, ...], Learner](), dict[tuple[str, ...], Work]()
+    for modalities, group in alike.items():
+        try:
+            learner = methods[settings.method](group[0], settings, options[settings.method])
+            learners[modalities], work[modalities] = learner, measure_work(learner)
+        except ValueError as error:
+            raise AppError(
+                f"{settings.method} on devices with {'+'.join(modalities)}: {error}"
+            ) from error
+    fleet = settings.energy.fleet(settings.num_nodes, settings.seed)
+    costs = FleetCosts.of(fleet, {p.partition_id: work[p.modalities] for p in parts})
+    kinds = [_kind(alike[m], learners[m], work[m], costs) for m in alike]
+    first = parts[0]
+    return Description(
+        settings, first.source_modalities, first.num_classes, first.class_names, kinds
+    )
+
+
+def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: FleetCosts) -> Kind:
+    modalities, nodes = parts[0].modalities, [part.partition_id for part in parts]
+
+    def price(
+        what: str, flops: float, of: IterationCosts, subset: tuple[str, ...] = (), column: int = 0
+    ) -> Price:
+        joules, seconds = of.energy_j[nodes, column].tolist(), of.time_s[nodes, column].tolist()
+        predict = _forward_flops(learner, subset) if subset else None
+        return Price(what, predict, flops, joules, seconds)
+
+    every = "all together" if len(modalities) > 1 else modalities[0]
+    prices = [price(every, work.joint, costs.joint, modalities)]
+    for m in modalities if len(modalities) > 1 else ():
+        column = costs.modalities.index(m)
+        prices.append(price(f"{m} alone", work.solo[m], costs.solo, (m,), column))
+    if work.per_round:
+        prices.append(price("once a round", work.per_round, costs.per_round))
+    for phase, flops in work.in_phase.items():
+        prices.append(price(f"more in phase '{phase}'", flops, costs.in_phase[phase]))
+    sent, kept = _lengths(learner.blocks()), _lengths(learner.private_blocks())
+    return Kind(modalities, nodes, [len(part.train) for part in parts], sent, kept, prices)
+
+
+def _lengths(blocks: Mapping[str, nn.Module]) -> dict[str, int]:
+    return {name: num_parameters(module) for name, module in blocks.items()}
+
+
+@torch.no_grad()
+def _forward_flops(learner: Learner, modalities: tuple[str, ...]) -> float:
+    """Count what predicting one sample from these modalities alone takes."""
+    shapes = {m: learner.partition.source_modalities[m].shape for m in modalities}
+    inputs = {m: torch.zeros(1, *shape, device=learner.device) for m, shape in shapes.items()}
+    learner.model.eval()
+    with FlopCounterMode(display=False) as counter:
+        learner.predict(inputs, [modalities])
+    return float(counter.get_total_flops())
+
+
+# ---- as text ------------------------------------------------------------------------------------
+
+
+def tables(described: Description) -> Group:
+    """Return a description for a rich console."""
+    return Group(*_parts(described))
+
+
+def _parts(described: Description) -> Iterator[RenderableType]:
+    settings, kinds = described.settings, described.kinds
+    names = ", ".join(described.class_names)
+    sizes = [size for kind in kinds for size in kind.samples]
+    yield (
+        f"{settings.method} on {settings.dataset}: {len(sizes)} devices, {_span(sizes)} training "
+        f"samples each, {described.num_classes} classes" + (f" ({names})" if names else "")
+    )
+    samples = Table("modality", "kind", "shape of a sample", title="Samples", title_justify="left")
+    for name, modality in described.modalities.items():
+        samples.add_row(name, modality.kind, " x ".join(map(str, modality.shape)))
+    yield samples
+    yield f"Joules and milliseconds of computing: on {settings.energy.devices}"
+    for kind in kinds:
+        count = f"{len(kind.devices)} device" + "s" * (len(kind.devices) > 1)
+        yield f"\n{'+'.join(kind.modalities)}: {count}, {_span(kind.samples)} training samples each"
+        yield _blocks(kind)
+        yield _operations(kind, settings.batch_size)
+
+
+def _blocks(kind: Kind) -> Table:
+    table = Table("block")
+    for column in ("parameters", "bytes on the wire"):
+        table.add_column(column, justify="right")
+    for name, length in kind.sent.items():
+        table.add_row(name, f"{length:,}", f"{BYTES * length:,}")
+    for name, length in kind.kept.items():
+        table.add_row(name, f"{length:,}", "stays here")
+    table.add_section()
+    sent, kept = sum(kind.sent.values()), sum(kind.kept.values())
+    table.add_row("all", f"{sent + kept:,}", f"{BYTES * sent:,}")
+    return table
+
+
+def _operations(kind: Kind, batch_size: int) -> Table:
+    table = Table("modalities")
+    columns = ["FLOPs to predict 1 sample", f"to train {batch_size}", "joules", "milliseconds"]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for price in kind.prices:
+        table.add_row(
+            price.what,
+            "" if price.predict is None else f"{price.predict:,.0f}",
+            f"{price.flops:,.0f}",
+            _between(price.joules),
+            _between([1e3 * s for s in price.seconds]),
+        )
+    return table
+
+
+def _span(sizes: Sequence[int]) -> str:
+    """Return least, median and most, or the one number that there is."""
+    low, high = min(sizes), max(sizes)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,} (median {median(sizes):g})"
+
+
+def _between(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,1 @@
+"""From files to tensors: manifests, media, tables, windows."""

@@ -1,0 +1,277 @@
+"""From the cells of a manifest to tensors."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+
+from ..registry import LoadOptions
+from ..samples import DataError, Modality
+from .manifest import Cell, Column, Kind
+from .media import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    audio_shape,
+    image_shape,
+    read_image,
+    read_wave,
+    spectrograms,
+)
+from .problems import Problems, reason
+from .tables import TABLE_SUFFIXES, Floats, read_table
+
+Found = Kind | Literal["table"]
+"""A kind, or numbers that are a vector or a series."""
+_SUFFIXES: dict[str, Found] = {
+    **dict.fromkeys(IMAGE_SUFFIXES, "image"),
+    **dict.fromkeys(AUDIO_SUFFIXES, "audio"),
+    **dict.fromkeys(TABLE_SUFFIXES, "table"),
+}
+_CHUNK = 200  # waves held at once
+
+T = TypeVar("T")
+Decoded = tuple[Modality, torch.Tensor, torch.Tensor]
+"""A modality's form; inputs, ``[n, *shape]`` float32; which samples have it, ``[n]`` bool."""
+
+
+class Decoder:
+    """Reads the cells of one data set; what is wrong with them is noted, not raised.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that paths are relative to, and must not lead out of.
+    options : LoadOptions
+        How files become tensors.
+    where : sequence of str
+        Names each row, for messages.
+    problems : Problems
+        Takes down what cannot be read.
+    pool : Executor
+        Reads several files at once.
+
+    Attributes
+    ----------
+    empty : set of int
+        The rows of which nothing but empty cells has been met.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        options: LoadOptions,
+        where: Sequence[str],
+        problems: Problems,
+        pool: Executor,
+    ) -> None:
+        self._root = root.resolve()
+        self._options = options
+        self._where = where
+        self._problems = problems
+        self._pool = pool
+        self.empty = set(range(len(where)))
+
+    def decode(self, name: str, column: Column, rows: Sequence[int]) -> Decoded | None:
+        """Read the cells of a modality, those of ``rows`` in that order; empty ones become zeros.
+
+        Returns None where something is wrong with all of them.
+
+        Raises
+        ------
+        DataError
+            If the options cannot be.
+        """
+        kind = column.kind or self._kind_by_suffix(name, column, rows)
+        if kind == "image":
+            return self._images(name, column, rows)
+        if kind == "audio":
+            return self._sounds(name, column, rows)
+        if kind is None:
+            return None
+        return self._tables(name, column, rows, kind)
+
+    def _images(self, name: str, column: Column, rows: Sequence[int]) -> Decoded:
+        shape = image_shape(self._options.image)
+        inputs = torch.zeros(len(rows), *shape)
+        present = torch.zeros(len(rows), dtype=torch.bool)
+
+        def read(cell: Cell) -> torch.Tensor:
+            return read_image(self._file(cell), self._options.image)
+
+        for place, image in enumerate(self._read(name, column, rows, read)):
+            if image is not None:
+                inputs[place], present[place] = image, True
+        return Modality("image", shape), inputs, present
+
+    def _sounds(self, name: str, column: Column, rows: Sequence[int]) -> Decoded:
+        shape = audio_shape(self._options.audio)
+        inputs = torch.zeros(len(rows), *shape)
+        present = torch.zeros(len(rows), dtype=torch.bool)
+
+        def read(cell: Cell) -> torch.Tensor:
+            return read_wave(self._file(cell), self._options.audio)
+
+        for start in range(0, len(rows), _CHUNK):
+            waves = [*self._read(name, column, rows[start : start + _CHUNK], read)]
+            places = [start + k for k, wave in enumerate(waves) if wave is not None]
+            if places:
+                heard = torch.stack([wave for wave in waves if wave is not None])
+                inputs[places], present[places] = spectrograms(heard, self._options.audio), True
+        return Modality("audio", shape), inputs, present
+
+    def _tables(
+        self, name: str, column: Column, rows: Sequence[int], kind: Found
+    ) -> Decoded | None:
+        read = partial(self._table, vector=kind in ("vector", "table"))
+        found = [*self._read(name, column, rows, read)]
+        places = [place for place, table in enumerate(found) if table is not None]
+        tables = [table for table in found if table is not None]
+        if not tables:
+            self._problems.add(f"column '{name}'", "there is nothing in it that can be read")
+            return None
+        if kind == "table":
+            if len({table.shape[:-1] for table in tables}) > 1:
+                self._problems.add(
+                    f"column '{name}'",
+                    "its tables differ in their number of steps; say in dataset.toml whether they "
+                    "are a 'sequence', of any length, or a 'series', all of the same",
+                )
+                return None
+            kind = "vector" if tables[0].ndim == 1 else "series"
+        tables = [_steps_last(table, kind) for table in tables]
+        if not self._alike(name, column, [rows[place] for place in places], tables, kind):
+            return None
+        if kind == "sequence":
+            steps = self._options.series.steps or max(table.shape[1] for table in tables)
+            tables = [_masked(table, steps) for table in tables]
+        inputs = torch.zeros(len(rows), *tables[0].shape)
+        inputs[places] = torch.from_numpy(np.stack(tables))
+        present = torch.zeros(len(rows), dtype=torch.bool)
+        present[places] = True
+        return Modality(kind, tuple(tables[0].shape)), inputs, present
+
+    def _alike(
+        self,
+        name: str,
+        column: Column,
+        rows: Sequence[int],
+        tables: Sequence[Floats],
+        kind: Kind,
+    ) -> bool:
+        """Whether tables, those of ``rows``, can be of one kind; those that differ are noted."""
+        shapes = [table.shape[:1] if kind == "sequence" else table.shape for table in tables]
+        usual = Counter(shapes).most_common(1)[0][0]
+        if kind == "vector" and len(usual) == 2:
+            self._problems.add(f"column '{name}'", f"it has {_told(usual)}, expected a vector")
+            return False
+        for row, shape in zip(rows, shapes, strict=True):
+            if shape != usual:
+                self._note(row, name, column, f"it has {_told(shape)}, most have {_told(usual)}")
+        return len(set(shapes)) == 1
+
+    def _read(
+        self, name: str, column: Column, rows: Sequence[int], read: Callable[[Cell], T]
+    ) -> Iterator[T | None]:
+        """Read the cells of ``rows``; None of those that are empty, or cannot be read."""
+
+        def attempt(row: int) -> T | DataError | None:
+            try:
+                cell = column.cells[row]
+                return None if cell is None else read(cell)
+            except DataError as error:
+                return error
+
+        for row, result in zip(rows, self._pool.map(attempt, rows), strict=True):
+            if result is not None:
+                self.empty.discard(row)
+            if isinstance(result, DataError):
+                self._note(row, name, column, result)
+                yield None
+            else:
+                yield result
+
+    def _note(self, row: int, name: str, column: Column, problem: object) -> None:
+        cells = column.cells
+        shown = f" '{cells[row]}'" if isinstance(cells, Sequence) else ""
+        self._problems.add(f"{self._where[row]}, {name}{shown}", problem)
+
+    def _file(self, cell: Cell) -> Path | BytesIO:
+        """Return a file, its path checked: in the folder, wherever links lead."""
+        if isinstance(cell, BytesIO):
+            return cell
+        if not isinstance(cell, str):
+            raise DataError("there are numbers where a file is expected")
+        try:
+            path = (self._root / cell).resolve()
+            inside, there = path.is_relative_to(self._root), path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop
+            raise DataError(f"it is no path: {reason(error)}") from error
+        if Path(cell).is_absolute() or not inside:
+            raise DataError("the path leads out of the folder")
+        if not there:
+            raise DataError("there is no such file")
+        return path
+
+    def _table(self, cell: Cell, *, vector: bool) -> Floats:
+        if isinstance(cell, np.ndarray):
+            return cell
+        file = self._file(cell)
+        if not isinstance(file, Path):
+            raise DataError("there is a file's content where numbers are expected")
+        return read_table(file, vector=vector)
+
+    def _kind_by_suffix(self, name: str, column: Column, rows: Sequence[int]) -> Found | None:
+        """Return what the files of a column are; None, with the reason noted, if not all are."""
+        if not isinstance(column.cells, Sequence):  # numbers
+            return "table"
+        first: dict[Found, int] = {}
+        unknown = False
+        for row in rows:
+            if cell := column.cells[row]:
+                kind = _SUFFIXES.get(Path(str(cell)).suffix.lower())
+                if kind is not None:
+                    first.setdefault(kind, row)
+                    continue
+                unknown = True
+                self._note(
+                    row,
+                    name,
+                    column,
+                    f"its type is none of {', '.join(sorted(_SUFFIXES))}; let dataset.toml say "
+                    "what it is, or ignore the column",
+                )
+        if len(first) > 1:
+            told = " and ".join(f"{kind} ({self._where[row]})" for kind, row in first.items())
+            self._problems.add(f"column '{name}'", f"it mixes files of {told}")
+        elif not first and not unknown:
+            self._problems.add(f"column '{name}'", "it is empty")
+        return next(iter(first)) if len(first) == 1 and not unknown else None
+
+
+def _told(shape: tuple[int, ...]) -> str:
+    """Describe the shape of a table, its steps last."""
+    if len(shape) == 1:
+        return f"{shape[0]} number{'s' * (shape[0] != 1)}"
+    return f"{shape[1]} steps of {_told(shape[:1])}"
+
+
+def _steps_last(table: Floats, kind: Kind) -> Floats:
+    """Return a table as a vector (a column is as good as a line), or as ``[channels, steps]``."""
+    if kind == "vector" and table.size == max(table.shape):
+        return table.ravel()
+    return table.T if kind == "vector" else table.reshape(len(table), -1).T
+
+
+def _masked(table: Floats, steps: int) -> Floats:
+    """Return a sequence ``[features, any]`` as ``[features + 1, steps]``, the last a mask."""
+    masked = np.zeros((len(table) + 1, steps), dtype=np.float32)
+    there = min(steps, table.shape[1])
+    masked[:-1, :there] = table[:, :there]
+    masked[-1, :there] = 1
+    return masked

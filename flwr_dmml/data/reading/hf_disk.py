@@ -1,0 +1,161 @@
+"""Data sets that Hugging Face's ``datasets`` has saved to disk, read as Arrow files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..samples import DataError
+from .arrow_files import arrow, column_of, is_content, is_numbers, text
+from .manifest import SPLITS, Description, Kind, Manifest, roles_of
+from .problems import reason
+
+DICT, STATE, INFORMATION = "dataset_dict.json", "state.json", "dataset_info.json"
+"""The files beside the data: the splits, the names of the files, the types of the columns."""
+
+_KINDS: dict[str, Kind] = {"Image": "image", "Audio": "audio"}
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns of a saved data set that can be used.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of images, sound, lists of numbers and whatever the description names, and of the split.
+    about : Description
+        Completed: the kinds of images and sound, the classes, and the label if it is the only
+        column of classes.
+    classes : tuple of str
+        What the numbers of the label stand for; empty where it holds something else.
+    """
+
+    names: tuple[str, ...]
+    about: Description
+    classes: tuple[str, ...]
+
+
+def hf_files(root: Path) -> list[Path]:
+    """Return the files of a folder that was written by ``save_to_disk``."""
+    return [path for folder in _folders(root) for path in sorted(folder.glob("*.*"))]
+
+
+def hf_columns(root: Path, about: Description) -> Columns:
+    """Return which columns there are, and what their types tell.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be read.
+    """
+    folders = _folders(root)
+    features: dict[str, Any] = _json(folders[0] / INFORMATION).get("features") or {}
+    schema = _tables(folders[0])[0].schema
+    roles = about.columns
+    classes = [name for name in schema.names if _type(features, name) == "ClassLabel"]
+    if roles.label not in schema.names and len(classes) == 1:
+        roles = roles.model_copy(update={"label": classes[0]})
+    others = {roles.label, roles.split, roles.id, roles.node, *about.ignore}
+    used = [
+        form.name
+        for form in schema
+        if form.name in {*others, *about.modalities}
+        or is_content(form.type)
+        or is_numbers(form.type)
+    ]
+    if (root / DICT).exists():
+        used = [*(name for name in used if name != roles.split), roles.split]
+    found = {name: _KINDS[t] for name in used if (t := _type(features, name)) in _KINDS}
+    kinds = {name: kind for name, kind in found.items() if name not in others}
+    names: tuple[str, ...] = ()
+    if _type(features, roles.label) == "ClassLabel":
+        names = tuple(map(str, features[roles.label].get("names") or ()))
+    changes = {
+        "columns": roles,
+        "modalities": {**kinds, **about.modalities},
+        "classes": about.classes or names,
+    }
+    return Columns(tuple(used), about.model_copy(update=changes), names)
+
+
+def read_hf_disk(root: Path, about: Description) -> Manifest:
+    """Read what ``save_to_disk`` wrote; splits other than "train" and "test" are left out.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or lacks splits or columns.
+    """
+    pa, columns = arrow(), hf_columns(root, about)
+    about, roles = columns.about, columns.about.columns
+    modalities = about.modalities_among(columns.names)
+    tables, splits, where = [], [], []
+    for folder in _folders(root):
+        parts = _tables(folder)
+        tables += [part.replace_schema_metadata(None) for part in parts]
+        count = sum(len(part) for part in parts)
+        splits += [folder.name] * count
+        where += [f"{folder.name}[{row}]" for row in range(count)]
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"the splits have different columns: {error}") from error
+    others = {name: text(table[name]) for name in table.column_names if name not in modalities}
+    if (root / DICT).exists():
+        others[roles.split] = splits
+    if columns.classes:
+        others[roles.label] = [_class_name(x, columns.classes) for x in others[roles.label]]
+    return Manifest(
+        about,
+        where=where,
+        columns={m: column_of(m, table[m], about.modalities.get(m)) for m in modalities},
+        **roles_of(about, others),
+    )
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the folders of the splits, or the only folder of a data set without."""
+    if not (root / DICT).exists():
+        return [root]
+    splits = _json(root / DICT).get("splits") or []
+    if lacking := [name for name in SPLITS if name not in splits]:
+        raise DataError(
+            f"{DICT}: there is no split {' or '.join(map(repr, lacking))}, but "
+            f"{', '.join(map(repr, splits))}; 'train' and 'test' are needed"
+        )
+    return [root / name for name in SPLITS]
+
+
+def _tables(folder: Path) -> list[Any]:
+    """Return the tables of a split, mapped into memory; at least one."""
+    pa, state = arrow(), _json(folder / STATE)
+    names = [Path(str(entry.get("filename"))).name for entry in state.get("_data_files") or []]
+    if not names or state.get("_indices_data_files"):
+        raise DataError(f"{folder.name}/{STATE}: it names no data, or only some of their rows")
+    try:
+        return [pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in names]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder.name}: {reason(error)}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.parent.name}/{path.name}: {reason(error)}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path.parent.name}/{path.name}: it holds no names and values")
+    return found
+
+
+def _type(features: Mapping[str, Any], name: str) -> str:
+    feature = features.get(name)
+    return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
+
+
+def _class_name(number: str, classes: tuple[str, ...]) -> str:
+    """Return the name of a class, "" where there is none (-1)."""
+    known = number.isdecimal() and int(number) < len(classes)
+    return classes[int(number)] if known else "" if number in ("", "-1") else number

@@ -1,0 +1,211 @@
+"""What a folder holds: its rows, from ``manifest.csv`` or ``manifest.parquet``, not yet read."""
+
+import csv
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..samples import DataError
+from .problems import Problems, reason
+from .tables import Floats
+
+DESCRIPTION, CSV, PARQUET = "dataset.toml", "manifest.csv", "manifest.parquet"
+SPLITS = ("train", "test")
+
+Kind = Literal["image", "audio", "vector", "series", "sequence"]
+Cell = str | BytesIO | Floats | None
+"""Of a row and a modality: a file's path in the folder, a file's content, numbers, or nothing."""
+
+
+class Cells(Protocol):
+    """Cells by their row; one that cannot be taken apart raises DataError."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> Cell: ...
+
+
+class Roles(BaseModel):
+    """The columns that hold no modality, where they go by other names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str = "label"
+    split: str = "split"
+    id: str = "id"
+    node: str = "node"
+
+
+class Description(BaseModel):
+    """What ``dataset.toml`` may say; all of it may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    name: str = "folder"
+    classes: tuple[str, ...] = ()
+    columns: Roles = Field(default_factory=Roles)
+    modalities: dict[str, Kind] = Field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+
+    def modalities_among(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Return which of the columns are modalities.
+
+        Raises
+        ------
+        DataError
+            If columns are missing, there twice, or hold no modality.
+        """
+        problems = Problems(f"the columns are {', '.join(map(repr, columns))}")
+        roles = self.columns
+        needed = [roles.label, roles.split]
+        needed += [name for name in (roles.id, roles.node) if name not in ("id", "node")]
+        for name in [*needed, *self.modalities, *self.ignore]:
+            if name not in columns:
+                problems.add("", f"there is no column '{name}'")
+        for name in sorted({name for name in columns if columns.count(name) > 1}):
+            problems.add("", f"there are {columns.count(name)} columns '{name}'")
+        others = {roles.label, roles.split, roles.id, roles.node, *self.ignore}
+        modalities = tuple(name for name in columns if name not in others)
+        if not modalities:
+            problems.add("", "none is a modality")
+        if bad := [name for name in modalities if not name or set(name) & set("+,=./")]:
+            problems.add("", f"a modality cannot be named {', '.join(map(repr, bad))}")
+        problems.check()
+        return modalities
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A modality: a cell for each row, and its kind, None where the files are to tell."""
+
+    cells: Cells
+    kind: Kind | None
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The rows of a data set.
+
+    Parameters
+    ----------
+    about : Description
+        What the folder says of itself.
+    where : sequence of str
+        Names each row, for messages.
+    labels, splits, ids, nodes : sequence of str
+        Of each row, "" where there is none; ``ids`` and ``nodes`` may be empty.
+    columns : mapping of str to Column
+        The modalities.
+    faults : mapping of int to str
+        What is wrong with a row that could not be taken apart.
+    """
+
+    about: Description
+    where: Sequence[str]
+    labels: Sequence[str]
+    splits: Sequence[str]
+    columns: Mapping[str, Column]
+    ids: Sequence[str] = ()
+    nodes: Sequence[str] = ()
+    faults: Mapping[int, str] = field(default_factory=dict)
+
+
+def read_description(root: Path) -> Description:
+    """Read ``dataset.toml`` of a folder, if there is one.
+
+    Raises
+    ------
+    DataError
+        If it is no TOML, or says something else.
+    """
+    path = root / DESCRIPTION
+    if not path.exists():
+        return Description()
+    try:
+        return Description.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        found = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
+        lines = "; ".join(f"{key}: {message}" for key, message in found)
+        raise DataError(f"{DESCRIPTION}: {lines}") from error
+    except (OSError, ValueError) as error:  # of its encoding, of TOML
+        raise DataError(f"{DESCRIPTION}: {reason(error)}") from error
+
+
+def csv_columns(root: Path) -> list[str]:
+    """Return the names of the columns of ``manifest.csv``.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read.
+    """
+    return _read_csv(root, only_names=True)[0]
+
+
+def read_csv_manifest(root: Path, about: Description) -> Manifest:
+    """Read ``manifest.csv``.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or lacks columns.
+    """
+    names, rows, lines = _read_csv(root)
+    modalities = about.modalities_among(names)
+    faults = {
+        row: f"{len(cells)} columns, expected {len(names)}"
+        for row, cells in enumerate(rows)
+        if len(cells) != len(names)
+    }
+    whole = [cells if row not in faults else [""] * len(names) for row, cells in enumerate(rows)]
+    columns: dict[str, Sequence[str]] = dict(
+        zip(names, zip(*whole, strict=True) if whole else [()] * len(names), strict=True)
+    )
+    return Manifest(
+        about,
+        where=[f"line {line}" for line in lines],
+        columns={
+            m: Column([cell or None for cell in columns[m]], about.modalities.get(m))
+            for m in modalities
+        },
+        faults=faults,
+        **roles_of(about, columns),
+    )
+
+
+def roles_of(about: Description, columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return ``labels``, ``splits``, ``ids`` and ``nodes`` of a manifest's columns."""
+    roles = about.columns
+    return {
+        "labels": columns[roles.label],
+        "splits": columns[roles.split],
+        "ids": columns.get(roles.id, ()),
+        "nodes": columns.get(roles.node, ()),
+    }
+
+
+def _read_csv(
+    root: Path, *, only_names: bool = False
+) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the names, the cells of each row, and the number of its line, from 1."""
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        with (root / CSV).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                stripped = [cell.strip() for cell in cells]
+                if any(stripped):
+                    rows.append(stripped)
+                    lines.append(reader.line_num)
+                if only_names and rows:
+                    break
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{CSV}: {reason(error)}") from error
+    if not rows:
+        raise DataError(f"{CSV}: it is empty")
+    return rows[0], rows[1:], lines[1:]

@@ -1,0 +1,253 @@
+"""From a file to a tensor: images and sound.
+
+Errors give the reason alone: who reads many files knows which one it was.
+"""
+
+import struct
+from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...base.libraries import needed
+from ..options import AudioOptions, ImageOptions
+from ..samples import DataError
+from .audio import log_mel, unit_variance
+from .problems import reason
+from .tables import read_table
+
+__all__ = [
+    "audio_shape",
+    "image_shape",
+    "read_audio",
+    "read_image",
+    "read_table",
+    "read_wave",
+    "spectrograms",
+]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
+
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # of images
+_UNKNOWN_LENGTH = 0x7FFF0000  # bytes of sound from which a WAV file's header means "to the end"
+_OGG_PAGE = 65_307  # bytes at most
+_RATES_HZ = (100, 1_000_000)  # of files
+
+
+def image_shape(options: ImageOptions) -> tuple[int, int, int]:
+    """Return the shape of what :func:`read_image` returns."""
+    return (3 if options.colour else 1, options.side, options.side)
+
+
+def read_image(file: Path | IO[bytes], options: ImageOptions) -> torch.Tensor:
+    """Read an image: upright, its shorter side resized, cropped to the square in the middle.
+
+    Parameters
+    ----------
+    file : Path or binary file
+        PNG, JPEG, BMP or WebP. Transparency is ignored; greys of 16 bit keep their depth.
+    options : ImageOptions
+        Side of the square and whether there is colour.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[3 or 1, side, side]`` float32 in [0, 1].
+
+    Raises
+    ------
+    DataError
+        If it is not a whole image.
+    """
+    channels, side, _ = image_shape(options)
+    with needed("PIL"):
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    try:
+        with Image.open(file, formats=_FORMATS) as opened:
+            opened.draft(None, (2 * side, 2 * side))  # photos are decoded no larger than needed
+            upright = ImageOps.exif_transpose(opened)
+            deep = upright.mode.startswith("I")  # 16 bit
+            scale = 65535.0 if deep else 255.0
+            mode = "F" if deep else "RGB" if options.colour else "L"
+            if upright.mode == "P":
+                upright = upright.convert("RGBA")  # the palette may have transparent colours
+            small = ImageOps.fit(upright.convert(mode), (side, side), Image.Resampling.BILINEAR)
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"it is no image that is {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+        ) from error
+    except Exception as error:  # Pillow has no class of its own for damaged files
+        raise DataError(f"the image cannot be read: {reason(error)}") from error
+    pixels = np.asarray(small, dtype=np.float32).reshape(side, side, -1) / scale
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).expand(channels, -1, -1).contiguous()
+
+
+def audio_shape(options: AudioOptions) -> tuple[int, int, int]:
+    """Return the shape of what :func:`read_audio` returns.
+
+    Raises
+    ------
+    DataError
+        If the options give windows that are too short or longer than the sound.
+    """
+    length, window, hop = _samples(options)
+    if window < 4 or hop < 1:
+        raise DataError(
+            f"audio.window-ms = {options.window_ms:g} and audio.hop-ms = {options.hop_ms:g} are "
+            f"{window} and {hop} samples at {options.rate_hz} Hz, at least 4 and 1 are needed"
+        )
+    if length <= window // 2:
+        raise DataError(
+            f"audio.seconds = {options.seconds:g} must be longer than half of "
+            f"audio.window-ms = {options.window_ms:g}"
+        )
+    return (1, options.mels, length // hop + 1)
+
+
+def read_audio(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
+    """Read sound as a log-mel spectrogram: :func:`read_wave`, then :func:`spectrograms`.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[1, mels, frames]`` float32, of zero mean and unit variance (zeros of silence).
+
+    Raises
+    ------
+    DataError
+        If the file is not whole, or the options cannot be.
+    """
+    return spectrograms(read_wave(file, options).unsqueeze(0), options)[0]
+
+
+def spectrograms(waves: torch.Tensor, options: AudioOptions) -> torch.Tensor:
+    """Return the log-mel spectrograms ``[n, 1, mels, frames]`` of waves ``[n, T]``.
+
+    See :func:`~flwr_dmml.data.log_mel`; windows and hops are rounded to whole samples.
+
+    Raises
+    ------
+    DataError
+        If the options cannot be.
+    """
+    audio_shape(options)
+    _, window, hop = _samples(options)
+    return log_mel(waves, options.rate_hz, options.mels, window, hop)
+
+
+def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
+    """Read sound as a wave of one channel, the mean of all, at the common rate and length.
+
+    What is longer is cropped to its middle; then resampled, of zero mean and unit variance, and
+    padded with zeros at its end.
+
+    Parameters
+    ----------
+    file : Path or binary file
+        WAV, FLAC, OGG, or whatever else libsndfile reads.
+    options : AudioOptions
+        Rate and length.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[round(seconds * rate)]`` float32.
+
+    Raises
+    ------
+    DataError
+        If the file is truncated, empty, no sound, or has numbers that are not finite.
+    """
+    length = _samples(options)[0]
+    with needed("soundfile"):
+        import soundfile
+    try:
+        with _opened(file) as opened:
+            _check_end(opened)
+            heard, rate = _heard(opened, options.seconds)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"the sound cannot be read: {error.error_string}") from error
+    except OSError as error:
+        raise DataError(f"the sound cannot be read: {reason(error)}") from error
+    wave = unit_variance(_resampled(torch.from_numpy(heard), rate, options.rate_hz)[:length])
+    if not bool(wave.isfinite().all()):
+        raise DataError("the sound has numbers that are not finite")
+    return torch.nn.functional.pad(wave, (0, length - len(wave)))
+
+
+def _samples(options: AudioOptions) -> tuple[int, int, int]:
+    """Return the length of the wave, of a window and of a hop."""
+    per_ms = options.rate_hz / 1000
+    length = max(1, round(options.seconds * options.rate_hz))
+    return length, round(options.window_ms * per_ms), round(options.hop_ms * per_ms)
+
+
+def _opened(file: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    return file.open("rb") if isinstance(file, Path) else nullcontext(file)
+
+
+def _heard(file: IO[bytes], seconds: float) -> tuple[NDArray[np.float32], int]:
+    """Return the ``seconds`` in the middle of a file, or all of it if shorter, and its rate."""
+    import soundfile
+
+    with soundfile.SoundFile(file) as sound:
+        rate, count = sound.samplerate, len(sound)
+        if count == 0:
+            raise DataError("there is no sound in it")
+        if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
+            raise DataError(f"its rate of {rate} Hz is not from {_RATES_HZ[0]} to {_RATES_HZ[1]}")
+        wanted = min(count, max(1, round(seconds * rate)))
+        try:
+            sound.seek(count - 1)  # FLAC says how much there should be
+            whole = len(sound.read(1)) == 1
+            sound.seek((count - wanted) // 2)
+            heard = sound.read(wanted, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"the sound is truncated: {error.error_string}") from error
+    if not whole or len(heard) < wanted:
+        raise DataError("the sound is truncated")
+    return heard.mean(axis=1), rate
+
+
+def _resampled(wave: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
+    return wave if rate == wanted else _resampler(rate, wanted)(wave)
+
+
+@lru_cache(maxsize=8)
+def _resampler(rate: int, wanted: int) -> torch.nn.Module:
+    """Return the resampler, its ratio of integers up to 1000: its filters grow with both."""
+    with needed("torchaudio"):
+        import torchaudio
+    limit = min(1000, 1000 * rate // wanted)
+    near = Fraction(wanted, rate).limit_denominator(max(1, limit))
+    resampler: torch.nn.Module = torchaudio.transforms.Resample(near.denominator, near.numerator)
+    return resampler
+
+
+def _check_end(file: IO[bytes]) -> None:
+    """Refuse WAV and OGG that end before their sound: libsndfile takes them for shorter ones."""
+    end = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"OggS":
+        file.seek(max(0, end - _OGG_PAGE))
+        page = file.read().rpartition(b"OggS\0")[2]  # flags, 20 bytes, segments and their sizes
+        is_last, sizes = page[:1] >= b"\4", page[22 : 22 + page[21]] if len(page) > 21 else b""
+        if not is_last or not sizes or len(page) < 22 + len(sizes) + sum(sizes):
+            raise DataError("the sound is truncated: it has no last page")
+    elif head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        while len(chunk := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", chunk)
+            there = end - file.tell()
+            if name == b"data":
+                if there < size < _UNKNOWN_LENGTH:
+                    raise DataError(f"the sound is truncated: {there:,} of {size:,} bytes")
+                break
+            file.seek(size + size % 2, 1)
+    file.seek(0)

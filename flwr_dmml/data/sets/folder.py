@@ -1,0 +1,233 @@
+"""``folder``: one's own files, listed in a manifest, or as Hugging Face's ``datasets`` saves them.
+
+Nothing of it is ever run: no pickles are loaded.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from logging import INFO
+from pathlib import Path
+
+import torch
+from flwr.common.logger import log
+
+from ..reading.arrow_files import parquet_columns, read_parquet_manifest
+from ..reading.decoding import Decoded, Decoder
+from ..reading.hf_disk import DICT, STATE, hf_columns, hf_files, read_hf_disk
+from ..reading.manifest import (
+    CSV,
+    DESCRIPTION,
+    PARQUET,
+    SPLITS,
+    Manifest,
+    csv_columns,
+    read_csv_manifest,
+    read_description,
+)
+from ..reading.problems import Problems
+from ..registry import Dataset, LoadOptions
+from ..samples import DataError, Samples, Source
+
+
+def load(options: LoadOptions) -> Source:
+    """Load the files that ``manifest.csv`` or ``manifest.parquet`` in ``options.path`` lists.
+
+    A row for each sample: ``label``, ``split`` ("train" or "test"), and for each modality the path
+    of a file in the folder, or nothing where the sample lacks it; in Parquet also a list of numbers
+    (a vector) or of such lists, one for each step. Optional are ``id``, all different, and
+    ``node``, the natural id of training samples that the partition "natural" goes by.
+
+    What a modality is follows from its files: images; sound; in ``.npy`` and ``.csv`` a vector, or
+    a series if there are steps, the same number in each. ``dataset.toml`` may say otherwise and is
+    needed for sequences::
+
+        classes = ["robin", "wren"]      # and their order; else they are sorted
+        ignore = ["remark"]              # columns that are no modality
+        [columns]                        # of another name than label, split, id and node
+        label = "species"
+        [modalities]
+        song = "audio"                   # image, audio, vector, series or sequence
+
+    Images and sound become tensors as :func:`~flwr_dmml.data.reading.media.read_image` and
+    :func:`~flwr_dmml.data.reading.media.read_audio` say; numbers stay as they are. A sequence is cut to
+    ``series.steps``, or ends with zeros.
+
+    A folder that ``save_to_disk`` of Hugging Face's ``datasets`` wrote is loaded likewise, with the
+    splits "train" and "test": images, sound, and lists of numbers are its modalities.
+
+    Returns
+    -------
+    Source
+        Modalities in the order of the columns; classes sorted, numbers as numbers.
+
+    Raises
+    ------
+    DataError
+        If anything is wrong with the folder; every row is named, with the reason.
+    """
+    started = time.perf_counter()
+    root, manifest = Path(options.path), _read(options)
+    problems = Problems(f"data-path: '{root}' cannot be used")
+    classes = manifest.about.classes or _sorted(manifest.labels)
+    groups = _sorted(manifest.nodes)
+    _check_rows(manifest, classes, problems)
+    log(INFO, "reading %s samples of %s", f"{len(manifest.where):,}", ", ".join(manifest.columns))
+    # The parts one after the other, so that each is a slice of the same tensors.
+    parts = [[row for row, s in enumerate(manifest.splits) if s == split] for split in SPLITS]
+    rest = sorted({*range(len(manifest.where))}.difference(*parts))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        decoder = Decoder(root, options, manifest.where, problems, pool)
+        decoded = {
+            name: decoder.decode(name, column, [*parts[0], *parts[1], *rest])
+            for name, column in manifest.columns.items()
+        }
+    whole = {name: found for name, found in decoded.items() if found is not None}
+    if len(whole) == len(decoded):
+        for row in sorted(decoder.empty.difference(manifest.faults)):
+            problems.add(manifest.where[row], "it has no modality")
+    problems.check()
+    train, test = (
+        _part(manifest, whole, rows, offset, classes, groups)
+        for rows, offset in zip(parts, (0, len(parts[0])), strict=True)
+    )
+    log(INFO, "read in %.1f s", time.perf_counter() - started)
+    return Source(
+        name=manifest.about.name,
+        modalities={name: form for name, (form, _, _) in whole.items()},
+        num_classes=len(classes),
+        train=train,
+        test=test,
+        class_names=classes,
+        group_names=groups,
+    )
+
+
+def _part(
+    manifest: Manifest,
+    decoded: Mapping[str, Decoded],
+    rows: Sequence[int],
+    offset: int,
+    classes: Sequence[str],
+    groups: Sequence[str],
+) -> Samples:
+    """Return the samples of ``rows``, which are those from ``offset`` of what was decoded."""
+    place = slice(offset, offset + len(rows))
+    nodes = [manifest.nodes[row] for row in rows] if groups else []
+    present = {name: has[place] for name, (_, _, has) in decoded.items()}
+    return Samples(
+        inputs={name: inputs[place] for name, (_, inputs, _) in decoded.items()},
+        labels=_indices([manifest.labels[row] for row in rows], classes),
+        groups=_indices(nodes, groups) if nodes and all(nodes) else None,
+        present=None if all(bool(has.all()) for has in present.values()) else present,
+    )
+
+
+def _read(options: LoadOptions) -> Manifest:
+    with _at(options) as root:
+        about = read_description(root)
+        reads = {CSV: read_csv_manifest, PARQUET: read_parquet_manifest}
+        return reads.get(_format(root), read_hf_disk)(root, about)
+
+
+def _modalities(options: LoadOptions) -> tuple[str, ...]:
+    with _at(options) as root:
+        about, form = read_description(root), _format(root)
+        if form in (CSV, PARQUET):
+            names = csv_columns(root) if form == CSV else parquet_columns(root)
+            return about.modalities_among(names)
+        found = hf_columns(root, about)
+        return found.about.modalities_among(found.names)
+
+
+def _files(options: LoadOptions) -> list[Path]:
+    """Return the manifest and what it names, or the files that ``save_to_disk`` wrote."""
+    with _at(options) as root:
+        form = _format(root)
+        if form not in (CSV, PARQUET):
+            return [root / DESCRIPTION, *hf_files(root)]
+    columns = _read(options).columns.values()
+    lists = [column.cells for column in columns if isinstance(column.cells, Sequence)]
+    named = dict.fromkeys(str(cell) for cells in lists for cell in cells if cell)
+    return [root / DESCRIPTION, root / form, *(root / name for name in named)]
+
+
+@contextmanager
+def _at(options: LoadOptions) -> Iterator[Path]:
+    """Give the folder, and name it in errors."""
+    root = Path(options.path)
+    try:
+        yield root
+    except DataError as error:
+        raise DataError(f"data-path: '{root}' cannot be used: {error}") from error
+
+
+def _format(root: Path) -> str:
+    """Return which of the files that begin a data set is in a folder."""
+    if not root.is_dir():
+        raise DataError("there is no such folder")
+    found = [name for name in (CSV, PARQUET, DICT, STATE) if (root / name).exists()]
+    if len(found) != 1:
+        raise DataError(
+            f"it holds {' and '.join(found) or 'no manifest'}; expected one of {CSV}, {PARQUET}, "
+            f"or a folder that save_to_disk of Hugging Face's datasets wrote ({DICT} or {STATE})"
+        )
+    return found[0]
+
+
+def _check_rows(manifest: Manifest, classes: Sequence[str], problems: Problems) -> None:
+    """Note what is wrong with the rows, besides their modalities."""
+    known, seen = set(classes), dict[str, int]()
+    if len(known) < 2 or len(known) < len(classes):
+        problems.add(
+            "",
+            f"the classes are {', '.join(classes) or 'none'}; expected two or more, all different",
+        )
+    for split in SPLITS:
+        if split not in manifest.splits:
+            problems.add("", f"no row has the split '{split}'")
+    for row, where in enumerate(manifest.where):
+        if row in manifest.faults:
+            problems.add(where, manifest.faults[row])
+            continue
+        label, split = manifest.labels[row], manifest.splits[row]
+        if not label:
+            problems.add(where, "it has no label")
+        elif label not in known:
+            problems.add(where, f"its label '{label}' is none of {', '.join(classes)}")
+        if split not in SPLITS:
+            problems.add(where, f"its split is '{split}'; allowed: train, test")
+        if manifest.nodes and split == "train" and not manifest.nodes[row]:
+            problems.add(where, "it has no node")
+        if manifest.ids and (name := manifest.ids[row]):
+            if name in seen:
+                problems.add(where, f"its id '{name}' is that of {manifest.where[seen[name]]}")
+            seen.setdefault(name, row)
+
+
+def _sorted(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the distinct names, "" left out, sorted: as numbers if all are."""
+    distinct = sorted({*names} - {""})
+    try:
+        return tuple(sorted(distinct, key=float))
+    except ValueError:
+        return tuple(distinct)
+
+
+def _indices(names: Sequence[str], among: Sequence[str]) -> torch.Tensor:
+    places = {name: place for place, name in enumerate(among)}
+    return torch.tensor([places[name] for name in names], dtype=torch.int64)
+
+
+FOLDER = Dataset(
+    name="folder",
+    modalities=_modalities,
+    needs_path=True,
+    natural_ids=True,
+    load=load,
+    description="your own images, sound and numbers, by a manifest or a saved Hugging Face set",
+    files=_files,
+    uses=("audio", "image", "series"),
+)

@@ -1,0 +1,247 @@
+"""``parts``: a data set that has been cut into a folder for each device."""
+
+import os
+from collections.abc import Mapping
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..partition import Partition, PartitionOptions
+from ..registry import Dataset, LoadOptions
+from ..samples import DataError, Modality, Samples, Source
+from ..store import samples_of, tensors_of
+
+ABOUT, TENSORS = "part.json", "samples.safetensors"
+"""The two files of a part."""
+
+
+class PartAbout(BaseModel):
+    """What ``part.json`` says: who a part is for, what is in it, and how it was cut."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: int = Field(ge=0)
+    parts: int = Field(ge=1)
+    modalities: tuple[str, ...] = Field(min_length=1)
+    source_modalities: dict[
+        str,
+        tuple[Literal["image", "audio", "vector", "series", "sequence"], tuple[int, ...]],
+    ]
+    num_classes: int = Field(ge=1)
+    class_names: tuple[str, ...] = ()
+    train: int = Field(ge=1)
+    validation: int = Field(ge=0)
+    test: int = Field(ge=1)
+    class_counts: tuple[int, ...]
+    settings: dict[str, Any]
+    digest: str
+
+    @property
+    def line(self) -> str:
+        """The part in a line, for people."""
+        counts = f"{self.train} training, {self.validation} validation, {self.test} test samples"
+        return f"part {self.part} of {self.parts}: {'+'.join(self.modalities)}, {counts}"
+
+
+def part_folder(folder: Path, part: int) -> Path:
+    """Return where part ``part`` of a divided data set is."""
+    return folder / f"part-{part:03d}"
+
+
+def save_part(
+    folder: Path, partition: Partition, parts: int, settings: Mapping[str, Any]
+) -> PartAbout:
+    """Write one device's part into ``folder``, which is made, and read it back to check it.
+
+    Parameters
+    ----------
+    folder : Path
+        New or empty.
+    partition : Partition
+        What the device sees.
+    parts : int
+        Number of devices.
+    settings : mapping
+        How the data set was cut, for people: JSON values.
+
+    Raises
+    ------
+    DataError
+        If the folder is not empty, or holds something else than was written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise DataError(f"'{folder}' is not empty; name another folder, or remove it")
+    tensors = tensors_of("train", partition.train) | tensors_of("test", partition.test)
+    tensors |= tensors_of("validation", partition.validation)
+    tensors |= {f"test_present.{m}": x for m, x in (partition.test_present or {}).items()}
+    save_file(tensors, folder / TENSORS)
+    labels = partition.train.labels
+    about = PartAbout(
+        part=partition.partition_id,
+        parts=parts,
+        modalities=partition.modalities,
+        source_modalities={m: (k.kind, k.shape) for m, k in partition.source_modalities.items()},
+        num_classes=partition.num_classes,
+        class_names=partition.class_names,
+        train=len(partition.train),
+        validation=len(partition.validation),
+        test=len(partition.test),
+        class_counts=tuple(torch.bincount(labels, minlength=partition.num_classes).tolist()),
+        settings=dict(settings),
+        digest=_digest(folder / TENSORS),
+    )
+    (folder / ABOUT).write_text(about.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    load_part(folder)
+    return about
+
+
+def read_about(folder: Path) -> PartAbout:
+    """Read ``part.json`` of a part.
+
+    Raises
+    ------
+    DataError
+        If it is not there, or is not what :func:`save_part` writes.
+    """
+    file = folder / ABOUT
+    try:
+        return PartAbout.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"data-path: '{folder}' has no {ABOUT} ({error.strerror}); name a folder that "
+            "flwr-dmml partition has made, or one of the parts in it"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise DataError(f"data-path: '{file}' is damaged: {where}: {first['msg']}") from error
+
+
+def load_part(folder: Path) -> Partition:
+    """Read what :func:`save_part` wrote.
+
+    Raises
+    ------
+    DataError
+        If anything is missing, or the tensors are not those that ``part.json`` was written for.
+    """
+    about, file = read_about(folder), folder / TENSORS
+    try:
+        if _digest(file) != about.digest:
+            raise DataError(
+                f"data-path: '{file}' is not the file that {ABOUT} was written for: it is damaged, "
+                "cut short, or another's; copy the part again"
+            )
+        tensors = load_file(file)
+        samples = {
+            name: samples_of(name, tensors, about.modalities)
+            for name in ("train", "validation", "test")
+        }
+    except OSError as error:
+        raise DataError(f"data-path: '{file}' cannot be read: {error.strerror}") from error
+    except (SafetensorError, KeyError) as error:
+        raise DataError(f"data-path: '{file}' does not hold a part: {error}") from error
+    forms = {m: Modality(kind, shape) for m, (kind, shape) in about.source_modalities.items()}
+    _check(file, about, samples, forms)
+    return Partition(
+        partition_id=about.part,
+        modalities=about.modalities,
+        train=samples["train"],
+        validation=samples["validation"],
+        source_modalities=forms,
+        num_classes=about.num_classes,
+        test=samples["test"],
+        test_present=_test_present(tensors, about.modalities),
+        class_names=about.class_names,
+    )
+
+
+def load(options: PartitionOptions, partition_id: int) -> Partition:
+    """Load a device's part from ``options.load.path``: a folder of parts, or the part itself.
+
+    How the parts were cut is not changed by any option.
+
+    Raises
+    ------
+    DataError
+        If there is no such part, it is another device's, or there are more or fewer devices.
+    """
+    root = Path(options.load.path)
+    folder = root if os.path.exists(root / ABOUT) else part_folder(root, partition_id)
+    if folder != root and not folder.is_dir():
+        raise DataError(
+            f"data-path: '{root}' holds no data of device {partition_id}: there is neither {ABOUT} "
+            f"nor {folder.name}; name a folder that flwr-dmml partition has made, or one of the "
+            "parts in it"
+        )
+    about = read_about(folder)
+    if about.part != partition_id:
+        raise DataError(
+            f"data-path: '{folder}' is part {about.part}, this is device {partition_id}; leave "
+            "partition-id out of the node config, or make them equal"
+        )
+    if about.parts != options.num_nodes:
+        raise DataError(
+            f"data-path: '{folder}' is one of {about.parts} parts; num-nodes is "
+            f"{options.num_nodes}: make them equal"
+        )
+    return load_part(folder)
+
+
+def _check(
+    file: Path, about: PartAbout, samples: Mapping[str, Samples], forms: Mapping[str, Modality]
+) -> None:
+    """Raise for samples that are not what ``part.json`` says, or not finite."""
+    problems = []
+    for name, part in samples.items():
+        if len(part) != getattr(about, name):
+            problems.append(f"{len(part)} {name} samples, {getattr(about, name)} expected")
+        for m, x in part.inputs.items():
+            if m not in forms or x.shape[1:] != forms[m].shape:
+                problems.append(f"{name}: {m} has shape {tuple(x.shape[1:])}")
+            elif not bool(torch.isfinite(x).all()):
+                problems.append(f"{name}: {m} has a value that is not finite")
+        if (
+            len(part)
+            and not 0 <= int(part.labels.min()) <= int(part.labels.max()) < about.num_classes
+        ):
+            problems.append(f"{name}: a label outside 0 to {about.num_classes - 1}")
+    if problems:
+        raise DataError(f"data-path: '{file}': {'; '.join(problems)}")
+
+
+def _test_present(
+    tensors: Mapping[str, Tensor], modalities: tuple[str, ...]
+) -> dict[str, Tensor] | None:
+    found = {m: tensors[key] for m in modalities if (key := f"test_present.{m}") in tensors}
+    return found or None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return file_digest(opened, lambda: blake2b(digest_size=16)).hexdigest()
+
+
+def _whole(options: LoadOptions) -> Source:
+    raise DataError(
+        "dataset = 'parts': a device has its own part only, there is no set that all have "
+        "(idkd and kd need one: give them the data set itself)"
+    )
+
+
+PARTS = Dataset(
+    name="parts",
+    modalities=(),
+    needs_path=True,
+    natural_ids=False,
+    load=_whole,
+    description="what flwr-dmml partition has cut: a folder for each device",
+    load_part=load,
+)

@@ -1,0 +1,1 @@
+"""What devices are, spend and have left; the radio between them."""

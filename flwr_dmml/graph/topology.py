@@ -1,0 +1,288 @@
+"""Who is whose neighbour in a round (:class:`Topology`); weights are in :mod:`.mixing_matrix`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
+from math import isfinite, isqrt
+from pathlib import Path
+from typing import Any, ClassVar
+
+import networkx as nx
+import numpy as np
+
+from ..base.seeding import derive_seed, numpy_generator
+from .positions import uniform_positions
+from .weights import components, metropolis_weights, spectral_gap
+
+# fmt: off
+__all__ = [
+    "TOPOLOGIES", "Complete", "Dyck", "EdgeList", "Edges", "ErdosRenyi", "Exponential",
+    "FlorentineFamilies", "Geometric", "Line", "OnePeerExponential", "RandomMatching",
+    "RandomRegular", "Ring", "Star", "Topology", "TopologyError", "Torus", "WattsStrogatz",
+    "components", "make_topology", "metropolis_weights", "spectral_gap",
+]
+# fmt: on
+
+Edges = Iterable[tuple[int, int]]
+
+
+class TopologyError(ValueError):
+    """A topology that cannot be built; the message says what is wrong and what is allowed."""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise TopologyError(message)
+
+
+@dataclass(frozen=True)
+class Topology(ABC):
+    """A family of undirected graphs: a frozen dataclass whose fields are its parameters."""
+
+    time_varying: ClassVar[bool] = False  # False: the same graph in every round
+
+    def check(self, num_nodes: int) -> None:
+        """Raise :class:`TopologyError` unless the parameters and ``num_nodes`` (>= 1) work."""
+        self.graph(num_nodes)
+
+    def graph(self, num_nodes: int, *, server_round: int = 1, seed: int = 0) -> nx.Graph:
+        """Return the graph of a round: nodes ``0 .. num_nodes - 1`` in this order, no self loops.
+
+        Only time-varying topologies look at ``server_round`` (from 1), only random ones at the
+        run's ``seed``. It may be disconnected. Raises :class:`TopologyError` as :meth:`check` does.
+        """
+        _require(num_nodes >= 1, f"a topology needs at least 1 node, not {num_nodes}")
+        t = server_round if self.time_varying else 1
+        edges = self._edges(num_nodes, t, self._seed(seed, t))
+        graph = nx.empty_graph(num_nodes)
+        graph.add_edges_from((i, j) for i, j in edges if i != j)
+        return graph
+
+    def _seed(self, seed: int, t: int) -> int:
+        """Return the seed of round t's links, from the run's."""
+        return derive_seed(seed, "topology", type(self).__name__, t)
+
+    @abstractmethod
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        """Return the links in round t, or refuse; repeats and self loops are dropped."""
+
+
+class Ring(Topology):
+    """Node i is linked to i - 1 and i + 1 (modulo n); two nodes share one link."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, (i + 1) % n) for i in range(n))
+
+
+class Line(Topology):
+    """A ring without the link between the last and the first node."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, i + 1) for i in range(n - 1))
+
+
+class Star(Topology):
+    """Node 0 is linked to every other node."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((0, i) for i in range(1, n))
+
+
+class Complete(Topology):
+    """Every node is linked to every other; its Metropolis weights are 1/n each, i.e. FedAvg."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, j) for i in range(n) for j in range(i))
+
+
+class Torus(Topology):
+    """A grid, as square as possible, that wraps around; both sides >= 2, so no prime n."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        cols = min(c for c in range(isqrt(n - 1) + 1, n + 1) if n % c == 0)  # rows <= cols
+        near = f"{n - 1} and {n + 1}" if n > 4 else "4"  # the neighbours of a prime > 4 are even
+        _require(cols < n, f"torus: no grid >= 2 x 2 has {n} nodes; nearest allowed: {near}")
+        right = [(i, i - i % cols + (i + 1) % cols) for i in range(n)]
+        down = [(i, (i + cols) % n) for i in range(n)]
+        return right + down
+
+
+@dataclass(frozen=True)
+class RandomRegular(Topology):
+    """A random graph with ``degree`` links a node: 1 <= degree < n, and n * degree is even."""
+
+    degree: int = 4
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        d, co_d = self.degree, n - 1 - self.degree
+        rule = "it must be at least 1, less than the number of nodes, and degree x nodes even"
+        possible = 1 <= d < n and d * n % 2 == 0
+        _require(possible, f"random-regular: degree {d} is impossible with {n} nodes; {rule}")
+        # Networkx may never end on a dense graph; the complement of a regular graph is regular.
+        sparse = nx.random_regular_graph(min(d, co_d), n, seed=seed)
+        return list((sparse if d <= co_d else nx.complement(sparse)).edges)
+
+
+@dataclass(frozen=True)
+class ErdosRenyi(Topology):
+    """Every two nodes are linked with ``probability`` in [0, 1]; it may be disconnected."""
+
+    probability: float = 0.3
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        p = self.probability
+        _require(0 <= p <= 1, f"erdos-renyi: probability must be from 0 to 1, not {p}")
+        return list(nx.gnp_random_graph(n, p, seed=seed).edges)
+
+
+@dataclass(frozen=True)
+class WattsStrogatz(Topology):
+    """A ring with degree / 2 (even) links to each side, each moved with ``probability``."""
+
+    degree: int = 4
+    probability: float = 0.2
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        d, p = self.degree, self.probability
+        rule = "it must be even, at least 2 and less than the number of nodes"
+        possible = 2 <= d < n and d % 2 == 0
+        _require(possible, f"watts-strogatz: degree {d} is impossible with {n} nodes; {rule}")
+        _require(0 <= p <= 1, f"watts-strogatz: probability must be from 0 to 1, not {p}")
+        return list(nx.watts_strogatz_graph(n, d, p, seed=seed).edges)
+
+
+@dataclass(frozen=True)
+class Geometric(Topology):
+    """Nodes within ``range_m`` (> 0) in a square of ``side_m`` (> 0); it may be disconnected.
+
+    Same run seed and side, same :func:`~.wireless.uniform_positions` as in the wireless model.
+    """
+
+    side_m: float = 100.0
+    range_m: float = 50.0
+
+    def _seed(self, seed: int, t: int) -> int:
+        return seed
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        for name, metres in (("side_m", self.side_m), ("range_m", self.range_m)):
+            allowed = f"geometric: {name} must be a number above 0, not {metres}"
+            _require(isfinite(metres) and metres > 0, allowed)
+        x, y = uniform_positions(n, self.side_m, seed).T  # [n], [n]
+        distance_m = np.hypot(np.subtract.outer(x, x), np.subtract.outer(y, y))  # [n, n]
+        return [(i, j) for i, j in np.argwhere(distance_m <= self.range_m).tolist()]
+
+
+class Exponential(Topology):
+    """Node i is linked to i +- 2^j (modulo n) for all 2^j < n (Ying et al., NeurIPS 2021)."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        return ((i, (i + 2**j) % n) for i in range(n) for j in range((n - 1).bit_length()))
+
+
+class Dyck(Topology):
+    """The Dyck graph: 32 nodes, 3 neighbours each."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        _require(n == 32, f"dyck: this graph has exactly 32 nodes, not {n}")
+        return list(nx.LCF_graph(32, [5, -5, 13, -13], 8).edges)
+
+
+class FlorentineFamilies(Topology):
+    """The marriages of 15 families (Breiger and Pattison 1986); nodes in order of their names."""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        _require(n == 15, f"florentine: this graph has exactly 15 nodes, not {n}")
+        families = nx.florentine_families_graph()
+        node = {name: i for i, name in enumerate(sorted(families))}
+        return [(node[a], node[b]) for a, b in families.edges]
+
+
+@dataclass(frozen=True)
+class EdgeList(Topology):
+    """A UTF-8 file: one ``i j`` a line, ``#`` comments; nodes it does not name are isolated."""
+
+    path: str = ""
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        try:
+            lines = Path(self.path).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            why = f"edge-list: path must name a text file of links, not {self.path!r} ({error})"
+            raise TopologyError(why) from error
+        node, edges = {str(i): i for i in range(n)}, []
+        for number, line in enumerate(lines, start=1):
+            if words := line.partition("#")[0].split():
+                link = [node[word] for word in words if word in node]
+                where = f"edge-list: {self.path}, line {number}: {line.strip()!r} is no link"
+                valid = len(words) == len(set(link)) == 2
+                _require(valid, f"{where}; allowed: two different nodes from 0 to {n - 1}")
+                edges.append((link[0], link[1]))
+        return edges
+
+
+class OnePeerExponential(Topology):
+    """In round t node i has one partner, 2^((t - 1) mod ceil(log2 n)) away, or none.
+
+    With n a power of two, log2(n) rounds give the exact average. Source: Ying et al., NeurIPS
+    2021, in a symmetric form (a hypercube).
+    """
+
+    time_varying: ClassVar[bool] = True
+
+    def period(self, num_nodes: int) -> int:
+        """Return after how many rounds the graphs repeat: ceil(log2 n), at least 1."""
+        return max(1, (num_nodes - 1).bit_length())
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        hop = 2 ** ((t - 1) % self.period(n))
+        return ((i, i + hop) for i in range(n - hop) if i // hop % 2 == 0)
+
+
+class RandomMatching(Topology):
+    """Every round pairs all nodes at random; one is left out when their number is odd."""
+
+    time_varying: ClassVar[bool] = True
+
+    def _edges(self, n: int, t: int, seed: int) -> Edges:
+        order = numpy_generator(seed).permutation(n).tolist()
+        return zip(order[0::2], order[1::2], strict=False)
+
+
+GROUP = "flwr_dmml.topologies"
+
+# fmt: off
+TOPOLOGIES: dict[str, type[Topology]] = {
+    "ring": Ring, "line": Line, "star": Star, "complete": Complete, "torus": Torus,
+    "random-regular": RandomRegular, "erdos-renyi": ErdosRenyi, "watts-strogatz": WattsStrogatz,
+    "exponential": Exponential, "dyck": Dyck, "florentine": FlorentineFamilies,
+    "edge-list": EdgeList, "one-peer-exponential": OnePeerExponential,
+    "random-matching": RandomMatching, "geometric": Geometric,
+}
+# fmt: on
+
+
+def make_topology(
+    name: str,
+    *,
+    degree: int = 4,
+    probability: float = 0.3,
+    path: str = "",
+    side_m: float = 100.0,
+    range_m: float = 50.0,
+) -> Topology:
+    """Return the topology of a name, given the parameters that it has.
+
+    The names are those of :data:`TOPOLOGIES`, and what installed packages register under the
+    entry-point group ``flwr_dmml.topologies``.
+    """
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    allowed = ", ".join([*TOPOLOGIES, *(other for other in others if other not in TOPOLOGIES)])
+    _require(name in TOPOLOGIES or name in others, f"unknown topology {name!r}; allowed: {allowed}")
+    given: dict[str, Any] = {"degree": degree, "probability": probability, "path": path}
+    given |= {"side_m": side_m, "range_m": range_m}
+    family = TOPOLOGIES[name] if name in TOPOLOGIES else others[name].load()
+    sound = isinstance(family, type) and issubclass(family, Topology)
+    _require(sound, f"the entry point {name!r} is {family!r}, no subclass of Topology")
+    return family(**{f.name: given[f.name] for f in fields(family) if f.name in given})

@@ -1,0 +1,84 @@
+"""What a device's iterations cost, counted on its real model and loss."""
+
+from dataclasses import replace
+
+from ..base.options import Options
+from ..base.seeding import global_generator
+from ..energy.costs import Work
+from ..payload.plan import Plan
+from ..settings import Settings
+from .learner import Learner
+
+_Key = tuple[type[Learner], Settings, Options, tuple[str, ...], tuple[int, int]]
+_measured: dict[_Key, Work] = {}  # devices of one process with the same model count once
+
+
+def measure_work(learner: Learner) -> Work:
+    """Count the operations of real iterations: forward, losses and backward, on a mini-batch.
+
+    Counted are matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does (a
+    multiply-add is 2); not biases, norms, activations, element-wise losses and the optimiser, which
+    are small beside them; nor recurrent layers of torch that it does not see into (an LSTM on the
+    CPU). A round's own work is counted as in round 2, without neighbours, and once more in each of
+    the learner's ``phases``.
+
+    Samples that lack a modality count as if they were complete: which of them a mini-batch holds is
+    by chance, and the cost must not depend on whom it is measured on.
+
+    The learner is reset before and after: it must not have been trained.
+
+    Raises
+    ------
+    ValueError
+        Nothing of a modality's iteration can be counted.
+    """
+    settings, modalities = learner.settings, learner.partition.modalities
+    sizes = len(learner.train_data), len(learner.validation_data)  # a method may go over them all
+    key = (type(learner), settings, learner.options, modalities, sizes)
+    if key not in _measured:
+        train, held_out = learner.train_data, learner.validation_data
+        try:
+            learner.train_data = replace(train, present=None)
+            learner.validation_data = replace(held_out, present=None)
+            with global_generator(0, learner.device):
+                learner.reset()
+                _measured[key] = _measure(learner)
+        finally:
+            learner.train_data, learner.validation_data = train, held_out
+        learner.reset()
+    return _measured[key]
+
+
+def _measure(learner: Learner) -> Work:
+    from torch.utils.flop_counter import FlopCounterMode  # brings torch's compiler, 90 MB
+
+    plan, modalities = Plan(server_round=2, iterations=1), learner.partition.modalities
+    learner.server_round = plan.server_round
+
+    def preparation(plan: Plan) -> float:
+        with FlopCounterMode(display=False) as counter:
+            learner.after_mixing(plan, {})
+            learner.before_training(plan, {})
+        return float(counter.get_total_flops())
+
+    before = preparation(plan)
+    learner.make_optimizer(learner.trained_parameters(), learner.settings.learning_rate)
+    batch = next(iter(learner.batches(1)))
+    learner.model.train()
+
+    def iteration(*subset: str) -> float:
+        with FlopCounterMode(display=False) as counter:
+            learner.local_loss(batch.only(subset)).backward()  # type: ignore[no-untyped-call]
+        return float(counter.get_total_flops())
+
+    joint = iteration(*modalities)
+    solo = {m: iteration(m) for m in modalities} if len(modalities) > 1 else {modalities[0]: joint}
+    if free := [m for m, flops in solo.items() if flops == 0]:
+        raise ValueError(
+            f"no operation of training '{free[0]}' can be counted: its energy is unknown"
+        )
+    with FlopCounterMode(display=False) as after:
+        learner.after_training(plan, {})
+    in_phase = {phase: preparation(replace(plan, phase=phase)) for phase in learner.phases}
+    more = {phase: flops - before for phase, flops in in_phase.items() if flops > before}
+    return Work(joint, solo, before + float(after.get_total_flops()), more)

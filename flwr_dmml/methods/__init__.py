@@ -1,0 +1,1 @@
+"""The methods, one a file, and what several of them share."""

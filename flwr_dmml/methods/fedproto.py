@@ -1,0 +1,108 @@
+"""FedProto: neighbours agree on a prototype of each class, across modalities."""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..base.options import Options
+from ..learning.batch import BATCH, Batch, batch_of
+from ..learning.learner import Learner
+from ..payload.blocks import STATISTICS, vector_problem
+from ..payload.plan import Inbox, Payload, Plan
+
+PROTOTYPES, COUNTS = "prototypes", "prototype-counts"
+
+
+class FedProtoOptions(Options):
+    """The option of the prototypes."""
+
+    weight: float = Field(0.1, ge=0, description="lambda: weight of the distance to the prototypes")
+
+
+class FedProto(Learner):
+    """Plain gossip with prototypes of the classes.
+
+    After training a device k publishes the mean common feature ``p_k(y)`` of its n_k(y) own samples
+    of each class y. In the next round it averages its own and its neighbours', and minimises::
+
+        P_y = sum_k n_k(y) p_k(y) / sum_k n_k(y)
+        CE(fused, y) + lambda mean_i mean_m ||c_i^m - P_(y_i)||^2
+
+    over samples i and modalities m; a class without a prototype adds 0.
+
+    This project's reading: features are the model's common ones, so that a device with a microphone
+    hears of those with a camera; a sample's is the mean over its modalities. FedProto exchanges
+    prototypes alone, here the blocks are mixed as well. Its code takes the mean square over the
+    length of a feature, the sum here is ``common-dim`` times as much. With lambda = 0 this is
+    ``dpsgd``.
+
+    References
+    ----------
+    Tan et al., "FedProto: Federated Prototype Learning across Heterogeneous Clients", AAAI 2022.
+    """
+
+    name: ClassVar[str] = "fedproto"
+    paper: ClassVar[str] = "Tan et al., AAAI 2022"
+    options_type: ClassVar[type[Options]] = FedProtoOptions
+    options: FedProtoOptions
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the prototypes ``[classes, common_dim]`` and their samples ``[classes]``."""
+        return {key: self.memory[key] for key in (PROTOTYPES, COUNTS) if key in self.memory}
+
+    def before_training(self, plan: Plan, inbox: Inbox) -> None:
+        """Average the prototypes of the neighbourhood."""
+        classes = self.partition.num_classes
+        sums, counts = torch.zeros(classes, self.settings.common_dim), torch.zeros(classes)
+        own = {STATISTICS + key: value for key, value in self.statistics().items()}
+        for sender, payload in [(self.partition.partition_id, own), *inbox.items()]:
+            if not any(STATISTICS + key in payload for key in (PROTOTYPES, COUNTS)):
+                continue  # it has not trained yet
+            if problem := _problem(payload, sums.shape):
+                self.rejected.append(f"{sender}: {problem}")
+                continue
+            n = payload[STATISTICS + COUNTS]
+            sums += n[:, None] * payload[STATISTICS + PROTOTYPES]
+            counts += n
+        self._has = (counts > 0).to(self.device)  # [classes]
+        averaged = torch.where(counts[:, None] > 0, sums / counts[:, None], 0.0)
+        self._prototypes = averaged.to(self.device)
+
+    def local_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of the class docstring."""
+        features, y = self.model.encode(batch.inputs), batch.labels
+        goal = self._prototypes[y]  # [batch, common_dim]
+        terms = [((c - goal) ** 2).sum(dim=1) for c in features.common.values()]
+        distance = (torch.stack(terms).mean(dim=0) * self._has[y]).mean()
+        return self.task_loss(features, y) + self.options.weight * distance
+
+    @torch.no_grad()
+    def after_training(self, plan: Plan, inbox: Inbox) -> None:
+        """Find the prototypes of the own training samples."""
+        self.model.eval()
+        classes, data = self.partition.num_classes, self.train_data
+        sums, counts = torch.zeros(classes, self.settings.common_dim), torch.zeros(classes)
+        for rows in torch.split(torch.arange(len(data)), BATCH):
+            for part in batch_of(data.subset(rows)).parts:
+                common = self.model.encode(part.inputs).common
+                mean = torch.stack(list(common.values())).mean(dim=0)
+                sums.index_add_(0, part.labels.cpu(), mean.cpu())
+                counts += torch.bincount(part.labels.cpu(), minlength=classes)
+        self.memory |= {PROTOTYPES: sums / counts.clamp_min(1)[:, None], COUNTS: counts}
+
+
+def _problem(payload: Payload, shape: torch.Size) -> str | None:
+    """Say what is wrong with prototypes ``[classes, common_dim]`` and their counts, if anything."""
+    prototypes, counts = (
+        payload.get(STATISTICS + key, torch.empty(0)) for key in (PROTOTYPES, COUNTS)
+    )
+    if prototypes.shape != shape:
+        return f"{PROTOTYPES} have shape {tuple(prototypes.shape)} instead of {tuple(shape)}"
+    if problem := vector_problem(prototypes.flatten(), shape.numel()):
+        return f"{PROTOTYPES} {problem}"
+    problem = vector_problem(counts, shape[0])
+    if problem is None and bool((counts < 0).any()):
+        problem = "holds negative values"
+    return problem and f"{COUNTS} {problem}"

@@ -1,0 +1,160 @@
+"""KD: neighbours exchange soft labels of a public set and train on them beside their own data."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..base.options import Options
+from ..data import PublicSet, Samples, load_public, public_problems
+from ..learning.batch import Batch, batch_of, draw_indices
+from ..learning.devices import on_device
+from ..payload.blocks import STATISTICS
+from ..payload.plan import Inbox, Plan
+from ..settings import Settings
+from .labelling import received, sent, taught
+from .qg_dsgdm import QgDsgdmN, QgOptions
+from .soft_labels import LABELS, SoftLabels, average
+from .teaching import logits_of
+
+LABEL = "label"
+"""The phase of the rounds in which devices label the public set."""
+OWN, TAUGHT = "own", "taught"
+
+
+class KdOptions(QgOptions):
+    """When soft labels are exchanged."""
+
+    start: float = Field(0.4, ge=0, lt=1, description="share of the rounds before the first labels")
+    exchange_every: int = Field(
+        8, ge=0, description="rounds from one exchange of labels to the next; 0 exchanges once"
+    )
+
+    def label_rounds(self, num_rounds: int) -> range:
+        """Return the rounds in which devices label; never the last one, which teaches nobody."""
+        first = round(self.start * num_rounds) + 1
+        return range(first, num_rounds, self.exchange_every or num_rounds)
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Refuse a run without a fit public set, or too short to exchange labels."""
+        problems = super().problems(settings)
+        rounds = settings.num_server_rounds
+        if not self.label_rounds(rounds):
+            problems.append(
+                f"num-server-rounds = {rounds}: no round is left to label in and to train on the "
+                f"labels after a share of {self.start:g} of them (start); set more rounds"
+            )
+        if settings.allocation.rule == "sync-only":
+            problems.append(
+                "allocation.rule = 'sync-only': devices that do not train in a round do not label "
+                "in it either; use another rule"
+            )
+        return problems + public_problems(settings.public, settings.partition_options())
+
+
+class Kd(QgDsgdmN):
+    """Vanilla distillation over a graph: every public sample is labelled by every device.
+
+    In a labelling round a device sends ``softmax(f(u))`` for the public samples u that it chooses,
+    here all of them. It averages what it gets with its own, per sample over those who sent a label,
+    and from then on draws its mini-batches from its own data and the labelled public samples
+    together, on the cross-entropy with soft labels. New labels replace the old, whenever they come.
+    A device labels from the modalities it owns: the owner of a camera teaches that of a microphone.
+
+    References
+    ----------
+    The baseline of IDKD (Ravikumar et al., TMLR 2024): :class:`~.idkd.Idkd` without its detector.
+    """
+
+    name: ClassVar[str] = "kd"
+    paper: ClassVar[str] = "baseline of Ravikumar et al., TMLR 2024"
+    options_type: ClassVar[type[Options]] = KdOptions
+    phases: ClassVar[tuple[str, ...]] = (LABEL,)
+
+    @cached_property
+    def public_set(self) -> PublicSet:
+        """The run's public set."""
+        return load_public(self.settings.public, self.settings.partition_options())
+
+    @cached_property
+    def public(self) -> Samples:
+        """The public set as this device sees it; the labels are positions, ``0 .. n-1``."""
+        shared = {m: x for m, x in self.public_set.inputs.items() if m in self.partition.modalities}
+        return on_device(Samples(shared, torch.arange(len(self.public_set))), self.device)
+
+    # ---- labelling --------------------------------------------------------------------------
+
+    def before_training(self, plan: Plan, inbox: Inbox) -> None:
+        """Label the public set in a labelling round."""
+        super().before_training(plan, inbox)
+        if plan.phase == LABEL:
+            self.model.eval()
+            logits = logits_of(self.model, self.public)  # [public, classes]
+            chosen = self.choose(logits).cpu()
+            labels = SoftLabels.of(chosen, F.softmax(logits, dim=1).cpu()[chosen])
+            self._keep(OWN, labels)
+            self.measured |= sent(chosen, self.public_set)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Return the positions of the public samples to label, sorted, from ``[public, classes]``.
+
+        Override it for a detector of your own.
+        """
+        return torch.arange(len(logits))
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the labels of a labelling round, if there are any."""
+        labels = self._kept(OWN)
+        message = labels.pack() if labels is not None and len(labels.index) else {}
+        prefix = LABELS.removeprefix(STATISTICS)
+        return super().statistics() | {prefix + key: value for key, value in message.items()}
+
+    def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
+        """Average the labels that have come with the own ones of the round before."""
+        super().after_mixing(plan, inbox)
+        shape = len(self.public), self.partition.num_classes
+        senders, wrong = received(inbox, *shape)
+        self.rejected += wrong
+        if (own := self._kept(OWN)) is not None:
+            senders.append(own)
+            self._drop(OWN)
+        if senders:
+            labels = average(senders, *shape)
+            self._keep(TAUGHT, labels)
+            self.measured |= taught(labels, self.public_set, self.train_data.labels.cpu())
+
+    # ---- training on the labels -------------------------------------------------------------
+
+    def batches(self, iterations: int) -> Iterator[Batch]:
+        """Yield mini-batches of own and labelled public samples, from passes over both together."""
+        labels = self._kept(TAUGHT)
+        if labels is None or not len(labels.index):
+            yield from super().batches(iterations)
+            return
+        public = self.public.subset(labels.index)
+        targets = labels.labels.float().to(self.device)  # [k, classes]
+        own, size = len(self.train_data), self.settings.batch_size
+        for rows in draw_indices(own + len(public), iterations, size, self.rng("batches")):
+            private, others = batch_of(self.train_data.subset(rows[rows < own])), rows[rows >= own]
+            drawn = public.subset(others - own)
+            taught = Batch(dict(drawn.inputs), targets[others - own])
+            yield replace(private, others=(*private.others, taught))
+
+    # ---- labels in the state ----------------------------------------------------------------
+
+    def _keep(self, name: str, labels: SoftLabels) -> None:
+        self.memory |= {f"{name}.{key}": value for key, value in labels.pack().items()}
+
+    def _kept(self, name: str) -> SoftLabels | None:
+        if f"{name}.index" not in self.memory:
+            return None
+        return SoftLabels(self.memory[f"{name}.index"], self.memory[f"{name}.labels"])
+
+    def _drop(self, name: str) -> None:
+        for key in ("index", "labels"):
+            self.memory.pop(f"{name}.{key}", None)

@@ -1,0 +1,99 @@
+"""OGM-GE: the encoder that is ahead gets smaller gradients, and noise to generalise."""
+
+from math import tanh
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..base.options import Options
+from ..learning.batch import Batch
+from ..learning.learner import Learner
+from ..models import Features
+from ..payload.plan import Inbox, Plan
+
+
+class OgmGeOptions(Options):
+    """Options of the gradient modulation."""
+
+    alpha: float = Field(0.1, ge=0, description="how hard the modality that is ahead is held back")
+    noise: bool = Field(True, description="noise on its convolutions' gradients (GE)")
+
+
+class OgmGe(Learner):
+    """Plain gossip with on-the-fly gradient modulation and generalisation enhancement.
+
+    In a joint iteration, with logits_m of modality m alone::
+
+        s_m   = sum_i softmax(logits_m(x_i))[y_i]          rho_m = s_m / s_other
+        k_m   = 1 - tanh(alpha rho_m)  where rho_m > 1,  else 1
+        g_m  <- k_m g_m + N(0, std(g_m)^2)  where k_m < 1
+
+    for the gradients g_m of encoder m; the noise is added to the weights of convolutions only, each
+    with the standard deviation that its own gradient has before it is scaled.
+
+    This project's reading: ``logits_m`` is the model's prediction from m alone, with the whole bias
+    (the paper halves it); all of an encoder is scaled, as in the paper's text, where its code
+    scales convolutions only; an encoder with k_m = 1 gets no noise, in the code it does. With more
+    than two modalities, or rows that lack some, s_m is the mean over the rows of two or more
+    modalities that have m, and s_other the mean of the others' s. With alpha = 0 this is ``dpsgd``.
+
+    References
+    ----------
+    Peng et al., "Balanced Multimodal Learning via On-the-fly Gradient Modulation", CVPR 2022.
+    """
+
+    name: ClassVar[str] = "ogm-ge"
+    paper: ClassVar[str] = "Peng et al., CVPR 2022"
+    options_type: ClassVar[type[Options]] = OgmGeOptions
+    options: OgmGeOptions
+
+    def before_training(self, plan: Plan, inbox: Inbox) -> None:
+        """Start the noise of this round."""
+        self._rng = self.rng("noise")
+        self._scores: dict[str, list[Tensor]] = {}  # of the iteration under way
+
+    def local_loss(self, batch: Batch) -> Tensor:
+        """Return the task's loss, and note how well each modality does alone."""
+        features = self.model.encode(batch.inputs)
+        if len(features.common) > 1:
+            self._note(features, batch.labels)
+        return self.task_loss(features, batch.labels)
+
+    @torch.no_grad()
+    def _note(self, features: Features, labels: Tensor) -> None:
+        for m in features.common:
+            probabilities = F.softmax(self.model.fuse(features.only([m])), dim=1)
+            true = probabilities.gather(1, labels[:, None]).squeeze(1)  # [batch]
+            self._scores.setdefault(m, []).append(true)
+
+    @torch.no_grad()
+    def modulate(self, modalities: tuple[str, ...]) -> None:
+        """Scale the gradients of the encoders that are ahead."""
+        scores = {m: float(torch.cat(true).mean()) for m, true in self._scores.items()}
+        self._scores = {}
+        for m, k in coefficients(scores, self.options.alpha).items():
+            if k == 1.0:
+                continue
+            for w in self.encoders()[m].parameters():
+                if w.grad is None:
+                    continue
+                deviation = w.grad.std(correction=0)
+                w.grad *= k
+                if self.options.noise and w.dim() == 4:  # the weights of a convolution
+                    noise = torch.randn(w.shape, generator=self._rng)
+                    w.grad += deviation * noise.to(w.device)
+
+
+def coefficients(scores: dict[str, float], alpha: float) -> dict[str, float]:
+    """Return ``k_m`` of each modality from its score in (0, 1]; nothing from fewer than two."""
+    if len(scores) < 2:
+        return {}
+    found: dict[str, float] = {}
+    for m, own in scores.items():
+        others = [s for o, s in scores.items() if o != m]
+        rho = own * len(others) / max(sum(others), 1e-12)
+        found[m] = 1.0 - tanh(alpha * rho) if rho > 1 else 1.0
+    return found

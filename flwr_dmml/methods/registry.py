@@ -1,0 +1,48 @@
+"""The methods that can be named in a run config."""
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from ..base.options import Options
+from ..learning.learner import Learner
+from ..learning.together import check_batched
+from ..settings import GROUPS
+
+GROUP = "flwr_dmml.methods"
+
+
+def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]]:
+    """Return every known method by name.
+
+    Parameters
+    ----------
+    extra : iterable of type[Learner]
+        Learners of an app's own, besides those that installed packages register under the
+        entry-point group ``flwr_dmml.methods``.
+
+    Raises
+    ------
+    ValueError
+        Two methods share a name, an entry point is not a named Learner, or a method is declared
+        batched that cannot be.
+    """
+    found: dict[str, type[Learner]] = {}
+    registered = [(point.name, point.load()) for point in entry_points(group=GROUP)]
+    for name, learner in [*registered, *((cls.name, cls) for cls in extra)]:
+        if not (isinstance(learner, type) and issubclass(learner, Learner)):
+            raise ValueError(f"method '{name}': {learner!r} is not a subclass of Learner")
+        if not name or learner.name != name:
+            raise ValueError(
+                f"{learner.__name__}.name must be set, and equal its entry point's name"
+            )
+        check_batched(learner)
+        if name in GROUPS:
+            raise ValueError(f"a method cannot be named '{name}': that is a group of settings")
+        if found.setdefault(name, learner) is not learner:
+            raise ValueError(f"two methods are named '{name}': {found[name]!r} and {learner!r}")
+    return dict(sorted(found.items()))
+
+
+def option_types(methods: dict[str, type[Learner]]) -> dict[str, type[Options]]:
+    """Return the options of each method, as :func:`flwr_dmml.settings.parse_settings` wants them."""
+    return {name: learner.options_type for name, learner in methods.items()}

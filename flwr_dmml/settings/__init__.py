@@ -1,0 +1,1 @@
+"""The run config: parsed, typed and validated once."""

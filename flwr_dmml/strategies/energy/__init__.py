@@ -1,0 +1,1 @@
+"""What the coordinator plans with under energy."""

@@ -1,0 +1,1 @@
+"""Letters from device to device over Eclipse Zenoh."""
