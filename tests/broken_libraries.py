@@ -83,7 +83,6 @@ def shown(run: Callable[[], tuple[int, str]]) -> tuple[str, str]:
 
 def read_sound() -> None:
     from flwr_dmml.data.options import AudioOptions
-
     from flwr_dmml.data.reading.media import read_wave
 
     read_wave(WORK / "sound.wav", AudioOptions())
@@ -91,7 +90,6 @@ def read_sound() -> None:
 
 def read_picture() -> None:
     from flwr_dmml.data.options import ImageOptions
-
     from flwr_dmml.data.reading.media import read_image
 
     read_image(WORK / "picture.png", ImageOptions())

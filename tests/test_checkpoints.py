@@ -14,7 +14,7 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods
 from flwr_dmml.data import load_source, partition
-from flwr_dmml.data.registry import LoadOptions
+from flwr_dmml.data.options import LoadOptions
 from flwr_dmml.engine import load_app, run_app
 from flwr_dmml.strategies import ResumeError, RunStoppedError
 from flwr_dmml.strategies.resuming import check_unchanged, find_run

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr_dmml.data.options import MissingOptions
 from pydantic import ValidationError
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.base.options import Options
 from flwr_dmml.clients import find_methods, option_types
 from flwr_dmml.data import LoadOptions, PartitionOptions
+from flwr_dmml.data.options import MissingOptions
 from flwr_dmml.engine import flatten_config
 from flwr_dmml.graph.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
 from flwr_dmml.methods.dmml_kd import DmmlKdOptions
@@ -127,7 +127,7 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
         # Unknown keys: the nearest one, or all of them
         ("num-node", 3, "unknown setting; did you mean 'num-nodes'?"),
         ("learning_rates", 0.1, "unknown setting; did you mean 'learning-rate'?"),
-        ("qqq", 3, "unknown setting; there are method, compare-with, seed, num-nodes,"),
+        ("qqq", 3, "unknown setting; there are method, seed, num-nodes,"),
         ("dmml-kd.generatr", True, "unknown setting; did you mean 'dmml-kd.generator'?"),
         ("dmml-kd.qqq", 1, "unknown setting; there are dmml-kd.decomposition, dmml-kd.generator,"),
         ("dpsgd.guidance", 1.0, "unknown setting"),

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from flwr_dmml.data.options import AudioOptions, ImageOptions
 from helpers import run_peers
 from PIL import Image
 
@@ -16,6 +15,7 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
+from flwr_dmml.data.options import AudioOptions, ImageOptions
 from flwr_dmml.data.reading.media import read_audio, read_image
 from flwr_dmml.data.sets.crema_d import EMOTIONS, TEST_ACTORS
 

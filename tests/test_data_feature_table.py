@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from flwr_dmml.data.options import SeriesOptions
 from helpers import run_peers
 
 from flwr_dmml.data import (
@@ -14,6 +13,7 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
+from flwr_dmml.data.options import SeriesOptions
 
 LABELS = """id,label,split,speaker
 u1,joy,train,Ross

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from flwr_dmml.data.options import AudioOptions, ImageOptions, SeriesOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +24,7 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
+from flwr_dmml.data.options import AudioOptions, ImageOptions, SeriesOptions
 from flwr_dmml.data.reading.media import read_audio, read_image
 
 HEAD = "label,split"

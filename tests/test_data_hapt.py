@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from flwr_dmml.data.options import SeriesOptions
 from helpers import run_peers
 
 from flwr_dmml.data import DataError, LoadOptions, PartitionOptions, load_partition, load_source
+from flwr_dmml.data.options import SeriesOptions
 
 ACTIVITIES = (
     *("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING"),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from flwr_dmml.data.options import AudioOptions, ImageOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from flwr_dmml.data import DataError
+from flwr_dmml.data.options import AudioOptions, ImageOptions
 from flwr_dmml.data.reading.media import (
     audio_shape,
     image_shape,

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr_dmml.data.options import MissingOptions
 
 from flwr_dmml.base.seeding import numpy_generator
 from flwr_dmml.data import Partition, PartitionOptions, Samples, load_partition, load_source
 from flwr_dmml.data.missing import draw_present, drop
-from flwr_dmml.data.partition import _divide
+from flwr_dmml.data.options import MissingOptions
+from flwr_dmml.data.partition import divide
 
 NAMES = ("audio", "image", "radar")
 
@@ -205,7 +205,7 @@ def test_a_device_with_one_sensor_never_lacks_it(node):
 
 def test_who_gets_which_sample_stays():
     plain, missing = BASE, replace(BASE, missing=MissingOptions(train_share=0.5, test_share=0.5))
-    (before, owned), (after, same) = _divide(plain), _divide(missing)
+    (before, owned), (after, same) = divide(plain), divide(missing)
     assert owned == same
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     for node in range(6):

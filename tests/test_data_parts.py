@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr_dmml.data.options import MissingOptions, PublicOptions
 from helpers import FAST, run_peers
 from typer.testing import CliRunner
 
@@ -16,6 +15,7 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app
 from flwr_dmml.clients.hosting import learner_for
 from flwr_dmml.data import DataError, LoadOptions, PartitionOptions, Samples, load_partition
+from flwr_dmml.data.options import MissingOptions, PublicOptions
 from flwr_dmml.data.public import load_public
 from flwr_dmml.data.sets.parts import ABOUT, TENSORS, part_folder, read_about
 from flwr_dmml.engine import server_identity

@@ -3,7 +3,6 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 import torch
-from flwr_dmml.data.options import PublicOptions
 
 from flwr_dmml.data import (
     DataError,
@@ -19,7 +18,8 @@ from flwr_dmml.data import (
     public_problems,
     registry,
 )
-from flwr_dmml.data.partition import _divide
+from flwr_dmml.data.options import PublicOptions
+from flwr_dmml.data.partition import divide
 from flwr_dmml.data.public import _convert
 
 NODES = 4
@@ -167,9 +167,9 @@ def test_the_seed_decides_what_is_drawn():
 
 
 def test_public_options_do_not_change_the_partition():
-    _divide.cache_clear()
+    divide.cache_clear()
     before = [rows(load_partition(BASE, node).train.inputs["image"]) for node in range(NODES)]
-    _divide.cache_clear()
+    divide.cache_clear()
     for options in (OWN, PublicOptions(samples=9), PublicOptions(dataset="both", outside="plain")):
         load_public(options, BASE)
     after = [rows(load_partition(BASE, node).train.inputs["image"]) for node in range(NODES)]

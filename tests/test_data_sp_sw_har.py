@@ -5,7 +5,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from flwr_dmml.data.options import SeriesOptions
 
 from flwr_dmml.data import (
     DataError,
@@ -15,6 +14,7 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
+from flwr_dmml.data.options import SeriesOptions
 from flwr_dmml.data.reading.windows import Recording, Windowing, cut, runs
 from flwr_dmml.data.sets.sp_sw_har import (
     ACTIVITIES,

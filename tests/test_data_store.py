@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flwr_dmml.data.registry import LoadOptions, load_source
+from flwr_dmml.data.options import LoadOptions
+from flwr_dmml.data.registry import load_source
 from flwr_dmml.data.samples import Modality, Samples, Source
 from flwr_dmml.data.store import FOLDER, shared
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from flwr_dmml.data.options import SeriesOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_dmml.data import DataError
+from flwr_dmml.data.options import SeriesOptions
 from flwr_dmml.data.reading.windows import Recording, Windowing, cut, resample, runs, stretches
 
 

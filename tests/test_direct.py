@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
-from flwr_dmml.payload.options import ExchangeOptions
 from helpers import FAST, make_learner
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner, find_methods, option_types
 from flwr_dmml.clients.direct import open_link, run_directly
+from flwr_dmml.payload.options import ExchangeOptions
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import parse_settings
 from flwr_dmml.transport.letter import Letter

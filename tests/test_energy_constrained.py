@@ -15,12 +15,12 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from hypothesis import HealthCheck, assume, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flwr_dmml.energy.costs import Work
+from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from flwr_dmml.settings import Settings
 from flwr_dmml.strategies.energy.energy_constrained import RULES, EnergyConstrained
 from flwr_dmml.strategies.energy.round_budget import RoundBudget

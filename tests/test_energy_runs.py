@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from helpers import FAST, run_peers
 from torch import Tensor
 from torch.nn import functional as F
 
 from flwr_dmml.clients import DPSGD, Learner, make_client_app
+from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.learning.batch import Batch
 from flwr_dmml.payload.blocks import flatten

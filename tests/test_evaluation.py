@@ -24,7 +24,7 @@ from flwr_dmml.data import Modality, Partition, Samples, Source, load_public, lo
 from flwr_dmml.data import partition as partition_module
 from flwr_dmml.data import public as public_module
 from flwr_dmml.data.missing import draw_present
-from flwr_dmml.data.registry import LoadOptions
+from flwr_dmml.data.options import LoadOptions
 from flwr_dmml.learning.batch import BATCH
 from flwr_dmml.learning.evaluation import (
     NOTHING,
@@ -279,7 +279,7 @@ def gappy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Source]
 
 def forget() -> None:
     """Empty what keeps data and learners by the settings."""
-    for kept in (partition_module._divide, load_public, hosting._build_learner):
+    for kept in (partition_module.divide, load_public, hosting._build_learner):
         kept.cache_clear()
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord, RecordDict
 from flwr.common.config import parse_config_args
-from flwr_dmml.energy.options import EnergyOptions
 from helpers import FAST, make_learner, run_peers
 from test_direct import Shelf
 from test_direct import plan as plan_alone
@@ -28,6 +27,7 @@ from flwr_dmml.energy.costs import FleetCosts, Work
 from flwr_dmml.energy.devices import PROFILES
 from flwr_dmml.energy.equipment import Equipment
 from flwr_dmml.energy.ledger import Ledger
+from flwr_dmml.energy.options import EnergyOptions
 from flwr_dmml.engine import FlowerApp, InProcessGrid, run_app, server_identity
 from flwr_dmml.fleet import FleetError, read_fleet
 from flwr_dmml.fleet.quoting import node_config

@@ -14,7 +14,8 @@ from time import monotonic, sleep
 import pytest
 import torch
 
-from flwr_dmml.transport.direct.link import PeerError, PeerLink, Tls
+from flwr_dmml.transport.direct.link import PeerLink
+from flwr_dmml.transport.direct.tls import PeerError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, write_letter
 
 zenoh = pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[peer]"')

@@ -29,7 +29,7 @@ from flwr_dmml.strategies.roster import NoDevicesError
 from flwr_dmml.strategies.sealed import SealedExchange
 from flwr_dmml.tracking import RunFolder
 from flwr_dmml.transport.arrays import NumpyArray
-from flwr_dmml.transport.direct.link import PeerError, Tls
+from flwr_dmml.transport.direct.tls import PeerError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, read_letter, write_letter
 from flwr_dmml.transport.messages import INBOX, PAYLOAD, SIMULATED, pack, unpack
 from flwr_dmml.transport.sealed import (

@@ -10,11 +10,11 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
-from flwr_dmml.graph.positions import uniform_positions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_dmml.graph import topology as topologies
+from flwr_dmml.graph.positions import uniform_positions
 from flwr_dmml.graph.spectral import effective_spectral_gap
 from flwr_dmml.graph.topology import (
     TOPOLOGIES,

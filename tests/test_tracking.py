@@ -22,6 +22,7 @@ from flwr_dmml.tracking import (
 )
 from flwr_dmml.tracking.history import read_record
 from flwr_dmml.tracking.live import LiveTable
+from flwr_dmml.tracking.text import describe
 
 
 def make_record(accuracies: dict[int, float | None], server_round: int = 4) -> RoundRecord:
@@ -245,7 +246,7 @@ def test_json_of_a_round_that_was_not_evaluated() -> None:
 
 
 def test_text_for_the_log(record: RoundRecord) -> None:
-    text = record.to_text()
+    text = describe(record)
     for figures in (
         "accuracy mean 0.700  min 0.500  max 0.900",
         "devices with audio 0.500  audio+image 0.900",
@@ -303,7 +304,7 @@ def test_text_with_modalities_missing(
 ) -> None:
     record = without(*tables)
     record.by_partition[0].accuracy_missing = missing
-    begin, _, end = record.to_text().partition("alone | ")
+    begin, _, end = describe(record).partition("alone | ")
     assert begin.endswith("from  ")
     rest = "0.0 kB sent"
     assert end.startswith(rest if words is None else f"{words} | {rest}")
@@ -478,7 +479,7 @@ def test_trained_takes_loss_and_speeds() -> None:
 
 def test_text_with_batteries_by_hand(powered: RoundRecord) -> None:
     """Mean of 0.5 and 0.75 is 0.625; audio alone (0.5 + 0.25) / 2; 4000 / 4 bytes are 1 kB."""
-    assert powered.to_text() == (
+    assert describe(powered) == (
         "accuracy mean 0.625  min 0.500  max 0.750 | "
         "devices with audio 0.500  audio+image 0.750 | from audio 0.375  image 0.500 alone | "
         "1.0 kB sent per device | "
@@ -500,7 +501,7 @@ def test_text_on_mains_by_hand() -> None:
         simulated_s=0.5,
     )
     record = RoundRecord(2, by_partition={0: node}, total_j=0.2469, total_simulated_s=1.0)
-    assert record.to_text().endswith(
+    assert describe(record).endswith(
         "| 0.247 J (0.123 computing and 0 sending in this round), 1 s on the devices | "
         "iterations audio 20.0"
     )

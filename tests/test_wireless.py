@@ -8,7 +8,6 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from flwr_dmml.graph.positions import uniform_positions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +29,7 @@ from flwr_dmml.energy.radio import (
     send_energy_j,
     send_time_s,
 )
+from flwr_dmml.graph.positions import uniform_positions
 from flwr_dmml.graph.topology import Complete, Geometric, Line, Ring, Star
 
 STILL = ChannelModel(shadowing_db=0.0, fading="none")  # path loss only
@@ -78,7 +78,7 @@ def test_grid_positions() -> None:
 @pytest.mark.parametrize("side_m", [0.0, -1.0, inf, nan])
 def test_a_square_has_a_side(side_m: float) -> None:
     assert issubclass(WirelessError, ValueError)
-    with pytest.raises(WirelessError, match=f"side_m must be a number above 0, not {side_m}"):
+    with pytest.raises(ValueError, match=f"side_m must be a number above 0, not {side_m}"):
         uniform_positions(3, side_m, 0)
     with pytest.raises(WirelessError, match="side_m must be a number above 0"):
         grid_positions(3, side_m)

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Something that the user can put right; the command line shows the message alone."""
+
+
+class SettingsError(UserError, ValueError):
+    """A run config that cannot work: names each key, its value and what is allowed."""

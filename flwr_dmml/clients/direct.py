@@ -14,7 +14,7 @@ from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.options import ExchangeOptions
 from ..payload.plan import Outcome, Payload, Plan
-from ..transport.direct.link import Tls
+from ..transport.direct.tls import Tls
 from ..transport.letter import Letter
 from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.relay import size_bytes

@@ -11,8 +11,8 @@ from ..energy.devices import ProfileError
 from ..energy.equipment import Equipment
 from ..energy.meters import EnergyMeter, InaMeter, MeterError, ModelMeter, find_meter
 from ..learning.learner import Learner
+from ..learning.settings import DeviceSettings
 from ..payload.plan import Inbox, Outcome, Plan
-from ..settings import Settings
 
 SYSFS = Path("/sys")
 """Where the kernel shows its meters."""
@@ -24,7 +24,7 @@ NodeConfig = Mapping[str, object]
 
 @contextmanager
 def open_meter() -> Iterator[EnergyMeter]:
-    """Yield this machine's meter, see :func:`~flwr_dmml.energy.meters.find_meter`; close it afterwards."""
+    """Yield this machine's meter (:func:`~flwr_dmml.energy.meters.find_meter`), and close it."""
     meter = find_meter(SYSFS)
     try:
         yield meter
@@ -33,7 +33,7 @@ def open_meter() -> Iterator[EnergyMeter]:
             meter.close()
 
 
-def measures(node_config: NodeConfig, settings: Settings) -> bool:
+def measures(node_config: NodeConfig, settings: DeviceSettings) -> bool:
     """Return whether a device is to read its meter: ``energy.meter``, and its own ``meter``.
 
     Raises
@@ -55,7 +55,7 @@ def metered_alone(run_config: Mapping[str, object]) -> bool:
     return run_config.get("energy.meter") == "auto"
 
 
-def equipment_of(node_config: NodeConfig, settings: Settings) -> Equipment:
+def equipment_of(node_config: NodeConfig, settings: DeviceSettings) -> Equipment:
     """Return what a node config and the meters found here say of this device.
 
     Raises

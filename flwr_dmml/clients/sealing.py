@@ -15,7 +15,7 @@ from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.plan import Inbox, Outcome, Plan
 from ..transport.arrays import NumpyArray, record_of
-from ..transport.direct.link import Tls
+from ..transport.direct.tls import Tls
 from ..transport.letter import Letter, LetterError
 from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES, SIMULATED, pack, read_inbox
 from ..transport.relay import cut, size_bytes, wanted

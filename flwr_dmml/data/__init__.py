@@ -1,12 +1,13 @@
 """Data sets, their division over the nodes, and who owns which sensor."""
 
 from .assignment import assign_modalities
-from .division import Scheme, partition_indices, split_validation
-from .partition import Partition, PartitionOptions, load_partition
+from .division import partition_indices, split_validation
+from .options import LoadOptions, PartitionOptions, Scheme
+from .partition import load_partition
 from .public import PublicSet, load_public, public_problems
 from .reading.audio import add_noise, log_mel, place
-from .registry import Dataset, LoadOptions, available_datasets, find_dataset, load_source
-from .samples import DataError, Modality, Samples, Source
+from .registry import Dataset, available_datasets, find_dataset, load_source
+from .samples import DataError, Modality, Partition, Samples, Source
 from .sets.dtmf import KEY_FREQUENCIES_HZ, dtmf_tones
 
 __all__ = [

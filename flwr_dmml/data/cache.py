@@ -14,9 +14,9 @@ from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
-from flwr.common.logger import log
 from safetensors import SafetensorError, safe_open
 
+from ..base.log import log
 from ..base.machine import cache_folder
 from .samples import Source
 from .store import load_once
@@ -63,7 +63,7 @@ def cached(
     """
     settings = json.dumps({key: str(value) for key, value in sorted(options.items())})
     key = blake2b(settings.encode(), digest_size=16)
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), Path(inspect.getfile(code))]:
+    for path in [*sorted(Path(__file__).parent.rglob("*.py")), Path(inspect.getfile(code))]:
         key.update(_digest(path))
     for path in files:
         key.update(os.path.relpath(path, root).encode() + _digest(path))

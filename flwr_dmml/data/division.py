@@ -1,15 +1,12 @@
 """Which samples go to which node, and which of a node's are for validation."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 
 from ..base.seeding import derive_seed, numpy_generator
 from . import partitioners
+from .options import Scheme
 from .samples import DataError
-
-Scheme = Literal["dirichlet", "iid", "natural", "own"]
 
 
 def partition_indices(

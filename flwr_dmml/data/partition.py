@@ -1,7 +1,6 @@
 """Which node gets which samples and modalities."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -9,90 +8,11 @@ import torch
 
 from ..base.seeding import numpy_generator
 from .assignment import AUTO, assign_modalities
-from .division import Scheme, partition_indices, split_validation
+from .division import partition_indices, split_validation
 from .missing import draw_present, drop
-from .options import MissingOptions
-from .registry import LoadOptions, find_dataset, load_source
-from .samples import DataError, Modality, Samples
-
-
-@dataclass(frozen=True)
-class PartitionOptions:
-    """How a data set is divided over the nodes; hashable, the same for every node of a run.
-
-    Parameters
-    ----------
-    dataset : str
-        Name of a registered data set.
-    num_nodes : int
-        Number of nodes, at least 1.
-    load : LoadOptions
-        How to load the data set. Its ``snr_db`` has no influence on who gets which sample.
-    scheme : {"dirichlet", "iid", "natural", "own"}
-        See :func:`~flwr_dmml.data.partition_indices`.
-    alpha : float
-        Concentration of the Dirichlet distribution, above 0; small is skewed.
-    samples_per_node : int
-        Samples of each node, validation included; 0 divides all there are.
-    validation_fraction : float
-        Share of a node's samples kept for validation, in ``[0, 1)``.
-    modality_pattern, modality_shares : str
-        See :func:`assign_modalities`; exactly one is given.
-    missing : MissingOptions
-        What training and test samples lack. It has no influence on who gets which sample.
-    seed : int
-        Seed of everything drawn here.
-    """
-
-    dataset: str
-    num_nodes: int
-    load: LoadOptions = field(default_factory=LoadOptions)
-    scheme: Scheme = "dirichlet"
-    alpha: float = 0.3
-    samples_per_node: int = 0
-    validation_fraction: float = 0.0
-    modality_pattern: str = ""
-    modality_shares: str = ""
-    missing: MissingOptions = field(default_factory=MissingOptions)
-    seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Partition:
-    """What one node sees.
-
-    Parameters
-    ----------
-    partition_id : int
-        In ``[0, num_nodes)``.
-    modalities : tuple of str
-        The node's own, in the order of the data set.
-    train, validation : Samples
-        The node's own samples, with its modalities only.
-    source_modalities : dict of str to Modality
-        Every modality of the data set, also those of other nodes.
-    num_classes : int
-        Number of classes of the whole data set.
-    test : Samples
-        The test samples that have one of the node's modalities at least, with these only; without
-        regard to ``missing``.
-    test_present : mapping of str to torch.Tensor, optional
-        Modality to ``[n]`` bool, False where a test sample is to be predicted without it: at most
-        one a sample, the same for nodes with the same modalities. None where ``missing.test-share``
-        is 0.
-    class_names : tuple of str
-        Names of the classes, in their order; empty where they have none.
-    """
-
-    partition_id: int
-    modalities: tuple[str, ...]
-    train: Samples
-    validation: Samples
-    source_modalities: dict[str, Modality]
-    num_classes: int
-    test: Samples
-    test_present: Mapping[str, torch.Tensor] | None = None
-    class_names: tuple[str, ...] = ()
+from .options import PartitionOptions
+from .registry import find_dataset, load_source
+from .samples import DataError, Partition
 
 
 def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
@@ -110,7 +30,7 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
     if (load_part := find_dataset(options.dataset).load_part) is not None:
         return load_part(options, partition_id)
     source = load_source(options.dataset, options.load)
-    indices, modalities = _divide(options)
+    indices, modalities = divide(options)
     train, validation = split_validation(
         indices[partition_id],
         options.validation_fraction,
@@ -138,7 +58,7 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
 
 
 @lru_cache(maxsize=8)
-def _divide(options: PartitionOptions) -> tuple[list[np.ndarray], list[tuple[str, ...]]]:
+def divide(options: PartitionOptions) -> tuple[list[np.ndarray], list[tuple[str, ...]]]:
     """Return the indices and the modalities of every node; what it has nothing of is left out."""
     source = load_source(options.dataset, options.load)
     modalities = assign_modalities(

@@ -10,8 +10,8 @@ import torch
 from ..base.libraries import needed
 from ..base.seeding import numpy_generator
 from .assignment import ModalitySet, assign_modalities
-from .options import PublicOptions
-from .partition import PartitionOptions, _divide
+from .options import PartitionOptions, PublicOptions
+from .partition import divide
 from .registry import find_dataset, load_source
 from .samples import DataError, Source
 
@@ -102,7 +102,7 @@ def load_public(options: PublicOptions, partition: PartitionOptions) -> PublicSe
     if problems := public_problems(options, partition):
         raise DataError("; ".join(problems))
     run, seed = load_source(partition.dataset, partition.load), partition.seed
-    indices, nodes = _divide(partition)
+    indices, nodes = divide(partition)
     kept, sources = tuple(run.modalities), {}
     for key, name in _added(options, partition).items():
         sources[key] = load_source(name, partition.load)

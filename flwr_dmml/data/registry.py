@@ -1,51 +1,17 @@
 """Data sets by name, found through the entry-point group ``flwr_dmml.datasets``."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .cache import cached
-from .options import AudioOptions, ImageOptions, SeriesOptions
-from .samples import DataError, Source, hide_rows
+from .options import LoadOptions, PartitionOptions
+from .samples import DataError, Partition, Source, hide_rows
 from .store import shared
 
-if TYPE_CHECKING:
-    from .partition import Partition, PartitionOptions
-
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How to load a data set; hashable, so that a loaded source can be cached.
-
-    Parameters
-    ----------
-    path : str
-        Folder of the data (run-config key ``data-path``); unused where nothing is read.
-    snr_db : float
-        Signal-to-noise ratio of the audio, in dB; each data set says what is meant by 0 dB.
-    image_visible : float
-        Share of the rows of every image, from the top, that is not blacked out, in (0, 1].
-    audio, image, series : Options
-        How files become tensors; each data set says what of it has an influence.
-    seed : int
-        Seed of everything drawn while loading (pairs, offsets, noise).
-    cache : bool
-        Whether what has been read is kept for the next process (:mod:`~flwr_dmml.data.cache`).
-    """
-
-    path: str = ""
-    snr_db: float = 0.0
-    image_visible: float = 1.0
-    audio: AudioOptions = field(default_factory=AudioOptions)
-    image: ImageOptions = field(default_factory=ImageOptions)
-    series: SeriesOptions = field(default_factory=SeriesOptions)
-    seed: int = 0
-    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,7 +49,7 @@ class Dataset:
     load: Callable[[LoadOptions], Source]
     description: str
     files: Callable[[LoadOptions], Sequence[Path]] | None = None
-    load_part: "Callable[[PartitionOptions, int], Partition] | None" = None
+    load_part: Callable[[PartitionOptions, int], Partition] | None = None
     uses: tuple[str, ...] = ("snr_db", "audio", "image", "series", "seed")
 
     def modalities_of(self, options: LoadOptions) -> tuple[str, ...] | None:

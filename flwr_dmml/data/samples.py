@@ -203,3 +203,41 @@ def hide_rows(source: Source, visible: float) -> Source:
         return replace(samples, inputs=inputs)
 
     return replace(source, train=hidden(source.train), test=hidden(source.test))
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """What one node sees.
+
+    Parameters
+    ----------
+    partition_id : int
+        In ``[0, num_nodes)``.
+    modalities : tuple of str
+        The node's own, in the order of the data set.
+    train, validation : Samples
+        The node's own samples, with its modalities only.
+    source_modalities : dict of str to Modality
+        Every modality of the data set, also those of other nodes.
+    num_classes : int
+        Number of classes of the whole data set.
+    test : Samples
+        The test samples that have one of the node's modalities at least, with these only; without
+        regard to ``missing``.
+    test_present : mapping of str to torch.Tensor, optional
+        Modality to ``[n]`` bool, False where a test sample is to be predicted without it: at most
+        one a sample, the same for nodes with the same modalities. None where ``missing.test-share``
+        is 0.
+    class_names : tuple of str
+        Names of the classes, in their order; empty where they have none.
+    """
+
+    partition_id: int
+    modalities: tuple[str, ...]
+    train: Samples
+    validation: Samples
+    source_modalities: dict[str, Modality]
+    num_classes: int
+    test: Samples
+    test_present: Mapping[str, torch.Tensor] | None = None
+    class_names: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base.seeding import numpy_generator
+from ..graph.positions import uniform_positions
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -34,16 +35,6 @@ def _require_positive(name: str, value: float, *, or_zero: bool = False) -> None
     allowed = "a number, 0 or more" if or_zero else "a number above 0"
     valid = 0 <= value < inf if or_zero else 0 < value < inf
     _require(valid, f"{name} must be {allowed}, not {value}")
-
-
-def uniform_positions(num_nodes: int, side_m: float, seed: int) -> Array:
-    """Return positions [n, 2] in metres, uniform in the square [0, side_m)^2.
-
-    They depend on the run's ``seed`` only; with more nodes (>= 1) the first ones stay where they
-    are. Raises :class:`WirelessError` unless side_m > 0.
-    """
-    _require_positive("side_m", side_m)
-    return side_m * numpy_generator(seed, "positions").random((num_nodes, 2))
 
 
 def grid_positions(num_nodes: int, side_m: float) -> Array:

@@ -21,7 +21,6 @@ from ..payload.blocks import (
 )
 from ..payload.compression import Compressor
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from ..settings import Settings
 from .balance import schedule
 from .batch import Batch, draw_batches, mean_over
 from .devices import on_device, resolve_device
@@ -29,6 +28,7 @@ from .evaluation import accuracy_metrics
 from .mixing import mix_blocks
 from .nonfinite import check_finite
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
+from .settings import DeviceSettings
 from .speedometer import SPEEDS, Speedometer
 
 MEMORY = "memory."
@@ -46,7 +46,7 @@ class Learner:
     ----------
     partition : Partition
         This device's data and modalities.
-    settings : Settings
+    settings : DeviceSettings
         The settings all methods share.
     options : Options
         The method's own, an instance of ``options_type``.
@@ -71,7 +71,7 @@ class Learner:
     """Whether devices may be trained together (:mod:`~.together`). Such a method overrides nothing
     that happens in a round but ``local_loss``, a function of the parameters and the batch alone."""
 
-    def __init__(self, partition: Partition, settings: Settings, options: Options) -> None:
+    def __init__(self, partition: Partition, settings: DeviceSettings, options: Options) -> None:
         self.partition = partition
         self.modalities = tuple(partition.source_modalities)  # all that any device may have
         self.settings = settings.of_method(self.stagger, self.rule)

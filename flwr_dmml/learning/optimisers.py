@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..settings import Settings
+from .settings import DeviceSettings
 
 OPTIMIZER = "optimizer."
 """Prefix of the optimiser's entries in a learner's state."""
 
 
 def make_optimizer(
-    settings: Settings,
+    settings: DeviceSettings,
     parameters: Iterable[nn.Parameter],
     learning_rate: float,
     state: Mapping[str, Tensor],
@@ -21,7 +21,7 @@ def make_optimizer(
 
     Parameters
     ----------
-    settings : Settings
+    settings : DeviceSettings
         ``optimizer``, ``momentum`` and ``weight-decay``.
     parameters : iterable of Parameter
         What to optimise; the order must be that of the run that gave ``state``.

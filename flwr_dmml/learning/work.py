@@ -6,10 +6,10 @@ from ..base.options import Options
 from ..base.seeding import global_generator
 from ..energy.costs import Work
 from ..payload.plan import Plan
-from ..settings import Settings
 from .learner import Learner
+from .settings import DeviceSettings
 
-_Key = tuple[type[Learner], Settings, Options, tuple[str, ...], tuple[int, int]]
+_Key = tuple[type[Learner], DeviceSettings, Options, tuple[str, ...], tuple[int, int]]
 _measured: dict[_Key, Work] = {}  # devices of one process with the same model count once
 
 

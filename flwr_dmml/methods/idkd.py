@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..base.options import Options
-from ..settings import Settings
+from ..learning.settings import DeviceSettings
 from .detector import SCORES, calibrate
 from .kd import Kd, KdOptions
 from .teaching import logits_of
@@ -20,7 +20,7 @@ class IdkdOptions(KdOptions):
         "msp", description="detector: maximum softmax probability, or energy"
     )
 
-    def problems(self, settings: Settings) -> list[str]:
+    def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse a run whose devices hold no samples back to calibrate the detector on."""
         problems = super().problems(settings)
         if settings.validation_fraction == 0:

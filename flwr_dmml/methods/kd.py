@@ -14,9 +14,9 @@ from ..base.options import Options
 from ..data import PublicSet, Samples, load_public, public_problems
 from ..learning.batch import Batch, batch_of, draw_indices
 from ..learning.devices import on_device
+from ..learning.settings import DeviceSettings
 from ..payload.blocks import STATISTICS
 from ..payload.plan import Inbox, Plan
-from ..settings import Settings
 from .labelling import received, sent, taught
 from .qg_dsgdm import QgDsgdmN, QgOptions
 from .soft_labels import LABELS, SoftLabels, average
@@ -40,7 +40,7 @@ class KdOptions(QgOptions):
         first = round(self.start * num_rounds) + 1
         return range(first, num_rounds, self.exchange_every or num_rounds)
 
-    def problems(self, settings: Settings) -> list[str]:
+    def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse a run without a fit public set, or too short to exchange labels."""
         problems = super().problems(settings)
         rounds = settings.num_server_rounds

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from ..base.options import Options
 from ..learning.batch import Batch, draw_batches, draw_indices, numbered
+from ..learning.settings import DeviceSettings
 from ..losses import distillation_loss
 from ..payload.plan import Inbox, Plan
-from ..settings import Settings
 from .staged import Staged
 from .stages import DISTIL, FUSION, UNI_MODAL, StagedOptions, fleet
 from .teaching import having, logits_of, share_right
@@ -51,7 +51,7 @@ class MirrorOptions(StagedOptions):
             return (self.student,)
         return modalities if self.all_nodes else ()
 
-    def problems(self, settings: Settings) -> list[str]:
+    def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse a run in which nobody can teach the student, or judge the teacher."""
         problems, several = super().problems(settings), [m for m in fleet(settings) if len(m) > 1]
         if several and not any(self.teaches(modalities) for modalities in several):

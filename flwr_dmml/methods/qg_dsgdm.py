@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..base.options import Options
 from ..learning.learner import Learner
+from ..learning.settings import DeviceSettings
 from ..payload.plan import Inbox, Plan
-from ..settings import Settings
 
 
 class QgOptions(Options):
@@ -18,7 +18,7 @@ class QgOptions(Options):
 
     mu: float = Field(0.1, gt=0, le=1, description="how fast the momentum follows the network")
 
-    def problems(self, settings: Settings) -> list[str]:
+    def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse an optimiser other than SGD: this one is its own."""
         if settings.optimizer == "sgd":
             return []

@@ -6,7 +6,6 @@ from importlib.metadata import entry_points
 from ..base.options import Options
 from ..learning.learner import Learner
 from ..learning.together import check_batched
-from ..settings import GROUPS
 
 GROUP = "flwr_dmml.methods"
 
@@ -36,13 +35,11 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
                 f"{learner.__name__}.name must be set, and equal its entry point's name"
             )
         check_batched(learner)
-        if name in GROUPS:
-            raise ValueError(f"a method cannot be named '{name}': that is a group of settings")
         if found.setdefault(name, learner) is not learner:
             raise ValueError(f"two methods are named '{name}': {found[name]!r} and {learner!r}")
     return dict(sorted(found.items()))
 
 
 def option_types(methods: dict[str, type[Learner]]) -> dict[str, type[Options]]:
-    """Return the options of each method, as :func:`flwr_dmml.settings.parse_settings` wants them."""
+    """Return the options of each method, for :func:`flwr_dmml.settings.parse_settings`."""
     return {name: learner.options_type for name, learner in methods.items()}

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from ..base.options import Options
 from ..learning.learner import Learner
+from ..learning.settings import DeviceSettings
 from ..payload.blocks import addressed, flatten, load_flat, mix, vector_problem
 from ..payload.plan import Inbox, Payload, Plan
-from ..settings import Settings
 
 
 class RelayOptions(Options):
     """None of its own, but what it needs of the others."""
 
-    def problems(self, settings: Settings) -> list[str]:
+    def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse to send a part of a mean: what is left out would not be of all its devices."""
         problems = super().problems(settings)
         if settings.exchange.top_k < 1:

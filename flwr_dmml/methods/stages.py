@@ -4,7 +4,7 @@ from pydantic import Field
 
 from ..base.options import Options
 from ..data import DataError, assign_modalities, find_dataset
-from ..settings import Settings
+from ..learning.settings import DeviceSettings
 
 STAGES = UNI_MODAL, FUSION, DISTIL = "uni-modal", "fusion", "distil"
 """The phases of the plan, in order; a method may end with the second."""
@@ -33,7 +33,7 @@ class StagedOptions(Options):
         """
         return modalities if stage == UNI_MODAL or len(modalities) > 1 else ()
 
-    def problems(self, settings: Settings) -> list[str]:
+    def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse a stage without a round, and a fleet that fuses nothing."""
         problems, rounds = super().problems(settings), settings.num_server_rounds
         begun = {self.stage(t, rounds) for t in range(1, rounds + 1)}
@@ -50,7 +50,7 @@ class StagedOptions(Options):
         return problems
 
 
-def fleet(settings: Settings) -> list[tuple[str, ...]]:
+def fleet(settings: DeviceSettings) -> list[tuple[str, ...]]:
     """Return the modalities of every device; [] where the settings are wrong, which others say."""
     o = settings.partition_options()
     given = {"pattern": o.modality_pattern, "shares": o.modality_shares, "seed": o.seed}

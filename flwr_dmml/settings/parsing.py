@@ -8,36 +8,37 @@ name as a prefix (``energy.battery-share``), and a method's own options that of 
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ..base.errors import UserError
+from ..base.errors import SettingsError
 from ..base.options import Options, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..graph.topology import TopologyError
-from . import GROUPS, Settings
-
-__all__ = ["Options", "Settings", "SettingsError", "every_setting", "parse_settings", "resolved"]
+from .settings import GROUPS, Settings
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-class SettingsError(UserError, ValueError):
-    """A run config that cannot work: names each key, its value and what is allowed."""
-
-
 def every_setting(methods: Mapping[str, type[Options]]) -> Iterator[tuple[str, FieldInfo]]:
     """Yield the key of every setting, common, of a group or of a method, and what it is."""
+    _check_names(methods)
     models: dict[str, type[Options]] = {"": Settings, **GROUPS, **methods}
     for prefix, model in models.items():
         for name, info in model.model_fields.items():
             if name not in GROUPS:
                 yield (f"{prefix}." if prefix else "") + kebab(name), info
+
+
+def _check_names(methods: Iterable[str]) -> None:
+    for name in methods:
+        if name in GROUPS:
+            raise ValueError(f"a method cannot be named '{name}': that is a group of settings")
 
 
 def resolved(settings: Settings, options: Mapping[str, Options]) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def parse_settings(
     SettingsError
         One message with a line for each problem: the key, its value and what is allowed.
     """
+    _check_names(methods)
     problems: list[str] = []
     common: dict[str, Any] = {}
     prefixed: dict[str, type[Options]] = {**GROUPS, **methods}

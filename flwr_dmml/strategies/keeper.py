@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from logging import INFO, WARNING
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import ArrayRecord
 from flwr.common.logger import log
@@ -18,10 +18,8 @@ from ..tracking.files import write_whole
 from ..tracking.history import read_metrics_file, read_record
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.messages import STATE, read_notes
+from .peer import PeerStrategy
 from .roster import Member
-
-if TYPE_CHECKING:
-    from .peer import PeerStrategy
 
 
 class RunStoppedError(Exception):
@@ -53,7 +51,7 @@ class Keeper:
         self.folder, self._every, self._stopping = folder, every, stopping
         self._checkpoints = Checkpoints(folder / "checkpoints", keep)
 
-    def begun(self, strategy: "PeerStrategy") -> None:
+    def begun(self, strategy: PeerStrategy) -> None:
         """Write down who takes part, and the graph of the first round (``devices.json``)."""
         members = strategy.roster.members
         about = {
@@ -74,7 +72,7 @@ class Keeper:
         }
         _write_json(self.folder / "devices.json", about)
 
-    def ended(self, strategy: "PeerStrategy") -> None:
+    def ended(self, strategy: PeerStrategy) -> None:
         """Write down which classes were taken for which at the end (``confusion.json``)."""
         if strategy.exchange.confusion:
             size = isqrt(len(strategy.exchange.confusion))
@@ -83,7 +81,7 @@ class Keeper:
             _write_json(self.folder / "confusion.json", {"round": last, "matrix": matrix})
 
     def after_rounds(
-        self, strategy: "PeerStrategy", grid: Grid, before: int, server_round: int
+        self, strategy: PeerStrategy, grid: Grid, before: int, server_round: int
     ) -> None:
         """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
 
@@ -100,7 +98,7 @@ class Keeper:
             run = self.folder.parent
             raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
 
-    def _save(self, strategy: "PeerStrategy", grid: Grid, server_round: int) -> None:
+    def _save(self, strategy: PeerStrategy, grid: Grid, server_round: int) -> None:
         states, absent = strategy.roster.ask(grid, "query.state", strategy.method, strategy.timeout)
         for p, content in states.items():
             for line in read_notes(content):
@@ -141,7 +139,7 @@ class Keeper:
             _cut(self.folder / name, complete)
         return checkpoint
 
-    def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
+    def restore(self, strategy: PeerStrategy, grid: Grid, checkpoint: Checkpoint) -> None:
         """Take a strategy that has met its devices back to a checkpoint.
 
         Raises

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result
 
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Tracker
+from ..tracking.text import describe
 from ..transport.messages import read_metrics, read_notes, read_rejected
 from .energy.energy_constrained import EnergyConstrained
 from .energy.measured import meters_told, read_meter
@@ -202,7 +203,7 @@ class Logbook:
         for tracker in self._trackers:
             tracker.round_ended(record)
         if record.accuracy is not None:
-            log(INFO, "[ROUND %s/%s] %s", record.round, self._num_rounds, record.to_text())
+            log(INFO, "[ROUND %s/%s] %s", record.round, self._num_rounds, describe(record))
 
 
 def unequal_blocks(members: Mapping[int, Member]) -> list[str]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
@@ -13,14 +13,35 @@ from flwr.serverapp.strategy import Result, Strategy
 from ..base.options import Options
 from ..graph.topology import Topology
 from ..payload.plan import Plan
+from ..tracking.checkpoints import Checkpoint
 from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
 from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
-from .keeper import Keeper
 from .logbook import Logbook
 from .planner import RoundPlanner
 from .roster import Roster, handshake, wait_for_nodes
+
+
+class RunKeeper(Protocol):
+    """What keeps a run on disk, so that it can go on (:class:`~.keeper.Keeper`)."""
+
+    def load(self) -> Checkpoint | None:
+        """Return the checkpoint to go on from, if there is one."""
+
+    def begun(self, strategy: "PeerStrategy") -> None:
+        """Take note of who takes part."""
+
+    def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
+        """Take a strategy that has met its devices back to a checkpoint."""
+
+    def after_rounds(
+        self, strategy: "PeerStrategy", grid: Grid, before: int, server_round: int
+    ) -> None:
+        """Write a checkpoint if one is due after these rounds."""
+
+    def ended(self, strategy: "PeerStrategy") -> None:
+        """Take note of the end."""
 
 
 class PeerStrategy(Strategy):
@@ -59,7 +80,7 @@ class PeerStrategy(Strategy):
         and trains ``local_iterations``.
     trackers : sequence of Tracker
         Told of every round.
-    keeper : Keeper, optional
+    keeper : RunKeeper, optional
         Writes checkpoints; where there is one already, the run goes on from it.
     exchange : callable
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
@@ -83,7 +104,7 @@ class PeerStrategy(Strategy):
         options: Options | None = None,
         energy: EnergyConstrained | None = None,
         trackers: Sequence[Tracker] = (),
-        keeper: Keeper | None = None,
+        keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
     ) -> None:
         self.check(topology, num_nodes, seed)

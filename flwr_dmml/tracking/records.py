@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..learning.balance import balance_metric
-from .text import describe
 
 
 @dataclass
@@ -60,7 +59,7 @@ class NodeResult:
         return value if isfinite(value) else None
 
     def measured(self, metrics: Mapping[str, float]) -> None:
-        """Take up what the node measured after mixing, see :class:`~flwr_dmml.payload.plan.Outcome`."""
+        """Take up what the node measured after mixing, see :class:`~.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
         self.accuracy = metrics.get("test.accuracy")
         self.macro_f1, self.uar = metrics.get("test.macro_f1"), metrics.get("test.uar")
@@ -242,10 +241,6 @@ class RoundRecord:
         by_modality = _mean_by_key(progress)
         lowest = min(by_modality.values(), default=0.0)
         return max(by_modality.values()) / lowest if len(by_modality) > 1 and lowest > 0 else None
-
-    def to_text(self) -> str:
-        """Return one line for the log; only for an evaluated round."""
-        return describe(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to ``metrics.jsonl``: summary first, then the nodes."""

@@ -1,12 +1,9 @@
 """A round in one line of text."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .records import RoundRecord
+from .records import RoundRecord
 
 
-def describe(record: "RoundRecord") -> str:
+def describe(record: RoundRecord) -> str:
     """Return one line for the log; only for an evaluated round."""
     apart = record.consensus_distance
     distance = "" if apart is None else f"consensus distance {apart:.3g} | "
@@ -20,7 +17,7 @@ def describe(record: "RoundRecord") -> str:
     )
 
 
-def _missing(record: "RoundRecord") -> str:
+def _missing(record: RoundRecord) -> str:
     """Return the accuracies with modalities missing, where they say anything new."""
     one = "  ".join(f"{m} {a:.3f}" for m, a in record.accuracy_without.items())
     text = f"without {one} | " if one else ""
@@ -29,7 +26,7 @@ def _missing(record: "RoundRecord") -> str:
     return text if any(len(node.accuracy_without) > 2 for node in record.nodes) else ""
 
 
-def _energy(record: "RoundRecord") -> str:
+def _energy(record: RoundRecord) -> str:
     """Return what the run has taken so far, and how this round was balanced."""
     updates = "  ".join(f"{m} {u:.1f}" for m, u in record.updates_by_modality.items())
     spent = f"{record.compute_j:.3g} computing and {record.radio_j:.3g} sending in this round"

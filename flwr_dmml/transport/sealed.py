@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from torch import Tensor
 
 from ..payload.blocks import STATISTICS, addressed, unaddressed, without_companion
-from .direct.link import PeerError, Tls
 from .direct.security import Seal
+from .direct.tls import PeerError, Tls
 from .letter import Letter, LetterError, read_letter, write_letter
 
 SEALED, KEY, OWN = "sealed", "key", "own"

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from ..registry import LoadOptions
+from ..options import LoadOptions
 from ..samples import DataError, Modality
 from .manifest import Cell, Column, Kind
 from .media import (

@@ -8,8 +8,9 @@ import torch
 
 from ...base.libraries import needed
 from ...base.seeding import torch_generator
+from ..options import LoadOptions
 from ..reading.audio import SAMPLE_RATE_HZ, add_noise, log_mel, place, unit_variance
-from ..registry import Dataset, LoadOptions
+from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 from .mnist_files import as_input, mnist_files, mnist_problem, read_mnist
 

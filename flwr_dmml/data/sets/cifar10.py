@@ -10,7 +10,8 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from ...base.libraries import needed
-from ..registry import Dataset, LoadOptions
+from ..options import LoadOptions
+from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 
 NUM_TRAIN, NUM_TEST = 8_000, 2_000  # images, the same number of each class

@@ -5,8 +5,9 @@ import torch
 
 from ...base.libraries import needed
 from ...base.seeding import torch_generator
+from ..options import LoadOptions
 from ..reading.audio import add_noise, log_mel
-from ..registry import Dataset, LoadOptions
+from ..registry import Dataset
 from ..samples import Modality, Samples, Source
 from .dtmf import dtmf_tones
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..options import LoadOptions
 from ..reading.problems import Problems, reason, refuse
-from ..registry import Dataset, LoadOptions
+from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 
 Floats = NDArray[np.float32]

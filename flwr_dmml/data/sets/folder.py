@@ -12,8 +12,9 @@ from logging import INFO
 from pathlib import Path
 
 import torch
-from flwr.common.logger import log
 
+from ...base.log import log
+from ..options import LoadOptions
 from ..reading.arrow_files import parquet_columns, read_parquet_manifest
 from ..reading.decoding import Decoded, Decoder
 from ..reading.hf_disk import DICT, STATE, hf_columns, hf_files, read_hf_disk
@@ -28,7 +29,7 @@ from ..reading.manifest import (
     read_description,
 )
 from ..reading.problems import Problems
-from ..registry import Dataset, LoadOptions
+from ..registry import Dataset
 from ..samples import DataError, Samples, Source
 
 
@@ -51,9 +52,8 @@ def load(options: LoadOptions) -> Source:
         [modalities]
         song = "audio"                   # image, audio, vector, series or sequence
 
-    Images and sound become tensors as :func:`~flwr_dmml.data.reading.media.read_image` and
-    :func:`~flwr_dmml.data.reading.media.read_audio` say; numbers stay as they are. A sequence is cut to
-    ``series.steps``, or ends with zeros.
+    Images and sound become tensors as :mod:`~flwr_dmml.data.reading.media` says; numbers stay as
+    they are. A sequence is cut to ``series.steps``, or ends with zeros.
 
     A folder that ``save_to_disk`` of Hugging Face's ``datasets`` wrote is loaded likewise, with the
     splits "train" and "test": images, sound, and lists of numbers are its modalities.

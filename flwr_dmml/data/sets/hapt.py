@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
 from ..reading.rows import Ints, read_activities, read_rows, read_whole
 from ..reading.windows import Recording, Windowing, cut
-from ..registry import Dataset, LoadOptions, folder_of
+from ..registry import Dataset, folder_of
 from ..samples import DataError, Modality, Samples, Source
 
 SENSORS = ("acc", "gyro")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ..registry import Dataset, LoadOptions
+from ..options import LoadOptions
+from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 from .mnist_files import as_input, mnist_problem, read_mnist
 

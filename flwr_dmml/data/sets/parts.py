@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..partition import Partition, PartitionOptions
-from ..registry import Dataset, LoadOptions
-from ..samples import DataError, Modality, Samples, Source
+from ..options import LoadOptions, PartitionOptions
+from ..registry import Dataset
+from ..samples import DataError, Modality, Partition, Samples, Source
 from ..store import samples_of, tensors_of
 
 ABOUT, TENSORS = "part.json", "samples.safetensors"

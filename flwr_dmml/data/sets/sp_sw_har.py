@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
 from ..reading.windows import Floats, Ints, Recording, Windowing, cut
-from ..registry import Dataset, LoadOptions
+from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 
 FOLDER = "sp-sw-har"

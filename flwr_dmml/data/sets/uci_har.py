@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
 from ..reading.rows import read_activities, read_rows, read_whole
-from ..registry import Dataset, LoadOptions, folder_of
+from ..registry import Dataset, folder_of
 from ..samples import Modality, Samples, Source
 
 SIGNALS = {"acc": "total_acc", "gyro": "body_gyro"}

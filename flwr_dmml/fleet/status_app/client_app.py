@@ -138,8 +138,8 @@ def _of_a_part(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _of_a_folder(path: Path, names: list[str]) -> dict[str, Any]:
+    from flwr_dmml.data.options import LoadOptions
     from flwr_dmml.data.reading.manifest import CSV
-    from flwr_dmml.data.registry import LoadOptions
     from flwr_dmml.data.sets.folder import FOLDER
 
     if CSV not in names:

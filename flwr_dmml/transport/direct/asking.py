@@ -8,10 +8,10 @@ import zenoh
 
 from ..letter import Letter, LetterError, read_letter
 from .answers import refusal_in
-from .link import Tls
 from .network import Network, parse_address
 from .routes import LinkLost, Route, Unreachable
 from .security import Seal, why_refused
+from .tls import Tls
 
 AGAIN_S, AGAIN_MOST_S = 0.05, 1.0
 ALERT_S = 0.5

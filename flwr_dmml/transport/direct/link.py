@@ -9,8 +9,6 @@ import atexit
 import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
 from types import TracebackType
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from ...base.libraries import require
 from ..letter import Letter, LetterError, write_letter
+from .tls import Tls
 
 if TYPE_CHECKING:
     from .routes import Route
@@ -28,30 +27,6 @@ KEEP_S = 0.5
 MAX_ROUTES = 64
 
 log = logging.getLogger(__name__)
-
-
-class PeerError(RuntimeError):
-    """A device cannot take part; the message says why."""
-
-
-@dataclass(frozen=True)
-class Tls:
-    """PEM files of a device.
-
-    Attributes
-    ----------
-    ca : Path
-        Certificate of the fleet's authority; several may stand in the file.
-    certificate : Path
-        The device's, issued by it, with the common name ``device-<partition>`` and the addresses
-        at which it listens as subject alternative names.
-    key : Path
-        The device's private key, not encrypted: Ed25519, elliptic curve or RSA.
-    """
-
-    ca: Path
-    certificate: Path
-    key: Path
 
 
 class PeerLink:

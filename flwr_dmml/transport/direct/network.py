@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import zenoh
 
-from .link import PeerError, Tls
 from .routes import OPEN_S, Route, Unreachable
+from .tls import PeerError, Tls
 
 ROOM = 1 << 16  # for what stands around a letter: its key, its signature and certificate
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from ..letter import LetterError
-from .link import PeerError, Tls
+from .tls import PeerError, Tls
 
 LENGTH = struct.Struct("<H")  # of the signature, which follows it; the certificate comes last
 MAX_SEAL = 1 << 14

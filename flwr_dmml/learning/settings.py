@@ -1,0 +1,212 @@
+"""The settings that a device goes by (:class:`DeviceSettings`)."""
+
+import os
+from math import cos, pi
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from ..base.options import Options
+from ..data import LoadOptions, PartitionOptions
+from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
+from ..energy.options import AllocationOptions, EnergyOptions
+from ..models import EncoderChoice
+from ..payload.options import ExchangeOptions
+
+
+def _share(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "auto" or (is_number and 0 <= float(str(value)) <= 1):
+        return value
+    raise ValueError('must be "auto" or a number from 0 to 1')
+
+
+def _shares(text: str) -> list[float]:
+    """Read ``"0.6,0.8"``: numbers between 0 and 1."""
+    shares = [float(item) for item in text.split(",")]
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"'{text}' holds a number that is not between 0 and 1")
+    return shares
+
+
+class DeviceSettings(Options):
+    """The part of a run's settings that its devices go by: their data, models and training."""
+
+    method: str = Field("dmml-kd", description="method to train with (see --list-methods)")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
+    num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
+    num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
+    local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
+    stagger: Annotated[Literal["auto"] | float, BeforeValidator(_share)] = Field(
+        "auto", description="share of joint iterations split into solo ones; auto: the method's"
+    )
+    speed_metric: Literal["conditional", "relative", "cumulative", "cosine", "path"] = Field(
+        "conditional", description="how the training speed of a modality is measured"
+    )
+    modality_loss: float = Field(
+        0.0, ge=0, description="weight of each modality's own cross-entropy in a joint iteration"
+    )
+
+    dataset: str = Field(
+        "digits", description="digits, av-digits, mnist, cifar10, or a data set of your own"
+    )
+    data_path: str = Field("", description="folder of the data set, where it needs one")
+    data_cache: bool = Field(
+        True, description="keep what has been read and transformed (flwr-dmml cache shows it)"
+    )
+    snr_db: float = Field(0.0, ge=-40, le=80, description="signal-to-noise ratio of the audio, dB")
+    image_visible: float = Field(
+        1.0, gt=0, le=1, description="share of an image's rows, from the top, that is visible"
+    )
+    partition: Literal["dirichlet", "iid", "natural", "own"] = Field(
+        "dirichlet",
+        description="how samples are dealt to devices; own: what is in its data-path is a device's",
+    )
+    alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
+    samples_per_node: int = Field(0, ge=0, description="samples of a device; 0 shares out all")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of a device's samples held out for its validation"
+    )
+    modality_pattern: str = Field(
+        "audio,image,audio+image",
+        description="sensors of devices 0, 1, 2, ..., cycled; auto: what their samples have",
+    )
+    modality_shares: str = Field(
+        "", description="instead of a pattern: 'audio=0.5,image=0.2,audio+image=0.3'"
+    )
+
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="local optimiser")
+    learning_rate: float = Field(0.05, gt=0, description="learning rate of round 1")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay")
+    clip_norm: float = Field(5.0, ge=0, description="clip the gradient norm to this; 0 does not")
+    lr_schedule: Literal["constant", "cosine", "step"] = Field(
+        "constant", description="over rounds: constant, cosine to 0, or x0.1 at lr-milestones"
+    )
+    lr_milestones: str = Field(
+        "0.8", description="shares of the rounds after which step multiplies by 0.1: '0.6,0.8'"
+    )
+    lr_warm_up: float = Field(
+        0.0, ge=0, lt=1, description="share of the rounds in which the rate grows to its full size"
+    )
+    batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
+
+    image_encoder: Literal["conv", "conv3", "mlp", "resnet20", "resnet18", "tiny"] = Field(
+        "conv", description="encoder of images: two, three or no convolutions, a ResNet, or small"
+    )
+    audio_encoder: Literal["conv", "resnet18", "tiny"] = Field(
+        "conv", description="encoder of spectrograms: two convolutions, a ResNet-18, or small"
+    )
+    series_encoder: Literal["conv1d", "gru", "tiny"] = Field(
+        "conv1d", description="encoder of time series and sequences"
+    )
+    vector_encoder: Literal["mlp", "tiny"] = Field("mlp", description="encoder of feature vectors")
+    encoder_weights: str = Field(
+        "", description="file of weights with torchvision's names that every resnet18 starts from"
+    )
+    common_dim: int = Field(32, ge=1, description="length of the modality-common features")
+    specific_dim: int = Field(32, ge=1, description="length of the modality-specific features")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (a GPU when there is one), cpu, cuda, cuda:1",
+    )
+    mixed_precision: bool = Field(
+        False, description="compute losses in bfloat16 where torch does; parameters stay float32"
+    )
+    batched: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="train devices of the same model together, where engine and method can; "
+        "auto: on a GPU, and on a CPU if all layers are linear",
+    )
+    report_classes: bool = Field(
+        True, description="devices tell how many samples of each class they have, for the report"
+    )
+    torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
+
+    energy: EnergyOptions = EnergyOptions()
+    allocation: AllocationOptions = AllocationOptions()
+    public: PublicOptions = PublicOptions()
+    missing: MissingOptions = MissingOptions()
+    audio: AudioOptions = AudioOptions()
+    image: ImageOptions = ImageOptions()
+    series: SeriesOptions = SeriesOptions()
+    exchange: ExchangeOptions = ExchangeOptions()
+
+    @field_validator("lr_milestones")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        try:
+            _shares(text)
+        except ValueError as error:
+            raise ValueError(f"{error}; give shares of the rounds, e.g. '0.6,0.8'") from error
+        return text
+
+    @property
+    def data_folder(self) -> str:
+        """``data_path`` with ``~`` expanded."""
+        return os.path.expanduser(self.data_path)
+
+    @property
+    def encoder_choice(self) -> EncoderChoice:
+        """Which encoder reads which kind of modality."""
+        return EncoderChoice(
+            image=self.image_encoder,
+            audio=self.audio_encoder,
+            series=self.series_encoder,
+            vector=self.vector_encoder,
+            weights=os.path.expanduser(self.encoder_weights),
+        )
+
+    def partition_options(self) -> PartitionOptions:
+        """Return what the data layer needs to make any device's part of the data."""
+        return PartitionOptions(
+            dataset=self.dataset,
+            load=LoadOptions(
+                path=self.data_folder,
+                snr_db=self.snr_db,
+                image_visible=self.image_visible,
+                audio=self.audio,
+                image=self.image,
+                series=self.series,
+                seed=self.seed,
+                cache=self.data_cache,
+            ),
+            num_nodes=self.num_nodes,
+            scheme=self.partition,
+            alpha=self.alpha,
+            samples_per_node=self.samples_per_node,
+            validation_fraction=self.validation_fraction,
+            modality_pattern="" if self.modality_shares else self.modality_pattern,
+            modality_shares=self.modality_shares,
+            missing=self.missing,
+            seed=self.seed,
+        )
+
+    def of_method(self, stagger: float, rule: str) -> Self:
+        """Return the settings with a method's own choices where they say "auto"."""
+        allocation = self.allocation
+        if allocation.rule == "auto":
+            allocation = allocation.model_copy(update={"rule": rule})
+        share = stagger if self.stagger == "auto" else self.stagger
+        return self.model_copy(update={"stagger": share, "allocation": allocation})
+
+    @property
+    def stagger_share(self) -> float:
+        """``stagger`` as a number; 0, plain joint iterations, where no method has chosen."""
+        return 0.0 if self.stagger == "auto" else self.stagger
+
+    def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
+        """Return the learning rate of a round (1-based) under ``lr-schedule``.
+
+        ``num_rounds`` is that of the run; 0 takes ``num-server-rounds``.
+        """
+        num_rounds = num_rounds or self.num_server_rounds
+        done = (server_round - 1) / num_rounds  # in [0, 1)
+        rate = self.learning_rate
+        if self.lr_schedule == "cosine":
+            rate *= 0.5 * (1 + cos(pi * done))
+        if self.lr_schedule == "step":
+            rate *= 0.1 ** sum(done >= milestone for milestone in _shares(self.lr_milestones))
+        growing = round(self.lr_warm_up * num_rounds)
+        return rate * min(1.0, server_round / (growing + 1))

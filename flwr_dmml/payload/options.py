@@ -1,0 +1,38 @@
+"""How payloads travel, as a run config says it."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ..base.options import Options
+from .coding import Precision
+
+
+class ExchangeOptions(Options):
+    """How payloads get from a device to its neighbours."""
+
+    transport: Literal["relay", "peer"] = Field(
+        "relay", description="relay: with Flower's messages; peer: from device to device (Zenoh)"
+    )
+    rounds_per_message: int = Field(
+        1, ge=1, description="peer: rounds that devices run before they report to the coordinator"
+    )
+    timeout_s: float = Field(
+        30.0, gt=0, description="peer: most seconds that a device waits for its neighbours' letters"
+    )
+    router: str = Field(
+        "", description="peer: Zenoh router, host:port, for devices that cannot be reached"
+    )
+    multicast: bool = Field(False, description="peer: find each other by multicast on the LAN")
+    encrypt: bool = Field(False, description="from device to device, unread by the SuperLink (TLS)")
+    precision: Precision = Field("float32", description="type of the numbers that are sent")
+    top_k: float = Field(1.0, gt=0, le=1, description="share of a block's entries that is sent")
+
+    @model_validator(mode="after")
+    def _several_rounds(self) -> "ExchangeOptions":
+        if self.rounds_per_message > 1 and self.transport == "relay":
+            raise ValueError(
+                f"rounds-per-message = {self.rounds_per_message}: the relay hands payloads on in "
+                "every round; allowed: 1, or transport = 'peer'"
+            )
+        return self
