@@ -79,7 +79,7 @@ def load(options: LoadOptions) -> Source:
     root = folder_of(options, "crema-d")
     modalities = _modalities(options)
     problems = Problems(f"data-path: '{root}' cannot be used")
-    parts = divide(root, problems)
+    parts = _divide(root, problems)
     actors = sorted({clip.name[:4] for clips in parts for clip in clips})
     train, test = (_samples(clips, actors, modalities, options, problems) for clips in parts)
     problems.check()
@@ -126,7 +126,7 @@ def _files_by_clip(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return sounds, frames
 
 
-def divide(root: Path, problems: Problems) -> tuple[list[Clip], list[Clip]]:
+def _divide(root: Path, problems: Problems) -> tuple[list[Clip], list[Clip]]:
     """Return the clips for training and for testing."""
     sounds, frames = _files_by_clip(root)
     listed = [name for name in _LISTS if (root / name).is_file()]
