@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from flwr_dmml.base.libraries import LibraryError
 from flwr_dmml.base.seeding import numpy_generator
 from flwr_dmml.data import (
     DataError,
@@ -145,10 +146,10 @@ def test_errors_say_what_is_allowed(changes, message):
 
 
 @pytest.mark.parametrize("scheme", ["dirichlet", "iid", "natural"])
-def test_a_missing_flwr_datasets_names_the_extra(scheme, monkeypatch):
+def test_without_flwr_datasets_it_says_what_mends_that(scheme, monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     monkeypatch.delitem(sys.modules, "flwr_datasets.partitioner", raising=False)
-    with pytest.raises(DataError, match=r'pip install "flwr-dmml\[simulation\]"'):
+    with pytest.raises(LibraryError, match=r"^flwr-datasets .* To mend it: pip install "):
         divide(scheme=scheme, num_nodes=4)
 
 

@@ -14,6 +14,7 @@ from time import monotonic, sleep
 import pytest
 import torch
 
+from flwr_dmml.base.libraries import LibraryError
 from flwr_dmml.transport.direct.link import PeerLink
 from flwr_dmml.transport.direct.tls import PeerError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, write_letter
@@ -317,8 +318,8 @@ def test_what_cannot_be_is_refused_at_once():
 
 
 def test_without_zenoh_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flwr_dmml.transport.direct.answers", None)
-    with pytest.raises(PeerError, match=r"flwr-dmml\[peer\]"):
+    monkeypatch.setitem(sys.modules, "zenoh", None)
+    with pytest.raises(LibraryError, match=r"^eclipse-zenoh .* To mend it: pip install "):
         PeerLink("run", 1)
 
 

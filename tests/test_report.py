@@ -12,6 +12,7 @@ from click.testing import Result
 from helpers_report import full_config, large_run, make_round, two_methods, write_run
 from typer.testing import CliRunner
 
+from flwr_dmml.base.libraries import mend
 from flwr_dmml.cli import app
 from flwr_dmml.report import (
     ReportError,
@@ -24,12 +25,10 @@ from flwr_dmml.report import (
     results,
 )
 from flwr_dmml.report.comparison import Group, sign_flip, t_interval
-from flwr_dmml.report.export import NEEDS_CHROME, NEEDS_KALEIDO
+from flwr_dmml.report.export import NEEDS_CHROME
 from flwr_dmml.report.maps import _binned
 from flwr_dmml.report.parts import Figure, Table, compact, to_script
 from flwr_dmml.report.theme import THEMES, resolve
-
-NEEDS_PLOTLY = 'the report needs plotly: pip install "flwr-dmml[report]"'
 
 
 class Page(HTMLParser):
@@ -512,14 +511,16 @@ def test_without_plotly(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for arguments in (["report", run, "-o", tmp_path / "a.html"], ["compare", run, run]):
         result = invoke(*arguments)
         assert result.exit_code == 1 and list(tmp_path.iterdir()) == []
-        assert words(result.stderr) == f"Error: ReportError: {NEEDS_PLOTLY}"
+        assert words(result.stderr).startswith("Error: LibraryError: plotly ")
+        assert words(result.stderr).endswith(f"To mend it: {mend('plotly')}")
 
 
 def test_without_kaleido(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kaleido", None)
     result = invoke("report", run, "-o", tmp_path / "a.html", "--figures", tmp_path / "f")
     assert result.exit_code == 1 and list(tmp_path.iterdir()) == []
-    assert words(result.stderr) == f"Error: ReportError: {NEEDS_KALEIDO}"
+    assert words(result.stderr).startswith("Error: LibraryError: kaleido ")
+    assert words(result.stderr).endswith(f"To mend it: {mend('kaleido')}")
 
 
 def test_without_chrome(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.base.libraries import LIBRARIES, Library
 from flwr_dmml.engine import load_app, run_app
 from flwr_dmml.tracking.history import read_metrics_file
 from flwr_dmml.tracking.records import NodeResult, RoundRecord
@@ -118,7 +119,8 @@ def test_a_folder_of_that_name_is_not_the_library(tmp_path: Path, monkeypatch: p
     (tmp_path / "wandb_of_a_run").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(SINKS, "wandb", ("wandb_of_a_run", SINKS["wandb"][1]))
-    with pytest.raises(SettingsError, match=r"pip install 'flwr-dmml\[wandb\]'"):
+    monkeypatch.setitem(LIBRARIES, "wandb_of_a_run", Library("wandb-of-a-run", "nothing", "wandb"))
+    with pytest.raises(SettingsError, match=r'pip install "flwr-dmml\[wandb\]"'):
         make_sinks("wandb", tmp_path, {})
 
 
