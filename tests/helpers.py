@@ -19,7 +19,13 @@ from flwr_dmml.settings import parse_settings
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.registry import find_strategies
 
-FAST: dict[str, Any] = {"samples-per-node": 40, "local-iterations": 2, "batch-size": 16}
+FEW_STEPS: dict[str, Any] = {"dmml-kd.generator-steps": 2, "fedgen.generator-steps": 2}
+FAST: dict[str, Any] = {
+    "samples-per-node": 40,
+    "local-iterations": 2,
+    "batch-size": 16,
+    **FEW_STEPS,
+}
 """Settings that make a round a matter of milliseconds."""
 
 

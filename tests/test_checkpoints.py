@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import FEW_STEPS
 from typer.testing import CliRunner
 
 from flwr_dmml.base.errors import SettingsError
@@ -36,6 +37,7 @@ SMALL: dict[str, Any] = {
     "idkd.start": 0.2,
     "kd.exchange-every": 1,
     "kd.start": 0.2,
+    **FEW_STEPS,
 }
 ARRAYS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

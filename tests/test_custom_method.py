@@ -21,17 +21,23 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["train_loss"] for line in lines]
 
 
-def test_its_strategy_tells_its_learner_when_to_smooth(tmp_path: Path):
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process."""
+    folder = tmp_path_factory.mktemp("here")
+    return simulate_custom(folder / "installed", folder / "runs", **FEW)
+
+
+def test_its_strategy_tells_its_learner_when_to_smooth(here: Path, tmp_path: Path):
     """Half of 4 rounds are smoothed: with no share of them, the first loss is another one."""
-    half = losses(simulate_custom(tmp_path / "a", tmp_path / "half", **FEW))
     none = {**FEW, "smooth-start.share": 0.0}
-    assert half[0] > losses(simulate_custom(tmp_path / "b", tmp_path / "none", **none))[0]
+    without = simulate_custom(tmp_path / "a", tmp_path / "none", **none)
+    assert losses(here)[0] > losses(without)[0]
 
 
-def test_it_writes_the_same_on_workers(tmp_path: Path):
+def test_it_writes_the_same_on_workers(here: Path, tmp_path: Path):
     """A process that finds the method by its entry point, and one that is handed it."""
-    here = simulate_custom(tmp_path / "a", tmp_path / "here", **FEW)
-    there = simulate_custom(tmp_path / "b", tmp_path / "there", workers=2, **FEW)
+    there = simulate_custom(tmp_path / "a", tmp_path / "there", workers=2, **FEW)
     metrics = [f / "x" / "smooth-start" / "metrics.jsonl" for f in (here, there)]
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
 

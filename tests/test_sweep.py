@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.cli.sweep_plan import SweepError, read_sweep, run_name
+from flwr_dmml.engine import load_app, run_app
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 SETTINGS = """
@@ -97,11 +98,14 @@ def test_a_dry_run_only_says_what_would_run(tmp_path: Path):
 
 
 def test_runs_are_made_skipped_and_compared(tmp_path: Path):
-    """Two of four are there; one of them is not complete, and goes on."""
+    """Two of four are there, one by hand; that one is not complete, and goes on."""
     runs = tmp_path / "runs"
-    first = write(tmp_path, SETTINGS, '[grid]\nmethod = ["dpsgd"]\nseed = [0, 1]\n')
+    first = write(tmp_path, SETTINGS, '[grid]\nmethod = ["dpsgd"]\nseed = [0]\n')
     done = invoke(str(first), "-o", str(runs))
     assert done.exit_code == 0, done.output
+    by_hand = read_sweep(write(tmp_path, SETTINGS, GRID)).runs()["dpsgd_seed-1"]
+    by_hand |= {"run-dir": str(runs), "run-name": "dpsgd_seed-1"}
+    run_app(load_app(QUICKSTART), by_hand["num-nodes"], by_hand)
     there = (runs / "dpsgd_seed-0" / "dpsgd" / "timing.jsonl").read_bytes()
     metrics = runs / "dpsgd_seed-1" / "dpsgd" / "metrics.jsonl"
     whole = metrics.read_bytes()
