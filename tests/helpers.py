@@ -17,7 +17,6 @@ from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import parse_settings
 from flwr_dmml.strategies import PeerStrategy
-from flwr_dmml.strategies.registry import find_strategies
 
 FEW_STEPS: dict[str, Any] = {"dmml-kd.generator-steps": 2, "fedgen.generator-steps": 2}
 FAST: dict[str, Any] = {
@@ -50,14 +49,16 @@ def run_peers(
     methods = find_methods(learners)
     method = methods[config.get("method", "dpsgd")]
     grid = InProcessGrid(make_client_app(*learners), n, config, stall_s=stall_s)
-    peers = find_strategies().get(method.name, PeerStrategy)(
+    _, options = parse_settings(config, option_types(methods))
+    plan = {"options": options[method.name], "addressed": method.addressed}
+    peers = PeerStrategy(
         make_topology(config.get("topology", "ring"), path=config.get("topology-file", "")),
         num_nodes=n,
         method=method.name,
         communicates=method.communicates,
         local_iterations=config.get("local-iterations", 2),
         seed=config.get("seed", 0),
-        **strategy,
+        **{**plan, **strategy},
     )
     with server_identity(1):
         peers.start(grid, num_rounds=num_rounds, timeout=timeout)

@@ -16,7 +16,7 @@ from flwr_dmml.methods.staged import Staged
 from flwr_dmml.methods.stages import StagedOptions
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import Settings
-from flwr_dmml.strategies import PeerStrategy, StagedStrategy, make_server_app
+from flwr_dmml.strategies import make_server_app
 from flwr_dmml.transport.messages import pack, unpack
 
 Records = list[dict[str, Any]]
@@ -122,8 +122,7 @@ def run(folder: Path, kind: type[Staged], num_rounds: int = 6, **more: Any) -> R
         **FAST, "num-nodes": 6, "topology": "complete", "method": "watched", "run-name": "x",
         "run-dir": str(folder), "num-server-rounds": num_rounds, "evaluate-every": 1, **own,
     }  # fmt: skip
-    strategies: dict[str, type[PeerStrategy]] = {"watched": StagedStrategy}
-    server = make_server_app(kind, strategies=strategies)
+    server = make_server_app(kind)
     run_app(FlowerApp(config, server, make_client_app(kind)), config["num-nodes"])
     lines = (folder / "x" / "watched" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]

@@ -10,12 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.base.options import Options
 from flwr_dmml.clients import find_methods, option_types
 from flwr_dmml.data import LoadOptions, PartitionOptions
 from flwr_dmml.data.options import MissingOptions
 from flwr_dmml.engine import flatten_config
 from flwr_dmml.graph.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
+from flwr_dmml.learning.options import Options
 from flwr_dmml.methods.dmml_kd import DmmlKdOptions
 from flwr_dmml.settings import Settings, every_setting, parse_settings
 

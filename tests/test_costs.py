@@ -148,7 +148,7 @@ def test_split_by_hand() -> None:
 
 # What a phase adds
 
-PHASED = replace(BOTH, in_phase={"label": 11.0, "draw": 13.0})
+PHASED = replace(BOTH, in_phase={"train": 0.0, "label": 11.0, "draw": 13.0})
 """7 FLOPs of its own in every round, 11 more in those in which it labels."""
 
 
@@ -156,7 +156,7 @@ def test_what_a_phase_adds_by_hand() -> None:
     """UNIT: 7, labelling 18, drawing 20. OTHER pays 3 J and 1/8 s a FLOP and only labels."""
     work = {0: PHASED, 1: replace(BOTH, in_phase={"label": 11.0})}
     costs = FleetCosts.of([UNIT, OTHER], work)
-    assert set(costs.in_phase) == {"label", "draw"}
+    assert set(costs.in_phase) == {"train", "label", "draw"}
     for phase, joules, seconds in (
         ("", [7, 21], [7, 0.875]),
         ("train", [7, 21], [7, 0.875]),
@@ -185,7 +185,13 @@ def test_a_bill_of_a_phase_by_hand() -> None:
 
 def test_a_fleet_without_phases_has_no_more_prices() -> None:
     costs = FleetCosts.of([UNIT], {0: BOTH})
-    assert costs.in_phase == {} and costs.own_work("label") is costs.per_round
+    assert costs.in_phase == {} and costs.own_work() is costs.per_round
+
+
+def test_a_phase_that_nobody_has_counted_is_not_billed_as_nothing() -> None:
+    costs = FleetCosts.of([UNIT], {0: PHASED})
+    with pytest.raises(ValueError, match="no device has counted what it does in the phase 'lable'"):
+        costs.bill(updates((3, 2)), 0.0, "lable")
 
 
 # Whatever the fleet
@@ -209,7 +215,7 @@ def works(draw: st.DrawFn, *, dearest: float = 3.0) -> Work:
     """A device's work; a joint iteration costs up to ``dearest`` times the sum of the solo ones."""
     solo = draw(st.dictionaries(st.sampled_from("abc"), FLOPS, min_size=1))
     joint = draw(st.floats(0.1, dearest)) * sum(solo.values())
-    phases = draw(st.dictionaries(st.just("label"), FLOPS))
+    phases = draw(st.fixed_dictionaries({"label": st.just(0.0) | FLOPS}))
     return Work(joint, solo, draw(st.just(0.0) | FLOPS), phases)
 
 
@@ -235,8 +241,7 @@ def test_a_phase_adds_its_price_to_the_bill_of_those_who_train(
     costs = FleetCosts.of(fleet, work)
     for k, prices in enumerate(("energy_j", "time_s")):
         more = costs.bill(tau, stagger, "label")[k] - costs.bill(tau, stagger)[k]
-        nothing = costs.per_round.energy_j * 0
-        price = getattr(costs.in_phase["label"], prices) if costs.in_phase else nothing
+        price = getattr(costs.in_phase["label"], prices)
         scale = costs.bill(tau, stagger, "label")[k]
         assert np.all(np.abs(more - tau.any(axis=1) * price[:, 0]) <= 1e-9 * scale)
 

@@ -1,4 +1,4 @@
-"""examples/custom_method: a learner and a strategy in a package of their own."""
+"""examples/custom_method: a method in a package of its own."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return simulate_custom(folder / "installed", folder / "runs", **FEW)
 
 
-def test_its_strategy_tells_its_learner_when_to_smooth(here: Path, tmp_path: Path):
+def test_its_plan_tells_its_learner_when_to_smooth(here: Path, tmp_path: Path):
     """Half of 4 rounds are smoothed: with no share of them, the first loss is another one."""
     none = {**FEW, "smooth-start.share": 0.0}
     without = simulate_custom(tmp_path / "a", tmp_path / "none", **none)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flwr_dmml.base.options import Options
 from flwr_dmml.clients import Learner, find_methods
 from flwr_dmml.data import Modality, Partition, Samples
+from flwr_dmml.learning.options import Options
 from flwr_dmml.learning.together import Turn, likeness, run_together
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.models import ENCODERS, EncoderChoice, make_encoder

@@ -34,7 +34,7 @@ KEY = STATISTICS + BIAS
 def test_stages_by_hand(share: float, rounds: int, first: int) -> None:
     """0.67 * 30 = 20.1, 0.67 * 3 = 2.01 and 0.1 * 12 = 1.2 rounds of the first stage."""
     options = HarmonyOptions(uni_modal=share)
-    stages = [options.stage(t, rounds) for t in range(1, rounds + 1)]
+    stages = [options.phase(t, rounds) for t in range(1, rounds + 1)]
     assert stages == ["uni-modal"] * first + ["fusion"] * (rounds - first)
     assert options.trained("fusion", ("a",)) == () == HarmonyOptions().trained("fusion", ("b",))
     assert options.trained("fusion", ("a", "b")) == ("a", "b")
@@ -243,7 +243,7 @@ def test_it_costs_what_the_networks_cost() -> None:
     ours = measure_work(make_learner(BOTH))
     mirror = measure_work(make_learner({**BOTH, "method": "modality-mirror"}))
     assert ours.joint == mirror.joint and ours.solo == mirror.solo
-    assert ours.per_round == 0 and ours.in_phase == {}
+    assert ours.per_round == 0 and not any(ours.in_phase.values())
 
 
 # Runs: four of twelve devices do both; stages of 4 and 2 rounds

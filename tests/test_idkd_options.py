@@ -7,19 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.base.options import Options
 from flwr_dmml.clients import IdkdOptions, KdOptions, find_methods, option_types
 from flwr_dmml.graph.topology import Ring
+from flwr_dmml.learning.options import Options
 from flwr_dmml.settings import Settings, parse_settings
 from flwr_dmml.strategies import PeerStrategy
-from flwr_dmml.strategies.idkd import IdkdStrategy
 
 
 def phases(start: float, exchange_every: int, num_rounds: int) -> str:
     """Return the phase of every round by its first letter: t, l or f."""
     options = KdOptions(start=start, exchange_every=exchange_every)
-    plan = IdkdStrategy(Ring(), num_nodes=2, options=options)
-    found = [plan.phase(t, num_rounds) for t in range(1, num_rounds + 1)]
+    found = options.phases(num_rounds)
     assert set(found) <= {"train", "label", "fine-tune"}
     return "".join(phase[0] for phase in found)
 
@@ -64,18 +62,17 @@ def test_whatever_the_options_labels_are_of_use(start: float, every: int, num_ro
 
 
 def test_the_number_of_rounds_is_that_of_the_run():
-    plan = IdkdStrategy(Ring(), num_nodes=2, options=KdOptions(start=0.5, exchange_every=0))
-    assert [plan.phase(3, n) for n in (4, 6, 20)] == ["label", "train", "train"]
+    options = KdOptions(start=0.5, exchange_every=0)
+    assert [options.phase(3, n) for n in (4, 6, 20)] == ["label", "train", "train"]
 
 
-def test_without_options_it_plans_by_the_defaults():
-    plan = IdkdStrategy(Ring(), num_nodes=2)
-    assert plan.options == KdOptions() == KdOptions(start=0.4, exchange_every=8)
-    assert plan.phase(13, 30) == "label"
+def test_the_defaults():
+    assert KdOptions() == KdOptions(start=0.4, exchange_every=8)
+    assert KdOptions().phase(13, 30) == "label"
 
 
 def test_plain_gossip_has_no_phases():
-    assert [PeerStrategy(Ring(), num_nodes=2).phase(t, 3) for t in (1, 2, 3)] == [""] * 3
+    assert PeerStrategy(Ring(), num_nodes=2).options.phases(3) == [""] * 3
 
 
 # What is refused

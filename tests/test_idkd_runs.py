@@ -14,10 +14,10 @@ from helpers_idkd import LABEL_KEYS, sent
 
 from flwr_dmml.clients import DPSGD, Idkd, Learner, make_client_app
 from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.learning.options import Options
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
-from flwr_dmml.strategies import PeerStrategy, make_server_app
-from flwr_dmml.strategies.idkd import IdkdStrategy
+from flwr_dmml.strategies import make_server_app
 from flwr_dmml.transport import size_bytes
 from flwr_dmml.transport.messages import pack
 
@@ -35,7 +35,6 @@ def run(
     folder: Path,
     method: str,
     *learners: type[Learner],
-    strategies: dict[str, type[PeerStrategy]] | None = None,
     **more: Any,
 ) -> Records:
     """Run the six devices; return the records of the method's rounds."""
@@ -43,7 +42,7 @@ def run(
     config = {**SIX, "method": method, "run-dir": str(folder), "run-name": "x", **own}
     if method in ("kd", "idkd", "witness"):
         config = {f"{method}.exchange-every": 2, **config}
-    server = make_server_app(*learners, strategies=strategies)
+    server = make_server_app(*learners)
     run_app(FlowerApp(config, server, make_client_app(*learners)), config["num-nodes"])
     return records(folder / "x" / method)
 
@@ -75,7 +74,7 @@ def witnessed(tmp_path_factory: pytest.TempPathFactory) -> Records:
     for seen in (Witness.phases_seen, Witness.published, Witness.heard):
         seen.clear()
     folder = tmp_path_factory.mktemp("witness")
-    return run(folder, "witness", Witness, strategies={"witness": IdkdStrategy})
+    return run(folder, "witness", Witness)
 
 
 def by_node(record: dict[str, Any], key: str) -> list[Any]:
@@ -268,18 +267,10 @@ def test_the_same_seed_gives_the_same_lines_and_another_does_not(tmp_path: Path)
     assert lines["a"] == lines["b"] != lines["c"]
 
 
-def started(caplog: pytest.LogCaptureFixture) -> list[str]:
-    said = [record.getMessage() for record in caplog.records]
-    return [line.split()[1] for line in said if line.startswith("Starting ")]
-
-
-def test_a_comparison_runs_each_method_by_its_own_plan(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_a_comparison_runs_each_method_by_its_own_plan(tmp_path: Path):
     """D-PSGD knows no labels; IDKD after it gives the numbers of IDKD alone."""
     more = {"num-nodes": 3, "num-server-rounds": 4, "idkd.start": 0.25}
     run(tmp_path / "a", "idkd", **more, compare_with="dpsgd")
-    assert started(caplog) == ["PeerStrategy:", "IdkdStrategy:"]
     plain = records(tmp_path / "a" / "x" / "dpsgd")
     assert all(record["labels"] == {} for record in plain)
     assert sum(record["label_bytes_sent_per_node"] for record in plain) == 0
@@ -290,10 +281,18 @@ def test_a_comparison_runs_each_method_by_its_own_plan(
     assert alone == after
 
 
+class Alternating(Options):
+    """Rounds of a user's."""
+
+    def phase(self, server_round: int, num_rounds: int) -> str:
+        return f"{'even' if server_round % 2 == 0 else 'odd'} of {num_rounds}"
+
+
 class Counting(DPSGD):
     """A method of a user's, that does as its plan says."""
 
     name = "counting"
+    options_type: ClassVar[type[Options]] = Alternating
     seen: ClassVar[dict[int, set[str]]] = defaultdict(set)
 
     def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
@@ -301,32 +300,24 @@ class Counting(DPSGD):
         return super().run_round(plan, inbox)
 
 
-class Alternating(PeerStrategy):
-    """A plan of a user's."""
+class Plain(Counting):
+    """The same, all rounds alike."""
 
-    def phase(self, server_round: int, num_rounds: int) -> str:
-        return f"{'even' if server_round % 2 == 0 else 'odd'} of {num_rounds}"
+    name = "plain"
+    options_type: ClassVar[type[Options]] = Options
 
 
-def test_a_users_plan_for_a_users_method(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """Beside a registered one, whose plan stays its own."""
+def test_a_users_rounds_for_a_users_method(tmp_path: Path):
+    """Beside a registered one, whose rounds stay its own."""
     Counting.seen.clear()
-    found = run(
-        tmp_path,
-        "counting",
-        Counting,
-        strategies={"counting": Alternating},
-        num_nodes=3,
-        num_server_rounds=3,
-        compare_with="kd",
-    )
-    assert started(caplog) == ["IdkdStrategy:", "Alternating:"] and len(found) == 3
+    more = {"num-nodes": 3, "num-server-rounds": 3, "compare_with": "kd"}
+    assert len(run(tmp_path, "counting", Counting, **more)) == 3
     assert dict(Counting.seen) == {
         1: {"odd of 3"}, 2: {"even of 3"}, 3: {"odd of 3"}, 4: {""},
     }  # fmt: skip
 
 
-def test_a_users_method_without_a_plan_runs_plain_gossip(tmp_path: Path):
+def test_a_users_method_without_phases_runs_plain_gossip(tmp_path: Path):
     Counting.seen.clear()
-    run(tmp_path, "counting", Counting, num_nodes=2, num_server_rounds=1)
+    run(tmp_path, "plain", Plain, num_nodes=2, num_server_rounds=1)
     assert dict(Counting.seen) == {1: {""}, 2: {""}}

@@ -12,7 +12,6 @@ from helpers import FAST, make_learner, run_peers
 from torch import Tensor
 from torch.nn import functional as F
 
-from flwr_dmml.base.options import Options
 from flwr_dmml.base.seeding import numpy_generator
 from flwr_dmml.clients import DPSGD, Learner
 from flwr_dmml.data import Modality, Partition, Samples
@@ -20,6 +19,7 @@ from flwr_dmml.data.missing import draw_present, drop
 from flwr_dmml.learning import work
 from flwr_dmml.learning.batch import BATCH, batch_of, mean_over
 from flwr_dmml.learning.evaluation import accuracy_metrics
+from flwr_dmml.learning.options import Options
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import Settings

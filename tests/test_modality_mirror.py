@@ -46,7 +46,7 @@ def test_stages_by_hand(
     shares: tuple[float, float], rounds: int, expected: tuple[int, int, int]
 ) -> None:
     options = MirrorOptions(uni_modal=shares[0], fusion=shares[1])
-    stages = [options.stage(t, rounds) for t in range(1, rounds + 1)]
+    stages = [options.phase(t, rounds) for t in range(1, rounds + 1)]
     assert stages == [s for s, n in zip(STAGES, expected, strict=True) for _ in range(n)]
 
 

@@ -44,10 +44,13 @@ def test_work_by_hand(batch: int, iterations: int, asked: int) -> None:
     assert measure_work(make_learner(config)) == Work(
         joint=batch * (AUDIO + IMAGE + 2 * HEAD),
         solo={"audio": batch * (AUDIO + HEAD), "image": batch * (IMAGE + HEAD)},
-        in_phase={"distil": lessons},
+        in_phase={"uni-modal": 0.0, "fusion": 0.0, "distil": lessons},
     )
     alone = measure_work(make_learner({**config, "modality-pattern": "image,audio+image"}))
-    assert alone == Work(batch * (IMAGE + HEAD), {"image": batch * (IMAGE + HEAD)})
+    nothing = dict.fromkeys(STAGES, 0.0)
+    assert alone == Work(
+        batch * (IMAGE + HEAD), {"image": batch * (IMAGE + HEAD)}, in_phase=nothing
+    )
 
 
 @pytest.mark.parametrize("phase", STAGES)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.base.options import Options
 from flwr_dmml.clients import DPSGD, find_methods, option_types
 from flwr_dmml.energy.devices import PROFILES
 from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from flwr_dmml.energy.radio import Wireless
+from flwr_dmml.learning.options import Options
 from flwr_dmml.settings import GROUPS, Settings, every_setting, parse_settings, resolved
 
 METHODS = option_types(find_methods())

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from flwr_dmml.clients import Learner, make_client_app
-from flwr_dmml.base.options import Options
+from flwr_dmml.learning.options import Options
 
 
 class SmoothOptions(Options):

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import DPSGD, DSGDm, Learner, RelaySGD, make_client_app
 from flwr_dmml.engine import FlowerApp, run_app
-from flwr_dmml.graph.topology import EdgeList, TopologyError, make_topology
+from flwr_dmml.graph.topology import EdgeList, Topology, TopologyError, make_topology
 from flwr_dmml.learning.batch import Batch
 from flwr_dmml.learning.speedometer import SPEEDS
+from flwr_dmml.methods.relaysgd import RelayOptions
 from flwr_dmml.payload.blocks import addressed, flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
-from flwr_dmml.strategies import RelaySGDStrategy, make_server_app
+from flwr_dmml.strategies import PeerStrategy, make_server_app
 from flwr_dmml.transport import size_bytes
 from flwr_dmml.transport.messages import pack
 
@@ -465,26 +466,30 @@ def test_the_app_runs_on_a_tree(topology: str, nodes: int, tmp_path: Path):
     assert len(lines) == 2
 
 
+def relay(topology: Topology, nodes: int, seed: int = 0) -> PeerStrategy:
+    return PeerStrategy(topology, num_nodes=nodes, seed=seed, options=RelayOptions())
+
+
 def test_what_counts_is_the_graph_not_its_name(tmp_path: Path):
     """A forest is as good as a tree; a random graph is looked at as the run's seed makes it."""
     apart = tmp_path / "apart.txt"
     apart.write_text("0 1\n2 3\n")
-    RelaySGDStrategy.check(EdgeList(str(apart)), 5, 0)
+    assert RelayOptions().graph_problem(EdgeList(str(apart)), 5, 0) == ""
     apart.write_text("0 1\n2 3\n3 4\n4 2\n")
     with pytest.raises(TopologyError, match="has a cycle"):
-        RelaySGDStrategy(EdgeList(str(apart)), num_nodes=5)
+        relay(EdgeList(str(apart)), 5)
     with pytest.raises(TopologyError, match="two different nodes from 0 to 3"):
-        RelaySGDStrategy.check(EdgeList(str(apart)), 4, 0)
+        relay(EdgeList(str(apart)), 4)
 
     sparse = make_topology("erdos-renyi", probability=0.3)
     trees = [seed for seed in range(20) if nx.is_forest(sparse.graph(5, seed=seed))]
     assert 0 < len(trees) < 20
     for seed in range(20):
         if seed in trees:
-            assert RelaySGDStrategy(sparse, num_nodes=5, seed=seed).topology is sparse
+            assert relay(sparse, 5, seed).topology is sparse
         else:
             with pytest.raises(TopologyError, match="has a cycle"):
-                RelaySGDStrategy(sparse, num_nodes=5, seed=seed)
+                relay(sparse, 5, seed)
 
 
 def test_radio_is_planned_for_a_model_a_neighbour_from_the_first_round():

@@ -24,7 +24,6 @@ from flwr_dmml.strategies.app import exchange_of
 from flwr_dmml.strategies.direct import DirectExchange
 from flwr_dmml.strategies.exchange import Exchange
 from flwr_dmml.strategies.keeper import Keeper
-from flwr_dmml.strategies.registry import find_strategies
 from flwr_dmml.strategies.roster import NoDevicesError
 from flwr_dmml.strategies.sealed import SealedExchange
 from flwr_dmml.tracking import RunFolder
@@ -318,7 +317,7 @@ def run(grid: Lab, config: dict[str, Any], rounds: int = 3, **strategy: Any) -> 
     methods = find_methods(tuple(grid._client_app.learners))  # type: ignore[attr-defined]
     method = methods[config["method"]]
     _, options = parse_settings(config, option_types(methods))
-    peers = find_strategies().get(method.name, PeerStrategy)(
+    peers = PeerStrategy(
         make_topology(config.get("topology", "ring")),
         num_nodes=NODES,
         method=method.name,
@@ -326,6 +325,7 @@ def run(grid: Lab, config: dict[str, Any], rounds: int = 3, **strategy: Any) -> 
         local_iterations=2,
         evaluate_every=1,
         options=options[method.name],
+        addressed=method.addressed,
         exchange=SealedExchange if config["exchange.encrypt"] else Exchange,
         **strategy,
     )

@@ -15,11 +15,11 @@ import torch
 from helpers import FAST, make_learner
 from torch import nn
 
-from flwr_dmml.base.options import Options
 from flwr_dmml.clients import DPSGD, Batch, Learner
 from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.energy.costs import Work
 from flwr_dmml.learning import work
+from flwr_dmml.learning.options import Options
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import Settings
@@ -28,6 +28,7 @@ CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "method": "dpsgd"}  # batches 
 BOTH = {**CONFIG, "modality-pattern": "audio+image"}
 KD = {**BOTH, "method": "dmml-kd"}
 LABELLERS = {**BOTH, "public.samples": 100}
+NO_MORE = {"train": 0.0, "fine-tune": 0.0}  # than in any other round
 NO_GENERATOR = {"dmml-kd.generator": False, "dmml-kd.distillation": False}
 
 BATCH = 16
@@ -136,24 +137,31 @@ def test_labelling_by_hand() -> None:
     sample, plain = AUDIO_FORWARD + IMAGE_FORWARD + 3 * HEAD_FORWARD, measured(BOTH)
     for method, passes in (("kd", 100), ("idkd", 104)):
         found = measured({**LABELLERS, "method": method})
-        assert found == replace(plain, in_phase={"label": passes * sample})
+        assert found == replace(plain, in_phase={**NO_MORE, "label": passes * sample})
     few = measured({**LABELLERS, "method": "idkd", "validation-fraction": 0.5})
-    assert few.in_phase == {"label": 120 * sample}
+    assert few.in_phase == {**NO_MORE, "label": 120 * sample}
 
 
 def test_labelling_goes_with_what_a_device_owns() -> None:
     """One encoder and two heads for a sample of one modality."""
     pattern = {"method": "kd", "modality-pattern": "audio,image"}
     audio, image = (measured({**LABELLERS, **pattern}, k).in_phase for k in (0, 1))
-    assert audio == {"label": 100 * (AUDIO_FORWARD + 2 * HEAD_FORWARD)}
-    assert image == {"label": 100 * (IMAGE_FORWARD + 2 * HEAD_FORWARD)}
+    assert audio == {**NO_MORE, "label": 100 * (AUDIO_FORWARD + 2 * HEAD_FORWARD)}
+    assert image == {**NO_MORE, "label": 100 * (IMAGE_FORWARD + 2 * HEAD_FORWARD)}
+
+
+class Turns(Options):
+    """A phase that costs nothing, and one that costs more, in turn."""
+
+    def phase(self, server_round: int, num_rounds: int) -> str:
+        return "dear" if server_round % 2 == 0 else "free"
 
 
 class Phased(DPSGD):
     """Multiplies matrices before training: 2 x 3 x 5 always, 7 x 7 x 7 more in one phase."""
 
     name = "phased"
-    phases = ("free", "dear")
+    options_type = Turns
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         torch.zeros(2, 3) @ torch.zeros(3, 5)
@@ -162,10 +170,10 @@ class Phased(DPSGD):
 
 
 def test_each_phase_is_priced_by_what_it_adds() -> None:
-    """2 * 30 FLOPs in every round, 2 * 343 more; a phase that costs no more has no price."""
+    """2 * 30 FLOPs in every round, 2 * 343 more in one phase; each has a price, also of nothing."""
     like = make_learner(BOTH)
-    found = measure_work(Phased(like.partition, like.settings, like.options))
-    assert found.per_round == 60 and found.in_phase == {"dear": 686.0}
+    found = measure_work(Phased(like.partition, like.settings, Turns()))
+    assert found.per_round == 60 and found.in_phase == {"free": 0.0, "dear": 686.0}
 
 
 def test_methods_without_phases_have_no_price_for_any() -> None:

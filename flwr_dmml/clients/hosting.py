@@ -7,10 +7,10 @@ import torch
 from flwr.app import Context, Message
 
 from ..base.errors import SettingsError, UserError
-from ..base.options import Options
 from ..data import DataError, load_partition
 from ..data.sets.parts import PARTS, read_about
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..methods.registry import find_methods, option_types
 from ..settings import Settings, parse_settings
 from ..transport.messages import PARTITION, PLAN

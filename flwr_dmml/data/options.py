@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..base.options import Options
+from ..base.options import Group
 
 Scheme = Literal["dirichlet", "iid", "natural", "own"]
 
 
-class AudioOptions(Options):
+class AudioOptions(Group):
     """How files of sound become log-mel spectrograms, in data sets that say so."""
 
     rate_hz: int = Field(16_000, ge=1000, le=192_000, description="sound is resampled to this, Hz")
@@ -23,14 +23,14 @@ class AudioOptions(Options):
     hop_ms: float = Field(16.0, gt=0, le=1000, description="from one spectrum to the next, ms")
 
 
-class ImageOptions(Options):
+class ImageOptions(Group):
     """How image files become tensors, in data sets that say so."""
 
     side: int = Field(32, ge=4, le=1024, description="images are resized to this square, pixels")
     colour: bool = Field(True, description="three channels; off, one of grey")
 
 
-class SeriesOptions(Options):
+class SeriesOptions(Group):
     """How recordings become windows, in data sets that say so."""
 
     window_s: float = Field(
@@ -43,7 +43,7 @@ class SeriesOptions(Options):
     )
 
 
-class MissingOptions(Options):
+class MissingOptions(Group):
     """Samples that lack one of their device's modalities; a device with one never lacks it."""
 
     train_share: float = Field(
@@ -69,7 +69,7 @@ class MissingOptions(Options):
         return [name.strip() for name in self.modalities.split(",")] if self.modalities else []
 
 
-class PublicOptions(Options):
+class PublicOptions(Group):
     """The public set of methods that label one: the same unlabelled samples on every device."""
 
     dataset: str = Field(

@@ -92,9 +92,17 @@ class FleetCosts:
         )
 
     def own_work(self, phase: str = "") -> IterationCosts:
-        """Return what a method's own work costs in a round of this phase, ``[node, 1]``."""
-        if phase not in self.in_phase:
+        """Return what a method's own work costs in a round of this phase, ``[node, 1]``.
+
+        Raises
+        ------
+        ValueError
+            No device has counted what it does in this phase.
+        """
+        if not phase:
             return self.per_round
+        if phase not in self.in_phase:
+            raise ValueError(f"no device has counted what it does in the phase {phase!r}")
         base, more = self.per_round, self.in_phase[phase]
         return IterationCosts(base.energy_j + more.energy_j, base.time_s + more.time_s)
 

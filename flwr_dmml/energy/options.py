@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..base.options import Options
+from ..base.options import Group
 from .devices import PROFILES, DeviceProfile, draw_fleet
 from .radio import ChannelModel, Wireless
 
 
-class EnergyOptions(Options):
+class EnergyOptions(Group):
     """What devices run on."""
 
     devices: str = Field(
@@ -59,7 +59,7 @@ class EnergyOptions(Options):
         return draw_fleet(num_nodes, names, seed, frequency_jitter=self.clock_jitter)
 
 
-class AllocationOptions(Options):
+class AllocationOptions(Group):
     """How a device's energy of a round becomes iterations of its modalities."""
 
     rule: Literal[
@@ -102,7 +102,7 @@ class AllocationOptions(Options):
         return self.latency_s or inf
 
 
-class WirelessOptions(Options):
+class WirelessOptions(Group):
     """The radio between devices; off, sending is free and takes no time."""
 
     enabled: bool = Field(False, description="bill sending over radio, and let links fade")

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.options import Options
 from ..base.seeding import derive_seed, global_generator
 from ..data import Partition
 from ..models import DecomposedClassifier, Features
@@ -28,6 +27,7 @@ from .evaluation import accuracy_metrics
 from .mixing import mix_blocks
 from .nonfinite import check_finite
 from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
+from .options import Options
 from .settings import DeviceSettings
 from .speedometer import SPEEDS, Speedometer
 
@@ -63,8 +63,8 @@ class Learner:
     """The setting ``stagger`` where the run config says "auto"."""
     rule: ClassVar[str] = "uniform"
     """The setting ``allocation.rule`` where the run config says "auto"."""
-    phases: ClassVar[tuple[str, ...]] = ()
-    """The phases of its plan in which a device does more work than in others."""
+    addressed: ClassVar[bool] = False
+    """Whether a device sends every neighbour blocks of its own, instead of the same to all."""
     keeps_optimizer: ClassVar[bool] = False
     """Whether momentum and the like survive from one round to the next."""
     batched: ClassVar[bool] = False

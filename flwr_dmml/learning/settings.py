@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from ..base.options import Options
+from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions
@@ -29,7 +29,7 @@ def _shares(text: str) -> list[float]:
     return shares
 
 
-class DeviceSettings(Options):
+class DeviceSettings(Group):
     """The part of a run's settings that its devices go by: their data, models and training."""
 
     method: str = Field("dmml-kd", description="method to train with (see --list-methods)")

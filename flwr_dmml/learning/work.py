@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from ..base.options import Options
 from ..base.seeding import global_generator
 from ..energy.costs import Work
 from ..payload.plan import Plan
 from .learner import Learner
+from .options import Options
 from .settings import DeviceSettings
 
 _Key = tuple[type[Learner], DeviceSettings, Options, tuple[str, ...], tuple[int, int]]
@@ -20,7 +20,7 @@ def measure_work(learner: Learner) -> Work:
     multiply-add is 2); not biases, norms, activations, element-wise losses and the optimiser, which
     are small beside them; nor recurrent layers of torch that it does not see into (an LSTM on the
     CPU). A round's own work is counted as in round 2, without neighbours, and once more in each of
-    the learner's ``phases``.
+    the phases of the method's rounds.
 
     Samples that lack a modality count as if they were complete: which of them a mini-batch holds is
     by chance, and the cost must not depend on whom it is measured on.
@@ -79,6 +79,6 @@ def _measure(learner: Learner) -> Work:
         )
     with FlopCounterMode(display=False) as after:
         learner.after_training(plan, {})
-    in_phase = {phase: preparation(replace(plan, phase=phase)) for phase in learner.phases}
-    more = {phase: flops - before for phase, flops in in_phase.items() if flops > before}
+    phases = filter(None, dict.fromkeys(learner.options.phases(learner.settings.num_server_rounds)))
+    more = {phase: max(0.0, preparation(replace(plan, phase=phase)) - before) for phase in phases}
     return Work(joint, solo, before + float(after.get_total_flops()), more)

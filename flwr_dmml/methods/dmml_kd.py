@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..base.options import Options
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..losses import (
     label_weights,
     latent_distillation_loss,

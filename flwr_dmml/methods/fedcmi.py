@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base.options import Options
 from ..learning.batch import Batch, every_part
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..losses import class_temperatures, infiltration_loss
 from ..models import Projections, TwoProjectorClassifier
 from ..payload.plan import Inbox, Plan

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ..base.options import Options
+from ..learning.options import Options
 from .dmml_kd import DmmlKd, DmmlKdOptions
 
 

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..base.options import Options
 from ..learning.batch import BATCH, Batch, batch_of
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..payload.blocks import STATISTICS, vector_problem
 from ..payload.plan import Inbox, Payload, Plan
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from ..base.options import Options
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..payload.plan import Inbox, Plan
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from ..base.options import Options
 from ..learning.learner import Learner
+from ..learning.options import Options
 
 
 class GreedyOptions(Options):

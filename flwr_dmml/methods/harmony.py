@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..base.options import Options
+from ..learning.options import Options
 from ..payload.blocks import STATISTICS, flatten, vector_problem
 from ..payload.plan import Inbox, Plan
 from .staged import Staged

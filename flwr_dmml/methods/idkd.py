@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..base.options import Options
+from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from .detector import SCORES, calibrate
 from .kd import Kd, KdOptions

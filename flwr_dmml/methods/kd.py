@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base.options import Options
 from ..data import PublicSet, Samples, load_public, public_problems
 from ..learning.batch import Batch, batch_of, draw_indices
 from ..learning.devices import on_device
+from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from ..payload.blocks import STATISTICS
 from ..payload.plan import Inbox, Plan
@@ -22,8 +22,8 @@ from .qg_dsgdm import QgDsgdmN, QgOptions
 from .soft_labels import LABELS, SoftLabels, average
 from .teaching import logits_of
 
-LABEL = "label"
-"""The phase of the rounds in which devices label the public set."""
+TRAIN, LABEL, FINE_TUNE = "train", "label", "fine-tune"
+"""The phases: in ``label`` devices label the public set before they train."""
 OWN, TAUGHT = "own", "taught"
 
 
@@ -39,6 +39,13 @@ class KdOptions(QgOptions):
         """Return the rounds in which devices label; never the last one, which teaches nobody."""
         first = round(self.start * num_rounds) + 1
         return range(first, num_rounds, self.exchange_every or num_rounds)
+
+    def phase(self, server_round: int, num_rounds: int) -> str:
+        """Return ``train``, ``label`` or, between labels, ``fine-tune``."""
+        rounds = self.label_rounds(num_rounds)
+        if server_round in rounds:
+            return LABEL
+        return FINE_TUNE if rounds and server_round > rounds[0] else TRAIN
 
     def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse a run without a fit public set, or too short to exchange labels."""
@@ -74,7 +81,6 @@ class Kd(QgDsgdmN):
     name: ClassVar[str] = "kd"
     paper: ClassVar[str] = "baseline of Ravikumar et al., TMLR 2024"
     options_type: ClassVar[type[Options]] = KdOptions
-    phases: ClassVar[tuple[str, ...]] = (LABEL,)
 
     @cached_property
     def public_set(self) -> PublicSet:

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.options import Options
 from ..learning.batch import Batch, draw_batches, draw_indices, numbered
+from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from ..losses import distillation_loss
 from ..payload.plan import Inbox, Plan
@@ -43,10 +43,10 @@ class MirrorOptions(StagedOptions):
         """Return whether a device with these modalities has a teacher of the student."""
         return len(modalities) > 1 and self.student in modalities
 
-    def trained(self, stage: str, modalities: tuple[str, ...]) -> tuple[str, ...]:
+    def trained(self, phase: str, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Return which of its ``modalities`` a device trains in a stage; () only mixes."""
-        if stage != DISTIL:
-            return super().trained(stage, modalities)
+        if phase != DISTIL:
+            return super().trained(phase, modalities)
         if self.teaches(modalities):
             return (self.student,)
         return modalities if self.all_nodes else ()
@@ -98,7 +98,6 @@ class ModalityMirror(Staged):
     name: ClassVar[str] = "modality-mirror"
     paper: ClassVar[str] = "Feng et al., NOSSDAV 2025 (reconstruction)"
     options_type: ClassVar[type[Options]] = MirrorOptions
-    phases: ClassVar[tuple[str, ...]] = (DISTIL,)
     options: MirrorOptions
 
     def reset(self) -> None:

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base.options import Options
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..models import Features
 from ..payload.plan import Inbox, Plan
 

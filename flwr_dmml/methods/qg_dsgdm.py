@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..base.options import Options
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from ..payload.plan import Inbox, Plan
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
-from ..base.options import Options
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..learning.together import check_batched
 
 GROUP = "flwr_dmml.methods"

@@ -3,11 +3,13 @@
 from collections.abc import Collection
 from typing import ClassVar, NamedTuple
 
+import networkx as nx
 import torch
 from torch import Tensor
 
-from ..base.options import Options
+from ..graph.topology import Topology
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from ..payload.blocks import addressed, flatten, load_flat, mix, vector_problem
 from ..payload.plan import Inbox, Payload, Plan
@@ -25,6 +27,19 @@ class RelayOptions(Options):
                 "beyond a link and needs all of what is relayed; allowed: 1"
             )
         return problems
+
+    def graph_problem(self, topology: Topology, num_nodes: int, seed: int) -> str:
+        """Refuse a graph with a cycle: models would come back to where they are from."""
+        if topology.time_varying:
+            problem = "changes every round"
+        elif not nx.is_forest(topology.graph(num_nodes, seed=seed)):
+            problem = "has a cycle"
+        else:
+            return ""
+        return (
+            f"this graph {problem}, and models are relayed along a tree; allowed: line, star, or "
+            "an edge-list without cycles"
+        )
 
 
 class Relayed(NamedTuple):
@@ -63,6 +78,7 @@ class RelaySGD(Learner):
     paper: ClassVar[str] = "Vogels et al., NeurIPS 2021"
     options_type: ClassVar[type[Options]] = RelayOptions
     keeps_optimizer: ClassVar[bool] = True
+    addressed: ClassVar[bool] = True
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Average each block with what neighbours relay of it, in place.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base.options import Options
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.options import Options
 from ..models import ModalityNetworks
 from ..payload.plan import Inbox, Payload, Plan
 from .stages import FUSION, STAGES, UNI_MODAL, StagedOptions

@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from ..base.options import Options
 from ..data import DataError, assign_modalities, find_dataset
+from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 
 STAGES = UNI_MODAL, FUSION, DISTIL = "uni-modal", "fusion", "distil"
@@ -21,22 +21,22 @@ class StagedOptions(Options):
         """Return the share of the rounds after which each stage ends, in order."""
         return {UNI_MODAL: self.uni_modal, FUSION: 1.0}
 
-    def stage(self, server_round: int, num_rounds: int) -> str:
+    def phase(self, server_round: int, num_rounds: int) -> str:
         """Return the stage of a round (from 1); its last round is the share's, rounded."""
         ends = self.ends().items()
         return next(stage for stage, end in ends if server_round <= round(end * num_rounds))
 
-    def trained(self, stage: str, modalities: tuple[str, ...]) -> tuple[str, ...]:
+    def trained(self, phase: str, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Return which of its ``modalities`` a device trains in a stage; () rests, it only mixes.
 
         All of them, but in the fusion stage a device with one has nothing to fuse.
         """
-        return modalities if stage == UNI_MODAL or len(modalities) > 1 else ()
+        return modalities if phase == UNI_MODAL or len(modalities) > 1 else ()
 
     def problems(self, settings: DeviceSettings) -> list[str]:
         """Refuse a stage without a round, and a fleet that fuses nothing."""
         problems, rounds = super().problems(settings), settings.num_server_rounds
-        begun = {self.stage(t, rounds) for t in range(1, rounds + 1)}
+        begun = {self.phase(t, rounds) for t in range(1, rounds + 1)}
         if lacking := [stage for stage in self.ends() if stage not in begun]:
             problems.append(
                 f"num-server-rounds = {rounds}: no round is left for the stage '{lacking[0]}'; set "

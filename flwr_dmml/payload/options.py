@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..base.options import Options
+from ..base.options import Group
 from .coding import Precision
 
 
-class ExchangeOptions(Options):
+class ExchangeOptions(Group):
     """How payloads get from a device to its neighbours."""
 
     transport: Literal["relay", "peer"] = Field(

@@ -16,19 +16,20 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ..base.errors import SettingsError
-from ..base.options import Options, kebab
+from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..graph.topology import TopologyError
+from ..learning.options import Options
 from .settings import GROUPS, Settings
 
-OptionsT = TypeVar("OptionsT", bound=Options)
+GroupT = TypeVar("GroupT", bound=Group)
 
 
 def every_setting(methods: Mapping[str, type[Options]]) -> Iterator[tuple[str, FieldInfo]]:
     """Yield the key of every setting, common, of a group or of a method, and what it is."""
     _check_names(methods)
-    models: dict[str, type[Options]] = {"": Settings, **GROUPS, **methods}
+    models: dict[str, type[Group]] = {"": Settings, **GROUPS, **methods}
     for prefix, model in models.items():
         for name, info in model.model_fields.items():
             if name not in GROUPS:
@@ -41,7 +42,7 @@ def _check_names(methods: Iterable[str]) -> None:
             raise ValueError(f"a method cannot be named '{name}': that is a group of settings")
 
 
-def resolved(settings: Settings, options: Mapping[str, Options]) -> dict[str, Any]:
+def resolved(settings: Settings, options: Mapping[str, Group]) -> dict[str, Any]:
     """Return every setting's value by its key in a run config."""
     flat = settings.model_dump(by_alias=True, exclude=set(GROUPS))
     groups = {name: getattr(settings, name) for name in GROUPS}
@@ -81,7 +82,7 @@ def parse_settings(
     _check_names(methods)
     problems: list[str] = []
     common: dict[str, Any] = {}
-    prefixed: dict[str, type[Options]] = {**GROUPS, **methods}
+    prefixed: dict[str, type[Group]] = {**GROUPS, **methods}
     own: dict[str, dict[str, Any]] = {name: {} for name in prefixed}
     for key, value in run_config.items():
         prefix, _, option = key.partition(".")
@@ -96,19 +97,18 @@ def parse_settings(
             problems.append(f"{key} = {value!r}: no method '{prefix}'; there are {known}")
 
     settings = _validate(Settings, common, "", problems)
-    options = {
-        name: _validate(model, own[name], f"{name}.", problems) for name, model in prefixed.items()
-    }
-    groups = {name: options.pop(name) for name in GROUPS}
+    groups = {n: _validate(model, own[n], f"{n}.", problems) for n, model in GROUPS.items()}
+    options = {n: _validate(model, own[n], f"{n}.", problems) for n, model in methods.items()}
     if settings is not None:
         sound = {name: group for name, group in groups.items() if group is not None}
         settings = settings.model_copy(update=sound)
         problems += _conflicts(settings, methods)
-        for name in dict.fromkeys((settings.compare_with, settings.method)):
-            needs = options.get(name)
-            problems += needs.problems(settings) if needs is not None else []
+        names = dict.fromkeys((settings.compare_with, settings.method))
+        chosen = {name: needs for name in names if (needs := options.get(name)) is not None}
+        for needs in chosen.values():
+            problems += needs.problems(settings)
         problems = list(dict.fromkeys(problems))  # two methods may need the same
-        problems += _coordinator_problems(settings) if side != "device" else []
+        problems += _coordinator_problems(settings, chosen) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
     if problems or settings is None:
         whose = "this device's settings" if side == "device" else "the run config"
@@ -117,8 +117,8 @@ def parse_settings(
 
 
 def _validate(
-    model: type[OptionsT], values: dict[str, Any], prefix: str, problems: list[str]
-) -> OptionsT | None:
+    model: type[GroupT], values: dict[str, Any], prefix: str, problems: list[str]
+) -> GroupT | None:
     """Build ``model`` from ``values``; on failure append to ``problems`` and return None."""
     try:
         return model.model_validate(values)
@@ -178,7 +178,7 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
     return problems
 
 
-def _coordinator_problems(settings: Settings) -> list[str]:
+def _coordinator_problems(settings: Settings, methods: Mapping[str, Options]) -> list[str]:
     """Return what is wrong with what only the coordinator needs: the graph and the run folder."""
     problems: list[str] = []
     if settings.exchange.encrypt and settings.exchange.router:
@@ -199,12 +199,15 @@ def _coordinator_problems(settings: Settings) -> list[str]:
             radios.locate(settings.num_nodes, seed=settings.seed)
     except WirelessError as error:
         problems.append(f"wireless: {error}")
+    given = f"topology = {settings.topology!r} with"
     try:
-        settings.make_topology().check(settings.num_nodes)
+        topology = settings.make_topology()
+        topology.check(settings.num_nodes)
+        for name, options in methods.items():
+            if problem := options.graph_problem(topology, settings.num_nodes, settings.seed):
+                problems.append(f"{given} method {name!r}: {problem}")
     except TopologyError as error:
-        problems.append(
-            f"topology = {settings.topology!r} with num-nodes = {settings.num_nodes}: {error}"
-        )
+        problems.append(f"{given} num-nodes = {settings.num_nodes}: {error}")
     return problems
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from ..base.machine import RUNS
-from ..base.options import Options
+from ..base.options import Group
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from ..graph.topology import Topology, make_topology
@@ -77,7 +77,7 @@ class Settings(DeviceSettings):
         )
 
 
-GROUPS: dict[str, type[Options]] = {
+GROUPS: dict[str, type[Group]] = {
     "energy": EnergyOptions,
     "allocation": AllocationOptions,
     "wireless": WirelessOptions,

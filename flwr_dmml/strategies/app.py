@@ -13,13 +13,11 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from ..base.errors import SettingsError
 from ..base.machine import cores
-from ..base.options import Options
 from ..clients import Learner, find_methods, make_client_app, option_types
 from ..energy.ledger import Floats
 from ..engine import sharded_grid
-from ..graph.topology import TopologyError
+from ..learning.options import Options
 from ..settings import Settings, parse_settings, resolved
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
 from ..tracking.sinks import closing_all, make_sinks
@@ -30,7 +28,6 @@ from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .layout import layout
 from .peer import PeerStrategy
-from .registry import find_strategies
 from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
 
@@ -40,7 +37,7 @@ FLOWERS_RAY_S = {"flwr-simulation": 300.0}
 
 def make_server_app(
     *learners: type[Learner],
-    strategies: Mapping[str, type[PeerStrategy]] | None = None,
+    strategy: type[PeerStrategy] = PeerStrategy,
     client_app: ClientApp | None = None,
 ) -> ServerApp:
     """Return a ServerApp that runs the method of the run config, and ``compare-with`` before it.
@@ -49,8 +46,8 @@ def make_server_app(
     ----------
     *learners : type[Learner]
         Methods of your own, besides the registered ones. Give the same to ``make_client_app``.
-    strategies : mapping of str to type[PeerStrategy], optional
-        Round plans of your own, by the method's name; a method without one runs plain gossip.
+    strategy : type[PeerStrategy]
+        A strategy of your own; it runs every method.
     client_app : ClientApp, optional
         What devices run where the run config says ``engine = "sharded"``, which then takes the
         place of Flower's engine; by default that of ``make_client_app(*learners)``.
@@ -67,17 +64,12 @@ def make_server_app(
         settings, options = parse_settings(
             context.run_config, option_types(methods), side="coordinator"
         )
-        plans = find_strategies(strategies)
-        runs = dict.fromkeys(filter(None, (settings.compare_with, settings.method)))
-        kinds = {name: plans.get(name, PeerStrategy) for name in runs}
-        for name, kind in kinds.items():
-            _check_topology(settings, name, kind)
         app_of_devices = client_app or make_client_app(*learners)
         folder = _folder(settings, options)
         sinks = make_sinks(settings.track_with, folder.path, resolved(settings, options))
         engine = _engine(grid, context, settings, app_of_devices)
         with folder.logging(), closing_all(sinks), engine as grid:
-            _run(grid, settings, options, methods, kinds, folder, sinks)
+            _run(grid, settings, options, methods, strategy, folder, sinks)
 
     return app
 
@@ -97,11 +89,11 @@ def _run(
     settings: Settings,
     options: Mapping[str, Options],
     methods: Mapping[str, type[Learner]],
-    kinds: Mapping[str, type[PeerStrategy]],
+    kind: type[PeerStrategy],
     folder: RunFolder,
     sinks: Sequence[Tracker],
 ) -> None:
-    """Run the methods one after another, with the round plan of each, and report."""
+    """Run the methods one after another, and report."""
     log(INFO, "Run folder: %s", folder.path)
     stopping = getattr(grid, "stopping", lambda: False)
     # An engine of this package may carry trackers of its own, such as the live table.
@@ -111,7 +103,7 @@ def _run(
         log(INFO, "compare-with names the method itself: it runs once")
     present: int | None = None  # a device lost by the first method is not waited for again
     battery_j: Floats | None = None  # the second method gets the batteries of the first
-    for name, kind in kinds.items():
+    for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
         if done := folder.finished(name):
             results[name], end = done
             present = max(1, len(results[name].nodes))
@@ -131,6 +123,7 @@ def _run(
             min_nodes=present,
             seed=settings.seed,
             options=options[name],
+            addressed=methods[name].addressed,
             energy=energy,
             trackers=trackers,
             keeper=Keeper(folder.path / name, every, keep, stopping),
@@ -191,17 +184,6 @@ def constrain(
     """Return the energy and the iterations that the settings give to a method's devices."""
     kind = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
     return kind(settings.of_method(method.stagger, method.rule), battery_j=battery_j)
-
-
-def _check_topology(settings: Settings, method: str, strategy: type[PeerStrategy]) -> None:
-    """Refuse a graph that the method's plan cannot use, before any method runs."""
-    try:
-        strategy.check(settings.make_topology(), settings.num_nodes, settings.seed)
-    except TopologyError as error:
-        raise SettingsError(
-            f"the run config cannot work:\n  topology = {settings.topology!r} with "
-            f"method {method!r}: {error}"
-        ) from error
 
 
 def report(settings: Settings, results: dict[str, RoundRecord]) -> None:

@@ -1,17 +1,17 @@
 """The round plan of plain gossip: route, train, watch. Never averages a model."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..base.options import Options
-from ..graph.topology import Topology
+from ..graph.topology import Topology, TopologyError
+from ..learning.options import Options
 from ..payload.plan import Plan
 from ..tracking.checkpoints import Checkpoint
 from ..tracking.records import RoundRecord, Tracker
@@ -74,7 +74,9 @@ class PeerStrategy(Strategy):
     seed : int (default: 0)
         Seed of random graphs.
     options : Options, optional
-        The method's own, for a plan that depends on them.
+        The method's own: they say which graphs will do, the phase of each round, and who trains.
+    addressed : bool (default: False)
+        Whether devices send every neighbour blocks of its own, as the method's class says.
     energy : EnergyConstrained, optional
         Batteries, radio and the iterations of each round; by default every device is on mains power
         and trains ``local_iterations``.
@@ -85,9 +87,6 @@ class PeerStrategy(Strategy):
     exchange : callable
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
     """
-
-    addressed: ClassVar[bool] = False
-    """Whether devices send every neighbour blocks of its own, instead of the same to all."""
 
     def __init__(
         self,
@@ -102,12 +101,16 @@ class PeerStrategy(Strategy):
         min_nodes: int | None = None,
         seed: int = 0,
         options: Options | None = None,
+        addressed: bool = False,
         energy: EnergyConstrained | None = None,
         trackers: Sequence[Tracker] = (),
         keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
     ) -> None:
-        self.check(topology, num_nodes, seed)
+        self.options = options or Options()
+        topology.check(num_nodes)
+        if problem := self.options.graph_problem(topology, num_nodes, seed):
+            raise TopologyError(problem)
         self.topology = topology
         self.num_nodes = num_nodes
         self.method = method
@@ -117,7 +120,6 @@ class PeerStrategy(Strategy):
         self.wait_timeout = wait_timeout
         self.min_nodes = num_nodes if min_nodes is None else min_nodes
         self.seed = seed
-        self.options = options
         self.trackers = tuple(trackers)
         self.keeper = keeper
         self._make_exchange = exchange
@@ -129,7 +131,7 @@ class PeerStrategy(Strategy):
             local_iterations=local_iterations,
             evaluate_every=evaluate_every,
             seed=seed,
-            addressed=self.addressed,
+            addressed=addressed,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
@@ -140,19 +142,6 @@ class PeerStrategy(Strategy):
     def records(self) -> list[RoundRecord]:
         """The record of every round so far."""
         return self._logbook.records
-
-    @classmethod
-    def check(cls, topology: Topology, num_nodes: int, seed: int) -> None:
-        """Raise TopologyError unless the method can run on this graph; override to ask for more."""
-        topology.check(num_nodes)
-
-    def phase(self, server_round: int, num_rounds: int) -> str:
-        """Return what devices do in a round besides training (``plan.phase``); override it."""
-        return ""
-
-    def trained(self, phase: str, modalities: tuple[str, ...]) -> Collection[str]:
-        """Return which of its ``modalities`` a device trains in a phase; override it."""
-        return modalities
 
     def summary(self) -> None:
         """Log the strategy's configuration as a tree."""
@@ -258,8 +247,8 @@ class PeerStrategy(Strategy):
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
         self.exchange = self._make_exchange(self.method, self.roster, self._logbook)
-        phases = [self.phase(t, num_rounds) for t in range(1, num_rounds + 1)]
-        self.planner.begin(self.roster.members, phases, self.trained)
+        phases = self.options.phases(num_rounds)
+        self.planner.begin(self.roster.members, phases, self.options.trained)
         fixed = self.communicates and not self.topology.time_varying
         self._logbook.announce(self.method, self.planner.graph(1) if fixed else None)
 

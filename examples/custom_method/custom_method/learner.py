@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from flwr_dmml.base.options import Options
 from flwr_dmml.clients import Batch, Learner
+from flwr_dmml.learning.options import Options
 from flwr_dmml.payload.plan import Inbox, Plan
 
 SMOOTH = "smooth"
@@ -18,6 +18,10 @@ class SmoothStartOptions(Options):
 
     smoothing: float = Field(0.1, ge=0, lt=1, description="how much of a label goes to all classes")
     share: float = Field(0.5, ge=0, le=1, description="share of the rounds that are smoothed")
+
+    def phase(self, server_round: int, num_rounds: int) -> str:
+        """Return ``smooth`` in the first ``share`` of the rounds, ``sharp`` afterwards."""
+        return SMOOTH if server_round <= self.share * num_rounds else "sharp"
 
 
 class SmoothStart(Learner):

@@ -1,4 +1,4 @@
-"""What the coordinator runs: the strategy is found by its entry point."""
+"""What the coordinator runs: the method is found by its entry point."""
 
 from flwr_dmml.strategies import make_server_app
 
