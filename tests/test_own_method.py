@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.cli import app as cli
 from flwr_dmml.engine import load_app, run_app
 
 CLIENT = '''
@@ -98,3 +100,32 @@ def test_a_method_can_be_compared_with_a_registered_one(own_app, tmp_path: Path)
     run_app(own_app, 3, {"run-dir": str(tmp_path), "run-name": "c", "compare-with": "local"})
     names = {p.name for p in (tmp_path / "c").iterdir()}
     assert names == {"config.json", "run.json", "log.txt", "local", "smooth"}
+
+
+@pytest.mark.parametrize(
+    ("learner", "problem"),
+    [
+        (
+            "class Mine(Learner): pass",
+            "Mine.name must be set, as in name = 'mine'",
+        ),
+        ("class Mine(DPSGD): pass", "two methods are named 'dpsgd': "),
+        ("class Mine(Learner): name = 'energy'", "a method cannot be named 'energy': that is a "),
+        (
+            "class Mine(Learner):\n    name, batched = 'mine', True\n    def modulate(self, m): 0",
+            "method 'mine' is declared batched, but it overrides modulate",
+        ),
+    ],
+)
+def test_a_method_that_cannot_be_is_one_line(tmp_path: Path, learner: str, problem: str):
+    package = tmp_path / "odd_method_app"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    imports = "from flwr_dmml.clients import DPSGD, Learner, make_client_app\n"
+    (package / "client_app.py").write_text(f"{imports}{learner}\napp = make_client_app(Mine)\n")
+    (package / "server_app.py").write_text(SERVER.replace("own_", "odd_").replace("Smooth", "Mine"))
+    (tmp_path / "pyproject.toml").write_text(PROJECT.replace("own_", "odd_"))
+    result = CliRunner().invoke(cli, ["simulate", str(tmp_path), "--workers", "0"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: MethodError: {problem}"), result.stderr
+    assert result.stderr.count("\n") == 1

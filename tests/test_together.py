@@ -9,6 +9,7 @@ from flwr.app import Message
 from helpers import FAST, make_learner
 from torch import Tensor, nn
 
+from flwr_dmml.base.errors import MethodError
 from flwr_dmml.clients import (
     DPSGD,
     Batch,
@@ -21,6 +22,7 @@ from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.engine.nodes import answers
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.learning.mixing import mix_blocks, mix_stacked
+from flwr_dmml.learning.options import Options
 from flwr_dmml.learning.together import Turn, likeness, run_together
 from flwr_dmml.payload.plan import Inbox, Payload, Plan
 from flwr_dmml.strategies import PeerStrategy
@@ -176,6 +178,14 @@ class Unsure(Sure):
     name = "unsure"
 
 
+class Weighed(Sure):
+    """Declares itself batched, and has options of its own."""
+
+    name = "weighed"
+    batched: ClassVar[bool] = True
+    options_type: ClassVar[type[Options]] = type("WeighedOptions", (Options,), {})
+
+
 class Wrong(DPSGD):
     """Declares itself batched, but does more in a round."""
 
@@ -187,12 +197,12 @@ class Wrong(DPSGD):
 
 
 def test_a_method_declares_itself_and_is_checked():
-    find_methods([Sure, Unsure])
+    find_methods([Sure, Unsure, Weighed])
     made = make_learner(CONFIG)
-    for method, batched in ((Sure, True), (Unsure, False)):
+    for method, batched in ((Sure, True), (Unsure, False), (Weighed, True)):
         learner = method(made.partition, made.settings, made.options)
         assert (likeness(learner, Plan(1, 2)) is not None) == batched
-    with pytest.raises(ValueError, match=r"'wrong' is declared batched.*overrides after_training"):
+    with pytest.raises(MethodError, match=r"'wrong' is declared batched.*overrides after_training"):
         find_methods([Wrong])
 
 

@@ -5,5 +5,9 @@ class UserError(Exception):
     """Something that the user can put right; the command line shows the message alone."""
 
 
+class MethodError(UserError, ValueError):
+    """A method that cannot be what it is declared as: names it, and what is wrong."""
+
+
 class SettingsError(UserError, ValueError):
     """A run config that cannot work: names each key, its value and what is allowed."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ..base.errors import MethodError
 from ..payload.blocks import unflatten
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from .balance import SPEED_METRICS, LocalPhase
@@ -23,7 +24,10 @@ from .speedometer import SPEEDS
 LINEAR = (nn.Linear, nn.ReLU, nn.Flatten, nn.LayerNorm, nn.Identity)
 """Layers with which a round on a CPU takes half as long: "auto" stacks them there. With small
 convolutions it is a third shorter: not worth results that are no longer equal to the last bit."""
-OWN = {"build_model", "blocks", "private_blocks", "encoders", "local_loss", "predict", "evaluate"}
+OWN = {
+    "options_type", "build_model", "blocks", "private_blocks", "encoders", "local_loss", "predict",
+    "evaluate",
+}  # fmt: skip
 """What a method that declares itself batched may override."""
 _models: "WeakKeyDictionary[Learner, tuple[str, bool]]" = WeakKeyDictionary()
 """A learner's architecture in words, and whether it is worth stacking on a CPU."""
@@ -56,7 +60,7 @@ def check_batched(method: type[Learner]) -> None:
 
     Raises
     ------
-    ValueError
+    MethodError
         It declares itself batched, but a round of it is more than its loss.
     """
     inherited = {name for name, value in vars(Learner).items() if getattr(method, name) is value}
@@ -65,7 +69,7 @@ def check_batched(method: type[Learner]) -> None:
         changed.add("keeps_optimizer")
     if vars(method).get("batched") and changed:
         names = ", ".join(sorted(changed))
-        raise ValueError(f"method '{method.name}' is declared batched, but it overrides {names}")
+        raise MethodError(f"method '{method.name}' is declared batched, but it overrides {names}")
 
 
 def likeness(learner: Learner, plan: Plan) -> Hashable | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
+from ..base.errors import MethodError
 from ..learning.learner import Learner
 from ..learning.options import Options
 from ..learning.together import check_batched
@@ -21,7 +22,7 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
 
     Raises
     ------
-    ValueError
+    MethodError
         Two methods share a name, an entry point is not a named Learner, or a method is declared
         batched that cannot be.
     """
@@ -29,14 +30,15 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
     registered = [(point.name, point.load()) for point in entry_points(group=GROUP)]
     for name, learner in [*registered, *((cls.name, cls) for cls in extra)]:
         if not (isinstance(learner, type) and issubclass(learner, Learner)):
-            raise ValueError(f"method '{name}': {learner!r} is not a subclass of Learner")
+            raise MethodError(f"method '{name}': {learner!r} is not a subclass of Learner")
         if not name or learner.name != name:
-            raise ValueError(
-                f"{learner.__name__}.name must be set, and equal its entry point's name"
+            must = (
+                f"equal its entry point's name {name!r}" if name else "be set, as in name = 'mine'"
             )
+            raise MethodError(f"{learner.__name__}.name must {must}")
         check_batched(learner)
         if found.setdefault(name, learner) is not learner:
-            raise ValueError(f"two methods are named '{name}': {found[name]!r} and {learner!r}")
+            raise MethodError(f"two methods are named '{name}': {found[name]!r} and {learner!r}")
     return dict(sorted(found.items()))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ..base.errors import SettingsError
+from ..base.errors import MethodError, SettingsError
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
@@ -39,7 +39,7 @@ def every_setting(methods: Mapping[str, type[Options]]) -> Iterator[tuple[str, F
 def _check_names(methods: Iterable[str]) -> None:
     for name in methods:
         if name in GROUPS:
-            raise ValueError(f"a method cannot be named '{name}': that is a group of settings")
+            raise MethodError(f"a method cannot be named '{name}': that is a group of settings")
 
 
 def resolved(settings: Settings, options: Mapping[str, Group]) -> dict[str, Any]:
