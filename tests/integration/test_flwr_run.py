@@ -81,6 +81,9 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                 os.kill(process, signal.SIGKILL)
             return "killed", ""
         while time.monotonic() < deadline:
+            if _processes_of(str(home), command="flwr-simulation"):  # asking costs a process
+                time.sleep(0.05)
+                continue
             status = json.loads(call("ls", "--run-id", run_id, "--format", "json"))
             state = str(status["runs"][0]["status"])
             if state.startswith("finished"):
