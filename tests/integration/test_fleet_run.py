@@ -24,7 +24,6 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
-THREE = {**SETTINGS, "num-server-rounds": 3}
 CONNECTION = """[superlink]
 default = "fleet"
 
@@ -57,7 +56,7 @@ def fleet_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     ]  # fmt: skip
 
     def run(name: str, **settings: Any) -> bytes:
-        config = {**THREE, "run-dir": str(folder), "run-name": name, **settings}
+        config = {**SETTINGS, "run-dir": str(folder), "run-name": name, **settings}
         given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         done = subprocess.run(
             [str(PROGRAMS / "flwr"), "run", str(FLEET), "fleet", "--stream", "-c", given],
@@ -85,7 +84,7 @@ def fleet_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def simulated(parts: Path, folder: Path, **settings: Any) -> bytes:
     """Return the metrics file of the same run in one process."""
-    sets = {**THREE, "run-dir": str(folder), "run-name": "here", "data-path": str(parts)}
+    sets = {**SETTINGS, "run-dir": str(folder), "run-name": "here", "data-path": str(parts)}
     sets |= settings
     command = ["simulate", str(FLEET), "--workers", "0"]
     command += [part for k, v in sets.items() for part in ("--set", f"{k}={v}")]
@@ -97,13 +96,13 @@ def test_a_fleet_trains_on_its_own_parts(fleet_run: Run, parts: Path, tmp_path: 
     """The metrics file is that of ``simulate``, byte for byte."""
     expected = simulated(parts, tmp_path)
     assert fleet_run("relayed") == expected
-    assert expected.count(b"\n") == THREE["num-server-rounds"]
+    assert expected.count(b"\n") == SETTINGS["num-server-rounds"]
 
 
 def test_letters_give_the_numbers_of_the_relay(fleet_run: Run, parts: Path, tmp_path: Path):
     """Three rounds in two messages (2 and 1), from device to device, in fewer bytes."""
     pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[peer]" for that')
-    fewer = {"exchange.precision": "int8", "exchange.top-k": 0.5}
+    fewer = {"num-server-rounds": 3, "exchange.precision": "int8", "exchange.top-k": 0.5}
     peer = {"exchange.transport": "peer", "exchange.rounds-per-message": 2}
     direct = fleet_run("direct", **fewer, **peer)
     assert learned(direct) == learned(simulated(parts, tmp_path, **fewer))
