@@ -349,6 +349,7 @@ def test_runs_train_with_missing_samples(method: str, stagger: float) -> None:
         **CONFIG,
         "method": method,
         "stagger": stagger,
+        "dmml-kd.generator-steps": 20,
         "batch-size": 5,  # parts of one row, and solo iterations with none
         "local-iterations": 15,
         "missing.train-share": 0.5,

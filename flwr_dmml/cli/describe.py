@@ -160,7 +160,8 @@ def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: Fleet
     if work.per_round:
         prices.append(price("once a round", work.per_round, costs.per_round))
     for phase, flops in work.in_phase.items():
-        prices.append(price(f"more in phase '{phase}'", flops, costs.in_phase[phase]))
+        if flops:
+            prices.append(price(f"more in phase '{phase}'", flops, costs.in_phase[phase]))
     sent, kept = _lengths(learner.blocks()), _lengths(learner.private_blocks())
     return Kind(modalities, nodes, [len(part.train) for part in parts], sent, kept, prices)
 

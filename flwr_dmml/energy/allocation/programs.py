@@ -31,6 +31,8 @@ class SolverFailed(RuntimeError):
 def solve(problem: cp.Problem, solver: str, attempts: Sequence[Mapping[str, Any]]) -> bool:
     """Solve with the first options that work; return whether the solution is accurate.
 
+    It begins afresh, not from the last solution: a resumed run has none, and is to be the same.
+
     Raises
     ------
     SolverFailed
@@ -41,7 +43,7 @@ def solve(problem: cp.Problem, solver: str, attempts: Sequence[Mapping[str, Any]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "may be inaccurate": returned
-                problem.solve(solver=solver, enforce_dpp=True, **options)
+                problem.solve(solver=solver, enforce_dpp=True, warm_start=False, **options)
         except (cp.SolverError, ValueError, TypeError, ArithmeticError) as error:
             failure = str(error).strip().partition("\n")[0]
             continue
