@@ -97,12 +97,12 @@ from functools import partial
 
 import torch
 from flwr_dmml.clients import make_client_app
-from flwr_dmml.transport import peer, peer_answers
+from flwr_dmml.transport.direct import answers, link
 
 LIMIT = 1 << 20
-peer.PeerLink = partial(peer.PeerLink, limit=LIMIT)
+link.PeerLink = partial(link.PeerLink, limit=LIMIT)
 app = make_client_app()
-write_honestly, send_honestly = peer.write_letter, peer_answers.Answers._send
+write_honestly, send_honestly = link.write_letter, answers.Answers._send
 
 
 def write(letter):
@@ -119,8 +119,8 @@ def write(letter):
 
 
 if os.environ.get("DMML_TEST_LIES"):
-    peer.write_letter = write
-    peer_answers.Answers._send = lambda self, one, *letter: send_honestly(
+    link.write_letter = write
+    answers.Answers._send = lambda self, one, *letter: send_honestly(
         self, replace(one, limit=1 << 30), *letter
     )
 '''
