@@ -1,6 +1,7 @@
 """Sweeps: what a file says, what runs, what is skipped, and the comparison at the end."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_dry_run_only_says_what_would_run(tmp_path: Path):
     assert "4 runs" in done.output and "local_seed-1" in done.output
 
 
-def test_runs_are_made_skipped_and_compared(tmp_path: Path):
+def test_runs_are_made_skipped_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two of four are there, one by hand; that one is not complete, and goes on."""
     runs = tmp_path / "runs"
     first = write(tmp_path, SETTINGS, '[grid]\nmethod = ["dpsgd"]\nseed = [0]\n')
@@ -123,6 +124,14 @@ def test_runs_are_made_skipped_and_compared(tmp_path: Path):
         assert json.loads((runs / name / "config.json").read_text())["method"] == "local"
     pytest.importorskip("plotly", reason="the comparison needs the extra 'report'")
     assert "dpsgd" in (runs / "comparison.html").read_text()
+
+    (runs / "comparison.html").unlink()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "plotly", None)
+        done = invoke(str(both), "-o", str(runs))
+    assert done.exit_code == 0, done.output
+    assert "Warning: there is no comparison: plotly " in " ".join(done.output.split())
+    assert not (runs / "comparison.html").exists()
 
     other = SETTINGS.replace("num-nodes = 3", "num-nodes = 4")
     done = invoke(str(write(tmp_path, other, GRID)), "-o", str(runs))

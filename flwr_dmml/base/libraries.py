@@ -88,6 +88,9 @@ LIBRARIES: dict[str, Library] = {
 }  # fmt: skip
 """By the name that is imported."""
 
+CHROME = "apt install chromium, or plotly_get_chrome; BROWSER_PATH names one in an unusual place"
+"""What mends that there is no browser for kaleido to draw with."""
+
 TORCH_SET = ("torch", "torchvision", "torchaudio")
 """Distributions whose binaries must fit together."""
 

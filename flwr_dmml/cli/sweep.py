@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .compare import compare
-from .output import STOPPED, errors_in_words, say
+from .output import STOPPED, errors_in_words, labelled, say
 
 if TYPE_CHECKING:
     from .sweep_plan import Sweep
@@ -68,7 +68,7 @@ def sweep(
         return
     failed = _run_all(plan, runs, todo, folder, workers)
     if len(runs) - len(failed) > 1:
-        compare([folder], output=folder / "comparison.html")
+        _compare(folder)
     if failed:
         _say(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
         raise typer.Exit(1)
@@ -107,6 +107,18 @@ def _run_all(
         if status:
             failed.append(name)
     return failed
+
+
+def _compare(folder: Path) -> None:
+    """Write the comparison; without what it needs the sweep is done all the same."""
+    from ..base.libraries import LibraryError, require
+
+    try:
+        require("plotly")
+    except LibraryError as error:
+        labelled("Warning", "bold yellow", f"there is no comparison: {error}")
+        return
+    compare([folder], output=folder / "comparison.html")
 
 
 @contextmanager

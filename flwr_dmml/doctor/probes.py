@@ -14,6 +14,8 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+from ..base.libraries import CHROME, fault
+
 
 class DoubtError(Exception):
     """Something works in part; the arguments are what was seen, and what mends it."""
@@ -243,7 +245,7 @@ def use_kaleido() -> str:
         except ChromeNotFoundError as error:
             raise DoubtError(
                 "there is no Chrome or Chromium, so figures cannot be written as files",
-                "apt install chromium, or plotly_get_chrome; BROWSER_PATH names one elsewhere",
+                CHROME,
             ) from error
         _check("<svg" in path.read_text(encoding="utf-8")[:500], "no figure")
     return "a figure as a file"
@@ -336,8 +338,6 @@ PROBES: dict[str, Callable[[], str]] = {
 
 def run(module: str) -> None:
     """Run a probe; print how it went as JSON on the last line."""
-    from ..base.libraries import fault
-
     try:
         told = {"state": "ok", "seen": PROBES[module]()}
     except DoubtError as doubt:

@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ..base.libraries import needed
+from ..base.libraries import CHROME, needed
 from .parts import Figure, Section
 from .reading import ReportError
 from .theme import resolve
 
-NEEDS_CHROME = (
-    "figures as files need Chrome or Chromium: apt install chromium, or plotly_get_chrome; "
-    "BROWSER_PATH names one in an unusual place"
-)
+NEEDS_CHROME = f"figures as files need Chrome or Chromium: {CHROME}"
 WIDTH, SCALE = 720, 2  # pixels of a figure, and how many of a PNG's for each
 
 

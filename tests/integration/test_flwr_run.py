@@ -153,7 +153,7 @@ def test_a_bad_setting_fails_the_run_and_names_the_key(flwr_run: Run, tmp_path: 
     assert list(tmp_path.iterdir()) == [], "nothing is written before the settings are sound"
 
 
-def test_a_method_and_a_strategy_of_ones_own_by_entry_point(flwr_run: Run, tmp_path: Path):
+def test_a_method_of_ones_own_by_entry_point(flwr_run: Run, tmp_path: Path):
     """Half of 3 rounds, 1, is smoothed. Both engines write the same bytes; dpsgd runs first."""
     status, log = flwr_run(4, app=CUSTOM, **SETTINGS, **{"run-dir": str(tmp_path / "ray")})
     assert status == "finished:completed", log
