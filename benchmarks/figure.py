@@ -19,9 +19,9 @@ from xml.sax.saxutils import escape
 
 import typer
 
-from flwr_dmml.report.lines import RoundLine
 from flwr_dmml.report.reading import read_run
 from flwr_dmml.report.theme import THEMES
+from flwr_dmml.tracking.records import RoundRecord
 
 PANELS = {
     "": "all 12 devices",
@@ -44,7 +44,7 @@ LOW, HIGH = 0.1, 0.9  # accuracies at the ends of the axis
 APART = 12  # pixels between two figures at the ends of lines
 
 
-def curve(rounds: Sequence[RoundLine], sensors: str) -> list[tuple[int, float]]:
+def curve(rounds: Sequence[RoundRecord], sensors: str) -> list[tuple[int, float]]:
     """Return round and mean accuracy of the devices with these sensors, or of all of them."""
     found = [(r.round, r.accuracy_by_set[sensors] if sensors else r.accuracy) for r in rounds]
     return [(number, value) for number, value in found if value is not None]

@@ -19,12 +19,12 @@ from flwr.clientapp import ClientApp
 from rich.console import Console
 from rich.progress import Progress
 
-from flwr_dmml.clients import find_methods, make_client_app, option_types
+from flwr_dmml.clients import make_client_app
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.methods.staged import Staged
 from flwr_dmml.methods.teaching import share_right
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies import make_server_app
 from flwr_dmml.tracking import RoundRecord
 from flwr_dmml.transport.messages import STATE, unpack
@@ -137,15 +137,14 @@ def averaged_accuracy(settings: Settings, states: Mapping[int, RecordDict]) -> f
 
     No device ever holds it. Mean over devices, each with the modalities it owns.
     """
-    methods = find_methods()
-    parsed, options = parse_settings(settings, option_types(methods))
-    method, of_set = parsed.method, dict[tuple[str, ...], float]()
+    config = parse_settings(settings, find_parts())
+    parsed, of_set = config.settings, dict[tuple[str, ...], float]()
     blocks = {k: unpack(state.array_records[STATE]) for k, state in states.items()}
     accuracies: list[float] = []
     for k in sorted(states):
         partition = load_partition(parsed.partition_options(), k)
         if partition.modalities not in of_set:
-            learner = methods[method](partition, parsed, options[method])
+            learner = config.learner(parsed.method, partition)
             learner.load_state(
                 {
                     name: torch.stack([b[name] for b in blocks.values() if name in b]).mean(dim=0)
@@ -163,15 +162,15 @@ def fused_alone(settings: Settings, states: Mapping[int, RecordDict]) -> dict[st
     Mean over the devices that have one, by modality; empty where the method has none. The methods
     themselves read a modality alone by its own network, which is better.
     """
-    methods = find_methods()
-    parsed, options = parse_settings(settings, option_types(methods))
+    config = parse_settings(settings, find_parts())
+    parsed = config.settings
     found: dict[str, list[float]] = {}
-    method = methods[parsed.method]
+    method = config.parts.methods[parsed.method]
     for k, state in states.items() if issubclass(method, Staged) else ():
         partition = load_partition(parsed.partition_options(), k)
         if len(partition.modalities) == 1:
             continue
-        learner = method(partition, parsed, options[parsed.method])
+        learner = config.learner(parsed.method, partition)
         learner.load_state(unpack(state.array_records[STATE]))
         learner.model.eval()
         for m in partition.modalities:

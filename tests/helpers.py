@@ -5,17 +5,18 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flwr_dmml.clients import DPSGD, Learner, find_methods, make_client_app, option_types
+from flwr_dmml.clients import DPSGD, Learner, make_client_app
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import InProcessGrid, server_identity
+from flwr_dmml.gossip.rule import GossipRule
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
 
 FEW_STEPS: dict[str, Any] = {"dmml-kd.generator-steps": 2, "fedgen.generator-steps": 2}
@@ -30,10 +31,9 @@ FAST: dict[str, Any] = {
 
 def make_learner(config: Mapping[str, Any], partition_id: int = 0) -> Learner:
     """Build the learner that a run config describes, for one device, without Flower."""
-    methods = find_methods()
-    settings, options = parse_settings(config, option_types(methods))
-    partition = load_partition(settings.partition_options(), partition_id)
-    return methods[settings.method](partition, settings, options[settings.method])
+    parsed = parse_settings(config, find_parts())
+    partition = load_partition(parsed.settings.partition_options(), partition_id)
+    return parsed.learner(parsed.settings.method, partition)
 
 
 def run_peers(
@@ -42,19 +42,22 @@ def run_peers(
     num_rounds: int = 2,
     timeout: float = 60.0,
     stall_s: float = 60.0,
+    rules: Sequence[type[GossipRule]] = (),
     **strategy: Any,
 ) -> PeerStrategy:
     """Run ``config`` on the in-process grid and return the strategy with its records."""
     n = config.get("num-nodes", 12)
-    methods = find_methods(learners)
-    method = methods[config.get("method", "dpsgd")]
-    grid = InProcessGrid(make_client_app(*learners), n, config, stall_s=stall_s)
-    _, options = parse_settings(config, option_types(methods))
-    plan = {"options": options[method.name], "addressed": method.addressed}
+    parsed = parse_settings(
+        {"method": "dpsgd", **config}, find_parts(OwnParts(learners, tuple(rules)))
+    )
+    name = parsed.settings.method
+    method = parsed.parts.methods[name]
+    grid = InProcessGrid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
+    plan = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
     peers = PeerStrategy(
         make_topology(config.get("topology", "ring"), path=config.get("topology-file", "")),
         num_nodes=n,
-        method=method.name,
+        method=name,
         communicates=method.communicates,
         local_iterations=config.get("local-iterations", 2),
         seed=config.get("seed", 0),

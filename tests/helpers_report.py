@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.settings import parse_settings, resolved
+from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.tracking import RoundRecord, RunFolder
 
 SENSORS = (("audio",), ("image",), ("audio", "image"))
@@ -17,8 +16,7 @@ SENSORS = (("audio",), ("image",), ("audio", "image"))
 def full_config(**settings: Any) -> dict[str, Any]:
     """Return every setting, as a run writes it; ``_`` in names stands for ``-``."""
     given = {key.replace("_", "-"): value for key, value in settings.items()}
-    common, options = parse_settings(given, option_types(find_methods()))
-    return resolved(common, options)
+    return parse_settings(given, find_parts()).resolved()
 
 
 def make_round(

@@ -95,12 +95,12 @@ class Watching(Learner):
 
     told: Seen
     mixed: Seen
-    sends: Seen
+    sent_by: Seen
 
     def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
         self.told[plan.server_round, self.partition.partition_id] = plan
         outcome = super().run_round(plan, inbox)
-        self.sends[plan.server_round, self.partition.partition_id] = dict(outcome.payload)
+        self.sent_by[plan.server_round, self.partition.partition_id] = dict(outcome.payload)
         return outcome
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
@@ -111,7 +111,7 @@ class Watching(Learner):
 
 def watching(kind: type[Staged]) -> type[Any]:
     """Return a method that is watched, with nothing seen yet."""
-    seen: dict[str, Any] = {"told": {}, "mixed": {}, "sends": {}}
+    seen: dict[str, Any] = {"told": {}, "mixed": {}, "sent_by": {}}
     return type("Watched", (Watching, kind), {"name": "watched", **seen})
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.tracking import RoundRecord
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -16,11 +15,11 @@ judging = pytest.importorskip("judging", reason="benchmarks/ is in the repositor
 
 def test_every_arm_can_run_and_none_has_more_iterations():
     case = cases.CASES["sensors"]
-    methods, seen = find_methods(), set()
+    seen = set()
     for where in case.scenarios.values():
         for arm, own in case.arms.items():
             values = cases.COMMON | cases.DATA[case.data] | where | own | {"data-path": "."}
-            settings, _ = parse_settings(values, option_types(methods))
+            settings = parse_settings(values, find_parts()).settings
             assert settings.num_nodes == 18 and settings.partition == "natural"
             assert settings.make_topology() is not None
             seen.add((settings.num_server_rounds, settings.local_iterations, settings.batch_size))

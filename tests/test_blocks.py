@@ -1,21 +1,17 @@
-"""Blocks: there and back, what may be mixed, and the gossip step itself."""
+"""Blocks: there and back, and what may be mixed."""
 
-import networkx as nx
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flwr_dmml.graph.topology import metropolis_weights, spectral_gap
 from flwr_dmml.payload.blocks import (
     addressed,
     check_mixable,
     flatten,
     load_flat,
-    mix,
     num_parameters,
     unaddressed,
     unflatten,
@@ -191,58 +187,3 @@ def test_values_that_would_wreck_the_receiver_are_refused() -> None:
 def test_vector_problem_of_a_good_vector() -> None:
     assert vector_problem(torch.tensor([0.0, -1e6, 1e-45]), 3) is None
     assert vector_problem(torch.zeros(0), 0) is None
-
-
-# The gossip step
-
-
-def test_mix_by_hand() -> None:
-    """1/2 (3, 0) + 1/4 (1, 4) + 1/4 (-1, 8) = (3/2 + 1/4 - 1/4, 1 + 2) = (3/2, 3)."""
-    own = torch.tensor([3.0, 0.0])
-    received = [(0.25, torch.tensor([1.0, 4.0])), (0.25, torch.tensor([-1.0, 8.0]))]
-    mixed = mix(own, 0.5, received)
-    assert mixed.tolist() == [1.5, 3.0] and mixed.dtype == torch.float32
-    assert own.tolist() == [3, 0] and received[0][1].tolist() == [1, 4]  # left alone
-
-
-def test_mix_with_nobody_changes_nothing() -> None:
-    own = torch.rand(50) * 1e6
-    assert torch.equal(mix(own, 1.0, []), own)
-
-
-def test_mix_adds_up_in_double_precision() -> None:
-    """1/2 * 2^25 + 1/4 * 4 + 1/4 * 4 = 2^24 + 2.
-
-    float32 is spaced by 2 there: adding 1 twice in float32 would round back to 2^24 both times.
-    """
-    four = torch.tensor([4.0])
-    assert mix(torch.tensor([2.0**25]), 0.5, [(0.25, four), (0.25, four)]).item() == 2**24 + 2
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 10), st.floats(0, 1), st.integers(0, 2**31), st.sampled_from([1e-3, 1.0]))
-def test_mixing_keeps_the_mean_and_brings_nodes_together(
-    n: int, probability: float, seed: int, scale: float
-) -> None:
-    """The spread sum_k ||x_k - mean||^2 shrinks at least by (1 - gap)^2.
-
-    W is symmetric, so ||W (x - mean)|| <= sigma_2 ||x - mean||, and the gap is 1 - sigma_2.
-    """
-    graph = nx.gnp_random_graph(n, probability, seed=seed)
-    weights = metropolis_weights(graph)
-    draws = np.random.default_rng(seed).normal(size=(n, 20)) * scale
-    blocks = torch.from_numpy(draws).float()  # [nodes, length]
-    mixed = torch.stack(
-        [
-            mix(blocks[k], weights[k, k], [(weights[k, j], blocks[j]) for j in sorted(graph[k])])
-            for k in range(n)
-        ]
-    )
-    before, after = blocks.double(), mixed.double()
-    mean = before.mean(dim=0)
-    assert (after.mean(dim=0) - mean).abs().max() <= 1e-6 * scale
-    spread, left = float((before - mean).square().sum()), float((after - mean).square().sum())
-    rounding = 1e-6 * spread  # float32: up to 2 * 6e-8 of it, where the bound is tight
-    assert left <= (1 - spectral_gap(weights)) ** 2 * spread + rounding + 1e-9 * scale**2
-    if n > 1 and nx.is_connected(graph):
-        assert left < spread

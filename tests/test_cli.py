@@ -11,8 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
-from flwr_dmml.clients import find_methods, option_types
-from flwr_dmml.settings import every_setting
+from flwr_dmml.settings import every_setting, find_parts
 
 QUICKSTART = str(Path(__file__).parents[1] / "examples" / "quickstart")
 TINY = [
@@ -53,7 +52,7 @@ def first_cells(text: str) -> list[str]:
 
 
 def every_key() -> set[str]:
-    return {key for key, _ in every_setting(option_types(find_methods()))}
+    return {key for key, _ in every_setting(find_parts())}
 
 
 # Help and lists
@@ -117,7 +116,7 @@ def test_list_settings() -> None:
     listed = first_cells(result.stdout)
     assert set(listed) >= every_key()
     text = words(result.stdout)
-    for key, info in every_setting(option_types(find_methods())):
+    for key, info in every_setting(find_parts()):
         assert f"│ {key} │ {info.default!r} │ {info.description} │" in text
 
 

@@ -14,11 +14,11 @@ from test_direct import Shelf
 from torch import Tensor, nn
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import Learner, find_methods, option_types
+from flwr_dmml.clients import DPSGD, Learner, find_methods
 from flwr_dmml.clients.direct import run_directly
 from flwr_dmml.graph.topology import Ring
-from flwr_dmml.learning.together import likeness
-from flwr_dmml.payload.blocks import addressed, flatten, load_flat, unaddressed
+from flwr_dmml.learning.together import Turn, likeness, run_together
+from flwr_dmml.payload.blocks import addressed, flatten, unaddressed
 from flwr_dmml.payload.coding import (
     CHUNK,
     Precision,
@@ -30,8 +30,8 @@ from flwr_dmml.payload.coding import (
 )
 from flwr_dmml.payload.compression import Compressor
 from flwr_dmml.payload.plan import Inbox, Payload, Plan
-from flwr_dmml.settings import parse_settings
-from flwr_dmml.transport import Relay
+from flwr_dmml.settings import find_parts, parse_settings
+from flwr_dmml.transport import Relay, size_bytes
 from flwr_dmml.transport.letter import Letter, read_letter, write_letter
 from flwr_dmml.transport.messages import pack, unpack
 
@@ -40,22 +40,15 @@ QUARTER: dict[str, Any] = {"exchange.top-k": 0.25}
 BOTH = INT8 | QUARTER
 
 
-def block(values: list[float]) -> nn.Module:
-    """Return a block of these numbers."""
-    module = nn.Linear(len(values), 1, bias=False)
-    load_flat(module, torch.tensor(values))
-    return module
-
-
 def begun(compressor: Compressor, **start: list[float]) -> Compressor:
     """Return it when its first round has begun, from these blocks."""
-    compressor.decode({}, {name: block(values) for name, values in start.items()}, 0)
+    compressor.decode({}, {name: torch.tensor(values).float() for name, values in start.items()}, 0)
     return compressor
 
 
 def opened(compressor: Compressor, payload: Payload, own: list[float]) -> Payload:
     """Return what a receiver whose block ``b`` is ``own`` reads of a payload."""
-    inbox, why = compressor.decode({7: payload}, {"b": block(own)}, 3)
+    inbox, why = compressor.decode({7: payload}, {"b": torch.tensor(own).float()}, 3)
     assert not why
     return inbox[7]
 
@@ -111,8 +104,8 @@ def test_without_settings_nothing_is_touched():
     compressor, payload = Compressor(), {"b": torch.ones(2), "b#scale": torch.ones(1)}
     assert not compressor.active and compressor.encode(payload, {"b": 2}) is payload
     inbox: Inbox = {1: payload}
-    assert compressor.decode(inbox, {"b": block([1, 2])}, 0) == (inbox, {})
-    assert compressor.state() == {} and compressor.size_bytes([3, 5]) == 4 * 8
+    assert compressor.decode(inbox, {"b": torch.tensor([1.0, 2.0])}, 0) == (inbox, {})
+    assert compressor.state() == {}
 
 
 # ---- error feedback -------------------------------------------------------------------------
@@ -233,7 +226,7 @@ def test_statistics_and_blocks_that_are_not_sent_are_left_alone():
     sent = compressor.encode(payload, {"a": 2, "b": 2})
     assert sent["a"] is payload["a"] and sent["stats.speeds"] is payload["stats.speeds"]
     assert set(sent) == {"a", "b", "b#scale", "b#at", "stats.speeds"}
-    inbox, why = compressor.decode({1: sent}, {"a": block([1, 1]), "b": block([1, 1])}, 0)
+    inbox, why = compressor.decode({1: sent}, {"a": torch.ones(2), "b": torch.ones(2)}, 0)
     assert not why and inbox[1]["a"].shape == (0,) and inbox[1]["b"].tolist() == [1, 1]
     assert inbox[1]["stats.speeds"] is sent["stats.speeds"]
 
@@ -251,11 +244,10 @@ def test_what_is_addressed_and_what_is_behind_a_block():
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("top_k", [1.0, 0.25, 0.01])
-def test_through_a_letter_in_the_bytes_that_were_told(precision: Precision, top_k: float):
+def test_through_a_letter_and_the_relay(precision: Precision, top_k: float):
     x = torch.randn(5000, generator=torch.Generator().manual_seed(2))
     compressor = begun(Compressor(precision, top_k), b=[0.0] * 5000)
     sent = compressor.encode({"b": x}, {"b": 5000})
-    assert sum(tensor.nbytes for tensor in sent.values()) == compressor.size_bytes([5000])
     letter = read_letter(write_letter(Letter("r", 1, 1, sent)))
     read = opened(compressor, dict(letter.tensors), [0.0] * 5000)["b"]
     relayed = opened(compressor, unpack(pack(sent)), [0.0] * 5000)["b"]
@@ -279,7 +271,9 @@ def test_through_a_letter_in_the_bytes_that_were_told(precision: Precision, top_
     ],
 )
 def test_sizes_by_hand(precision: Precision, top_k: float, size: int):
-    assert Compressor(precision, top_k).size_bytes([3000, 10]) == size
+    compressor = begun(Compressor(precision, top_k), a=[0.0] * 3000, b=[0.0] * 10)
+    sent = compressor.encode({"a": torch.randn(3000), "b": torch.randn(10)}, {"a": 3000, "b": 10})
+    assert sum(tensor.nbytes for tensor in sent.values()) == size
 
 
 def test_the_relay_hands_on_what_belongs_to_a_block():
@@ -303,6 +297,17 @@ def index(*places: int) -> Tensor:
 
 TWO, SCALE = torch.tensor([1, 2], dtype=torch.int8), torch.ones(1)
 GOOD: Payload = {"b": TWO, "b#scale": SCALE, "b#at": index(5, 9)}
+
+
+class TwoBlocks(DPSGD):
+    """A block of 2,000 numbers, and one of a single number."""
+
+    def build_model(self) -> nn.Module:  # type: ignore[override]
+        lengths = {"b": 2000, "c": 1}
+        return nn.ModuleDict({b: nn.Linear(n, 1, bias=False) for b, n in lengths.items()})
+
+    def blocks(self) -> dict[str, nn.Module]:
+        return dict(self.model.items())  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -341,9 +346,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_used(
     changed: dict[str, Tensor | None], words: str
 ):
     """Block b is of the hostile sender 7; its block c and what 8 sends are mixed all the same."""
-    learner = make_learner({**FAST, "method": "dpsgd", "num-nodes": 2, **BOTH})
-    blocks = {"b": block([1.0] * 2000), "c": block([0.0])}
-    learner.blocks = lambda: blocks  # type: ignore[method-assign, assignment]
+    base = make_learner({**FAST, "method": "dpsgd", "num-nodes": 2, **BOTH})
+    learner = TwoBlocks(base.partition, base.settings, base.options)
+    learner.load_state({"b": torch.ones(2000), "c": torch.zeros(1)})
+    blocks = learner.blocks()
     given = {name: value for name, value in {**GOOD, **changed}.items() if value is not None}
     given |= {
         "c": torch.tensor([127], dtype=torch.int8),
@@ -378,7 +384,7 @@ def test_rubbish_never_stops_the_receiver(data: st.DataObject):
         values = torch.full(data.draw(shapes), data.draw(st.integers(-9, 9)) % 256)
         payload[name] = values.to(data.draw(dtypes))
     compressor = Compressor(data.draw(st.sampled_from(["float16", "int8"])), 0.5)
-    inbox, why = compressor.decode({1: payload}, {"b": block([1, 2])}, 3)
+    inbox, why = compressor.decode({1: payload}, {"b": torch.tensor([1.0, 2.0])}, 3)
     assert inbox[1].keys() <= {"b", "b@3"} and all(" block b " in line for line in why)
 
 
@@ -413,12 +419,15 @@ def test_devices_with_other_settings_reject_each_other():
         ({"exchange.precision": "int4"}, "'float32', 'float16' or 'int8'"),
         ({"exchange.top-k": 0.0}, "exchange.top-k = 0.0: Input should be greater than 0"),
         ({"exchange.top-k": 1.5}, "exchange.top-k = 1.5: Input should be less than or equal to 1"),
-        ({"method": "relaysgd", "topology": "line", **QUARTER}, "exchange.top-k = 0.25: relaysgd"),
+        (
+            {"method": "relaysgd", "topology": "line", **QUARTER},
+            "exchange.top-k = 0.25: the gossip rule 'relaysgd'",
+        ),
     ],
 )
 def test_settings_that_cannot_be(config: dict[str, Any], words: str):
     with pytest.raises(SettingsError, match=words):
-        parse_settings(config, option_types(find_methods()))
+        parse_settings(config, find_parts())
 
 
 # ---- whole runs -----------------------------------------------------------------------------
@@ -435,7 +444,7 @@ def test_every_method(method: str, how: dict[str, Any], caplog: pytest.LogCaptur
     config |= {"num-server-rounds": 3, "modality-pattern": "audio+image,audio+image,audio"}
     config |= {"kd.start": 0.0, "kd.exchange-every": 2, "idkd.start": 0.0, "idkd.exchange-every": 2}
     config |= {"modality-mirror.uni-modal": 0.3, "modality-mirror.fusion": 0.4}
-    options = parse_settings(config, option_types(find_methods()))[1][method]
+    options = parse_settings(config, find_parts()).options[method]
     peers = run_peers(config, num_rounds=3, options=options, evaluate_every=1)
     assert not any(record.failed for record in peers.records) and "rejects" not in caplog.text
     assert all(record.accuracy is not None for record in peers.records)
@@ -482,14 +491,23 @@ def test_letters_give_the_numbers_of_the_relay():
     assert all(torch.equal(x, directly.payload[name]) for name, x in relayed.payload.items())
 
 
-def test_devices_that_compress_are_trained_alone():
-    base = {**FAST, "method": "dpsgd", "modality-pattern": "image", "batched": "always"}
-    learners = [make_learner({**base, **how}) for how in ({}, INT8, QUARTER)]
-    assert [likeness(learner, Plan(1, 2)) is None for learner in learners] == [False, True, True]
+def test_devices_that_compress_can_be_trained_together():
+    base = {**FAST, "method": "dpsgd", "modality-pattern": "image", "batched": "always", **INT8}
+    alone, together = ([make_learner(base, k) for k in range(3)] for _ in range(2))
+    assert len({likeness(learner, Plan(1, 2)) for learner in together} - {None}) == 1
+    results = run_together([Turn(learner, Plan(1, 2), {}) for learner in together])
+    for learner, result in zip(alone, results, strict=True):
+        assert not isinstance(result, Exception)
+        expected = learner.run_round(Plan(1, 2), {}).payload
+        assert result.payload.keys() == expected.keys()
+        for name, sent in expected.items():
+            apart = (result.payload[name].double() - sent.double()).abs().max()
+            assert result.payload[name].dtype == sent.dtype
+            assert float(apart) <= (1 if sent.dtype == torch.int8 else 1e-4), name
 
 
 def test_the_first_round_is_billed_by_the_bytes_that_it_sends():
-    """Before anything was sent: what the devices say, and 4 bytes a parameter without settings."""
+    """Before anything was sent: what the devices say is what they then send."""
     for how in ({}, INT8, BOTH):
         config = {**FAST, "num-nodes": 3, "method": "dpsgd", "modality-pattern": "image", **how}
         peers = run_peers(config, num_rounds=1)
@@ -497,9 +515,7 @@ def test_the_first_round_is_billed_by_the_bytes_that_it_sends():
         members = peers.roster.members
         bits_planned = peers.planner._payload_bits({}, Ring().graph(3))
         payload = learner.run_round(Plan(1, 1), {}).payload
-        sent = sum(x.nbytes for name, x in payload.items() if not name.startswith("stats."))
-        assert [members[p].block_bytes for p in range(3)] == [sent] * 3
+        sent = size_bytes(pack(payload))
+        assert [members[p].payload_bytes for p in range(3)] == [sent] * 3
         assert bits_planned.tolist() == [8 * sent] * 3
-        assert peers.exchange.expected_sizes([1])[1] >= sent
-        if not how:
-            assert sent == 4 * sum(learner.block_lengths().values())
+        assert peers.exchange.expected_sizes([1])[1] == sent

@@ -1,6 +1,7 @@
 """Settings: defaults that work, and one message that names all that does not."""
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import fields
 from math import sqrt
 from pathlib import Path
@@ -10,14 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import find_methods, option_types
 from flwr_dmml.data import LoadOptions, PartitionOptions
 from flwr_dmml.data.options import MissingOptions
 from flwr_dmml.engine import flatten_config
 from flwr_dmml.graph.topology import TOPOLOGIES, EdgeList, ErdosRenyi, Ring, Torus
 from flwr_dmml.learning.options import Options
 from flwr_dmml.methods.dmml_kd import DmmlKdOptions
-from flwr_dmml.settings import Settings, every_setting, parse_settings
+from flwr_dmml.settings import Settings, every_setting, find_parts, parse_settings
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart" / "pyproject.toml"
 
@@ -28,16 +28,17 @@ KNOWN = (
 )
 
 
-def parse(**run_config: Any) -> tuple[Settings, dict[str, Options]]:
+def parse(**run_config: Any) -> tuple[Settings, Mapping[str, Options]]:
     """Parse a run config whose keys have ``_`` for ``-`` and ``__`` for the dot."""
     keys = {key.replace("__", ".").replace("_", "-"): value for key, value in run_config.items()}
-    return parse_settings(keys, option_types(find_methods()))
+    parsed = parse_settings(keys, find_parts())
+    return parsed.settings, parsed.options
 
 
 def problems_of(run_config: dict[str, Any]) -> list[str]:
     """Return the lines of the one error that a run config gives."""
     with pytest.raises(SettingsError) as error:
-        parse_settings(run_config, option_types(find_methods()))
+        parse_settings(run_config, find_parts())
     head, *lines = str(error.value).splitlines()
     assert head == "the run config cannot work:"
     return [line.strip() for line in lines]
@@ -49,7 +50,7 @@ def problems_of(run_config: dict[str, Any]) -> list[str]:
 def test_defaults_are_valid() -> None:
     settings, options = parse()
     assert settings == Settings()
-    assert options == {name: model() for name, model in option_types(find_methods()).items()}
+    assert options == {name: model() for name, model in find_parts().options.items()}
 
 
 def test_settings_and_options_are_read() -> None:
@@ -70,7 +71,7 @@ def test_settings_are_values_that_cannot_change() -> None:
 
 
 def test_every_key_is_kebab_case_and_described() -> None:
-    for key, info in every_setting(option_types(find_methods())):
+    for key, info in every_setting(find_parts()):
         assert key.rpartition(".")[2] == info.alias and "_" not in key
         assert info.description, key
 
@@ -127,7 +128,7 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
         # Unknown keys: the nearest one, or all of them
         ("num-node", 3, "unknown setting; did you mean 'num-nodes'?"),
         ("learning_rates", 0.1, "unknown setting; did you mean 'learning-rate'?"),
-        ("qqq", 3, "unknown setting; there are method, seed, num-nodes,"),
+        ("qqq", 3, "unknown setting; there are method, gossip, aggregation, seed,"),
         ("dmml-kd.generatr", True, "unknown setting; did you mean 'dmml-kd.generator'?"),
         ("dmml-kd.qqq", 1, "unknown setting; there are dmml-kd.decomposition, dmml-kd.generator,"),
         ("dpsgd.guidance", 1.0, "unknown setting"),
@@ -249,7 +250,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(key: str, value: Any, words: 
             {"fedavg.momentum": 0.5},
             [
                 "fedavg.momentum",
-                "no method 'fedavg'",
+                "no method or rule 'fedavg'",
                 KNOWN,
             ],
         ),
@@ -411,7 +412,7 @@ INTENDED = {
 
 def defaults() -> dict[str, Any]:
     """Return the code's default of every key, the methods' own included."""
-    return {key: info.default for key, info in every_setting(option_types(find_methods()))}
+    return {key: info.default for key, info in every_setting(find_parts())}
 
 
 def test_quickstart_lists_every_setting_with_its_default() -> None:
@@ -423,20 +424,20 @@ def test_quickstart_lists_every_setting_with_its_default() -> None:
     }
     different = {k: (listed[k], expected[k]) for k in listed if listed[k] != expected[k]}
     assert different == INTENDED
-    parse_settings(listed, option_types(find_methods()))  # and it works
+    parse_settings(listed, find_parts())  # and it works
 
 
 def test_each_side_looks_for_its_own_files_only(tmp_path: Path) -> None:
     """A device has no topology file, the coordinator no data folder."""
-    models = option_types(find_methods())
+    parts = find_parts()
     missing = str(tmp_path / "missing")
     edges = {"topology": "edge-list", "topology-file": missing}
-    parse_settings({"data-path": missing}, models, side="coordinator")
-    parse_settings(edges, models, side="device")
+    parse_settings({"data-path": missing}, parts, side="coordinator")
+    parse_settings(edges, parts, side="device")
     with pytest.raises(SettingsError, match="topology"):
-        parse_settings(edges, models, side="coordinator")
+        parse_settings(edges, parts, side="coordinator")
     with pytest.raises(SettingsError, match="data-path"):
-        parse_settings({"data-path": missing}, models, side="device")
+        parse_settings({"data-path": missing}, parts, side="device")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp/x", "a/b", ".hidden"])

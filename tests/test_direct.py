@@ -8,11 +8,11 @@ from flwr.app import Context, RecordDict
 from helpers import FAST, make_learner
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import Learner, find_methods, option_types
+from flwr_dmml.clients import Learner
 from flwr_dmml.clients.direct import open_link, run_directly
 from flwr_dmml.payload.options import ExchangeOptions
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.transport.letter import Letter
 from flwr_dmml.transport.messages import LETTER_BYTES, PAYLOAD_BYTES, pack
 from flwr_dmml.transport.relay import size_bytes
@@ -152,8 +152,6 @@ def test_a_node_config_that_cannot_work(
 def test_the_relay_has_a_round_a_message():
     several = {"exchange.rounds-per-message": 4}
     with pytest.raises(SettingsError, match="the relay hands payloads on in every round"):
-        parse_settings(several, option_types(find_methods()))
-    settings, _ = parse_settings(
-        {**several, "exchange.transport": "peer"}, option_types(find_methods())
-    )
-    assert settings.exchange.rounds_per_message == 4
+        parse_settings(several, find_parts())
+    parsed = parse_settings({**several, "exchange.transport": "peer"}, find_parts())
+    assert parsed.settings.exchange.rounds_per_message == 4

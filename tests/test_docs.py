@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
-from flwr_dmml.clients import find_methods, option_types
+from flwr_dmml.clients import find_methods
 from flwr_dmml.engine import load_app, run_app
 from flwr_dmml.graph import topology
-from flwr_dmml.settings import every_setting
+from flwr_dmml.settings import every_setting, find_parts
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"": "*.md", "docs": "**/*.md", "examples": "*/README.md"}
@@ -141,12 +141,12 @@ def test_links_lead_to_what_is_there():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_page_of_a_method_has_all_its_settings(method: str):
     """With their defaults, and no others; the overview leads there."""
-    page, options = METHODS[method], option_types(find_methods())[method]
+    page, parts = METHODS[method], find_parts()
     rows = tables(page).get("| setting | default | meaning |", {})
     shown = {key.strip("`"): row.split("|")[2].strip(" `") for key, row in rows.items()}
     settings = {
         key: json.dumps(info.default)
-        for key, info in every_setting({method: options})
+        for key, info in every_setting(parts)
         if key.startswith(f"{method}.")
     }
     assert {k: v for k, v in shown.items() if k.startswith(f"{method}.")} == settings

@@ -119,13 +119,13 @@ def test_devices_train_together_as_they_do_alone(kind: str, name: str) -> None:
     plan = Plan(1, 3)
     together = [learner(kind, name, "dpsgd", k, batched="always") for k in range(3)]
     assert len({likeness(device, plan) for device in together} - {None}) == 1
-    turns = [Turn(device, plan, {}, device.state()) for device in together]
+    turns = [Turn(device, plan, {}) for device in together]
     for number, result in enumerate(run_together(turns)):
         assert not isinstance(result, Exception)
         expected = learner(kind, name, "dpsgd", number).run_round(plan, {})
-        assert result[0].metrics["train.loss"] == pytest.approx(expected.metrics["train.loss"])
+        assert result.metrics["train.loss"] == pytest.approx(expected.metrics["train.loss"])
         for block, value in expected.payload.items():
-            assert torch.allclose(result[0].payload[block], value, rtol=1e-3, atol=1e-4), block
+            assert torch.allclose(result.payload[block], value, rtol=1e-3, atol=1e-4), block
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from flwr_dmml.clients import find_methods, hosting, option_types
+from flwr_dmml.clients import find_methods, hosting
 from flwr_dmml.data import Modality, Partition, Samples, Source, load_public, load_source
 from flwr_dmml.data import partition as partition_module
 from flwr_dmml.data import public as public_module
@@ -36,7 +36,7 @@ from flwr_dmml.learning.evaluation import (
     recall,
 )
 from flwr_dmml.payload.plan import Plan
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 
 A, B, C = "audio", "image", "radar"
 Subset = tuple[str, ...]
@@ -339,7 +339,7 @@ def test_every_method_reads_only_what_samples_have(
 ) -> None:
     """Bit for bit the same, whatever stands in the place of what they lack."""
     config = {**CONFIG, "method": method, "batch-size": 6, **OPTIONS.get(method, {})}
-    _, options = parse_settings(config, option_types(find_methods()))
+    options = parse_settings(config, find_parts()).options
     runs: list[list[dict[str, Any]]] = []
     for filling in (0.0, 1e4):
         source = gappy(filling)

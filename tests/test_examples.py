@@ -16,9 +16,8 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
-from flwr_dmml.clients import find_methods, option_types
 from flwr_dmml.engine.apps import flatten_config
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -49,7 +48,7 @@ def test_its_settings_work(folder: Path):
     config = run_config(folder)
     if folder.name == "custom_method":  # its method is its own
         config = {k: v for k, v in config.items() if k not in ("method",) and "." not in k}
-    parse_settings(config, option_types(find_methods()), side="coordinator")
+    parse_settings(config, find_parts(), side="coordinator")
 
 
 @each

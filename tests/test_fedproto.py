@@ -132,8 +132,8 @@ def test_a_parked_device_sends_its_last_prototypes():
 @pytest.mark.parametrize(
     "bad, words",
     [
-        ({PROTOTYPES: torch.zeros(2, 10)}, r"prototypes have shape \(2, 10\) instead of \(10, 2\)"),
-        ({PROTOTYPES: torch.zeros(20)}, r"prototypes have shape \(20,\)"),
+        ({PROTOTYPES: torch.zeros(2, 10)}, r"prototypes has shape \(2, 10\) instead of \(10, 2\)"),
+        ({PROTOTYPES: torch.zeros(20)}, r"prototypes has shape \(20,\)"),
         ({PROTOTYPES: torch.full((10, 2), float("nan"))}, "prototypes holds NaN"),
         ({PROTOTYPES: torch.full((10, 2), 1e30)}, "prototypes holds values beyond"),
         ({PROTOTYPES: torch.zeros(10, 2, dtype=torch.int64)}, "prototypes has type"),
@@ -164,7 +164,7 @@ def test_bad_prototypes_are_in_the_outcome():
     learner = device()
     inbox = {1: {PROTOTYPES: torch.zeros(7), COUNTS: torch.ones(10)}}
     (line,) = learner.run_round(Plan(2, 2), inbox).rejected
-    assert line.startswith("1: prototypes have shape (7,)")
+    assert line.startswith("1: prototypes has shape (7,)")
 
 
 def test_prototypes_pull_the_common_features_together():

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner
+from flwr_dmml.gossip.d2 import D2Rule
+from flwr_dmml.gossip.rule import GossipRule
 from flwr_dmml.learning.batch import Batch
-from flwr_dmml.methods.d2 import D2
-from flwr_dmml.methods.qg_dsgdm import QgDsgdm, QgDsgdmN
+from flwr_dmml.methods.presets import D2, QgDsgdm, QgDsgdmN
 
 
 class Point(nn.Module):
@@ -69,7 +70,7 @@ def run(
         **{key.replace("_", "-"): value for key, value in more.items()},
     }
     OnAQuadratic.final.clear()
-    run_peers(config, learner, num_rounds=num_rounds)
+    run_peers(config, learner, num_rounds=num_rounds, rules=[Halved])
     return [OnAQuadratic.final[0], OnAQuadratic.final[1]]
 
 
@@ -163,7 +164,14 @@ def test_d_squared_ends_at_the_common_minimum_where_gossip_stays_apart():
     assert (first + second) / 2 == pytest.approx(2.0, abs=1e-3) and second - first > 0.05
 
 
-class Gossip(Learner):
+class Halved(GossipRule):
     """Plain gossip with the weights of D-squared."""
 
-    mix = D2.mix
+    name = "halved"
+    weigh = D2Rule.weigh
+
+
+class Gossip(Learner):
+    """Cross-entropy on that."""
+
+    gossip = "halved"

@@ -11,12 +11,12 @@ from helpers_staged import Records, copied, numbers, run, same, steady, step, wa
 from torch import Tensor
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import Harmony, HarmonyOptions, find_methods, option_types
+from flwr_dmml.clients import Harmony, HarmonyOptions
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.methods.harmony import BIAS, HEAD, bias_distance
 from flwr_dmml.payload.blocks import STATISTICS, check_mixable, flatten, load_flat
 from flwr_dmml.payload.plan import Plan
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.transport.messages import pack, unpack
 
 BOTH: dict[str, Any] = {
@@ -51,7 +51,7 @@ def test_stages_by_hand(share: float, rounds: int, first: int) -> None:
 )
 def test_runs_that_are_refused(setting: dict[str, Any], expected: str) -> None:
     with pytest.raises(SettingsError) as error:
-        parse_settings({"method": "harmony", **setting}, option_types(find_methods()))
+        parse_settings({"method": "harmony", **setting}, find_parts())
     assert expected in str(error.value)
 
 
@@ -197,7 +197,7 @@ GOOD = torch.tensor(BIASES[1])
 @pytest.mark.parametrize(
     ("bias", "problem"),
     [
-        (None, "has shape (0,)"),
+        (None, "is missing"),
         (torch.zeros(3), "has shape (3,) instead of (2,)"),
         (torch.tensor([0.1, float("nan")]), "holds NaN or infinite values"),
         (torch.tensor([0.1, float("inf")]), "holds NaN or infinite values"),
@@ -275,7 +275,7 @@ def test_some_links_are_cut_by_default_and_the_mean_survives(
     records: Records, watched: type[Any]
 ) -> None:
     """What is sent in round 5 and mixed in round 6, on a complete graph of four owners."""
-    sent = {k: watched.sends[5, k] for k in FUSING}
+    sent = {k: watched.sent_by[5, k] for k in FUSING}
     pairs = [(j, k) for j in FUSING for k in FUSING if j < k]
     near = [p for p in pairs if bias_distance(*(sent[k][KEY] for k in p)) <= 0.25]
     assert 0 < len(near) < len(pairs)

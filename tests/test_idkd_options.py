@@ -1,5 +1,6 @@
 """When KD and IDKD exchange labels, and the run configs that they refuse."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -7,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import IdkdOptions, KdOptions, find_methods, option_types
+from flwr_dmml.clients import IdkdOptions, KdOptions
 from flwr_dmml.graph.topology import Ring
 from flwr_dmml.learning.options import Options
-from flwr_dmml.settings import Settings, parse_settings
+from flwr_dmml.settings import Settings, find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
 
 
@@ -81,8 +82,9 @@ def test_plain_gossip_has_no_phases():
 IDKD: dict[str, Any] = {"method": "idkd", "samples-per-node": 40}
 
 
-def parse(run_config: dict[str, Any]) -> tuple[Settings, dict[str, Options]]:
-    return parse_settings(run_config, option_types(find_methods()))
+def parse(run_config: dict[str, Any]) -> tuple[Settings, Mapping[str, Options]]:
+    parsed = parse_settings(run_config, find_parts())
+    return parsed.settings, parsed.options
 
 
 def problems_of(run_config: dict[str, Any]) -> list[str]:
@@ -95,9 +97,9 @@ def problems_of(run_config: dict[str, Any]) -> list[str]:
 
 
 def test_options_and_their_defaults():
-    _, options = parse({**IDKD, "idkd.score": "energy", "kd.start": 0.5, "kd.mu": 0.2})
-    assert options["idkd"] == IdkdOptions(start=0.4, exchange_every=8, score="energy", mu=0.1)
-    assert options["kd"] == KdOptions(start=0.5, exchange_every=8, mu=0.2)
+    _, options = parse({**IDKD, "idkd.score": "energy", "kd.start": 0.5})
+    assert options["idkd"] == IdkdOptions(start=0.4, exchange_every=8, score="energy")
+    assert options["kd"] == KdOptions(start=0.5, exchange_every=8)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,6 @@ def test_a_method_whose_own_options_are_wrong_is_not_asked():
 
 def test_methods_ask_for_what_they_need_and_the_others_for_nothing():
     settings = Settings(num_server_rounds=1, validation_fraction=0.0)
-    for name, options in option_types(find_methods()).items():
+    for name, options in find_parts().options.items():
         expected = {"kd": 1, "idkd": 2, "harmony": 1, "modality-mirror": 2}.get(name, 0)
         assert len(options().problems(settings)) == expected, name

@@ -84,16 +84,15 @@ def test_public_rows_that_lack_the_trained_modality_are_left_out():
 def test_no_row_at_all_steps_nothing(momentum: float):
     """Not even by momentum and weight decay: the iteration has nothing to say."""
     learner: Kd = echo(Kd, {"a": [[0.0, 0.0]]}, momentum=momentum, weight_decay=0.1)
-    learner.memory["m.0"] = torch.ones(1)
     batch = both(NOTHING, [], PUBLIC_ROWS, [[0.25, 0.75], [0.5, 0.5]]).only(["b"])
-    optimizer = learner.make_optimizer(learner.trained_parameters(), 0.1)
+    local = learner.local_steps(Plan(1, 1), learner.flat.parameters, learner.flat.rows)
     loss = mean_over(batch, learner.local_loss)
     assert loss.item() == 0.0
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(learner.trained_parameters(), 1.0)
-    optimizer.step()
+    local.take(torch.autograd.grad(loss, local.trained, allow_unused=True))
+    local.settle()
+    local.step()
     assert float(learner.model.scale.detach()) == 1.0
-    assert learner._optimizer.moved == [0.0]
+    assert local.taken.tolist() == [0]
 
 
 def test_one_hot_soft_labels_are_hard_labels():

@@ -14,6 +14,7 @@ ORDER = [
     "base",
     "payload",
     "graph",
+    "gossip",
     "energy",
     "data",
     "losses",

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from flwr_dmml.clients import DPSGD, Batch, Learner, NonFiniteModelError, find_methods
-from flwr_dmml.learning.optimisers import make_optimizer, optimizer_tensors
 from flwr_dmml.learning.speedometer import SPEEDS
 from flwr_dmml.models import IMAGE_ENCODERS
 from flwr_dmml.payload.blocks import flatten, num_parameters
@@ -73,32 +72,6 @@ def test_dsgdm_keeps_momentum_and_dpsgd_does_not():
     second = [x.run_round(Plan(2, 3), {}).payload["head.common"] for x in (plain, kept)]
     assert not torch.equal(*second)
     assert not plain.optimizer_state and kept.optimizer_state
-
-
-@pytest.mark.parametrize("family", ["sgd", "adam", "adamw"])
-def test_optimiser_state_survives_as_tensors(family):
-    """Two steps in one go equal one step, state out, state in, one step."""
-    from flwr_dmml.settings import Settings
-
-    settings = Settings(optimizer=family)
-
-    def step(weights: nn.Parameter, state):
-        optimizer = make_optimizer(settings, [weights], 0.1, state)
-        weights.grad = 2 * weights.detach()
-        optimizer.step()
-        return optimizer_tensors(optimizer)
-
-    interrupted = nn.Parameter(torch.tensor([1.0, -2.0]))
-    state = step(interrupted, {})
-    assert state and all(isinstance(value, torch.Tensor) for value in state.values())
-    step(interrupted, state)
-
-    straight = nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = make_optimizer(settings, [straight], 0.1, {})
-    for _ in range(2):
-        straight.grad = 2 * straight.detach()
-        optimizer.step()
-    assert torch.equal(interrupted, straight)
 
 
 def test_closing_round_mixes_and_evaluates_but_does_not_train():
@@ -249,21 +222,6 @@ def test_the_schedule_scales_the_step():
         learner.run_round(Plan(9, 1, num_rounds=rounds), {})
         moved.append(_vectors(learner)["head.common"] - before)
     assert torch.allclose(moved[0] * 10, moved[1], rtol=1e-2, atol=1e-7)
-
-
-@pytest.mark.parametrize("family", ["sgd", "adam", "adamw"])
-def test_weight_decay_pulls_parameters_to_zero(family):
-    from flwr_dmml.settings import Settings
-
-    settings = Settings(optimizer=family, weight_decay=0.5, momentum=0.0)
-    weights = nn.Parameter(torch.tensor([1.0]))
-    optimizer = make_optimizer(settings, [weights], 0.1, {})
-    weights.grad = torch.zeros(1)
-    optimizer.step()
-    decayed = float(weights.detach())
-    assert 0 < decayed < 1
-    if family == "sgd":
-        assert decayed == pytest.approx(1 - 0.1 * 0.5)
 
 
 def test_a_node_that_mixes_with_nobody_reports_no_disagreement():

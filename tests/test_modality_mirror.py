@@ -14,10 +14,10 @@ from helpers_staged import SENSORS, copied, same, steady, step
 from torch import Tensor
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import Batch, MirrorOptions, ModalityMirror, find_methods, option_types
+from flwr_dmml.clients import Batch, MirrorOptions, ModalityMirror
 from flwr_dmml.losses import distillation_loss
 from flwr_dmml.payload.plan import Outcome, Plan
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 
 BOTH: dict[str, Any] = {
     **FAST, "method": "modality-mirror", "modality-pattern": "audio+image", "num-nodes": 3,
@@ -87,16 +87,14 @@ def test_who_trains_what(options: dict[str, Any], stage: str, trained: dict[str,
 def test_runs_that_are_refused(setting: dict[str, Any], expected: list[str]) -> None:
     with pytest.raises(SettingsError) as error:
         config = {"method": "modality-mirror", "num-server-rounds": 6, **setting}
-        parse_settings(config, option_types(find_methods()))
+        parse_settings(config, find_parts())
     _, *problems = str(error.value).split("\n")
     assert len(problems) == 1 and all(text in problems[0] for text in expected)
 
 
 def test_a_fleet_that_cannot_be_told_is_named_once() -> None:
     with pytest.raises(SettingsError) as error:
-        parse_settings(
-            {"method": "modality-mirror", "modality-pattern": "sonar"}, option_types(find_methods())
-        )
+        parse_settings({"method": "modality-mirror", "modality-pattern": "sonar"}, find_parts())
     assert len(str(error.value).split("\n")) == 2 and "sonar" in str(error.value)
 
 

@@ -110,7 +110,7 @@ def test_iterations_and_joules_are_those_of_the_stage(records: Records) -> None:
 def test_only_those_who_have_a_teacher_send_one_and_only_while_it_trains(
     records: Records, watched: type[Any]
 ) -> None:
-    for (t, k), payload in watched.sends.items():
+    for (t, k), payload in watched.sent_by.items():
         teacher = {name for name in payload if name.startswith("teacher.")}
         assert teacher == (TEACHER if k % 3 == 2 and t < 7 else set())
         assert {len(payload[name]) > 0 for name in teacher} <= {t == 4}
@@ -126,7 +126,7 @@ def test_the_student_reaches_all_who_hear(records: Records, watched: type[Any]) 
     """On a complete graph every owner has the mean of all, teachers' students among them."""
     for t in (5, 6, 7):
         mixed = [watched.mixed[t, k]["encoder.audio"] for k in (0, 2, 3, 5)]
-        sent = [watched.sends[t - 1, k]["encoder.audio"] for k in (0, 2, 3, 5)]
+        sent = [watched.sent_by[t - 1, k]["encoder.audio"] for k in (0, 2, 3, 5)]
         mean = torch.stack(sent).double().mean(dim=0).float()
         assert all(torch.allclose(found, mean, atol=1e-6) for found in mixed)
 
@@ -139,7 +139,7 @@ def test_without_all_nodes_the_others_rest_and_hear_of_it(tmp_path: Path) -> Non
         for k in (0, 1, 3, 4):
             node = found[t - 1]["nodes"][k]
             assert node["compute_j"] == 0 and not any(node["updates"].values())
-            blocks = {n: v for n, v in kind.sends[t, k].items() if not n.startswith("stats.")}
+            blocks = {n: v for n, v in kind.sent_by[t, k].items() if not n.startswith("stats.")}
             assert same(blocks, kind.mixed[t, k])
     for k in (0, 3):
         assert not torch.equal(kind.mixed[6, k]["head.audio"], kind.mixed[5, k]["head.audio"])

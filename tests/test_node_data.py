@@ -235,7 +235,7 @@ def test_images_of_another_size_train_where_the_model_takes_them(parts: Path):
 def member(partition: int, blocks: dict[str, int], classes: int = 3) -> Member:
     work = Work(joint=1.0, solo={}, per_round=0.0)
     return Member(
-        node_id=partition, partition_id=partition, modalities=(), blocks=blocks, block_bytes=0,
+        node_id=partition, partition_id=partition, modalities=(), blocks=blocks, payload_bytes=0,
         digests={}, num_train=1, work=work, num_classes=classes, data=f"'/d{partition}'",
     )  # fmt: skip
 

@@ -11,21 +11,27 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import DPSGD, find_methods, option_types
+from flwr_dmml.clients import DPSGD, find_methods
 from flwr_dmml.energy.devices import PROFILES
 from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from flwr_dmml.energy.radio import Wireless
-from flwr_dmml.learning.options import Options
-from flwr_dmml.settings import GROUPS, Settings, every_setting, parse_settings, resolved
+from flwr_dmml.settings import (
+    GROUPS,
+    OwnParts,
+    Settings,
+    every_setting,
+    find_parts,
+    parse_settings,
+)
 
-METHODS = option_types(find_methods())
+PARTS = find_parts()
 
 
 ON_AIR = {"wireless.enabled": True}
 
 
 def parse(run_config: dict[str, Any], **side: Any) -> Settings:
-    return parse_settings(run_config, METHODS, **side)[0]
+    return parse_settings(run_config, PARTS, **side).settings
 
 
 def problems_of(run_config: dict[str, Any]) -> list[str]:
@@ -49,7 +55,7 @@ def test_without_keys_the_groups_have_their_defaults() -> None:
 
 def test_keys_with_a_prefix_go_to_their_group() -> None:
     """And nowhere else: the methods' options come back apart from the groups."""
-    found, options = parse_settings(
+    parsed = parse_settings(
         {
             "energy.devices": "phone,jetson-nano",
             "energy.battery-share": 0.5,
@@ -61,14 +67,15 @@ def test_keys_with_a_prefix_go_to_their_group() -> None:
             "wireless.path-loss": "cellular",
             "wireless.shadowing-db": 0.0,
         },
-        METHODS,
+        PARTS,
     )
+    found = parsed.settings
     assert found.energy == EnergyOptions(
         devices="phone,jetson-nano", battery_share=0.5, pacing=False
     )
     assert found.allocation == AllocationOptions(rule="max-min", max_iterations=40, max_ratio=2.0)
     assert found.wireless == WirelessOptions(enabled=True, path_loss="cellular", shadowing_db=0.0)
-    assert options.keys() == METHODS.keys()
+    assert parsed.options.keys() == PARTS.methods.keys()
 
 
 def test_bounds_that_are_allowed() -> None:
@@ -117,7 +124,7 @@ def test_groups_are_values_that_cannot_change() -> None:
         ("energy.batery-share", 0.5, "unknown setting; did you mean 'energy.battery-share'?"),
         ("allocation.max-iteration", 5, "did you mean 'allocation.max-iterations'?"),
         ("wireless.bandwith-hz", 1e6, "did you mean 'wireless.bandwidth-hz'?"),
-        ("power.watts", 1.0, "no method 'power'; there are d2, dmml-kd,"),
+        ("power.watts", 1.0, "no method or rule 'power'; there are d2, dmml-kd,"),
         ("power.watts", 1.0, "and the groups energy, allocation, wireless"),
         # Wrong types
         ("energy.devices", 3, "Input should be a valid string"),
@@ -282,7 +289,7 @@ def test_all_problems_of_groups_are_in_one_message() -> None:
 def test_a_method_cannot_have_the_name_of_a_group(group: str) -> None:
     learner = type("Mine", (DPSGD,), {"name": group})
     with pytest.raises(ValueError, match=f"cannot be named '{group}': that is a group"):
-        parse_settings({}, option_types(find_methods([learner])))
+        parse_settings({}, find_parts(OwnParts((learner,))))
     assert "mine" in find_methods([type("Mine", (DPSGD,), {"name": "mine"})])
 
 
@@ -290,7 +297,7 @@ def test_a_method_cannot_have_the_name_of_a_group(group: str) -> None:
 
 
 def test_every_setting_of_a_group_has_its_prefix() -> None:
-    keys = [key for key, _ in every_setting(METHODS)]
+    keys = [key for key, _ in every_setting(PARTS)]
     assert len(keys) == len(set(keys))
     for prefix, group in GROUPS.items():
         own = {key for key in keys if key.startswith(f"{prefix}.")}
@@ -299,8 +306,8 @@ def test_every_setting_of_a_group_has_its_prefix() -> None:
 
 
 def test_resolved_has_every_setting_once_with_its_default() -> None:
-    defaults = {key: info.default for key, info in every_setting(METHODS)}
-    assert resolved(*parse_settings({}, METHODS)) == defaults
+    defaults = {key: info.default for key, info in every_setting(PARTS)}
+    assert parse_settings({}, PARTS).resolved() == defaults
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -334,11 +341,11 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_resolved_settings_parse_to_the_same(run_config: dict[str, Any]) -> None:
     """And hold what was given: a run can be repeated from its config.json."""
-    first: tuple[Settings, dict[str, Options]] = parse_settings(run_config, METHODS)
-    flat = resolved(*first)
-    assert parse_settings(json.loads(json.dumps(flat)), METHODS) == first
+    first = parse_settings(run_config, PARTS)
+    flat = first.resolved()
+    assert parse_settings(json.loads(json.dumps(flat)), PARTS) == first
     assert {key: flat[key] for key in run_config} == run_config
-    assert flat.keys() == {key for key, _ in every_setting(METHODS)}
+    assert flat.keys() == {key for key, _ in every_setting(PARTS)}
 
 
 # What is made of them

@@ -14,9 +14,10 @@ from helpers import FAST, Recording, make_learner, run_peers
 from flwr_dmml.clients import DPSGD
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.graph.topology import Ring, make_topology, metropolis_weights
+from flwr_dmml.learning.mixing import Taken
 from flwr_dmml.learning.speedometer import SPEEDS
 from flwr_dmml.payload.blocks import flatten
-from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.strategies import NoDevicesError, PeerStrategy
 from flwr_dmml.transport.messages import pack, unpack
 
@@ -166,8 +167,9 @@ class Faulty(DPSGD):
                 self.release.wait(30)
         return super().run_round(plan, inbox)
 
-    def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
-        payload = super()._publish(plan, inbox)
+    def finish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Outcome:
+        outcome = super().finish(plan, inbox, taken)
+        payload = outcome.payload
         if self.partition.partition_id == 1 and self.server_round == 2:
             head = payload["head.common"]
             if self.fault == "NaN":
@@ -178,7 +180,7 @@ class Faulty(DPSGD):
                 payload["encoder.radar"] = head
             if self.fault == "missing block":
                 del payload["head.common"]
-        return payload
+        return outcome
 
 
 def _run_with_fault(fault: str, caplog, **kwargs) -> PeerStrategy:

@@ -15,12 +15,13 @@ from helpers import FAST, make_learner, run_peers
 from torch import Tensor, nn
 
 from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.base.options import Group
 from flwr_dmml.clients import DPSGD, DSGDm, Learner, RelaySGD, make_client_app
 from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.gossip.relaysgd import RelaySGDRule
 from flwr_dmml.graph.topology import EdgeList, Topology, TopologyError, make_topology
 from flwr_dmml.learning.batch import Batch
 from flwr_dmml.learning.speedometer import SPEEDS
-from flwr_dmml.methods.relaysgd import RelayOptions
 from flwr_dmml.payload.blocks import addressed, flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.strategies import PeerStrategy, make_server_app
@@ -454,7 +455,9 @@ def test_a_graph_that_is_no_tree_is_refused_before_any_method_runs(
 ):
     with pytest.raises(SettingsError) as error:
         run_it(tmp_path, topology=topology, num_nodes=4, **methods)
-    assert f"topology = '{topology}' with method 'relaysgd': this graph {words}" in str(error.value)
+    assert f"topology = '{topology}' with gossip rule 'relaysgd': this graph {words}" in str(
+        error.value
+    )
     assert "allowed: line, star, or an edge-list without cycles" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -467,14 +470,14 @@ def test_the_app_runs_on_a_tree(topology: str, nodes: int, tmp_path: Path):
 
 
 def relay(topology: Topology, nodes: int, seed: int = 0) -> PeerStrategy:
-    return PeerStrategy(topology, num_nodes=nodes, seed=seed, options=RelayOptions())
+    return PeerStrategy(topology, num_nodes=nodes, seed=seed, gossip=RelaySGDRule(Group()))
 
 
 def test_what_counts_is_the_graph_not_its_name(tmp_path: Path):
     """A forest is as good as a tree; a random graph is looked at as the run's seed makes it."""
     apart = tmp_path / "apart.txt"
     apart.write_text("0 1\n2 3\n")
-    assert RelayOptions().graph_problem(EdgeList(str(apart)), 5, 0) == ""
+    assert RelaySGDRule(Group()).graph_problem(EdgeList(str(apart)), 5, 0) == ""
     apart.write_text("0 1\n2 3\n3 4\n4 2\n")
     with pytest.raises(TopologyError, match="has a cycle"):
         relay(EdgeList(str(apart)), 5)

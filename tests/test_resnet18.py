@@ -11,14 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import option_types
 from flwr_dmml.data import DataError, Modality
-from flwr_dmml.methods.registry import find_methods
 from flwr_dmml.models import EncoderChoice, make_encoder
 from flwr_dmml.models.resnet18 import load_weights, resnet18
 from flwr_dmml.payload.blocks import check_mixable, num_parameters
 from flwr_dmml.payload.plan import Plan
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -208,7 +206,7 @@ def test_devices_start_from_the_same_file_and_train(file: Path) -> None:
 def problems(**config: Any) -> str:
     given = {key.replace("_", "-"): value for key, value in config.items()}
     with pytest.raises(SettingsError) as caught:
-        parse_settings(given, option_types(find_methods()), side="device")
+        parse_settings(given, find_parts(), side="device")
     return str(caught.value)
 
 
@@ -219,8 +217,8 @@ def test_a_file_that_is_not_there_is_said_before_anything_starts(
     said = problems(image_encoder="resnet18", encoder_weights=missing)
     assert f"encoder-weights = '{missing}': no such file" in said
     assert "only resnet18 starts from a file" in problems(encoder_weights=str(file))
-    methods = option_types(find_methods())
+    parts = find_parts()
     given = {"audio-encoder": "resnet18", "encoder-weights": str(file)}
-    settings, _ = parse_settings(given, methods, side="device")
+    settings = parse_settings(given, parts, side="device").settings
     assert settings.encoder_choice == EncoderChoice(audio="resnet18", weights=str(file))
-    parse_settings({**given, "encoder-weights": missing}, methods, side="coordinator")
+    parse_settings({**given, "encoder-weights": missing}, parts, side="coordinator")

@@ -12,13 +12,13 @@ from flwr.app import Context, Message, RecordDict
 from helpers import FAST, Recording
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import find_methods, make_client_app, option_types
+from flwr_dmml.clients import make_client_app
 from flwr_dmml.clients.sealing import LOCKED_STATE, encrypts, lock_state, unlock_state
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.fleet.certificates import PEER, Authority, Wanted
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
-from flwr_dmml.settings import parse_settings
+from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy, RunStoppedError
 from flwr_dmml.strategies.app import exchange_of
 from flwr_dmml.strategies.direct import DirectExchange
@@ -314,9 +314,9 @@ def settings(**config: Any) -> dict[str, Any]:
 
 
 def run(grid: Lab, config: dict[str, Any], rounds: int = 3, **strategy: Any) -> PeerStrategy:
-    methods = find_methods(tuple(grid._client_app.learners))  # type: ignore[attr-defined]
-    method = methods[config["method"]]
-    _, options = parse_settings(config, option_types(methods))
+    parts = find_parts(grid._client_app.own)  # type: ignore[attr-defined]
+    parsed = parse_settings(config, parts)
+    method = parts.methods[config["method"]]
     peers = PeerStrategy(
         make_topology(config.get("topology", "ring")),
         num_nodes=NODES,
@@ -324,8 +324,8 @@ def run(grid: Lab, config: dict[str, Any], rounds: int = 3, **strategy: Any) -> 
         communicates=method.communicates,
         local_iterations=2,
         evaluate_every=1,
-        options=options[method.name],
-        addressed=method.addressed,
+        options=parsed.options[method.name],
+        gossip=parsed.gossip_of(method.name),
         exchange=SealedExchange if config["exchange.encrypt"] else Exchange,
         **strategy,
     )
@@ -610,18 +610,18 @@ def test_where_nothing_is_encrypted(files: list[Tls], caplog: pytest.LogCaptureF
     """An engine of this package hosts devices in one place: a plain relay, and the log says so."""
     caplog.set_level("INFO", logger="flwr")
     getLogger("flwr").propagate = True
-    methods = option_types(find_methods())
-    given, _ = parse_settings(settings(), methods)
+    parts = find_parts()
+    given = parse_settings(settings(), parts).settings
     here = InProcessGrid(make_client_app(), NODES, settings())
     assert exchange_of(given, here) is Exchange
     assert "nothing is encrypted between devices simulated here" in caplog.text
     elsewhere = object()
     assert exchange_of(given, elsewhere) is SealedExchange  # type: ignore[arg-type]
-    direct, _ = parse_settings(settings(**{"exchange.transport": "peer"}), methods)
+    direct = parse_settings(settings(**{"exchange.transport": "peer"}), parts).settings
     made = exchange_of(direct, elsewhere)  # type: ignore[arg-type]
     assert made.func is DirectExchange  # type: ignore[attr-defined]
     with pytest.raises(SettingsError, match=r"a router of exchange\.router could read"):
-        parse_settings(settings(**{"exchange.router": "10.0.0.1:7447"}), methods)
+        parse_settings(settings(**{"exchange.router": "10.0.0.1:7447"}), parts)
     simulated = Context(1, 2, {SIMULATED: True}, RecordDict(), {"exchange.encrypt": True})
     assert not encrypts(simulated) and encrypts(context(files[0]))
     assert not encrypts(context(files[0], encrypt=False))

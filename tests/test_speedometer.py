@@ -7,6 +7,7 @@ from torch import nn
 
 from flwr_dmml.learning.speedometer import SPEEDS, Speedometer
 from flwr_dmml.payload.blocks import flatten
+from flwr_dmml.payload.flat import Flat
 from flwr_dmml.payload.plan import Plan
 
 CONFIG = {**FAST, "num-nodes": 2, "method": "dpsgd", "modality-pattern": "audio+image"}
@@ -19,25 +20,30 @@ def test_speed_by_hand():
     """
     encoder = nn.Linear(2, 1, bias=False)
     encoder.weight.data = torch.tensor([[3.0, 4.0]])
-    meter = Speedometer({"audio": encoder}, "conditional")
-    meter.begin()
-    encoder.weight.grad = torch.tensor([[1.0, 2.0]])
-    meter.before_step(["audio"])
-    encoder.weight.data -= 0.5 * encoder.weight.grad
-    meter.after_step(["audio"])
-    assert meter.end() == pytest.approx({"speed.audio": 0.2})
+    flat = Flat({"encoder": encoder})
+    meter = Speedometer(flat, {"audio": encoder}, "conditional")
+    odometer = meter.odometer(flat.rows)
+    gradient = torch.tensor([[1.0, 2.0]])
+    odometer.before_step(gradient, ["audio"])
+    flat.rows.sub_(0.5 * gradient)
+    odometer.after_step(["audio"])
+    assert meter.take(odometer.phases(0, meter.start)) == pytest.approx({"speed.audio": 0.2})
+
+
+def meter_of(**encoders: nn.Module) -> tuple[Flat, Speedometer]:
+    flat = Flat(encoders)
+    return flat, Speedometer(flat, encoders, "conditional")
 
 
 def _speedometer_at_a_fifth() -> Speedometer:
     """Return a speedometer that has measured 0.2 for audio, as above, and nothing for image."""
     encoder = nn.Linear(2, 1, bias=False)
     encoder.weight.data = torch.tensor([[3.0, 4.0]])
-    meter = Speedometer({"audio": encoder, "image": nn.Linear(2, 1)}, "conditional")
-    meter.begin()
-    encoder.weight.grad = torch.tensor([[1.0, 2.0]])
-    meter.before_step(["audio"])
-    meter.after_step(["audio"])
-    meter.end()
+    flat, meter = meter_of(audio=encoder, image=nn.Linear(2, 1))
+    odometer = meter.odometer(flat.rows)
+    odometer.before_step(torch.tensor([[1.0, 2.0, 0.0, 0.0, 0.0]]), ["audio"])
+    odometer.after_step(["audio"])
+    meter.take(odometer.phases(0, meter.start))
     return meter
 
 
@@ -75,7 +81,7 @@ def test_near_nobody_it_is_the_own_speed():
 
 
 def test_before_the_first_round_there_is_nothing_to_report():
-    meter = Speedometer({"audio": nn.Linear(2, 1)}, "conditional")
+    _, meter = meter_of(audio=nn.Linear(2, 1))
     assert meter.report(("audio", "image")).tolist() == [0.0, 0.0]
     assert meter.near(("audio", "image"), inbox(torch.zeros(2))) == ({}, [])
     neighbour = torch.tensor([0.0, 2.5])
@@ -84,7 +90,7 @@ def test_before_the_first_round_there_is_nothing_to_report():
 
 def test_a_report_survives_as_state():
     meter = _speedometer_at_a_fifth()
-    other = Speedometer({"audio": nn.Linear(2, 1), "image": nn.Linear(2, 1)}, "conditional")
+    _, other = meter_of(audio=nn.Linear(2, 1), image=nn.Linear(2, 1))
     other.load_state(meter.state())
     assert torch.equal(other.report(("audio", "image")), meter.report(("audio", "image")))
     other.load_state({})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Message
 from helpers import FAST, make_learner
-from torch import Tensor, nn
+from torch import Tensor
 
 from flwr_dmml.base.errors import MethodError
 from flwr_dmml.clients import (
@@ -21,7 +21,6 @@ from flwr_dmml.clients import (
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.engine.nodes import answers
 from flwr_dmml.graph.topology import make_topology
-from flwr_dmml.learning.mixing import mix_blocks, mix_stacked
 from flwr_dmml.learning.options import Options
 from flwr_dmml.learning.together import Turn, likeness, run_together
 from flwr_dmml.payload.plan import Inbox, Payload, Plan
@@ -56,7 +55,7 @@ def both_ways(config: dict[str, Any], **changed: Any) -> Any:
     alone = [make_learner(config, k) for k in range(4)]
     together = [make_learner(config, k) for k in range(4)]
     sent: list[Payload] = [{} for _ in alone]
-    sent_together, states = list(sent), [learner.state() for learner in together]
+    sent_together = list(sent)
     for t in (1, 2, 3):
         plans = [ring(k, t, alone[k].blocks(), **changed) for k in range(4)]
 
@@ -65,16 +64,13 @@ def both_ways(config: dict[str, Any], **changed: Any) -> Any:
 
         assert len({likeness(x, plans[k]) for k, x in enumerate(together)}) == 1
         single = [x.run_round(plans[k], inbox(k, sent)) for k, x in enumerate(alone)]
-        turns = [
-            Turn(x, plans[k], inbox(k, sent_together), states[k]) for k, x in enumerate(together)
-        ]
+        turns = [Turn(x, plans[k], inbox(k, sent_together)) for k, x in enumerate(together)]
         results = [r for r in run_together(turns) if not isinstance(r, Exception)]
         sent = [outcome.payload for outcome in single]
-        sent_together = [outcome.payload for outcome, _ in results]
-        states = [state for _, state in results]
+        sent_together = [outcome.payload for outcome in results]
         for k in range(4):
-            assert close(single[k].metrics, results[k][0].metrics), (t, k)
-    return alone, states
+            assert close(single[k].metrics, results[k].metrics), (t, k)
+    return alone, [learner.state() for learner in together]
 
 
 @pytest.mark.parametrize(
@@ -112,36 +108,11 @@ def test_solo_iterations_train_their_modality_alone():
     both_ways(CONFIG, by_modality={"audio": 0, "image": 2})
 
 
-def test_a_mixed_block_and_what_cannot_be_mixed():
-    """Weights, missing, rotten and shared vectors, as for one device at a time."""
-    generator = torch.Generator().manual_seed(0)
-    models = [nn.Linear(20, 3) for _ in range(3)]
-    own = [torch.randn(63, generator=generator) for _ in models]
-    shared, rotten = torch.randn(63, generator=generator), torch.full((63,), torch.nan)
-    inboxes: list[Inbox] = [
-        {7: {"b": shared}, 8: {"b": own[1]}, 9: {"b": rotten}},
-        {7: {"b": shared}, 8: {}, 9: {"b": rotten}},
-        {7: {"b": shared}, 8: {"b": own[0]}, 9: {"b": torch.zeros(5)}},
-    ]
-    weights = [(0.1, 0.2, 0.3, 0.4), (0.4, 0.3, 0.2, 0.1), (0.25, 0.0, 0.5, 0.25)]
-    plans = [Plan(2, 1, neighbours=(7, 8, 9), weights={"b": w}) for w in weights]
-    mixed, apart, rejected = mix_stacked("b", own, plans, inboxes, torch.device("cpu"))
-    for k, model in enumerate(models):
-        nn.utils.vector_to_parameters(own[k].clone(), model.parameters())
-        disagreement, wrong = mix_blocks({"b": model}, {"b": weights[k]}, (7, 8, 9), inboxes[k])
-        vector = nn.utils.parameters_to_vector(model.parameters())
-        assert torch.allclose(mixed[k], vector, atol=1e-6)
-        assert float(apart[k]) == pytest.approx(disagreement, rel=1e-5)
-        assert rejected[k] == wrong
-    assert rejected[1] == ["8: block b is missing", "9: block b holds NaN or infinite values"]
-
-
 def test_a_device_that_diverges_fails_alone():
     learners = [make_learner({**CONFIG, **LINEAR}, k) for k in range(3)]
-    states = [learner.state() for learner in learners]
-    states[1] = states[1] | {"head.common": torch.full_like(states[1]["head.common"], torch.inf)}
-    turns = [Turn(x, Plan(1, 2), {}, s) for x, s in zip(learners, states, strict=True)]
-    results = run_together(turns)
+    length = learners[1].block_lengths()["head.common"]
+    learners[1].load_state({"head.common": torch.full((length,), torch.inf)})
+    results = run_together([Turn(x, Plan(1, 2), {}) for x in learners])
     assert [isinstance(r, NonFiniteModelError) for r in results] == [False, True, False]
     assert "round 1" in str(results[1]) and "NaN" in str(results[1])
 

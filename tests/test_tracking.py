@@ -165,6 +165,7 @@ def test_measured_without_an_evaluation_leaves_none() -> None:
 def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
     record.by_partition[1].accuracy_without = {"image": 0.6, "audio": 0.8}
     record.by_partition[1].accuracy_missing = 0.75
+    record.by_partition[1].own = {"teacher.lead": 0.25}
     line = json.loads(json.dumps(record.to_json(), allow_nan=False))
     nodes = line.pop("nodes")
     assert line == {
@@ -193,6 +194,8 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "simulated_s": 0,
         "total_simulated_s": 0,
         "total_bits": 0,
+        "own": {"teacher.lead": 0.25},
+        "battery_j": {},
         "failed": {"0": "late", "2": "no reply"},
     }
     assert [node["partition"] for node in nodes] == [0, 1, 2]
@@ -218,7 +221,7 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "radio_j": 0.0,
         "simulated_s": 0.0,
         "balance": None,
-        "battery_j": None,
+        "own": {"teacher.lead": 0.25},
     }
     assert nodes[2]["accuracy"] is None and nodes[2]["disagreement"] is None
 
@@ -523,7 +526,7 @@ def test_json_of_energy_by_hand(powered: RoundRecord) -> None:
         "failed": {"3": "its battery holds 0 J, sending takes 0.25 J"},
     }
     assert {key: line[key] for key in expected} == expected
-    assert [node["battery_j"] for node in line["nodes"]] == [4.0, 1.0, 0.5, 2.0]
+    assert line["battery_j"] == {"0": 4.0, "1": 1.0, "2": 0.5, "3": 0.0, "4": 2.0}
     assert [node["balance"] for node in line["nodes"]] == [None, pytest.approx(4 / 3), None, 2.0]
     assert line["nodes"][1]["updates"] == {"audio": 2, "image": 6}
     assert line["nodes"][1]["speed"] == {"audio": 1.0, "image": 0.25}

@@ -11,18 +11,17 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..clients import Learner, find_methods, option_types
 from ..clients.app import PeerClientApp
 from ..data import Modality, Partition, load_partition
 from ..energy.costs import FleetCosts, Work
 from ..energy.devices import IterationCosts
 from ..engine import AppError, FlowerApp
-from ..learning.work import measure_work
-from ..payload.blocks import num_parameters
-from ..settings import Settings, parse_settings
-
-BYTES = 4
-"""Of a parameter on the wire: float32."""
+from ..learning.learner import Learner
+from ..learning.work import first_payload, measure_work
+from ..payload.blocks import num_parameters, unaddressed
+from ..settings import Settings, find_parts, parse_settings
+from ..transport import size_bytes
+from ..transport.messages import pack
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,10 @@ class Kind:
         Their partition ids, and the training samples of each.
     sent, kept : dict of str to int
         Parameters of each block: of those that are sent, and of those that stay on the device.
+    wire : dict of str to int
+        Bytes of the numbers that round 1 sends of each block to one neighbour.
+    payload_bytes : int
+        Of all of that payload, with statistics and headers: what radio is billed by.
     prices : list of Price
         Of an iteration of all modalities, of each alone where there are several, and of own work.
     """
@@ -69,6 +72,8 @@ class Kind:
     samples: list[int]
     sent: dict[str, int]
     kept: dict[str, int]
+    wire: dict[str, int]
+    payload_bytes: int
     prices: list[Price]
 
 
@@ -117,8 +122,8 @@ def describe(app: FlowerApp, run_config: Mapping[str, Any]) -> Description:
     """
     if not isinstance(app.client_app, PeerClientApp):
         raise AppError("only an app with the ClientApp of make_client_app can be described")
-    methods = find_methods(app.client_app.learners)
-    settings, options = parse_settings(run_config, option_types(methods))
+    config = parse_settings(run_config, find_parts(app.client_app.own))
+    settings = config.settings
     of = settings.partition_options()
     parts = [load_partition(of, k) for k in range(settings.num_nodes)]
     alike = dict[tuple[str, ...], list[Partition]]()
@@ -127,7 +132,7 @@ def describe(app: FlowerApp, run_config: Mapping[str, Any]) -> Description:
     learners, work = dict[tuple[str, ...], Learner](), dict[tuple[str, ...], Work]()
     for modalities, group in alike.items():
         try:
-            learner = methods[settings.method](group[0], settings, options[settings.method])
+            learner = config.learner(settings.method, group[0])
             learners[modalities], work[modalities] = learner, measure_work(learner)
         except ValueError as error:
             raise AppError(
@@ -163,7 +168,12 @@ def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: Fleet
         if flops:
             prices.append(price(f"more in phase '{phase}'", flops, costs.in_phase[phase]))
     sent, kept = _lengths(learner.blocks()), _lengths(learner.private_blocks())
-    return Kind(modalities, nodes, [len(part.train) for part in parts], sent, kept, prices)
+    payload, wire = first_payload(learner), dict.fromkeys(sent, 0)
+    for name, numbers in payload.items():
+        if (block := unaddressed(name)) in wire:
+            wire[block] += numbers.nbytes
+    total, samples = size_bytes(pack(payload)), [len(part.train) for part in parts]
+    return Kind(modalities, nodes, samples, sent, kept, wire, total, prices)
 
 
 def _lengths(blocks: Mapping[str, nn.Module]) -> dict[str, int]:
@@ -214,12 +224,13 @@ def _blocks(kind: Kind) -> Table:
     for column in ("parameters", "bytes on the wire"):
         table.add_column(column, justify="right")
     for name, length in kind.sent.items():
-        table.add_row(name, f"{length:,}", f"{BYTES * length:,}")
+        table.add_row(name, f"{length:,}", f"{kind.wire[name]:,}")
     for name, length in kind.kept.items():
         table.add_row(name, f"{length:,}", "stays here")
     table.add_section()
     sent, kept = sum(kind.sent.values()), sum(kind.kept.values())
-    table.add_row("all", f"{sent + kept:,}", f"{BYTES * sent:,}")
+    table.add_row("all", f"{sent + kept:,}", f"{sum(kind.wire.values()):,}")
+    table.add_row("payload, with headers and statistics", "", f"{kind.payload_bytes:,}")
     return table
 
 

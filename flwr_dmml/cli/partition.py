@@ -16,7 +16,7 @@ from .output import errors_in_words, say
 
 if TYPE_CHECKING:
     from ..data.sets.parts import PartAbout
-    from ..settings import Settings
+    from ..settings import RunConfig
 
 CUT_BY = (
     "dataset", "snr-db", "image-visible", "partition", "alpha", "samples-per-node",
@@ -65,12 +65,12 @@ def partition(
     unfinished = output.with_name(output.name + ".unfinished")
     with errors_in_words():
         try:
-            settings = _settings({**load_app(path).run_config, **changed})
+            config = _read({**load_app(path).run_config, **changed})
             if output.exists() and (not output.is_dir() or any(output.iterdir())):
                 raise DataError(f"--output: '{output}' is not empty; name another folder")
             if unfinished.exists():  # of a command that was interrupted
                 shutil.rmtree(unfinished)
-            parts = _cut(settings, unfinished)
+            parts = _cut(config, unfinished)
             if output.exists():
                 output.rmdir()
             unfinished.rename(output)
@@ -83,29 +83,27 @@ def partition(
     say(f"{len(parts)} parts in {output}. On device 0: --node-config \"data-path='{first}'\"")
 
 
-def _settings(config: Mapping[str, Any]) -> "Settings":
+def _read(config: Mapping[str, Any]) -> "RunConfig":
     """Read what of a run config bears on the data, whatever methods the app has."""
     from ..base.errors import SettingsError
-    from ..clients import find_methods, option_types
     from ..data.sets.parts import PARTS
-    from ..settings import GROUPS, parse_settings
+    from ..settings import GROUPS, find_parts, parse_settings
 
     known = {k: v for k, v in config.items() if "." not in k or k.partition(".")[0] in GROUPS}
     common = {**known, "method": "dpsgd", "compare-with": "", "topology": "complete"}
-    settings, _ = parse_settings(common, option_types(find_methods()), side="device")
-    if settings.dataset == PARTS.name:
+    read = parse_settings(common, find_parts(), side="device")
+    if read.settings.dataset == PARTS.name:
         raise SettingsError("dataset = 'parts': is cut already; name the data set itself")
-    return settings
+    return read
 
 
-def _cut(settings: "Settings", folder: Path) -> "list[PartAbout]":
+def _cut(config: "RunConfig", folder: Path) -> "list[PartAbout]":
     from ..data import load_partition
     from ..data.sets.parts import part_folder, save_part
-    from ..settings import resolved
 
-    options, values = settings.partition_options(), resolved(settings, {})
+    options, values = config.settings.partition_options(), config.resolved()
     cut_by = {k: v for k, v in values.items() if k in CUT_BY or k.startswith(CUT_BY_GROUPS)}
-    count = settings.num_nodes
+    count = config.settings.num_nodes
     return [
         save_part(part_folder(folder, part), load_partition(options, part), count, cut_by)
         for part in track(range(count), "Cutting", console=Console(stderr=True), transient=True)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +16,8 @@ from rich.table import Column, Table
 from ..base.machine import cores
 from .arguments import AppFolder, Nodes, Overrides, changed_settings
 from .output import STOPPED, errors_in_words, labelled, say
+
+Kind = Literal["methods", "gossip", "aggregation"]
 
 
 def simulate(
@@ -42,6 +44,14 @@ def simulate(
     ] = False,
     list_methods: Annotated[
         bool, typer.Option("--list-methods", help="List the methods and their papers, and stop.")
+    ] = False,
+    list_gossip: Annotated[
+        bool,
+        typer.Option("--list-gossip", help="List the gossip rules and their papers, and stop."),
+    ] = False,
+    list_aggregation: Annotated[
+        bool,
+        typer.Option("--list-aggregation", help="List the aggregation rules, and stop."),
     ] = False,
     list_settings: Annotated[
         bool, typer.Option("--list-settings", help="List every run-config key, and stop.")
@@ -91,8 +101,18 @@ def simulate(
 
     out, err = Console(), Console(stderr=True)
     update_console_handler(colored=err.is_terminal and not err.no_color)
-    if list_methods or list_settings:
-        out.print(_methods_table() if list_methods else _settings_table())
+    if list_settings:
+        out.print(_settings_table())
+        return
+    if list_methods or list_gossip or list_aggregation:
+        asked: list[tuple[bool, Kind]] = [
+            (list_methods, "methods"),
+            (list_gossip, "gossip"),
+            (list_aggregation, "aggregation"),
+        ]
+        for wanted, kind in asked:
+            if wanted:
+                out.print(_parts_table(kind))
         return
     try:
         with errors_in_words():
@@ -181,22 +201,23 @@ def _processes(asked: int | None, config: Mapping[str, Any]) -> int:
     return cores()
 
 
-def _methods_table() -> Table:
-    from ..clients import find_methods
+def _parts_table(kind: Kind) -> Table:
+    from ..settings import find_parts
 
-    table = Table("method", "what it does", "source")
-    for name, learner in find_methods().items():
-        summary = (learner.__doc__ or "").strip().splitlines()
-        table.add_row(name, summary[0] if summary else "", learner.paper)
+    title = {"methods": "method", "gossip": "gossip rule", "aggregation": "aggregation rule"}[kind]
+    table = Table(title, "what it does", "source")
+    parts: Mapping[str, Any] = getattr(find_parts(), kind)
+    for name, part in parts.items():
+        summary = (part.__doc__ or "").strip().splitlines()
+        table.add_row(name, summary[0] if summary else "", part.paper)
     return table
 
 
 def _settings_table() -> Table:
-    from ..clients import find_methods, option_types
-    from ..settings import every_setting
+    from ..settings import every_setting, find_parts
 
     columns = [Column("key", no_wrap=True), Column("default", overflow="fold")]
     table = Table(*columns, Column("meaning", overflow="fold"))
-    for key, info in every_setting(option_types(find_methods())):
+    for key, info in every_setting(find_parts()):
         table.add_row(key, repr(info.default), info.description)
     return table

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import SettingsError, UserError
-from ..clients import find_methods, option_types
 from ..engine import flatten_config, load_app
-from ..settings import parse_settings, resolved
+from ..settings import find_parts, parse_settings
 from ..strategies.resuming import check_unchanged
 from ..tracking.run_folder import END
 
@@ -102,17 +101,19 @@ def unfinished(plan: Sweep, runs: Mapping[str, dict[str, Any]], folder: Path) ->
     SettingsError
         A run cannot work, or is there with other settings.
     """
-    own, types = load_app(plan.app).run_config, option_types(find_methods())
+    own, parts = load_app(plan.app).run_config, find_parts()
     todo: list[str] = []
     for name, settings in runs.items():
         config = {**own, **settings}
-        if config.get("method") in types:  # the app may have methods of its own, which it checks
+        if (
+            config.get("method") in parts.methods
+        ):  # the app may have methods of its own, which it checks
             try:
-                now = resolved(*parse_settings(config, types))
+                now = parse_settings(config, parts).resolved()
             except SettingsError as error:
                 raise SettingsError(f"run {name}: {error}") from error
             if (folder / name / "config.json").exists():
-                check_unchanged(folder / name, now, types)
+                check_unchanged(folder / name, now, parts)
         if not (folder / name / str(config.get("method")) / END).exists():
             todo.append(name)
     return todo

@@ -3,10 +3,7 @@
 from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.nonfinite import NonFiniteModelError
-from ..methods.d2 import D2
 from ..methods.dmml_kd import DmmlKd, DmmlKdOptions
-from ..methods.dpsgd import DPSGD
-from ..methods.dsgdm import DSGDm
 from ..methods.fedcmi import FedCmi, FedCmiOptions
 from ..methods.fedgen import FedGen, FedGenOptions
 from ..methods.fedproto import FedProto, FedProtoOptions
@@ -20,9 +17,8 @@ from ..methods.modality_dropout import ModalityDropout, ModalityDropoutOptions
 from ..methods.modality_mirror import MirrorOptions, ModalityMirror
 from ..methods.moon import Moon, MoonOptions
 from ..methods.ogm_ge import OgmGe, OgmGeOptions
-from ..methods.qg_dsgdm import QgDsgdm, QgDsgdmN, QgOptions
-from ..methods.registry import find_methods, option_types
-from ..methods.relaysgd import RelaySGD
+from ..methods.presets import D2, DPSGD, DSGDm, QgDsgdm, QgDsgdmN, RelaySGD
+from ..methods.registry import find_methods
 from .app import make_client_app
 
 __all__ = [
@@ -61,9 +57,7 @@ __all__ = [
     "OgmGeOptions",
     "QgDsgdm",
     "QgDsgdmN",
-    "QgOptions",
     "RelaySGD",
     "find_methods",
     "make_client_app",
-    "option_types",
 ]

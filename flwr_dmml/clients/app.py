@@ -1,6 +1,6 @@
 """The ClientApp of every method: keeps a learner's state in Flower's context, runs its rounds."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,10 +16,13 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.rule import GossipRule
 from ..learning.evaluation import confusion, predictions
 from ..learning.learner import Learner
 from ..learning.together import Turn, likeness, run_together
 from ..payload.plan import Outcome, Payload, Plan
+from ..settings import OwnParts
 from ..transport.arrays import record_of
 from ..transport.messages import (
     ABOUT,
@@ -59,13 +62,13 @@ class PeerClientApp(ClientApp):
 
     Parameters
     ----------
-    learners : tuple of type[Learner]
-        Methods of the user's own.
+    own : OwnParts
+        Parts of the app's own.
     """
 
-    def __init__(self, learners: tuple[type[Learner], ...]) -> None:
+    def __init__(self, own: OwnParts) -> None:
         super().__init__()
-        self.learners = learners
+        self.own = own
 
     def groups(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[list[int]]:
         """Return the positions of messages by who can answer together; all, each once, in order."""
@@ -88,7 +91,7 @@ class PeerClientApp(ClientApp):
             return None
         if INITIAL in content.array_records or metered_alone(context.run_config):
             return None
-        learner = learner_for(message, context, self.learners)
+        learner = learner_for(message, context, self.own)
         common = likeness(learner, read_plan(content.config_records[PLAN]))
         return common and (tuple(sorted(context.run_config.items())), common)
 
@@ -98,43 +101,55 @@ class PeerClientApp(ClientApp):
         """Answer messages of one group: a reply or what went wrong, for each."""
         turns: list[Turn] = []
         for message, context in zip(messages, contexts, strict=True):
-            learner = learner_for(message, context, self.learners)
-            torch.set_num_threads(learner.settings.torch_threads)
-            _held.pop(learner, None)
+            learner = learner_for(message, context, self.own)
+            _take_up(learner, context)
             plan = read_plan(message.content.config_records[PLAN])
-            state = unpack(context.state.array_records[STATE])
-            turns.append(Turn(learner, plan, read_inbox(message.content), state))
+            turns.append(Turn(learner, plan, read_inbox(message.content)))
         replies: list[Message | Exception] = []
-        for message, context, result in zip(messages, contexts, run_together(turns), strict=True):
+        for turn, message, context, result in zip(
+            turns, messages, contexts, run_together(turns), strict=True
+        ):
             if isinstance(result, Exception):
                 replies.append(result)
                 continue
-            reply, context.state[STATE] = _records(message, *result)
+            reply, kept = _records(message, result, turn.learner.state())
+            context.state[STATE] = _held[turn.learner] = kept
             replies.append(reply)
         return replies
 
 
-def make_client_app(*learners: type[Learner]) -> ClientApp:
+def make_client_app(
+    *learners: type[Learner],
+    gossip: Iterable[type[GossipRule]] = (),
+    aggregation: Iterable[type[AggregationRule]] = (),
+) -> ClientApp:
     """Return a ClientApp that trains with whatever method the server names.
 
     Parameters
     ----------
     *learners : type[Learner]
-        Methods of your own, besides the registered ones. Give the same to ``make_server_app``.
+        Methods of your own, besides the registered ones.
+    gossip : iterable of type[GossipRule]
+        Gossip rules of your own.
+    aggregation : iterable of type[AggregationRule]
+        Aggregation rules of your own.
+
+    Give the app to ``make_server_app``, which then knows the same parts.
 
     Examples
     --------
     >>> app = make_client_app()  # in client_app.py
     """
-    app = PeerClientApp(learners)  # its functions travel to other processes: they only call others
+    own = OwnParts(learners, tuple(gossip), tuple(aggregation))
+    app = PeerClientApp(own)  # its functions travel to other processes: they only call others
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        return _hello(message, context, learners)
+        return _hello(message, context, own)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _round(message, context, learners)
+        return _round(message, context, own)
 
     @app.query("state")
     def state(message: Message, context: Context) -> Message:
@@ -146,14 +161,14 @@ def make_client_app(*learners: type[Learner]) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _round(message, context, learners)
+        return _round(message, context, own)
 
     return app
 
 
-def _hello(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Message:
+def _hello(message: Message, context: Context, own: OwnParts) -> Message:
     """Start afresh, and say who this device is and what its work costs."""
-    learner = learner_for(message, context, learners)
+    learner = learner_for(message, context, own)
     _held.pop(learner, None)
     about = introduction(learner, context)
     OwnState(context, learner.name).begin(lambda: pack(learner.state()))
@@ -195,17 +210,12 @@ def _restore(message: Message, context: Context) -> Message:
     return Message(RecordDict(), reply_to=message)
 
 
-def _round(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Message:
+def _round(message: Message, context: Context, own: OwnParts) -> Message:
     """Take up the state, run the round, put the state back."""
-    learner = learner_for(message, context, learners)
-    torch.set_num_threads(learner.settings.torch_threads)
-    held = _held.pop(learner, None)  # a round that fails leaves a learner that holds no known state
-    own = OwnState(context, learner.name)
-    recovered = own.recover()
-    if STATE not in context.state.array_records:
-        learner.reset()
-    elif not _is(context.state.array_records[STATE], held):
-        learner.load_state(unpack(context.state.array_records[STATE]))
+    learner = learner_for(message, context, own)
+    own_state = OwnState(context, learner.name)
+    recovered = own_state.recover()
+    _take_up(learner, context)
     if INITIAL in message.content.array_records:
         learner.load_state(unpack(message.content.array_records[INITIAL]))
 
@@ -220,7 +230,7 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
     else:
         outcome = run_metered(learner, plans[0], read_inbox(message.content), context.node_config)
         reply, kept = _records(message, outcome, learner.state())
-    own.keep(kept, f"after round {plans[-1].server_round}")
+    own_state.keep(kept, f"after round {plans[-1].server_round}")
     if recovered:
         reply.content[NOTES] = _recovered(recovered)
     closing = plans[-1].evaluate and not plans[-1].iterations
@@ -228,6 +238,16 @@ def _round(message: Message, context: Context, learners: tuple[type[Learner], ..
         reply.content[CONFUSION] = MetricRecord({CONFUSION: counts})
     _held[learner] = kept
     return reply
+
+
+def _take_up(learner: Learner, context: Context) -> None:
+    """Bring a learner to the state that its device has kept."""
+    torch.set_num_threads(learner.settings.torch_threads)
+    held = _held.pop(learner, None)  # a round that fails leaves a learner that holds no known state
+    if STATE not in context.state.array_records:
+        learner.reset()
+    elif not _is(context.state.array_records[STATE], held):
+        learner.load_state(unpack(context.state.array_records[STATE]))
 
 
 def _rounds_directly(

@@ -4,9 +4,10 @@ import torch
 from flwr.app import ConfigRecord, Context
 
 from ..learning.learner import Learner
-from ..learning.work import measure_work
+from ..learning.work import first_payload, measure_work
 from ..payload.blocks import digest
-from ..transport.messages import FLOPS_IN, PUBLIC_KEY
+from ..transport import size_bytes
+from ..transport.messages import FLOPS_IN, PUBLIC_KEY, pack
 from .metering import equipment_of
 from .sealing import announcement, encrypts
 
@@ -19,8 +20,7 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
     SettingsError
         The node config is wrong.
     """
-    work = measure_work(learner)
-    learner.reset()
+    work = measure_work(learner)  # leaves it as at the start
     lengths = learner.block_lengths()
     about = ConfigRecord(
         {
@@ -28,7 +28,7 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
             "modalities": list(learner.partition.modalities),
             "block-names": list(lengths),
             "block-lengths": list(lengths.values()),
-            "block-bytes": learner.compressor.size_bytes(lengths.values()),
+            "payload-bytes": size_bytes(pack(first_payload(learner))),
             "block-digests": [digest(module) for module in learner.blocks().values()],
             "num-train": len(learner.train_data),
             **_data_told(learner),

@@ -10,20 +10,18 @@ from ..base.errors import SettingsError, UserError
 from ..data import DataError, load_partition
 from ..data.sets.parts import PARTS, read_about
 from ..learning.learner import Learner
-from ..learning.options import Options
-from ..methods.registry import find_methods, option_types
-from ..settings import Settings, parse_settings
+from ..settings import OwnParts, RunConfig, Settings, find_parts, parse_settings
 from ..transport.messages import PARTITION, PLAN
 
 LEARNERS = 4096
 """Learners that a process keeps: a worker of the sharded engine hosts a thousand devices."""
 OF_A_NODE = ("data-path", "data-cache", "device", "encoder-weights", "torch-threads")
 """Settings that a node config may set for its own device."""
-RunConfig = tuple[tuple[str, object], ...]
+RunConfigItems = tuple[tuple[str, object], ...]
 """A run config that can be a cache key."""
 
 
-def learner_for(message: Message, context: Context, learners: tuple[type[Learner], ...]) -> Learner:
+def learner_for(message: Message, context: Context, own_parts: OwnParts) -> Learner:
     """Return this node's learner for the method that the server is running.
 
     It is built once in a process; its state is that of whoever used it last.
@@ -42,8 +40,8 @@ def learner_for(message: Message, context: Context, learners: tuple[type[Learner
     run_config = tuple(sorted({**context.run_config, **own}.items()))
     method = str(message.content.config_records[PLAN]["method"])
     try:
-        _, settings, _ = _configure(run_config, learners)
-        return _build_learner(method, run_config, learners, _partition_id(context, settings))
+        settings = _configure(run_config, own_parts).settings
+        return _build_learner(method, run_config, own_parts, _partition_id(context, settings))
     except UserError as error:
         raise type(error)(_of_partition(context) + str(error)) from error
     except OSError as error:
@@ -56,23 +54,20 @@ def _of_partition(context: Context) -> str:
 
 
 @lru_cache(maxsize=64)
-def _configure(
-    run_config: RunConfig, learners: tuple[type[Learner], ...]
-) -> tuple[dict[str, type[Learner]], Settings, dict[str, Options]]:
-    """Find the methods and validate the run config, once per process."""
-    methods = find_methods(learners)
-    return methods, *parse_settings(dict(run_config), option_types(methods), side="device")
+def _configure(run_config: RunConfigItems, own_parts: OwnParts) -> RunConfig:
+    """Find all parts and validate the run config, once per process."""
+    return parse_settings(dict(run_config), find_parts(own_parts), side="device")
 
 
 @lru_cache(maxsize=LEARNERS)
 def _build_learner(
-    method: str, run_config: RunConfig, learners: tuple[type[Learner], ...], partition_id: int
+    method: str, run_config: RunConfigItems, own_parts: OwnParts, partition_id: int
 ) -> Learner:
     """Build a learner once per process; its state is loaded anew for every message."""
-    methods, settings, options = _configure(run_config, learners)
-    torch.set_num_threads(settings.torch_threads)
-    partition = load_partition(settings.partition_options(), partition_id)
-    return methods[method](partition, settings, options[method])
+    config = _configure(run_config, own_parts)
+    torch.set_num_threads(config.settings.torch_threads)
+    partition = load_partition(config.settings.partition_options(), partition_id)
+    return config.learner(method, partition)
 
 
 def _partition_id(context: Context, settings: Settings) -> int:

@@ -1,42 +1,53 @@
 """The base learner: what one device does in a round. A method overrides its loss and its hooks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.errors import MethodError
+from ..base.options import Group
 from ..base.seeding import derive_seed, global_generator
 from ..data import Partition
-from ..models import DecomposedClassifier, Features
-from ..payload.blocks import (
-    STATISTICS,
-    check_kept,
-    check_mixable,
-    flatten,
-    load_flat,
-    num_parameters,
-)
+from ..gossip.aggregation.mean import Mean
+from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.dpsgd import DPSGDRule
+from ..gossip.rule import GossipRule
+from ..models import DecomposedClassifier, Features, ModalityModel
+from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.compression import Compressor
+from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from .balance import schedule
 from .batch import Batch, draw_batches, mean_over
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
-from .mixing import mix_blocks
+from .mixing import Mixer, Taken
 from .nonfinite import check_finite
-from .optimisers import OPTIMIZER, make_optimizer, optimizer_tensors
+from .optimisers import (
+    MOMENTUM,
+    OPTIMIZER,
+    LocalSteps,
+    StepRule,
+    load_optimizer,
+    make_optimizer,
+)
 from .options import Options
 from .settings import DeviceSettings
-from .speedometer import SPEEDS, Speedometer
+from .speedometer import SPEEDS, Odometer, Speedometer
 
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
 
 class Learner:
-    """Mix with the neighbours, train on one's own data, publish: D-PSGD unless overridden.
+    """Mix with the neighbours, train on one's own data, publish.
+
+    How blocks move between neighbours is the gossip rule's business, what a device learns from is
+    the method's.
 
     A method of your own overrides ``local_loss``; ``statistics``, ``before_training``, ... are
     there for methods that need more, ``blocks`` for what else is mixed. A model other than
@@ -50,6 +61,10 @@ class Learner:
         The settings all methods share.
     options : Options
         The method's own, an instance of ``options_type``.
+    rule : GossipRule, optional
+        How blocks move between neighbours; plain gossip by default.
+    aggregation : AggregationRule, optional
+        What becomes of the neighbours' copies; the weighted mean by default.
     """
 
     name: ClassVar[str] = ""
@@ -61,20 +76,33 @@ class Learner:
     """False for a method without neighbours: nothing is routed or mixed."""
     stagger: ClassVar[float] = 0.0
     """The setting ``stagger`` where the run config says "auto"."""
-    rule: ClassVar[str] = "uniform"
+    gossip: ClassVar[str] = "dpsgd"
+    """The setting ``gossip`` where the run config says "auto"."""
+    allocation: ClassVar[str] = "uniform"
     """The setting ``allocation.rule`` where the run config says "auto"."""
-    addressed: ClassVar[bool] = False
-    """Whether a device sends every neighbour blocks of its own, instead of the same to all."""
-    keeps_optimizer: ClassVar[bool] = False
-    """Whether momentum and the like survive from one round to the next."""
+    own_weights: ClassVar[bool] = False
+    """Whether the method changes the mixing weights, from round to round."""
+    own_format: ClassVar[bool] = False
+    """Whether ``outgoing`` writes blocks in a format of the method's own, and ``mix`` reads it:
+    such a method is neither compressed (``exchange.precision``, ``exchange.top-k``) nor run with
+    another gossip rule."""
     batched: ClassVar[bool] = False
     """Whether devices may be trained together (:mod:`~.together`). Such a method overrides nothing
     that happens in a round but ``local_loss``, a function of the parameters and the batch alone."""
 
-    def __init__(self, partition: Partition, settings: DeviceSettings, options: Options) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        settings: DeviceSettings,
+        options: Options,
+        rule: GossipRule | None = None,
+        aggregation: AggregationRule | None = None,
+    ) -> None:
         self.partition = partition
+        self.rule = rule or DPSGDRule(Group())
+        self.aggregation = aggregation or Mean(Group())
         self.modalities = tuple(partition.source_modalities)  # all that any device may have
-        self.settings = settings.of_method(self.stagger, self.rule)
+        self.settings = settings.of_method(self.stagger, self.allocation)
         self.options = options
         self.device = resolve_device(settings.device)
         self.train_data = on_device(partition.train, self.device)
@@ -91,15 +119,18 @@ class Learner:
         self.server_round = 0
         with global_generator(derive_seed(self.settings.seed, "init", "model"), self.device):
             self.model = self.build_model().to(self.device)
-        self.optimizer_state: dict[str, Tensor] = {}
+        self.optimizer_state: dict[str, Tensor] = {}  # of the rounds so far, where it is kept
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
-        self.speedometer = Speedometer(self.encoders(), self.settings.speed_metric)
-        self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         check_kept(self.model, modules)
+        self.flat = Flat(modules)
+        me, nodes = self.partition.partition_id, self.settings.num_nodes
+        self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
+        self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
+        self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -116,12 +147,21 @@ class Learner:
         )
 
     def blocks(self) -> dict[str, nn.Module]:
-        """Return what is published and mixed, by block name."""
-        return self.model.blocks()
+        """Return what is published and mixed, by block name; a plain module is one block."""
+        model: nn.Module = self.model
+        return model.blocks() if isinstance(model, ModalityModel) else {"model": model}
 
     def encoders(self) -> dict[str, nn.Module]:
-        """Return the encoder of each modality, whose training speed is measured."""
-        return dict(self.model.encoders.items())
+        """Return the encoder of each modality, whose training speed is measured.
+
+        A plain module has none, and its modalities no speed.
+        """
+        model: nn.Module = self.model
+        return dict(model.encoders.items()) if isinstance(model, ModalityModel) else {}
+
+    def sends(self, plan: Plan) -> Collection[str]:
+        """Return which of the blocks are sent in a round; of the others goes an empty vector."""
+        return self.blocks()
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return what the optimiser steps."""
@@ -133,9 +173,13 @@ class Learner:
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the scalar to minimise: :meth:`task_loss` unless overridden."""
-        if self.settings.modality_loss:
-            return self.task_loss(self.model.encode(batch.inputs), batch.labels)
-        return F.cross_entropy(self.model(batch.inputs), batch.labels)
+        a, x, y = self.settings.modality_loss, batch.inputs, batch.labels
+        if a and isinstance(self.model, DecomposedClassifier):
+            return self.task_loss(self.model.encode(x), y)
+        loss = F.cross_entropy(self.model(x), y)
+        if a and len(x) > 1:
+            loss = loss + a * sum(F.cross_entropy(self.model({m: x[m]}), y) for m in x)
+        return loss
 
     def task_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return the cross-entropy of the fused prediction, and of each modality's own.
@@ -160,15 +204,25 @@ class Learner:
         """Return small tensors that travel with the blocks and are not mixed."""
         return {}
 
+    def learning_rates(self) -> dict[str, float]:
+        """Return factors on the learning rate by block; 1 where none is given."""
+        return {}
+
     def make_optimizer(
-        self, parameters: list[nn.Parameter], learning_rate: float
-    ) -> torch.optim.Optimizer:
-        """Return the optimiser of a round's local iterations."""
-        return make_optimizer(self.settings, parameters, learning_rate, self.optimizer_state)
+        self, groups: Sequence[tuple[list[nn.Parameter], float]]
+    ) -> torch.optim.Optimizer | None:
+        """Return the optimiser of a round's local steps, None for the package's own SGD.
+
+        Parameters
+        ----------
+        groups : sequence of (list of Parameter, float)
+            What is to be optimised, with the learning rate of the round.
+        """
+        return make_optimizer(self.settings, groups)
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
-        """Mix the blocks in place; return what :func:`~.gossip.mix_blocks` does."""
-        return mix_blocks(self.blocks(), plan.weights, plan.neighbours, inbox)
+        """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
+        return self.mixer.mix(plan.weights, plan.neighbours, inbox, plan.recipients)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
@@ -180,15 +234,22 @@ class Learner:
         """Do what a method needs after the local iterations and before publishing."""
 
     def outgoing(self, plan: Plan, inbox: Inbox, blocks: Payload) -> Payload:
-        """Return what is published of the trained ``blocks`` (flat, by name)."""
+        """Return what is published instead of ``blocks``: flat vectors, as the rule sends them.
+
+        See :attr:`own_format` for a method that writes them in another way.
+        """
         return blocks
 
     def predict(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
     ) -> list[Tensor]:
         """Return classes ``[batch]`` from each subset of ``inputs``, which may lack modalities."""
-        features = self.model.encode(inputs)
-        return [self.model.fuse(features.only(subset)).argmax(dim=1) for subset in subsets]
+        model: nn.Module = self.model
+        if isinstance(model, ModalityModel):
+            logits = model.logits(inputs, subsets)
+        else:
+            logits = [model({m: inputs[m] for m in subset}) for subset in subsets]
+        return [x.argmax(dim=1) for x in logits]
 
     # ---- the round --------------------------------------------------------------------------
 
@@ -200,23 +261,45 @@ class Learner:
         NonFiniteModelError
             If training diverged; the caller keeps the state of before.
         """
-        self.server_round, self.measured = plan.server_round, {}
-        with global_generator(self.seed_for("global"), self.device):  # for dropout, say
-            inbox, why = self.compressor.decode(inbox, self.blocks(), self.partition.partition_id)
-            disagreement, rejected = self.mix(plan, inbox)
-            self.rejected = [why.get(line, line) for line in rejected]
-            self.measured |= {"mix.disagreement": disagreement} if plan.neighbours else {}
-            self.after_mixing(plan, inbox)
-            if plan.evaluate:
-                self.measured |= self.evaluate()
+        with self.in_round(plan):
+            inbox = self.begin(plan, inbox)
             if plan.iterations == 0:
                 return Outcome({}, self.measured, self.rejected)
+            taken = None
             if any((updates := self.updates(plan)).values()):
                 self.before_training(plan, inbox)
-                self.measured |= self._train(plan, updates)
+                taken = self._train(plan, updates)
                 self.after_training(plan, inbox)
-            near, wrong = self.speedometer.near(self.modalities, inbox)
-            return Outcome(self._publish(plan, inbox), self.measured | near, self.rejected + wrong)
+            return self.finish(plan, inbox, taken)
+
+    def in_round(self, plan: Plan) -> AbstractContextManager[None]:
+        """Enter a round: torch's global generator is seeded for it, for dropout, say."""
+        self.server_round, self.measured = plan.server_round, {}
+        return global_generator(self.seed_for("global"), self.device)
+
+    def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
+        """Do the part of a round before training: mix, and evaluate if asked.
+
+        Returns what the neighbours published, as it is once nothing of it is compressed.
+        """
+        own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.blocks()}
+        inbox, why = self.compressor.decode(inbox, own, self.partition.partition_id)
+        disagreement, rejected = self.mix(plan, inbox)
+        self.rejected = [why.get(line, line) for line in rejected]
+        self.measured |= {"mix.disagreement": disagreement} if plan.neighbours else {}
+        self.after_mixing(plan, inbox)
+        if plan.evaluate:
+            self.measured |= self.evaluate()
+        return inbox
+
+    def finish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Outcome:
+        """Do the part of a round after training: publish.
+
+        ``taken`` are the steps that it took; None of a device that rests.
+        """
+        near, wrong = self.speedometer.near(self.modalities, inbox)
+        payload = self._publish(plan, inbox, taken)
+        return Outcome(payload, self.measured | near, self.rejected + wrong)
 
     def updates(self, plan: Plan) -> dict[str, int]:
         """Return how many times a plan trains each owned modality."""
@@ -235,30 +318,71 @@ class Learner:
         node = self.partition.partition_id
         return derive_seed(self.settings.seed, purpose, node, self.server_round)
 
-    def _train(self, plan: Plan, updates: Mapping[str, int]) -> dict[str, float]:
+    def _train(self, plan: Plan, updates: Mapping[str, int]) -> Taken:
         self.model.train()
-        parameters = self.trained_parameters()
-        rate = self.settings.learning_rate_at(plan.server_round, plan.num_rounds)
-        optimizer = self.make_optimizer(parameters, rate)
-        steps, total = self.steps(updates), 0.0
-        self.speedometer.begin()
+        steps, flat = self.steps(updates), self.flat
+        local = self.local_steps(plan, flat.parameters, flat.rows)
+        odometer = self.speedometer.odometer(flat.rows)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for modalities, batch in zip(steps, self.batches(len(steps)), strict=True):
-            optimizer.zero_grad(set_to_none=True)
             with self.precision():
                 loss = mean_over(batch.only(modalities), self.local_loss)
-            loss.backward()  # type: ignore[no-untyped-call]
+            local.take(torch.autograd.grad(loss, local.trained, allow_unused=True))
             self.modulate(modalities)
-            if self.settings.clip_norm:
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-            self.speedometer.before_step(modalities)
-            optimizer.step()
-            self.speedometer.after_step(modalities)
-            total += loss.item()
-        optimizer.zero_grad(set_to_none=True)  # a process may keep a thousand devices
-        if self.keeps_optimizer:
-            self.optimizer_state = optimizer_tensors(optimizer)
-        metrics = {"train.loss": total / len(steps), "train.iterations": float(len(steps))}
-        return metrics | self.speedometer.end()
+            local.settle()
+            odometer.before_step(local.gradient, modalities)
+            local.step()
+            odometer.after_step(modalities)
+            total += loss.detach()
+        local.end()
+        self.keep_optimizer(local, 0)
+        self.note_training(float(total) / len(steps), len(steps), odometer, 0)
+        return Taken(local.how.lr, self.settings.momentum, local.taken)
+
+    def local_steps(self, plan: Plan, leaves: Sequence[Tensor], matrix: Tensor) -> LocalSteps:
+        """Return what steps the parameters of this device, or of all that are alike.
+
+        ``leaves`` are views of the rows of ``matrix``, one for each parameter of the flat vector.
+        """
+        flat, settings = self.flat, self.settings
+        rate = settings.learning_rate_at(plan.server_round, plan.num_rounds)
+        trained = flat.indices_of(self.trained_parameters())
+        factors = self.learning_rates()
+        groups: dict[float, list[Tensor]] = {}
+        for i in trained:
+            groups.setdefault(factors.get(flat.block_of(i), 1.0), []).append(leaves[i])
+        optimizer = self.make_optimizer([(ps, rate * f) for f, ps in groups.items()])  # type: ignore[misc]
+        momentum = self.optimizer_state.get(MOMENTUM)
+        if optimizer is not None:
+            load_optimizer(optimizer, self.optimizer_state)
+        how = StepRule(
+            rate,
+            momentum=0.0 if self.rule.momentum == "own" else settings.momentum,
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.clip_norm,
+            rates=factors,
+        )
+        return LocalSteps(
+            flat,
+            matrix,
+            leaves,
+            trained,
+            how,
+            momentum=None if momentum is None else momentum.to(self.device)[None],
+            direct=self.mixer.direction(rate, settings.momentum),
+            optimizer=optimizer,
+        )
+
+    def keep_optimizer(self, local: LocalSteps, row: int) -> None:
+        """Keep the momentum and the like of a row, where the gossip rule does."""
+        if self.rule.momentum == "kept":
+            self.optimizer_state = local.state(row)
+
+    def note_training(self, loss: float, iterations: int, odometer: Odometer, row: int) -> None:
+        """Note what came of a round's local iterations; the device is a row of the odometer."""
+        self.measured |= {"train.loss": loss, "train.iterations": float(iterations)}
+        phases = odometer.phases(row, self.speedometer.start)
+        self.measured |= self.speedometer.take(phases)
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
@@ -273,28 +397,48 @@ class Learner:
         self.model.eval()
         return accuracy_metrics(self.predict, self.partition, self.test_data, self.validation_data)
 
-    def _publish(self, plan: Plan, inbox: Inbox) -> Payload:
-        state = self.state()
-        check_finite(self.server_round, state)
-        blocks = self.outgoing(plan, inbox, {name: state[name] for name in self.blocks()})
-        payload = self.compressor.encode(blocks, self.block_lengths())
+    def _publish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Payload:
+        snapshot, names = self.flat.copy(), self.blocks()
+        check_finite(self.server_round, snapshot)
+        sends = self.sends(plan)
+        blocks = self.mixer.publish(snapshot, names, sends, taken, plan.recipients)
+        written = self.outgoing(plan, inbox, blocks)
+        if not self.own_format:
+            self._check_format(written, blocks)
+        payload = self.compressor.encode(written, self.block_lengths())
         payload[SPEEDS] = self.speedometer.report(self.modalities)
         return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
+
+    def _check_format(self, written: Payload, blocks: Payload) -> None:
+        """Refuse what neighbours would take for damaged blocks.
+
+        Raises
+        ------
+        MethodError
+            The method writes blocks in a format of its own and has not said so.
+        """
+        odd = [k for k, x in blocks.items() if k not in written or written[k].shape != x.shape]
+        if odd := odd + [k for k in written if k not in blocks]:
+            raise MethodError(
+                f"method '{self.name}': outgoing() changes the format of '{odd[0]}'; set "
+                "own_format = True and read it in mix(), or return vectors as they were given"
+            )
 
     # ---- state between rounds ---------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of everything that must survive until the next round."""
-        blocks = {n: flatten(m) for n, m in (self.blocks() | self.private_blocks()).items()}
         memory = {MEMORY + name: value for name, value in self.memory.items()}
         others = self.optimizer_state | self.speedometer.state() | self.compressor.state() | memory
-        return blocks | {name: value.clone() for name, value in others.items()}
+        copies = {name: value.clone() for name, value in others.items()}
+        return self.flat.copy() | self.mixer.state() | copies
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that :meth:`state` gave, or blocks to start from."""
-        for name, module in (self.blocks() | self.private_blocks()).items():
+        for name in self.flat.slices:
             if name in state:
-                load_flat(module, state[name])
+                self.flat.load(name, state[name])
+        self.mixer.load_state(state)
         kept = {k: v.clone() for k, v in state.items() if k.startswith((OPTIMIZER, MEMORY))}
         self.optimizer_state = {k: v for k, v in kept.items() if k.startswith(OPTIMIZER)}
         self.memory = {k.removeprefix(MEMORY): v for k, v in kept.items() if k.startswith(MEMORY)}
@@ -303,4 +447,5 @@ class Learner:
 
     def block_lengths(self) -> dict[str, int]:
         """Return the length of every block this device publishes."""
-        return {name: num_parameters(module) for name, module in self.blocks().items()}
+        lengths = {name: place.stop - place.start for name, place in self.flat.slices.items()}
+        return {name: lengths[name] for name in self.blocks()}

@@ -1,108 +1,280 @@
-"""The mixing step of one device: every block with the neighbours that own it."""
+"""The gossip of one device: what arrives goes through the rules, block by block."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..payload.blocks import flatten, load_flat, mix, vector_problem
-from ..payload.plan import Inbox, Plan
+from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.rule import GossipRule, Mix, State, Steps, nothing_taken
+from ..payload.blocks import COMPANION, addressed
+from ..payload.flat import Flat
+from ..payload.plan import Inbox, Payload
+from ..payload.received import received
+
+GOSSIP = "gossip."
+"""Prefix of what a gossip rule keeps, in a learner's state."""
+_SENT = "sent."
 
 
-def mix_blocks(
-    blocks: Mapping[str, nn.Module],
-    weights: Mapping[str, tuple[float, ...]],
-    neighbours: Sequence[int],
-    inbox: Inbox,
-) -> tuple[float, list[str]]:
-    """Mix each block with the neighbours' copies, in place.
+@dataclass(frozen=True)
+class Taken:
+    """The local steps of a round.
 
-    ``weights[block]`` holds the own weight, then that of each of ``neighbours``; they sum to 1.
-    What cannot be mixed is left out and its weight given to the own copy, which keeps the weights
-    of all others doubly stochastic.
-
-    Returns
-    -------
-    tuple of float and list of str
-        ``sum_j w_kj ||x_k - x_j||^2`` over all that is mixed (0 at consensus; this project's
-        measure), and what was wrong with neighbours' blocks (``"3: block head.audio is missing"``).
+    Attributes
+    ----------
+    lr, momentum : float
+        Of the round.
+    by_parameter : Tensor
+        Steps of each parameter of the flat vector, ``[parameters]`` int64.
     """
-    disagreement, rejected = 0.0, list[str]()
-    for name, (own_weight, *others) in weights.items():
-        own = flatten(blocks[name])
-        good: list[tuple[float, Tensor]] = []
-        for neighbour, weight in zip(neighbours, others, strict=True):
-            if weight == 0.0:
-                continue
-            vector = inbox[neighbour].get(name)
-            problem = "is missing" if vector is None else vector_problem(vector, len(own))
-            if problem or vector is None:
-                rejected.append(f"{neighbour}: block {name} {problem}")
-                own_weight += weight
-                continue
-            good.append((weight, vector))
-            disagreement += weight * float(torch.dist(own, vector)) ** 2
-        load_flat(blocks[name], mix(own, own_weight, good))
-    return disagreement, rejected
+
+    lr: float
+    momentum: float
+    by_parameter: Tensor
+
+    def of(self, flat: Flat, block: str) -> Steps:
+        """Return the steps of a block's parameters."""
+        place = flat.slices[block]
+        inside = [i for i, p in enumerate(flat.places) if place.start <= p.start < place.stop]
+        counts = self.by_parameter[inside]
+        if bool((counts == counts[0]).all()):
+            taken = counts[:1].float()
+        else:
+            lengths = torch.tensor([flat.parameters[i].numel() for i in inside])
+            taken = torch.repeat_interleave(counts, lengths).float()
+        return Steps(self.lr, self.momentum, taken[None].to(flat.vector.device))
 
 
-def mix_stacked(
-    name: str,
-    own: Sequence[Tensor],
-    plans: Sequence[Plan],
-    inboxes: Sequence[Inbox],
-    device: torch.device,
-) -> tuple[Tensor, Tensor, list[list[str]]]:
-    """Mix a block of many devices at once, in float32; :func:`mix_blocks` does it for one.
-
-    A vector that several of them have received is looked at once.
+class Mixer:
+    """What a device does with a gossip rule and an aggregation rule.
 
     Parameters
     ----------
-    name : str
-        The block.
-    own : sequence of Tensor
-        Their own copies, flat ``[length]`` on the CPU.
-    plans, inboxes : sequence of Plan, of Inbox
-        Theirs.
-    device : torch.device
-        Where to compute.
-
-    Returns
-    -------
-    tuple of Tensor, Tensor and list of list of str
-        The mixed block ``[device, length]``, the disagreement ``[device]``, and what was wrong.
+    rule : GossipRule
+        How blocks move between their owners.
+    aggregation : AggregationRule
+        What becomes of the neighbours' copies.
+    flat : Flat
+        The device's blocks; all are mixed of which a plan has weights.
+    partition_id, num_nodes : int
+        Who the device is, and how many there are.
     """
-    stack, rejected = torch.stack(list(own)).to(device), [list[str]() for _ in own]
-    mixed, problems = torch.empty_like(stack), dict[int, str | None]()
-    there: dict[int, Tensor] = {}  # vectors on the device, by the id of what was received
-    terms: list[tuple[int, float, Tensor]] = []  # who, weight, distance
-    for k, (plan, inbox) in enumerate(zip(plans, inboxes, strict=True)):
-        own_weight, *others = plan.weights[name]
-        good: list[tuple[float, Tensor]] = []
-        for neighbour, weight in zip(plan.neighbours, others, strict=True):
-            if weight == 0.0:
+
+    def __init__(
+        self,
+        rule: GossipRule,
+        aggregation: AggregationRule,
+        flat: Flat,
+        partition_id: int,
+        num_nodes: int,
+    ) -> None:
+        self.rule, self._aggregation, self._flat = rule, aggregation, flat
+        self._me, self._num_nodes = partition_id, num_nodes
+        self._states: dict[str, State] = {}
+        self._sent: dict[str, tuple[Tensor, ...]] = {}  # where that is not the model
+        self._begun: dict[str, Tensor] = {}
+        self._publishes = type(rule).publish is not GossipRule.publish
+        self._slots: list[int] = []
+
+    @torch.no_grad()
+    def mix(
+        self,
+        weights: Mapping[str, tuple[float, ...]],
+        neighbours: Sequence[int],
+        inbox: Inbox,
+        recipients: Sequence[int] = (),
+    ) -> tuple[float, list[str]]:
+        """Bring every block to where the round's training begins, in place.
+
+        ``weights[block]`` holds the own weight, then that of each of ``neighbours``; they sum to 1.
+        A block without weights meets nobody. What cannot be mixed is left out and its weight given
+        to the own copy, which keeps the weights of all others doubly stochastic.
+
+        Returns
+        -------
+        tuple of float and list of str
+            ``sum_j w_kj ||x_k - x_j||^2`` over all that is mixed (0 at consensus; this project's
+            measure), and what was wrong with neighbours' blocks (``"3: block head.audio is
+            missing"``).
+        """
+        disagreement, rejected = 0.0, list[str]()
+        self._slots = sorted({*neighbours, *recipients}) if self.rule.addressed else []
+        for block, place in self._flat.slices.items():
+            x = self._flat.rows[:, place]
+            row = weights.get(block, (1.0,))
+            others = dict(zip(neighbours, row[1:], strict=True)) if block in weights else {}
+            found, wrong = self._arrived(block, others, inbox, x)
+            rejected += wrong
+            own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
+            mix = self._mix(block, x, own_weight, found)
+            state = self._states.get(block)
+            if len(mix.near[0][0]):
+                squares = (mix.near[0] - mix.own[0][:, None]).square().sum(dim=2)  # [1, near]
+                disagreement += float((mix.weights[:, 1:] * squares).sum())
+            mixed, state = self.rule.mixed(mix, self.rule.start(x) if state is None else state)
+            self._states[block] = state
+            x.copy_(mixed)
+            if self._publishes:
+                self._begun[block] = mixed if mixed is not x else x.clone()
+        return disagreement, rejected
+
+    def _arrived(
+        self, block: str, weights: Mapping[int, float], inbox: Inbox, x: Tensor
+    ) -> tuple[dict[int, tuple[float, list[Tensor]]], list[str]]:
+        """Return what is good of what neighbours sent, with their weights, and what is not."""
+        wanted = [neighbour for neighbour, weight in weights.items() if weight]
+        name = addressed(block, self._me) if self.rule.addressed else block
+        length, numbers = x.shape[1], self.rule.sends.count("number")
+        names = {0: name}
+        for i, kind in enumerate(self.rule.sends):
+            if i and kind == "block":
+                names[i] = f"{name}{COMPANION}{i}"
+        good: dict[int, tuple[float, list[Tensor]]] = {}
+        wrong = list[str]()
+        columns = dict[int, dict[int, Tensor]]()
+        for i, key in names.items():
+            more = 0 if i else numbers
+            columns[i], problems = received(
+                inbox, key, length + more, of=wanted, called=f"block {block}"
+            )
+            wrong += problems
+        for neighbour in wanted:
+            if any(neighbour not in column for column in columns.values()):
                 continue
-            vector = inbox[neighbour].get(name)
-            if vector is None:
-                problem: str | None = "is missing"
-            elif id(vector) in problems:
-                problem = problems[id(vector)]
+            vectors, at = list[Tensor](), length
+            for i, kind in enumerate(self.rule.sends):
+                if kind == "block":
+                    vectors.append(columns[i][neighbour][:length])
+                else:
+                    vectors.append(columns[0][neighbour][at : at + 1])
+                    at += 1
+            if problem := self.rule.problem(vectors, self._num_nodes):
+                wrong.append(f"{neighbour}: block {block} {problem}")
             else:
-                problem = problems[id(vector)] = vector_problem(vector, stack.shape[1])
-                there[id(vector)] = vector.to(device)
-            if problem:
-                rejected[k].append(f"{neighbour}: block {name} {problem}")
-                own_weight += weight
+                good[neighbour] = weights[neighbour], vectors
+        return good, wrong
+
+    def _mix(
+        self,
+        block: str,
+        x: Tensor,
+        own_weight: float,
+        found: Mapping[int, tuple[float, list[Tensor]]],
+    ) -> Mix:
+        sent = self._sent.get(block, ())
+        lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
+        own = tuple(
+            sent[i] if i < len(sent) else (x.new_zeros(1, n) if i else x)
+            for i, n in enumerate(lengths)
+        )
+        slots = self._slots if self.rule.addressed else list(found)
+        near = tuple(
+            torch.stack([found[j][1][i] if j in found else torch.zeros(n) for j in slots]).to(x)[
+                None
+            ]
+            if slots
+            else x.new_zeros(1, 0, n)
+            for i, n in enumerate(lengths)
+        )
+        others = [found[j][0] if j in found else 0.0 for j in slots]
+        row = x.new_tensor([[own_weight, *others]])
+        return Mix(own, near, self.rule.weigh(row, near), self._aggregation)
+
+    def direction(self, lr: float, momentum: float) -> Callable[[str, Tensor], Tensor] | None:
+        """Return what the rule makes of the gradients of a block; None where it leaves them."""
+        if type(self.rule).direction is GossipRule.direction:
+            return None
+        steps = Steps(lr, momentum, nothing_taken(self._flat.rows))
+        return lambda block, g: self.rule.direction(g, self._states[block], steps)
+
+    @torch.no_grad()
+    def publish(
+        self,
+        snapshot: Payload,
+        blocks: Collection[str],
+        sends: Collection[str],
+        taken: Taken | None,
+        recipients: Sequence[int],
+    ) -> Payload:
+        """Return what is published of the blocks, after training.
+
+        Parameters
+        ----------
+        snapshot : Payload
+            Copies of the trained blocks, ``[length]`` on the CPU.
+        blocks : collection of str
+            Those that are published; the others are the device's own.
+        sends : collection of str
+            Those that are sent in this round; of the rest an empty vector is.
+        taken : Taken or None
+            The local steps; None of a device that rests.
+        recipients : sequence of int
+            Whom the payload is for.
+        """
+        payload: Payload = {}
+        for block, place in self._flat.slices.items():
+            if block in blocks and block not in sends:
+                payload[block] = snapshot[block][:0]
+                continue
+            if not self._publishes:
+                if block in blocks:
+                    payload[block] = snapshot[block]
+                continue
+            z = self._flat.rows[:, place]
+            steps = None if taken is None else taken.of(self._flat, block)
+            begun = self._begun.get(block, z)
+            sent, self._states[block] = self.rule.publish(begun, z, self._states[block], steps)
+            plain = len(sent) == 1 and sent[0] is z
+            if not plain and not self.rule.addressed:
+                self._sent[block] = sent
+            if block not in blocks:
+                continue
+            if plain or (self.rule.addressed and not recipients):
+                # Nobody gets it, but a payload that lacks a block counts as a failure.
+                payload[block] = snapshot[block]
+            elif self.rule.addressed:
+                for b in recipients:
+                    mine = tuple(vector[:, self._slots.index(b)] for vector in sent)
+                    payload |= self._written(addressed(block, b), mine)
             else:
-                good.append((weight, there[id(vector)]))
-        torch.mul(stack[k], own_weight, out=mixed[k])
-        for weight, vector in good:
-            mixed[k].add_(vector, alpha=weight)
-            terms.append((k, weight, torch.dist(stack[k], vector)))
-    apart = torch.zeros(len(own), device=device)
-    if terms:
-        who, weights, distances = zip(*terms, strict=True)
-        squares = torch.stack(distances).square() * torch.tensor(weights, device=device)
-        apart.index_add_(0, torch.tensor(who, device=device), squares)
-    return mixed, apart, rejected
+                payload |= self._written(block, sent)
+        self._begun = {}
+        return payload
+
+    def _written(self, name: str, sent: Sequence[Tensor]) -> Payload:
+        pairs = list(zip(self.rule.sends, sent, strict=True))
+        numbers = [vector[0] for kind, vector in pairs if kind == "number"]
+        written = {name: torch.cat([sent[0][0], *numbers]).cpu()}
+        for i, (kind, vector) in enumerate(pairs):
+            if i and kind == "block":
+                written[f"{name}{COMPANION}{i}"] = vector[0].cpu()
+        return written
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what must survive until the next round; see :meth:`load_state`."""
+        kept = {
+            f"{GOSSIP}{block}{COMPANION}{key}": value
+            for block, state in self._states.items()
+            for key, value in state.items()
+        }
+        for block, sent in self._sent.items():
+            kept |= {f"{GOSSIP}{block}{COMPANION}{_SENT}{i}": v for i, v in enumerate(sent)}
+        return {name: value[0].detach().cpu().clone() for name, value in kept.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave: ``gossip.<block>#<key>``, a row each."""
+        self._states, self._sent, self._begun = {}, {}, {}
+        device = self._flat.vector.device
+        sent: dict[str, dict[int, Tensor]] = {}
+        for name, value in state.items():
+            if not name.startswith(GOSSIP):
+                continue
+            block, _, key = name.removeprefix(GOSSIP).partition(COMPANION)
+            row = value.to(device, copy=True)[None]
+            if key.startswith(_SENT):
+                sent.setdefault(block, {})[int(key.removeprefix(_SENT))] = row
+            else:
+                self._states.setdefault(block, {})[key] = row
+        self._sent = {b: tuple(rows[i] for i in sorted(rows)) for b, rows in sent.items()}

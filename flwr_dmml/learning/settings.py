@@ -33,6 +33,12 @@ class DeviceSettings(Group):
     """The part of a run's settings that its devices go by: their data, models and training."""
 
     method: str = Field("dmml-kd", description="method to train with (see --list-methods)")
+    gossip: str = Field(
+        "auto", description="how parameters move between neighbours; auto: the method's own rule"
+    )
+    aggregation: str = Field(
+        "mean", description="what a device makes of its neighbours' copies of a block"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
     num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")

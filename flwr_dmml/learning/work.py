@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ..base.seeding import global_generator
 from ..energy.costs import Work
-from ..payload.plan import Plan
+from ..payload.plan import Payload, Plan
 from .learner import Learner
 from .options import Options
 from .settings import DeviceSettings
@@ -49,6 +49,23 @@ def measure_work(learner: Learner) -> Work:
     return _measured[key]
 
 
+def first_payload(learner: Learner) -> Payload:
+    """Return what a device publishes in round 1 for one neighbour, trained or not.
+
+    Its bytes are those that are planned with until a round has been run: whatever compresses a
+    payload, or writes it in another way, is in it. The learner is reset before and after.
+    """
+    me, nodes = learner.partition.partition_id, learner.settings.num_nodes
+    settings, phases = learner.settings, learner.options.phases(learner.settings.num_server_rounds)
+    plan = Plan(1, settings.local_iterations, recipients=((me + 1) % nodes,), phase=phases[0])
+    learner.reset()
+    with learner.in_round(plan):
+        learner.begin(plan, {})
+        payload = learner.finish(plan, {}, None).payload
+    learner.reset()
+    return payload
+
+
 def _measure(learner: Learner) -> Work:
     from torch.utils.flop_counter import FlopCounterMode  # brings torch's compiler, 90 MB
 
@@ -62,7 +79,6 @@ def _measure(learner: Learner) -> Work:
         return float(counter.get_total_flops())
 
     before = preparation(plan)
-    learner.make_optimizer(learner.trained_parameters(), learner.settings.learning_rate)
     batch = next(iter(learner.batches(1)))
     learner.model.train()
 

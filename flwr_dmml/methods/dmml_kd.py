@@ -19,10 +19,11 @@ from ..losses import (
     similarity_loss,
 )
 from ..models import Features, Generator, GeneratorTraining, draw_labels, train_generator
-from ..payload.blocks import STATISTICS, flatten, unflatten, vector_problem
+from ..payload.blocks import STATISTICS, flatten, unflatten
 from ..payload.plan import Inbox, Plan
+from ..payload.received import received
 
-COUNTS = "label-counts"
+COUNTS, HEAD = "label-counts", "head.common"
 
 
 class DmmlKdOptions(Options):
@@ -77,7 +78,7 @@ class DmmlKd(Learner):
     paper: ClassVar[str] = "Yin, Chen and Tao, IEEE TMC 2024 (reconstruction)"
     options_type: ClassVar[type[Options]] = DmmlKdOptions
     stagger: ClassVar[float] = 0.5
-    rule: ClassVar[str] = "max-min"
+    allocation: ClassVar[str] = "max-min"
     options: DmmlKdOptions
 
     def reset(self) -> None:
@@ -106,22 +107,21 @@ class DmmlKd(Learner):
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Gather the neighbours' common heads, and who of them knows which class."""
-        classes, length = self.partition.num_classes, self.block_lengths()["head.common"]
-        uniform = torch.ones(classes)
-        weights = plan.weights.get("head.common", (1.0,))
-        votes, self._heads = [weights[0]], list[Tensor]()
-        counts = [self.counts if self.options.label_counts else uniform]
+        classes, length = self.partition.num_classes, self.block_lengths()[HEAD]
+        weights = plan.weights.get(HEAD, (1.0,))
+        mine = self.counts if self.options.label_counts else torch.ones(classes)
+        votes, counts, self._heads = [weights[0]], [mine], list[Tensor]()
+        heads, _ = received(inbox, HEAD, length)  # a bad one was named when it was not mixed
+        key = STATISTICS + COUNTS
+        known, wrong = received(inbox, key, classes, optional=True, called=COUNTS, lowest=0)
+        self.rejected += wrong
+        refused = {int(line.partition(":")[0]) for line in wrong}
         for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
-            head = inbox[neighbour].get("head.common", torch.empty(0))
-            known = inbox[neighbour].get(STATISTICS + COUNTS, uniform)
-            if vector_problem(head, length):
-                continue  # it was named when it was not mixed
-            if problem := vector_problem(known, classes) or _negative(known):
-                self.rejected.append(f"{neighbour}: {COUNTS} {problem}")
+            if neighbour not in heads or neighbour in refused:
                 continue
-            self._heads.append(head)
+            self._heads.append(heads[neighbour])
             votes.append(weight)
-            counts.append(known)
+            counts.append(known.get(neighbour, torch.ones(classes)))
         mixing, known_by = torch.tensor(votes), torch.stack(counts)  # [heads], [heads, classes]
         self._omega = label_weights(mixing, known_by).to(self.device)
         self._near = sampling_distribution(mixing, known_by)
@@ -189,7 +189,3 @@ class DmmlKd(Learner):
             diversity_weight=o.diversity_weight,
         )
         train_generator(self.generator, logits, self._omega, self._near, how, self._rng)
-
-
-def _negative(counts: Tensor) -> str | None:
-    return "holds negative values" if bool((counts < 0).any()) else None

@@ -41,5 +41,5 @@ class FedGen(DmmlKd):
     paper: ClassVar[str] = "Zhu, Hong and Zhou, ICML 2021"
     options_type: ClassVar[type[Options]] = FedGenOptions
     stagger: ClassVar[float] = 0.0
-    rule: ClassVar[str] = "uniform"
+    allocation: ClassVar[str] = "uniform"
     options: FedGenOptions

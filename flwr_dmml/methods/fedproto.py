@@ -9,8 +9,9 @@ from torch import Tensor
 from ..learning.batch import BATCH, Batch, batch_of
 from ..learning.learner import Learner
 from ..learning.options import Options
-from ..payload.blocks import STATISTICS, vector_problem
-from ..payload.plan import Inbox, Payload, Plan
+from ..payload.blocks import STATISTICS
+from ..payload.plan import Inbox, Plan
+from ..payload.received import received
 
 PROTOTYPES, COUNTS = "prototypes", "prototype-counts"
 
@@ -56,16 +57,17 @@ class FedProto(Learner):
         """Average the prototypes of the neighbourhood."""
         classes = self.partition.num_classes
         sums, counts = torch.zeros(classes, self.settings.common_dim), torch.zeros(classes)
-        own = {STATISTICS + key: value for key, value in self.statistics().items()}
-        for sender, payload in [(self.partition.partition_id, own), *inbox.items()]:
-            if not any(STATISTICS + key in payload for key in (PROTOTYPES, COUNTS)):
-                continue  # it has not trained yet
-            if problem := _problem(payload, sums.shape):
-                self.rejected.append(f"{sender}: {problem}")
-                continue
-            n = payload[STATISTICS + COUNTS]
-            sums += n[:, None] * payload[STATISTICS + PROTOTYPES]
-            counts += n
+        keys = [STATISTICS + PROTOTYPES, STATISTICS + COUNTS]
+        trained = [n for n, payload in inbox.items() if any(key in payload for key in keys)]
+        prototypes, wrong = received(inbox, keys[0], sums.shape, of=trained, called=PROTOTYPES)
+        numbers, more = received(inbox, keys[1], classes, of=trained, called=COUNTS, lowest=0)
+        self.rejected += wrong + more
+        me = self.partition.partition_id
+        if COUNTS in self.memory:
+            prototypes[me], numbers[me] = self.memory[PROTOTYPES], self.memory[COUNTS]
+        for sender in sorted(prototypes.keys() & numbers.keys()):
+            sums += numbers[sender][:, None] * prototypes[sender]
+            counts += numbers[sender]
         self._has = (counts > 0).to(self.device)  # [classes]
         averaged = torch.where(counts[:, None] > 0, sums / counts[:, None], 0.0)
         self._prototypes = averaged.to(self.device)
@@ -91,18 +93,3 @@ class FedProto(Learner):
                 sums.index_add_(0, part.labels.cpu(), mean.cpu())
                 counts += torch.bincount(part.labels.cpu(), minlength=classes)
         self.memory |= {PROTOTYPES: sums / counts.clamp_min(1)[:, None], COUNTS: counts}
-
-
-def _problem(payload: Payload, shape: torch.Size) -> str | None:
-    """Say what is wrong with prototypes ``[classes, common_dim]`` and their counts, if anything."""
-    prototypes, counts = (
-        payload.get(STATISTICS + key, torch.empty(0)) for key in (PROTOTYPES, COUNTS)
-    )
-    if prototypes.shape != shape:
-        return f"{PROTOTYPES} have shape {tuple(prototypes.shape)} instead of {tuple(shape)}"
-    if problem := vector_problem(prototypes.flatten(), shape.numel()):
-        return f"{PROTOTYPES} {problem}"
-    problem = vector_problem(counts, shape[0])
-    if problem is None and bool((counts < 0).any()):
-        problem = "holds negative values"
-    return problem and f"{COUNTS} {problem}"

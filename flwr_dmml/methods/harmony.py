@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..learning.options import Options
-from ..payload.blocks import STATISTICS, flatten, vector_problem
+from ..payload.blocks import STATISTICS, flatten
 from ..payload.plan import Inbox, Plan
+from ..payload.received import received
 from .staged import Staged
 from .stages import FUSION, StagedOptions
 
@@ -62,6 +63,7 @@ class Harmony(Staged):
     name: ClassVar[str] = "harmony"
     paper: ClassVar[str] = "Ouyang et al., MobiSys 2023"
     options_type: ClassVar[type[Options]] = HarmonyOptions
+    own_weights: ClassVar[bool] = True
     options: HarmonyOptions
 
     def blocks(self) -> dict[str, nn.Module]:
@@ -74,20 +76,13 @@ class Harmony(Staged):
         encoders = self.model.fusion_encoders.items() if self.model.fuses else ()
         return {f"fusion.encoder.{m}": encoder for m, encoder in encoders}
 
-    def sent(self, stage: str) -> Collection[str]:
+    def in_stage(self, stage: str) -> Collection[str]:
         """Return the fusion head in the fusion stage, the uni-modal networks before."""
         return (HEAD,) if stage == FUSION else self.model.blocks()
 
-    def make_optimizer(
-        self, parameters: list[nn.Parameter], learning_rate: float
-    ) -> torch.optim.Optimizer:
-        """Return an optimiser that steps the encoders that are fused at a rate of their own."""
-        slow = [p for module in self.private_blocks().values() for p in module.parameters()]
-        known = {id(p) for p in slow}
-        others = [p for p in parameters if id(p) not in known]
-        optimizer = super().make_optimizer(others, learning_rate)
-        optimizer.add_param_group({"params": slow, "lr": self.options.encoder_rate * learning_rate})
-        return optimizer
+    def learning_rates(self) -> dict[str, float]:
+        """Return the rate of the encoders that are fused, over the run's."""
+        return dict.fromkeys(self.private_blocks(), self.options.encoder_rate)
 
     def bias(self) -> Tensor:
         """Return the bias ``[modality]`` float32 in [0, 2], in the order of the data set.
@@ -109,16 +104,16 @@ class Harmony(Staged):
         """Mix the heads of near devices only, and everything else as it is."""
         if self.published != FUSION or HEAD not in plan.weights:
             return super().mix(plan, inbox)
-        (own, *others), rejected, kept = plan.weights[HEAD], list[str](), list[float]()
+        own, *others = plan.weights[HEAD]
         bias = self.bias()  # as it was published: only heads have been mixed since
-        for neighbour, weight in zip(plan.neighbours, others, strict=True):
-            kept.append(0.0)
-            theirs = inbox[neighbour].get(STATISTICS + BIAS, torch.empty(0))
-            if weight and (problem := _problem(theirs, len(bias))):
-                rejected.append(f"{neighbour}: {BIAS} {problem}")
-            elif weight and bias_distance(bias, theirs) <= self.options.radius:
-                kept[-1] = weight
-            own += weight - kept[-1]
+        owners = [n for n, weight in zip(plan.neighbours, others, strict=True) if weight]
+        theirs, rejected = received(
+            inbox, STATISTICS + BIAS, len(bias), of=owners, called=BIAS, lowest=0, highest=2
+        )
+        near = {n for n, b in theirs.items() if bias_distance(bias, b) <= self.options.radius}
+        pairs = list(zip(plan.neighbours, others, strict=True))
+        kept = [weight if n in near else 0.0 for n, weight in pairs]
+        own += sum(others) - sum(kept)
         weights = {**plan.weights, HEAD: (own, *kept)}
         apart, wrong = super().mix(replace(plan, weights=weights), inbox)
         return apart, rejected + wrong
@@ -140,11 +135,3 @@ def bias_distance(a: Tensor, b: Tensor) -> float:
     larger = torch.maximum(a, b)
     apart = ((a - b) / larger)[larger > 0]
     return float(apart.square().mean().sqrt()) if len(apart) else 0.0
-
-
-def _problem(bias: Tensor, length: int) -> str | None:
-    """Say what is wrong with a neighbour's bias, if anything."""
-    if problem := vector_problem(bias, length):
-        return problem
-    outside = bool(((bias < 0) | (bias > 2)).any())
-    return "holds values outside of 0 to 2" if outside else None

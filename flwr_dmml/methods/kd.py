@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from ..data import PublicSet, Samples, load_public, public_problems
 from ..learning.batch import Batch, batch_of, draw_indices
 from ..learning.devices import on_device
+from ..learning.learner import Learner
 from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from ..payload.blocks import STATISTICS
 from ..payload.plan import Inbox, Plan
 from .labelling import received, sent, taught
-from .qg_dsgdm import QgDsgdmN, QgOptions
 from .soft_labels import LABELS, SoftLabels, average
 from .teaching import logits_of
 
@@ -27,7 +27,7 @@ TRAIN, LABEL, FINE_TUNE = "train", "label", "fine-tune"
 OWN, TAUGHT = "own", "taught"
 
 
-class KdOptions(QgOptions):
+class KdOptions(Options):
     """When soft labels are exchanged."""
 
     start: float = Field(0.4, ge=0, lt=1, description="share of the rounds before the first labels")
@@ -64,7 +64,7 @@ class KdOptions(QgOptions):
         return problems + public_problems(settings.public, settings.partition_options())
 
 
-class Kd(QgDsgdmN):
+class Kd(Learner):
     """Vanilla distillation over a graph: every public sample is labelled by every device.
 
     In a labelling round a device sends ``softmax(f(u))`` for the public samples u that it chooses,
@@ -80,6 +80,7 @@ class Kd(QgDsgdmN):
 
     name: ClassVar[str] = "kd"
     paper: ClassVar[str] = "baseline of Ravikumar et al., TMLR 2024"
+    gossip: ClassVar[str] = "qg-dsgdm-n"
     options_type: ClassVar[type[Options]] = KdOptions
 
     @cached_property

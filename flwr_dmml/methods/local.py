@@ -11,4 +11,4 @@ class Local(Learner):
     name: ClassVar[str] = "local"
     paper: ClassVar[str] = "baseline"
     communicates: ClassVar[bool] = False
-    keeps_optimizer: ClassVar[bool] = True
+    gossip: ClassVar[str] = "dsgdm"

@@ -110,7 +110,7 @@ class ModalityMirror(Staged):
         teacher = self.model.fusion_blocks().items()
         return self.model.blocks() | {f"teacher.{name}": block for name, block in teacher}
 
-    def sent(self, stage: str) -> Collection[str]:
+    def in_stage(self, stage: str) -> Collection[str]:
         """Return all in the fusion stage, else the uni-modal networks."""
         return self.blocks() if stage == FUSION else self.model.blocks()
 

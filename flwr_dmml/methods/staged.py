@@ -50,9 +50,13 @@ class Staged(Learner):
             seed=s.seed,
         )
 
-    def sent(self, stage: str) -> Collection[str]:
+    def in_stage(self, stage: str) -> Collection[str]:
         """Return the blocks that are sent and mixed in a stage; override it."""
         return self.model.blocks()
+
+    def sends(self, plan: Plan) -> Collection[str]:
+        """Return what this stage sends."""
+        return self.in_stage(self.stage)
 
     @property
     def published(self) -> str:
@@ -61,7 +65,7 @@ class Staged(Learner):
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix what the stage of the round before has sent."""
-        sent = self.sent(self.published)
+        sent = self.in_stage(self.published)
         weights = {name: w for name, w in plan.weights.items() if name in sent}
         return super().mix(replace(plan, weights=weights), inbox)
 
@@ -79,10 +83,9 @@ class Staged(Learner):
         return torch.stack([F.cross_entropy(logits, batch.labels) for logits in own]).sum()
 
     def outgoing(self, plan: Plan, inbox: Inbox, blocks: Payload) -> Payload:
-        """Leave empty what this stage does not send."""
+        """Note in which stage this was published."""
         self.memory["stage"] = torch.tensor([STAGES.index(self.stage)])
-        sent = self.sent(self.stage)
-        return {name: vector if name in sent else vector[:0] for name, vector in blocks.items()}
+        return blocks
 
     def predict(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]

@@ -1,5 +1,6 @@
 """Encoders, the decomposed classifier and the generator."""
 
+from .base import ModalityModel
 from .decomposed import DecomposedClassifier, Features
 from .encoders import ENCODERS, IMAGE_ENCODERS, EncoderChoice, make_encoder
 from .generator import Generator, GeneratorTraining, draw_labels, train_generator
@@ -15,6 +16,7 @@ __all__ = [
     "FusionHead",
     "Generator",
     "GeneratorTraining",
+    "ModalityModel",
     "ModalityNetworks",
     "Projections",
     "TwoProjectorClassifier",

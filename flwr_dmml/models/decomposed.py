@@ -1,6 +1,6 @@
 """The decomposed classifier: what modalities share apart from what is each one's own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..base.seeding import derive_seed
 from ..data import Modality
+from .base import ModalityModel
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 
@@ -24,7 +25,7 @@ class Features:
         return Features({m: self.common[m] for m in kept}, {m: self.specific[m] for m in kept})
 
 
-class DecomposedClassifier(nn.Module):
+class DecomposedClassifier(ModalityModel):
     """Encoders with a common and a specific half, a shared head, and one head a modality.
 
     ``logits = h_com(mean_m c^m) + sum_m h_m(s^m)`` over the modalities that are present, so any
@@ -106,6 +107,13 @@ class DecomposedClassifier(nn.Module):
         for name, specific in features.specific.items():
             logits = logits + self.heads[name](specific)
         return logits
+
+    def logits(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return logits ``[batch, classes]`` from each subset; every modality is encoded once."""
+        encoded = self.encode(inputs)
+        return [self.fuse(encoded.only(subset)) for subset in subsets]
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Classify inputs of any non-empty subset of the modalities: ``[batch, classes]``."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..base.seeding import derive_seed
 from ..data import Modality
+from .base import ModalityModel
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 
@@ -29,7 +30,7 @@ class FusionHead(nn.Module):
         return self.bias + torch.stack([self.layers[m](f) for m, f in features.items()]).sum(dim=0)
 
 
-class ModalityNetworks(nn.Module):
+class ModalityNetworks(ModalityModel):
     """An encoder and a linear head for each modality, and a fusion network of several.
 
     The networks share no parameter: ``h_m(f_m(x_m))`` of each modality m by itself, and

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..base.seeding import derive_seed
 from ..data import Modality
+from .base import ModalityModel
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 
 
@@ -26,7 +27,7 @@ class Projections:
         return Projections({m: own[m] for m in kept}, {m: infiltration[m] for m in kept})
 
 
-class TwoProjectorClassifier(nn.Module):
+class TwoProjectorClassifier(ModalityModel):
     """Encoders, a self and an infiltration projector each, a head for both, and a fusion head.
 
     ``logits = W [slot_1; slot_2; ...] + b`` with a slot for every modality of the data set: its
@@ -122,6 +123,13 @@ class TwoProjectorClassifier(nn.Module):
         weights = zip(self.slots, self.fusion.weight.chunk(len(self.slots), dim=1), strict=True)
         trained = [w if m in own or self.train_filled else w.detach() for m, w in weights]
         return F.linear(slots, torch.cat(trained, dim=1), self.fusion.bias)
+
+    def logits(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return logits ``[batch, classes]`` from each subset; every modality is encoded once."""
+        encoded = self.encode(inputs)
+        return [self.fuse(encoded.only(subset)) for subset in subsets]
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Classify inputs of any non-empty subset of the modalities: ``[batch, classes]``."""

@@ -5,7 +5,7 @@ A block is the unit of ownership: ``encoder.audio`` belongs to the nodes with a 
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import isfinite
 
 import torch
@@ -143,47 +143,24 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def vector_problem(vector: Tensor, length: int) -> str | None:
-    """Say what is wrong with a received block, or return None when it can be mixed.
+def vector_problem(vector: Tensor, shape: int | tuple[int, ...]) -> str | None:
+    """Say what is wrong with a received tensor, or return None when it can be used.
 
     Parameters
     ----------
     vector : Tensor
         What a peer sent.
-    length : int
-        The length that this block has on every node.
+    shape : int or tuple of int
+        The length that this block has on every node, or a shape.
     """
-    if vector.shape != (length,):
-        return f"has shape {tuple(vector.shape)} instead of ({length},)"
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if vector.shape != shape:
+        return f"has shape {tuple(vector.shape)} instead of {shape}"
     if vector.dtype != torch.float32:
         return f"has type {vector.dtype} instead of torch.float32"
-    lowest, highest = torch.aminmax(vector) if length else (vector.sum(), vector.sum())
+    if not vector.numel():
+        return None
+    lowest, highest = torch.aminmax(vector)
     if not (isfinite(lowest) and isfinite(highest)):  # NaN is both
         return "holds NaN or infinite values"
     return f"holds values beyond {LARGEST:g}" if max(-lowest, highest) > LARGEST else None
-
-
-def mix(own: Tensor, own_weight: float, received: Iterable[tuple[float, Tensor]]) -> Tensor:
-    """Return the weighted sum of a block and its neighbours' copies.
-
-    ``x_k <- w_kk x_k + sum_j w_kj x_j`` (D-PSGD, Lian et al. 2017, the gossip step), accumulated in
-    float64 in the order given, so that the mean over owners survives to float32 rounding.
-
-    Parameters
-    ----------
-    own : Tensor
-        This node's block, shape ``[length]``.
-    own_weight : float
-        ``w_kk``; with the weights of ``received`` it sums to 1.
-    received : iterable of (float, Tensor)
-        Weight ``w_kj`` and block ``[length]`` of each neighbour.
-
-    Returns
-    -------
-    Tensor
-        float32, shape ``[length]``.
-    """
-    total = own.double() * own_weight
-    for weight, vector in received:
-        total += weight * vector.double()
-    return total.float()

@@ -11,7 +11,8 @@ What travels of a block in place of its float32 vector, by its name in a payload
 ``…#more``  ``[n]`` float32  what a method sends behind the block's own numbers, as it is
 ==========  ===============  =======================================================================
 
-Statistics are sent as they are.
+Statistics, and what a gossip rule sends of a block besides one vector (``…#1``), are sent as they
+are.
 
 References
 ----------
@@ -22,13 +23,13 @@ Learning Systems" (JWINS), ICDCS 2023, without its wavelets and random shares; t
 reconstruction.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import ceil
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .blocks import COMPANION, STATISTICS, addressed, flatten, unaddressed
+from .blocks import COMPANION, STATISTICS, addressed, unaddressed
 from .coding import (
     CHUNK,
     DTYPES,
@@ -111,7 +112,7 @@ class Compressor:
         sent: Payload = {}
         for name, vector in payload.items():
             length = lengths.get(unaddressed(name), 0)
-            if name.startswith(STATISTICS) or not 0 < length <= len(vector):
+            if _apart(name) or not 0 < length <= len(vector):
                 sent[name] = vector
                 continue
             sent |= self._encode(name, vector[:length])
@@ -146,23 +147,9 @@ class Compressor:
         """Return how many entries of a block are sent."""
         return max(1, round(self.top_k * length))
 
-    def size_bytes(self, lengths: Iterable[int]) -> int:
-        """Return the bytes that blocks of these lengths take, without what describes them."""
-        total, each = 0, DTYPES[self.precision].itemsize
-        for length in lengths:
-            count = self._count(length)
-            total += each * count
-            if self.precision == "int8":
-                total += 4 * ceil(count / CHUNK)
-            if self.top_k < 1:
-                total += min(4 * count, ceil(length / 8))
-        return total
-
     # ---- what has come ----------------------------------------------------------------------
 
-    def decode(
-        self, inbox: Inbox, blocks: Mapping[str, nn.Module], recipient: int
-    ) -> tuple[Inbox, dict[str, str]]:
+    def decode(self, inbox: Inbox, own: Payload, recipient: int) -> tuple[Inbox, dict[str, str]]:
         """Read what the neighbours have compressed; to be called before the blocks are mixed.
 
         A block that cannot be read is left out; so is everything that is neither one of ``blocks``
@@ -172,8 +159,8 @@ class Compressor:
         ----------
         inbox : dict of int to Payload
             What has come; not trusted.
-        blocks : mapping of str to nn.Module
-            The device's own, as they were when it published them.
+        own : Payload
+            The device's own blocks as they are, flat on the CPU; not changed.
         recipient : int
             Its partition id.
 
@@ -185,12 +172,11 @@ class Compressor:
         """
         if not self.active:
             return inbox, {}
-        own = {name: flatten(module) for name, module in blocks.items()}
         if self.top_k < 1:
-            self._last = own | self._last
+            self._last = {name: x.clone() for name, x in own.items()} | self._last
         opened, why = Inbox(), dict[str, str]()
         for sender, payload in inbox.items():
-            read = {name: x for name, x in payload.items() if name.startswith(STATISTICS)}
+            read = {name: x for name, x in payload.items() if _apart(name)}
             for block, mine in own.items():
                 for name in (block, addressed(block, recipient)):
                     if name not in payload:
@@ -232,6 +218,11 @@ class Compressor:
             _check(more := payload[name + MORE], torch.float32, MORE)
             dense = torch.cat([dense, more])
         return dense
+
+
+def _apart(name: str) -> bool:
+    """Return whether an entry is sent as it is: a statistic, or a rule's further vector."""
+    return name.startswith(STATISTICS) or name.partition(COMPANION)[2].isdecimal()
 
 
 def _replaced(x: Tensor, places: Tensor | slice, values: Tensor) -> Tensor:

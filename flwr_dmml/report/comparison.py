@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..base.libraries import needed
-from ..clients import find_methods
+from ..settings import find_parts
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults
 
@@ -136,7 +136,9 @@ def group_runs(runs: Sequence[Run], labels: Sequence[str] = ()) -> tuple[list[Gr
         raise ReportError("nothing to compare: give two runs or more (report shows a single one)")
     groups: dict[str, Group] = {}
     warnings: list[str] = []
-    known = set(find_methods()) | {method.name for run in runs for method in run.methods}
+    parts = find_parts()
+    known = parts.methods.keys() | {method.name for run in runs for method in run.methods}
+    known -= parts.rules.keys()  # a rule bears on every method that is run with it
     usual = {key: value for key, (value, _) in defaults().items()}
     for run in runs:
         for method in run.methods:

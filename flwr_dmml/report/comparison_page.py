@@ -5,9 +5,9 @@ from statistics import fmean
 
 import numpy as np
 
+from ..tracking.records import RoundRecord
 from .comparison import METRICS, Group, compare_groups, mean_std
 from .curves import COSTS, Band, Line, number, plot
-from .lines import RoundLine
 from .parts import Figure, Section, Table, Text
 from .reading import MethodRun
 from .summary import settings
@@ -154,7 +154,7 @@ def _curve(groups: Sequence[Group], cost: str) -> Figure | None:
 
 
 def _key_curve(
-    groups: Sequence[Group], name: str, title: str, value: Callable[[RoundLine], float | None]
+    groups: Sequence[Group], name: str, title: str, value: Callable[[RoundRecord], float | None]
 ) -> Figure | None:
     parts: list[Line | Band] = []
     for i, group in enumerate(groups):
@@ -166,19 +166,19 @@ def _key_curve(
     return plot(name, caption, parts, x_title="round", y_title="test accuracy", y_axis=axis)
 
 
-def _set_value(name: str) -> Callable[[RoundLine], float | None]:
+def _set_value(name: str) -> Callable[[RoundRecord], float | None]:
     return lambda line: line.accuracy_by_set.get(name)
 
 
-def _modality_value(name: str) -> Callable[[RoundLine], float | None]:
+def _modality_value(name: str) -> Callable[[RoundRecord], float | None]:
     return lambda line: line.accuracy_by_modality.get(name)
 
 
 def _seeds(
     group: Group,
     index: int,
-    x_value: Callable[[MethodRun, RoundLine], float],
-    y_value: Callable[[RoundLine], float | None],
+    x_value: Callable[[MethodRun, RoundRecord], float],
+    y_value: Callable[[RoundRecord], float | None],
 ) -> list[Line | Band]:
     """Return a line and a band over the rounds in which every seed has a value."""
     tables = [

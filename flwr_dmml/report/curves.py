@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .lines import RoundLine
+from ..tracking.records import RoundRecord
 from .parts import Figure, label
 from .reading import MethodRun
 from .theme import DASHES, SYMBOLS, colour
@@ -14,7 +14,7 @@ from .theme import DASHES, SYMBOLS, colour
 MOST_POINTS = 400
 """Points of a line; more are thinned out evenly, and the last one stays."""
 
-Cost = Callable[[MethodRun, RoundLine], float]
+Cost = Callable[[MethodRun, RoundRecord], float]
 COSTS: dict[str, tuple[str, Cost]] = {
     "rounds": ("rounds", lambda method, line: line.round),
     "joules": ("joules spent by all devices", lambda method, line: line.total_j),
@@ -138,7 +138,7 @@ def by_key(
     name: str,
     caption: str,
     methods: Sequence[MethodRun],
-    values: Callable[[RoundLine], Mapping[str, float]],
+    values: Callable[[RoundRecord], Mapping[str, float]],
     *,
     y_title: str,
 ) -> Figure | None:
@@ -163,7 +163,7 @@ def scalar(
     name: str,
     caption: str,
     methods: Sequence[MethodRun],
-    value: Callable[[RoundLine], float | None],
+    value: Callable[[RoundRecord], float | None],
     *,
     y_title: str,
     y_axis: Mapping[str, Any] | None = None,

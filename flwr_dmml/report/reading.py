@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..base.errors import UserError
-from .lines import Confusion, Devices, RoundLine, RunInfo
+from ..tracking.history import read_line
+from ..tracking.records import RoundRecord
+from .lines import Confusion, Devices, RunInfo
 
 
 class ReportError(UserError, ValueError):
@@ -22,17 +24,17 @@ class MethodRun:
     """What one method left in a run folder; it has at least one round."""
 
     name: str
-    rounds: list[RoundLine]
+    rounds: list[RoundRecord]
     devices: Devices | None = None
     confusion: Confusion | None = None
 
     @cached_property
-    def evaluated(self) -> list[RoundLine]:
+    def evaluated(self) -> list[RoundRecord]:
         """The rounds in which devices were evaluated."""
         return [line for line in self.rounds if line.evaluated]
 
     @property
-    def last(self) -> RoundLine:
+    def last(self) -> RoundRecord:
         """The last evaluated round; the last round where none was evaluated."""
         return self.evaluated[-1] if self.evaluated else self.rounds[-1]
 
@@ -45,7 +47,7 @@ class MethodRun:
         """MB that all devices have sent by the end of each round, by round."""
         total, by_round = 0.0, {}
         for line in self.rounds:
-            total += line.bytes_sent
+            total += line.all_bytes_sent
             by_round[line.round] = total / 1e6
         return by_round
 
@@ -138,14 +140,14 @@ def _read_method(folder: Path, warnings: list[str]) -> MethodRun:
     return MethodRun(folder.name, rounds, devices, confusion)
 
 
-def _rounds(path: Path, warnings: list[str]) -> list[RoundLine]:
+def _rounds(path: Path, warnings: list[str]) -> list[RoundRecord]:
     lines = _text(path).rstrip("\n").split("\n")
     if lines == [""]:
         raise ReportError(f"{path}: empty; the run has not finished a round")
-    rounds: list[RoundLine] = []
+    rounds: list[RoundRecord] = []
     for number, text in enumerate(lines, start=1):
         try:
-            line = RoundLine.model_validate_json(text)
+            line = read_line(text)
         except ValidationError as error:
             first = error.errors()[0]
             if first["type"] == "json_invalid" and number == len(lines) > 1:

@@ -1,7 +1,9 @@
 """The report of one run: which sections it has and what stands in them."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 
+from ..tracking.records import RoundRecord
 from . import curves, maps, summary
 from .parts import Cards, Figure, Part, Section
 from .reading import MethodRun, Run
@@ -30,6 +32,7 @@ def report_sections(run: Run) -> list[Section]:
         *_energy(methods),
         *_devices(methods),
         *_labels(methods),
+        *_own(methods),
         Section(
             "per-device",
             "Device by device",
@@ -192,6 +195,26 @@ def _devices(methods: Sequence[MethodRun]) -> list[Section]:
     ]
 
 
+def _own(methods: Sequence[MethodRun]) -> list[Section]:
+    names = sorted({name for m in methods for line in m.rounds for name in line.own})
+
+    def values(name: str) -> Callable[[RoundRecord], float | None]:
+        return lambda line: line.own.get(name)
+
+    figures = [
+        curves.scalar(
+            "own-" + re.sub(r"[^\w-]", "-", name),
+            f"{name}, mean over the devices that record it.",
+            methods,
+            values(name),
+            y_title=name,
+        )
+        for name in names
+    ]
+    lead = "Numbers that methods record under names of their own."
+    return [Section("own-section", "The methods' own numbers", lead, _there(figures))]
+
+
 def _labels(methods: Sequence[MethodRun]) -> list[Section]:
     figure = curves.by_key(
         "labels",
@@ -206,7 +229,7 @@ def _labels(methods: Sequence[MethodRun]) -> list[Section]:
         "label-bytes",
         "kB of soft labels that a device sent in a round, mean over devices.",
         methods,
-        lambda line: line.label_bytes_sent_per_node / 1e3 or None,
+        lambda line: line.label_bytes_sent / 1e3 or None,
         y_title="kB a round",
     )
     lead = "How a public set without labels was labelled by the devices for each other."

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from ..clients import find_methods, option_types
-from ..settings import every_setting
-from ..tracking.records import NodeResult, RoundRecord
+from ..settings import every_setting, find_parts
+from ..tracking.records import RoundRecord
 from ..tracking.tables import in_common
 from .parts import Folded, Table
 from .reading import MethodRun, Run
@@ -20,20 +19,7 @@ def cell(value: float | None, form: str = ".3f") -> str:
 
 def shared_devices(methods: Sequence[MethodRun]) -> dict[str, RoundRecord]:
     """Return each method's last evaluated round, cut to devices that all methods evaluated."""
-    records = {}
-    for method in methods:
-        record = RoundRecord(method.last.round)
-        for line in method.last.nodes:
-            record.by_partition[line.partition] = NodeResult(
-                line.partition,
-                line.modalities,
-                accuracy=line.accuracy,
-                macro_f1=line.macro_f1,
-                uar=line.uar,
-                accuracy_by_modality=line.accuracy_by_modality,
-            )
-        records[method.name] = record
-    return in_common(records)
+    return in_common({method.name: method.last for method in methods})
 
 
 def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -117,7 +103,7 @@ def devices(run: Run) -> Table:
         for node in line.nodes:
             spent[node.partition] = spent.get(node.partition, 0.0) + node.compute_j + node.radio_j
             sent[node.partition] = sent.get(node.partition, 0.0) + node.bytes_sent
-            left[node.partition] = node.battery_j
+            left[node.partition] = line.battery_j.get(node.partition)
     powered = any(value is not None for value in left.values())
     head = ["device", "sensors", *(["samples"] if samples else [])]
     head += [f"{m.name}, accuracy" for m in run.methods]
@@ -140,13 +126,13 @@ def failures(run: Run) -> Table | None:
     """Return the devices that failed, in how many rounds and why at first."""
     rows = []
     for method in run.methods:
-        reasons: dict[str, list[tuple[int, str]]] = {}
+        reasons: dict[int, list[tuple[int, str]]] = {}
         for line in method.rounds:
             for partition, reason in line.failed.items():
                 reasons.setdefault(partition, []).append((line.round, reason))
-        for partition, found in sorted(reasons.items(), key=lambda item: item[0].zfill(9)):
+        for partition, found in sorted(reasons.items()):
             first, reason = found[0]
-            rows.append([partition, method.name, str(len(found)), str(first), reason])
+            rows.append([str(partition), method.name, str(len(found)), str(first), reason])
     head = ["device", "method", "rounds failed", "first in round", "reason then"]
     caption = "Devices that failed in a round"
     return Table("failures", caption, head, rows, numeric=False) if rows else None
@@ -154,7 +140,7 @@ def failures(run: Run) -> Table | None:
 
 def defaults() -> dict[str, tuple[Any, str]]:
     """Return default and meaning of every setting that is known here."""
-    known = every_setting(option_types(find_methods()))
+    known = every_setting(find_parts())
     return {key: (info.default, info.description or "") for key, info in known}
 
 

@@ -15,105 +15,144 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ..base.errors import MethodError, SettingsError
+from ..base.errors import SettingsError
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..graph.topology import TopologyError
 from ..learning.options import Options
+from .parts import Parts, RunConfig
 from .settings import GROUPS, Settings
 
 GroupT = TypeVar("GroupT", bound=Group)
 
 
-def every_setting(methods: Mapping[str, type[Options]]) -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the key of every setting, common, of a group or of a method, and what it is."""
-    _check_names(methods)
-    models: dict[str, type[Group]] = {"": Settings, **GROUPS, **methods}
+def every_setting(parts: Parts) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the key of every setting, common, of a group, a method or a rule, and what it is."""
+    models: dict[str, type[Group]] = {"": Settings, **parts.prefixes}
     for prefix, model in models.items():
         for name, info in model.model_fields.items():
             if name not in GROUPS:
                 yield (f"{prefix}." if prefix else "") + kebab(name), info
 
 
-def _check_names(methods: Iterable[str]) -> None:
-    for name in methods:
-        if name in GROUPS:
-            raise MethodError(f"a method cannot be named '{name}': that is a group of settings")
-
-
-def resolved(settings: Settings, options: Mapping[str, Group]) -> dict[str, Any]:
-    """Return every setting's value by its key in a run config."""
-    flat = settings.model_dump(by_alias=True, exclude=set(GROUPS))
-    groups = {name: getattr(settings, name) for name in GROUPS}
-    for prefix, values in {**groups, **options}.items():
-        flat |= {f"{prefix}.{k}": v for k, v in values.model_dump(by_alias=True).items()}
-    return flat
-
-
 def parse_settings(
     run_config: Mapping[str, Any],
-    methods: Mapping[str, type[Options]],
+    parts: Parts,
     *,
     side: Literal["both", "coordinator", "device"] = "both",
-) -> tuple[Settings, dict[str, Options]]:
+) -> RunConfig:
     """Validate a whole run config.
 
     Parameters
     ----------
     run_config : mapping
         Kebab-case keys to values. ``<group>.<setting>`` belongs to a group, ``<method>.<option>``
-        to that method.
-    methods : mapping of str to type
-        The options of every method that is known, by method name.
+        to that method, ``<rule>.<option>`` to that gossip or aggregation rule.
+    parts : Parts
+        What can be named.
     side : {"both", "coordinator", "device"}
         Whose files to look for: the coordinator has the topology's, a device its own data's.
 
     Returns
     -------
-    tuple of Settings and dict
-        The common settings, and every method's options (defaults where none are given).
+    RunConfig
+        The common settings, and the options of every method and rule (defaults where none are
+        given).
 
     Raises
     ------
     SettingsError
         One message with a line for each problem: the key, its value and what is allowed.
     """
-    _check_names(methods)
     problems: list[str] = []
     common: dict[str, Any] = {}
-    prefixed: dict[str, type[Group]] = {**GROUPS, **methods}
-    own: dict[str, dict[str, Any]] = {name: {} for name in prefixed}
+    prefixes = parts.prefixes
+    own: dict[str, dict[str, Any]] = {name: {} for name in prefixes}
     for key, value in run_config.items():
         prefix, _, option = key.partition(".")
         if not option and key in GROUPS:
             problems.append(f"{key} = {value!r}: a group of settings; write {key}.<setting>")
         elif not option:
             common[key] = value
-        elif prefix in prefixed:
+        elif prefix in prefixes:
             own[prefix][option] = value
         else:
-            known = f"{', '.join(sorted(methods))}, and the groups {', '.join(GROUPS)}"
-            problems.append(f"{key} = {value!r}: no method '{prefix}'; there are {known}")
+            known = sorted(prefixes.keys() - GROUPS.keys())
+            problems.append(
+                f"{key} = {value!r}: no method or rule '{prefix}'; there are {', '.join(known)}, "
+                f"and the groups {', '.join(GROUPS)}"
+            )
 
     settings = _validate(Settings, common, "", problems)
-    groups = {n: _validate(model, own[n], f"{n}.", problems) for n, model in GROUPS.items()}
-    options = {n: _validate(model, own[n], f"{n}.", problems) for n, model in methods.items()}
+    made = {n: _validate(model, own[n], f"{n}.", problems) for n, model in prefixes.items()}
+    sound = {name: group for name, group in made.items() if group is not None}
     if settings is not None:
-        sound = {name: group for name, group in groups.items() if group is not None}
-        settings = settings.model_copy(update=sound)
-        problems += _conflicts(settings, methods)
+        groups = {name: group for name, group in sound.items() if name in GROUPS}
+        settings = settings.model_copy(update=groups)
+        options = {
+            name: sound[name] if prefixes[name] is kind else kind()
+            for name, kind in parts.options.items()
+            if name in sound
+        }
+        rules = {name: sound[name] for name in parts.rules if name in sound}
+        config = RunConfig(parts, settings, options, rules)  # type: ignore[arg-type]
+        problems += _conflicts(settings, parts)
         names = dict.fromkeys((settings.compare_with, settings.method))
-        chosen = {name: needs for name in names if (needs := options.get(name)) is not None}
-        for needs in chosen.values():
+        chosen = {name: needs for name in names if (needs := config.options.get(name)) is not None}
+        for name, needs in chosen.items():
             problems += needs.problems(settings)
+            problems += _mismatches(name, config)
         problems = list(dict.fromkeys(problems))  # two methods may need the same
-        problems += _coordinator_problems(settings, chosen) if side != "device" else []
+        problems += _coordinator_problems(config, chosen) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
     if problems or settings is None:
         whose = "this device's settings" if side == "device" else "the run config"
         raise SettingsError(f"{whose} cannot work:\n  " + "\n  ".join(problems))
-    return settings, {name: value for name, value in options.items() if value is not None}
+    return config
+
+
+def _mismatches(method: str, config: RunConfig) -> list[str]:
+    """Return why a method cannot be run with the gossip rule, the aggregation and the exchange."""
+    settings, learner = config.settings, config.parts.methods[method]
+    if settings.gossip not in ("auto", *config.parts.gossip):
+        return []  # which is among the problems already
+    if settings.aggregation not in config.parts.aggregation:
+        return []
+    rule, aggregation = config.gossip_of(method), config.parts.aggregation[settings.aggregation]
+    asked, problems = f"gossip = {settings.gossip!r}", list[str]()
+    if settings.gossip not in ("auto", learner.gossip):
+        alone = not learner.communicates and method == settings.method  # not as the one to compare
+        if alone or learner.own_format:
+            why = "sends nothing" if alone else "writes blocks in a format of its own"
+            problems.append(f"{asked}: the method {method!r} {why}; allowed: auto")
+    if rule.static and learner.own_weights:
+        problems.append(
+            f"{asked}: the method {method!r} chooses in every round whom it mixes with, and the "
+            f"rule {rule.name!r} needs weights that stay the same; choose another rule"
+        )
+    if rule.momentum == "own" and settings.optimizer != "sgd":
+        problems.append(
+            f"optimizer = '{settings.optimizer}': the momentum of the gossip rule {rule.name!r} "
+            "goes with sgd only"
+        )
+    if rule.linear and not aggregation.linear:
+        problems.append(
+            f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
+            "over all devices; allowed with it: mean"
+        )
+    exchange = settings.exchange
+    if rule.whole and exchange.top_k < 1:
+        problems.append(
+            f"exchange.top-k = {exchange.top_k:g}: the gossip rule {rule.name!r} needs a block "
+            "whole; allowed: 1"
+        )
+    if learner.own_format and (exchange.precision != "float32" or exchange.top_k < 1):
+        problems.append(
+            f"exchange.precision = {exchange.precision!r}, exchange.top-k = {exchange.top_k:g}: "
+            f"the method {method!r} writes blocks in a format of its own; allowed: float32 and 1"
+        )
+    return problems
 
 
 def _validate(
@@ -140,15 +179,18 @@ def _validate(
         return None
 
 
-def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
+def _conflicts(settings: Settings, parts: Parts) -> list[str]:
     """Return the problems that no single key shows."""
     problems: list[str] = []
-    named = {"method": settings.method} | (
-        {"compare-with": settings.compare_with} if settings.compare_with else {}
-    )
-    for key, name in named.items():
-        if name not in methods:
-            problems.append(f"{key} = {name!r}: there are {', '.join(sorted(methods))}")
+    named: list[tuple[str, str, Iterable[str]]] = [
+        ("method", settings.method, parts.methods),
+        ("compare-with", settings.compare_with, ["", *parts.methods]),
+        ("gossip", settings.gossip, ["auto", *parts.gossip]),
+        ("aggregation", settings.aggregation, parts.aggregation),
+    ]
+    for key, name, known in named:
+        if name not in known:
+            problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
     try:
         dataset = find_dataset(settings.dataset)
         if settings.partition == "natural" and not dataset.natural_ids:
@@ -178,9 +220,9 @@ def _conflicts(settings: Settings, methods: Mapping[str, object]) -> list[str]:
     return problems
 
 
-def _coordinator_problems(settings: Settings, methods: Mapping[str, Options]) -> list[str]:
+def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> list[str]:
     """Return what is wrong with what only the coordinator needs: the graph and the run folder."""
-    problems: list[str] = []
+    problems, settings = list[str](), config.settings
     if settings.exchange.encrypt and settings.exchange.router:
         problems.append(
             "exchange.encrypt = True: a router of exchange.router could read all letters; allowed: "
@@ -204,8 +246,13 @@ def _coordinator_problems(settings: Settings, methods: Mapping[str, Options]) ->
         topology = settings.make_topology()
         topology.check(settings.num_nodes)
         for name, options in methods.items():
-            if problem := options.graph_problem(topology, settings.num_nodes, settings.seed):
+            graph = topology, settings.num_nodes, settings.seed
+            if problem := options.graph_problem(*graph):
                 problems.append(f"{given} method {name!r}: {problem}")
+            if settings.gossip in ("auto", *config.parts.gossip):
+                rule = config.gossip_of(name)
+                if problem := rule.graph_problem(*graph):
+                    problems.append(f"{given} gossip rule {rule.name!r}: {problem}")
     except TopologyError as error:
         problems.append(f"{given} num-nodes = {settings.num_nodes}: {error}")
     return problems

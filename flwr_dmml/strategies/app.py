@@ -1,7 +1,7 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import INFO
@@ -13,12 +13,15 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from ..base.errors import MethodError
 from ..base.machine import cores
-from ..clients import Learner, find_methods, make_client_app, option_types
+from ..clients.app import PeerClientApp, make_client_app
 from ..energy.ledger import Floats
 from ..engine import sharded_grid
-from ..learning.options import Options
-from ..settings import Settings, parse_settings, resolved
+from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.rule import GossipRule
+from ..learning.learner import Learner
+from ..settings import RunConfig, Settings, find_parts, parse_settings
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
 from ..tracking.sinks import closing_all, make_sinks
 from .direct import DirectExchange
@@ -36,64 +39,81 @@ FLOWERS_RAY_S = {"flwr-simulation": 300.0}
 
 
 def make_server_app(
-    *learners: type[Learner],
-    strategy: type[PeerStrategy] = PeerStrategy,
+    *own: type[Learner] | type[PeerStrategy],
+    gossip: Iterable[type[GossipRule]] = (),
+    aggregation: Iterable[type[AggregationRule]] = (),
     client_app: ClientApp | None = None,
 ) -> ServerApp:
     """Return a ServerApp that runs the method of the run config, and ``compare-with`` before it.
 
     Parameters
     ----------
-    *learners : type[Learner]
-        Methods of your own, besides the registered ones. Give the same to ``make_client_app``.
-    strategy : type[PeerStrategy]
-        A strategy of your own; it runs every method.
+    *own : type[Learner] or type[PeerStrategy]
+        Methods of your own, and at most one strategy of your own, which then runs every method.
+    gossip, aggregation : iterable of type
+        Rules of your own.
     client_app : ClientApp, optional
-        What devices run where the run config says ``engine = "sharded"``, which then takes the
-        place of Flower's engine; by default that of ``make_client_app(*learners)``.
+        What devices run, from :func:`~flwr_dmml.clients.make_client_app`. Its methods and rules are
+        known here, too: give either it or them. By default it is made of what is given here.
+
+    Raises
+    ------
+    MethodError
+        One of them is not what it should be.
 
     Examples
     --------
     >>> app = make_server_app()  # in server_app.py
     """
+    kinds = [kind for kind in own if isinstance(kind, type) and issubclass(kind, PeerStrategy)]
+    learners = [kind for kind in own if isinstance(kind, type) and issubclass(kind, Learner)]
+    if odd := [kind for kind in own if kind not in kinds and kind not in learners]:
+        raise MethodError(f"make_server_app: {odd[0]!r} is no subclass of Learner or PeerStrategy")
+    if len(kinds) > 1:
+        raise MethodError(f"make_server_app: two strategies, {kinds[0]!r} and {kinds[1]!r}")
+    strategy = kinds[0] if kinds else PeerStrategy
+    if client_app is None:
+        client_app = make_client_app(*learners, gossip=gossip, aggregation=aggregation)
+    elif learners or gossip or aggregation:
+        raise MethodError("make_server_app: the client_app brings its own parts; give it alone")
+    if not isinstance(client_app, PeerClientApp):
+        raise MethodError("make_server_app: the client_app is not one of make_client_app")
+    app_of_devices = client_app
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        methods = find_methods(learners)
-        settings, options = parse_settings(
-            context.run_config, option_types(methods), side="coordinator"
+        config = parse_settings(
+            context.run_config, find_parts(app_of_devices.own), side="coordinator"
         )
-        app_of_devices = client_app or make_client_app(*learners)
-        folder = _folder(settings, options)
-        sinks = make_sinks(settings.track_with, folder.path, resolved(settings, options))
+        settings, folder = config.settings, _folder(config)
+        sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)
         with folder.logging(), closing_all(sinks), engine as grid:
-            _run(grid, settings, options, methods, strategy, folder, sinks)
+            _run(grid, config, strategy, folder, sinks)
 
     return app
 
 
-def _folder(settings: Settings, options: Mapping[str, Options]) -> RunFolder:
+def _folder(config: RunConfig) -> RunFolder:
     """Return a new run folder, or that of the run to resume if it is still the same run."""
-    config = resolved(settings, options)
+    settings, values = config.settings, config.resolved()
     if not settings.resume:
-        return RunFolder(settings.run_dir, settings.run_name, config)
+        return RunFolder(settings.run_dir, settings.run_name, values)
     path = find_run(settings.resume, settings.run_dir)
-    check_unchanged(path, config, options)
+    check_unchanged(path, values, config.parts)
     return RunFolder.reopen(path)
 
 
 def _run(
     grid: Grid,
-    settings: Settings,
-    options: Mapping[str, Options],
-    methods: Mapping[str, type[Learner]],
+    config: RunConfig,
     kind: type[PeerStrategy],
     folder: RunFolder,
     sinks: Sequence[Tracker],
 ) -> None:
     """Run the methods one after another, and report."""
+    settings, methods, options = config.settings, config.parts.methods, config.options
     log(INFO, "Run folder: %s", folder.path)
     stopping = getattr(grid, "stopping", lambda: False)
     # An engine of this package may carry trackers of its own, such as the live table.
@@ -123,7 +143,7 @@ def _run(
             min_nodes=present,
             seed=settings.seed,
             options=options[name],
-            addressed=methods[name].addressed,
+            gossip=config.gossip_of(name),
             energy=energy,
             trackers=trackers,
             keeper=Keeper(folder.path / name, every, keep, stopping),
@@ -183,7 +203,7 @@ def constrain(
 ) -> EnergyConstrained:
     """Return the energy and the iterations that the settings give to a method's devices."""
     kind = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
-    return kind(settings.of_method(method.stagger, method.rule), battery_j=battery_j)
+    return kind(settings.of_method(method.stagger, method.allocation), battery_j=battery_j)
 
 
 def report(settings: Settings, results: dict[str, RoundRecord]) -> None:

@@ -52,9 +52,9 @@ class Exchange:
     """Rounds that the devices run before they report."""
 
     def expected_sizes(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Return what these will publish in a round to come: as much as last time, or blocks."""
-        blocks = {p: self._roster.members[p].block_bytes for p in partitions}
-        return blocks | {p: size for p, size in self.sizes.items() if p in blocks}
+        """Return what these will publish in a round to come: as much as last time, or as told."""
+        told = {p: self._roster.members[p].payload_bytes for p in partitions}
+        return told | {p: size for p, size in self.sizes.items() if p in told}
 
     @property
     def payloads(self) -> dict[int, ArrayRecord]:

@@ -10,6 +10,9 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from ..base.options import Group
+from ..gossip.dpsgd import DPSGDRule
+from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
 from ..learning.options import Options
 from ..payload.plan import Plan
@@ -75,8 +78,8 @@ class PeerStrategy(Strategy):
         Seed of random graphs.
     options : Options, optional
         The method's own: they say which graphs will do, the phase of each round, and who trains.
-    addressed : bool (default: False)
-        Whether devices send every neighbour blocks of its own, as the method's class says.
+    gossip : GossipRule, optional
+        How the devices' blocks move: it says which graphs will do. Plain gossip by default.
     energy : EnergyConstrained, optional
         Batteries, radio and the iterations of each round; by default every device is on mains power
         and trains ``local_iterations``.
@@ -101,7 +104,7 @@ class PeerStrategy(Strategy):
         min_nodes: int | None = None,
         seed: int = 0,
         options: Options | None = None,
-        addressed: bool = False,
+        gossip: GossipRule | None = None,
         energy: EnergyConstrained | None = None,
         trackers: Sequence[Tracker] = (),
         keeper: RunKeeper | None = None,
@@ -109,8 +112,10 @@ class PeerStrategy(Strategy):
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
-        if problem := self.options.graph_problem(topology, num_nodes, seed):
-            raise TopologyError(problem)
+        self.gossip = gossip or DPSGDRule(Group())
+        for needs in (self.options, self.gossip):
+            if problem := needs.graph_problem(topology, num_nodes, seed):
+                raise TopologyError(problem)
         self.topology = topology
         self.num_nodes = num_nodes
         self.method = method
@@ -131,7 +136,7 @@ class PeerStrategy(Strategy):
             local_iterations=local_iterations,
             evaluate_every=evaluate_every,
             seed=seed,
-            addressed=addressed,
+            addressed=self.gossip.addressed,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())

@@ -192,7 +192,7 @@ class RoundPlanner:
         bits = np.zeros(self.num_nodes)
         for partition, member in self._members.items():
             copies = max(1, graph.degree(partition)) if self.addressed else 1
-            bits[partition] = 8 * payload_bytes.get(partition, copies * member.block_bytes)
+            bits[partition] = 8 * payload_bytes.get(partition, copies * member.payload_bytes)
         return bits
 
     def _around(

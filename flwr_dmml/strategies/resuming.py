@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import SettingsError
+from ..settings import Parts
 
 FREE = {
     "resume",
@@ -54,7 +55,7 @@ def saved_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def check_unchanged(run: Path, config: Mapping[str, Any], methods: Iterable[str]) -> None:
+def check_unchanged(run: Path, config: Mapping[str, Any], parts: Parts) -> None:
     """Refuse settings with which the run would not go on as it began.
 
     Options of methods that do not run may change.
@@ -65,8 +66,8 @@ def check_unchanged(run: Path, config: Mapping[str, Any], methods: Iterable[str]
         The run folder.
     config : mapping
         The resolved settings now.
-    methods : iterable of str
-        All methods that are known.
+    parts : Parts
+        All methods and rules that are known.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def check_unchanged(run: Path, config: Mapping[str, Any], methods: Iterable[str]
     """
     before = saved_config(run)
     running = {before["method"], before["compare-with"], config["method"], config["compare-with"]}
-    idle = tuple(f"{name}." for name in methods if name not in running)
+    idle = tuple(f"{n}." for n in parts.methods if n not in running and n not in parts.rules)
     problems = [
         f"{key} = {config.get(key)!r}: the run to resume has {before.get(key)!r}"
         for key in sorted(before.keys() | config.keys())

@@ -34,7 +34,7 @@ class Member:
     partition_id: int
     modalities: tuple[str, ...]
     blocks: dict[str, int]  # name -> length
-    block_bytes: int  # of all of them in a payload, as it says
+    payload_bytes: int  # that it publishes in round 1 for a neighbour, as it says
     digests: dict[str, str]  # name -> digest of the numbers it starts from
     num_train: int
     work: Work
@@ -254,7 +254,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         partition_id=int(about["partition-id"]),  # type: ignore[arg-type]
         modalities=modalities,  # type: ignore[arg-type]
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
-        block_bytes=max(0, int(about["block-bytes"])),  # type: ignore[arg-type]
+        payload_bytes=max(0, int(about["payload-bytes"])),  # type: ignore[arg-type]
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
         class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]

@@ -2,32 +2,46 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from .records import NodeResult, RoundRecord
 
-_OF_NODE = {field.name for field in fields(NodeResult)}
+
+class _Line(BaseModel):
+    """What of a line is not made of the rest: the fields of a :class:`.RoundRecord`."""
+
+    round: int
+    nodes: list[NodeResult]
+    failed: dict[int, str] = {}
+    battery_j: dict[int, float] = {}
+    total_j: float = 0.0
+    total_simulated_s: float = 0.0
+    total_bits: float = 0.0
+    total_measured_j: float | None = None
+
+    def record(self) -> RoundRecord:
+        """Return the record."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name != "nodes"}
+        return RoundRecord(by_partition={node.partition: node for node in self.nodes}, **values)
 
 
 def read_record(line: Mapping[str, Any]) -> RoundRecord:
-    """Return the record of what :meth:`RoundRecord.to_json` gave.
+    """Return the record of what :meth:`.RoundRecord.to_json` gave.
 
-    Batteries of devices that took no part in the round are not in there.
+    Raises
+    ------
+    pydantic.ValidationError
+        It is something else.
     """
-    nodes = [NodeResult(**{k: v for k, v in n.items() if k in _OF_NODE}) for n in line["nodes"]]
-    batteries = {n["partition"]: n["battery_j"] for n in line["nodes"]}
-    return RoundRecord(
-        round=int(line["round"]),
-        by_partition={node.partition: node for node in nodes},
-        failed={int(k): str(v) for k, v in line["failed"].items()},
-        battery_j={k: float(v) for k, v in batteries.items() if v is not None},
-        total_j=float(line["total_j"]),
-        total_simulated_s=float(line["total_simulated_s"]),
-        total_bits=float(line["total_bits"]),
-        total_measured_j=line.get("total_measured_j"),
-    )
+    return _Line.model_validate(line).record()
+
+
+def read_line(text: str) -> RoundRecord:
+    """Return the record of a line of a metrics file; raises as :func:`read_record` does."""
+    return _Line.model_validate_json(text).record()
 
 
 def read_metrics_file(path: Path) -> list[dict[str, Any]]:

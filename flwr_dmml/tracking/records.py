@@ -38,12 +38,14 @@ class NodeResult:
     simulated_s: float = 0.0  # to compute and to send
     measured_j: float | None = None  # by its own meter, while it computed
     measured_s: float | None = None  # the seconds of that
+    own: dict[str, float] = field(default_factory=dict)  # numbers that its method names itself
 
     def trained(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured while training."""
         self.train_loss = metrics.get("train.loss")
         self.speed = under("speed.", metrics)
         self.labels = under("labels.", metrics)
+        self.own |= _unnamed(metrics, evaluation=False)
 
     def sent(self, num_bytes: int, label_bytes: int) -> None:
         """Take note of what went to one neighbour."""
@@ -67,6 +69,31 @@ class NodeResult:
         self.accuracy_by_modality = under("test.accuracy.", metrics)
         self.accuracy_without = under("test.without.", metrics)
         self.accuracy_missing = metrics.get("test.missing")
+        self.own |= _unnamed(metrics, evaluation=True)
+
+
+KNOWN = {
+    "train.loss", "train.iterations", "mix.disagreement", "test.accuracy", "test.macro_f1",
+    "test.uar", "test.missing", "validation.accuracy", "payload.bytes",
+}  # fmt: skip
+"""Metrics of a device that have a place of their own in a record."""
+KNOWN_PREFIXES = (
+    "test.accuracy.", "test.without.", "speed.", "near.", "labels.", "energy.", "letter.",
+)  # fmt: skip
+"""So have all that begin with these."""
+EVALUATION = ("test.", "validation.")
+"""What begins with these was measured of the model that the round before has left."""
+
+
+def _unnamed(metrics: Mapping[str, float], *, evaluation: bool) -> dict[str, float]:
+    """Return the metrics that only the method knows, of the evaluation or of all else."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in KNOWN
+        and not name.startswith(KNOWN_PREFIXES)
+        and name.startswith(EVALUATION) == evaluation
+    }
 
 
 def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -108,6 +135,22 @@ class RoundRecord:
     total_simulated_s: float = 0.0  # on the devices, this round included
     total_bits: float = 0.0  # put on the air by all devices, this round included
     total_measured_j: float | None = None  # by all meters, this round included
+
+    @property
+    def evaluated(self) -> list[NodeResult]:
+        """The nodes that were evaluated, by partition."""
+        return [node for node in self.nodes if node.accuracy is not None]
+
+    @property
+    def over_classes(self) -> dict[str, float]:
+        """Macro-F1 and UAR, as far as they are known."""
+        found = {"macro-F1": self.macro_f1, "UAR": self.uar}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def own(self) -> dict[str, float]:
+        """Numbers that methods record under names of their own, mean over the nodes that do."""
+        return _mean_by_key(node.own for node in self.nodes)
 
     def node(self, partition: int, modalities: Iterable[str]) -> NodeResult:
         """Return the entry of a node, new if it has none yet."""
@@ -186,6 +229,11 @@ class RoundRecord:
         return fmean([n.bytes_sent for n in self.nodes]) if self.nodes else 0.0
 
     @property
+    def all_bytes_sent(self) -> int:
+        """Bytes that all nodes together sent to their neighbours in this round."""
+        return sum(n.bytes_sent for n in self.nodes)
+
+    @property
     def label_bytes_sent(self) -> float:
         """What of ``bytes_sent`` was soft labels of a public set."""
         return fmean([n.label_bytes_sent for n in self.nodes]) if self.nodes else 0.0
@@ -260,6 +308,7 @@ class RoundRecord:
             "bytes_sent_per_node": self.bytes_sent,
             "label_bytes_sent_per_node": self.label_bytes_sent,
             "labels": self.labels,
+            "own": self.own,
             "compute_j": self.compute_j,
             "radio_j": self.radio_j,
             "total_j": self.total_j,
@@ -272,11 +321,8 @@ class RoundRecord:
             "total_bits": self.total_bits,
             "total_measured_j": self.total_measured_j,
             "failed": {str(k): v for k, v in sorted(self.failed.items())},
-            "nodes": [
-                _measured_only(asdict(n))
-                | {"balance": n.balance, "battery_j": self.battery_j.get(n.partition)}
-                for n in self.nodes
-            ],
+            "battery_j": {str(k): v for k, v in sorted(self.battery_j.items())},
+            "nodes": [_measured_only(asdict(n)) | {"balance": n.balance} for n in self.nodes],
         }
         return _measured_only(line)
 

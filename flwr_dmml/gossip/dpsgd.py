@@ -1,12 +1,12 @@
-"""D-PSGD: plain gossip."""
+"""D-PSGD: plain gossip of models."""
 
 from typing import ClassVar
 
-from ..learning.learner import Learner
+from .rule import GossipRule
 
 
-class DPSGD(Learner):
-    """Mix every block with the neighbours that own it, then train on cross-entropy.
+class DPSGDRule(GossipRule):
+    """Send the trained model, and mix it with the neighbours'.
 
     The form with several local iterations between two rounds of gossip. The run's ``momentum`` acts
     within a round and starts from zero in the next, so that it never refers to a model that mixing
@@ -19,4 +19,3 @@ class DPSGD(Learner):
 
     name: ClassVar[str] = "dpsgd"
     paper: ClassVar[str] = "Lian et al., NeurIPS 2017"
-    batched: ClassVar[bool] = True

@@ -1,0 +1,1 @@
+"""Gossip rules: how parameters move between neighbours, whatever a device learns from."""

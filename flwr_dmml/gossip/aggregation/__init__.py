@@ -1,0 +1,1 @@
+"""Aggregation rules: what a device makes of the neighbours' copies of a block."""

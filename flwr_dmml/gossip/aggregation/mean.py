@@ -1,0 +1,30 @@
+"""The weighted mean: what gossip does where everybody is honest."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from .rule import AggregationRule
+
+
+class Mean(AggregationRule):
+    """``x_k <- w_kk x_k + sum_j w_kj x_j``, in float32, in the order of the neighbours.
+
+    With doubly stochastic weights it keeps the mean over the devices.
+
+    References
+    ----------
+    Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017:
+    the gossip step of D-PSGD.
+    """
+
+    name: ClassVar[str] = "mean"
+    paper: ClassVar[str] = "Lian et al., NeurIPS 2017"
+    linear: ClassVar[bool] = True
+
+    def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted mean ``[rows, length]``."""
+        total = weights[:, :1] * own
+        for j in range(near.shape[1]):
+            total.addcmul_(weights[:, j + 1 : j + 2], near[:, j])
+        return total

@@ -1,0 +1,18 @@
+"""DSGDm: plain gossip, with local momentum that lasts."""
+
+from typing import ClassVar, Literal
+
+from .rule import GossipRule
+
+
+class DSGDmRule(GossipRule):
+    """D-PSGD whose local momentum (or the state of Adam) survives mixing.
+
+    References
+    ----------
+    The baseline of Lin et al., "Quasi-Global Momentum", ICML 2021 (DSGDm).
+    """
+
+    name: ClassVar[str] = "dsgdm"
+    paper: ClassVar[str] = "Lin et al., ICML 2021 (baseline)"
+    momentum: ClassVar[Literal["round", "kept", "own"]] = "kept"

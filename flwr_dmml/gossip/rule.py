@@ -1,0 +1,157 @@
+"""The base of gossip rules (:class:`GossipRule`), and what they are given.
+
+A rule works on rows: ``[1, length]`` on a device, ``[devices, length]`` where many are stepped at
+once. It says what is sent of a block and what becomes of what arrived; it never asks who its
+neighbours are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..base.options import Group
+from ..graph.topology import Topology
+
+State = dict[str, Tensor]
+"""What a rule keeps of a block from round to round."""
+Aggregate = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(own ``[rows, length]``, near ``[rows, neighbours, length]``, weights ``[rows, 1 + neighbours]``)
+to an aggregate ``[rows, length]``."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What has arrived of a block; ``mix(i)`` is the aggregate of the i-th vector that is sent.
+
+    Attributes
+    ----------
+    own : tuple of Tensor
+        The vectors that the device itself sent, ``[rows, length]`` each.
+    near : tuple of Tensor
+        Those of its neighbours, ``[rows, neighbours, length]``.
+    weights : Tensor
+        ``[rows, 1 + neighbours]``, the own first; rows sum to 1, 0 for one that has not arrived.
+    aggregate : callable
+        The aggregation rule.
+    """
+
+    own: tuple[Tensor, ...]
+    near: tuple[Tensor, ...]
+    weights: Tensor
+    aggregate: Aggregate
+
+    def __call__(self, i: int) -> Tensor:
+        """Return the aggregate ``[rows, length]`` of the own and the neighbours' i-th vector."""
+        return self.aggregate(self.own[i], self.near[i], self.weights)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The local steps of a round.
+
+    Attributes
+    ----------
+    lr : float
+        The learning rate, > 0.
+    momentum : float
+        The run's ``momentum``, in [0, 1).
+    taken : Tensor
+        Steps that each parameter has taken, ``[rows, 1]`` where a block's all took as many, else
+        ``[rows, length]``. Before the first step: 0.
+    """
+
+    lr: float
+    momentum: float
+    taken: Tensor
+
+    @property
+    def carried(self) -> Tensor:
+        """Sum of the learning rates of the steps taken, of the shape of ``taken``."""
+        return self.taken * self.lr
+
+
+class GossipRule:
+    """Plain gossip, unless overridden: send the model, take the aggregate of the neighbourhood.
+
+    A round of a block is ``mixed``, then local steps along ``direction``, then ``publish``. Each is
+    a pure function of rows and of the rule's state.
+
+    Parameters
+    ----------
+    options : Group
+        An instance of ``options_type``.
+    """
+
+    name: ClassVar[str] = ""
+    """Name of the rule in the run config."""
+    paper: ClassVar[str] = "this project"
+    """Where the rule comes from."""
+    options_type: ClassVar[type[Group]] = Group
+    sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block",)
+    """What is sent of a block: vectors of its length, and single numbers; a vector comes first."""
+    addressed: ClassVar[bool] = False
+    """Whether every neighbour gets vectors of its own, ``[rows, neighbours, length]``."""
+    momentum: ClassVar[Literal["round", "kept", "own"]] = "round"
+    """The local optimiser's momentum: begun anew in each round, kept, or replaced by the rule's."""
+    linear: ClassVar[bool] = False
+    """Whether the rule keeps a sum over devices, and so goes with the weighted mean only."""
+    static: ClassVar[bool] = False
+    """Whether the mixing weights must stay the same from round to round."""
+    whole: ClassVar[bool] = False
+    """Whether a block must be sent whole (``exchange.top-k = 1``)."""
+
+    def __init__(self, options: Group) -> None:
+        self.options = options
+
+    def graph_problem(self, topology: Topology, num_nodes: int, seed: int) -> str:
+        """Return why the rule cannot run on this graph; empty if it can."""
+        if self.static and topology.time_varying:
+            return "this graph changes every round, and the rule needs weights that stay the same"
+        return ""
+
+    def problem(self, vectors: Sequence[Tensor], num_nodes: int) -> str | None:
+        """Return what is wrong with a neighbour's vectors besides type, shape and range.
+
+        ``vectors`` are ``[length]`` each, in the order of ``sends``; ``num_nodes`` are in the run.
+        """
+        return None
+
+    def weigh(self, weights: Tensor, near: Sequence[Tensor]) -> Tensor:
+        """Return the weights to mix with, given those of the graph and what has arrived."""
+        return weights
+
+    def start(self, x: Tensor) -> State:
+        """Return the state before the first round, of a block ``[rows, length]``."""
+        return {}
+
+    def mixed(self, mix: Mix, state: State) -> tuple[Tensor, State]:
+        """Return where training begins, ``[rows, length]``, from what has arrived."""
+        return mix(0), state
+
+    def direction(self, g: Tensor, state: State, steps: Steps) -> Tensor:
+        """Return the direction of a local step in place of the gradient ``[rows, length]``."""
+        return g
+
+    def publish(
+        self, x: Tensor, z: Tensor, state: State, steps: Steps | None
+    ) -> tuple[tuple[Tensor, ...], State]:
+        """Return what is sent, as :attr:`sends` says, and the state to keep.
+
+        Parameters
+        ----------
+        x, z : Tensor
+            Where the round's training began and where it ended, ``[rows, length]``.
+        state : State
+            As :meth:`mixed` left it.
+        steps : Steps or None
+            None of a device that did not train in this round.
+        """
+        return (z,), state
+
+
+def nothing_taken(x: Tensor) -> Tensor:
+    """Return ``taken`` ``[rows, 1]`` before the first step."""
+    return torch.zeros(len(x), 1, device=x.device)

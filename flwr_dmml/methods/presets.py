@@ -1,0 +1,59 @@
+"""Plain cross-entropy on a gossip rule: the baselines of :mod:`flwr_dmml.gossip`, by name."""
+
+from typing import ClassVar
+
+from ..gossip.d2 import D2Rule
+from ..gossip.dpsgd import DPSGDRule
+from ..gossip.dsgdm import DSGDmRule
+from ..gossip.qg_dsgdm import QgDsgdmNRule, QgDsgdmRule
+from ..gossip.relaysgd import RelaySGDRule
+from ..learning.learner import Learner
+
+
+class DPSGD(Learner):
+    """Cross-entropy on plain gossip (:class:`~flwr_dmml.gossip.dpsgd.DPSGDRule`)."""
+
+    name: ClassVar[str] = "dpsgd"
+    gossip: ClassVar[str] = DPSGDRule.name
+    paper: ClassVar[str] = DPSGDRule.paper
+    batched: ClassVar[bool] = True
+
+
+class DSGDm(Learner):
+    """Cross-entropy on gossip with local momentum (:class:`~flwr_dmml.gossip.dsgdm.DSGDmRule`)."""
+
+    name: ClassVar[str] = "dsgdm"
+    gossip: ClassVar[str] = DSGDmRule.name
+    paper: ClassVar[str] = DSGDmRule.paper
+
+
+class QgDsgdm(Learner):
+    """Cross-entropy on quasi-global momentum (:class:`~flwr_dmml.gossip.qg_dsgdm.QgDsgdmRule`)."""
+
+    name: ClassVar[str] = "qg-dsgdm"
+    gossip: ClassVar[str] = QgDsgdmRule.name
+    paper: ClassVar[str] = QgDsgdmRule.paper
+
+
+class QgDsgdmN(Learner):
+    """Cross-entropy on quasi-global Nesterov momentum."""
+
+    name: ClassVar[str] = "qg-dsgdm-n"
+    gossip: ClassVar[str] = QgDsgdmNRule.name
+    paper: ClassVar[str] = QgDsgdmNRule.paper
+
+
+class D2(Learner):
+    """Cross-entropy on D-squared (:class:`~flwr_dmml.gossip.d2.D2Rule`)."""
+
+    name: ClassVar[str] = "d2"
+    gossip: ClassVar[str] = D2Rule.name
+    paper: ClassVar[str] = D2Rule.paper
+
+
+class RelaySGD(Learner):
+    """Cross-entropy on relayed means (:class:`~flwr_dmml.gossip.relaysgd.RelaySGDRule`)."""
+
+    name: ClassVar[str] = "relaysgd"
+    gossip: ClassVar[str] = RelaySGDRule.name
+    paper: ClassVar[str] = RelaySGDRule.paper

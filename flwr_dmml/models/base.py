@@ -1,0 +1,28 @@
+"""The base of models with an encoder for each modality (:class:`ModalityModel`)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+
+class ModalityModel(nn.Module, ABC):
+    """A model that knows its blocks, and predicts from any subset of its modalities.
+
+    Attributes
+    ----------
+    encoders : nn.ModuleDict
+        By modality.
+    """
+
+    encoders: nn.ModuleDict
+
+    @abstractmethod
+    def blocks(self) -> dict[str, nn.Module]:
+        """Return what is mixed apart from one another, by block name."""
+
+    def logits(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return logits ``[batch, classes]`` from each subset of the modalities in ``inputs``."""
+        return [self({m: inputs[m] for m in subset}) for subset in subsets]

@@ -1,0 +1,144 @@
+"""A model's blocks as slices of one flat vector, of which its parameters are views."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class Flat:
+    """The parameters of one device: a row of a matrix ``[rows, length]``, float32.
+
+    A block is a slice of the row, and a parameter a view of its part of the slice, so that mixing,
+    a training step or a checkpoint is an operation on slices. Devices of one process whose models
+    are alike can share a matrix (:func:`stack`), a row each.
+
+    Parameters
+    ----------
+    blocks : mapping of str to nn.Module
+        By block name, in the order of the slices. Their parameters become float32 views of the row,
+        on the device where they are.
+
+    Attributes
+    ----------
+    slices : dict of str to slice
+        Where each block lies in a row.
+    parameters : list of nn.Parameter
+        In the order of the row.
+    places : list of slice
+        Where each of them lies.
+    """
+
+    def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
+        self.slices: dict[str, slice] = {}
+        self.parameters: list[nn.Parameter] = []
+        self.places: list[slice] = []
+        self._modules = dict(blocks)
+        at = 0
+        for name, module in blocks.items():
+            begun = at
+            for p in module.parameters():
+                self.parameters.append(p)
+                self.places.append(slice(at, at + p.numel()))
+                at += p.numel()
+            self.slices[name] = slice(begun, at)
+        self._index = {id(p): i for i, p in enumerate(self.parameters)}
+        values = [p.detach().reshape(-1).float() for p in self.parameters]
+        self._take(torch.cat(values)[None] if values else torch.zeros(1, 0), 0)
+
+    def _take(self, matrix: Tensor, row: int) -> None:
+        self.matrix, self.row = matrix, row
+        self.vector = matrix[row]
+        for p, place in zip(self.parameters, self.places, strict=True):
+            p.data = self.vector[place].view(p.shape)
+
+    def move_to(self, matrix: Tensor, row: int) -> None:
+        """Copy the numbers to a row of another matrix ``[rows, length]``, and live there."""
+        matrix[row] = self.vector
+        self._take(matrix, row)
+
+    def __len__(self) -> int:
+        return self.matrix.shape[1]
+
+    @property
+    def rows(self) -> Tensor:
+        """The row as a matrix ``[1, length]``."""
+        return self.matrix[self.row : self.row + 1]
+
+    def indices_of(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        """Return the positions of these parameters, sorted.
+
+        Raises
+        ------
+        KeyError
+            One of them is in no block.
+        """
+        return sorted(self._index[id(p)] for p in parameters)
+
+    def block_of(self, index: int) -> str:
+        """Return the block of the parameter at a position."""
+        at = self.places[index].start
+        return next(name for name, place in self.slices.items() if place.start <= at < place.stop)
+
+    def places_of(self, parameters: Sequence[nn.Parameter]) -> list[slice]:
+        """Return where these parameters lie, in their order, neighbours joined.
+
+        Raises
+        ------
+        KeyError
+            One of them is in no block.
+        """
+        return joined([self.places[self._index[id(p)]] for p in parameters])
+
+    def copy(self) -> dict[str, Tensor]:
+        """Return a copy of every block, ``[length]`` on the CPU: slices of one new vector."""
+        whole = self.vector.detach().to("cpu", copy=True)
+        return {name: whole[place] for name, place in self.slices.items()}
+
+    def load(self, name: str, vector: Tensor) -> None:
+        """Copy a flat vector ``[length]`` into a block.
+
+        Raises
+        ------
+        ValueError
+            The length is not that of the block.
+        """
+        own = self.vector[self.slices[name]]
+        if vector.shape != own.shape:
+            raise ValueError(
+                f"block '{name}': expected a vector of length {len(own)}, got {tuple(vector.shape)}"
+            )
+        own.copy_(vector)
+
+    def views(self, matrix: Tensor) -> list[Tensor]:
+        """Return the parts ``[rows, *shape]`` of a matrix ``[rows, length]`` by parameter."""
+        pairs = zip(self.parameters, self.places, strict=True)
+        return [matrix[:, place].view(-1, *p.shape) for p, place in pairs]
+
+
+def stack(flats: Sequence[Flat]) -> Tensor:
+    """Bring devices with equal layouts together in one matrix ``[device, length]``; return it."""
+    matrix = flats[0].matrix
+    together = len(matrix) == len(flats) and all(
+        flat.matrix is matrix and flat.row == k for k, flat in enumerate(flats)
+    )
+    if not together:
+        matrix = torch.empty(len(flats), len(flats[0]), device=matrix.device)
+        for k, flat in enumerate(flats):
+            flat.move_to(matrix, k)
+    return matrix
+
+
+def joined(places: Sequence[slice]) -> list[slice]:
+    """Return slices in their order, with those that follow on one another made one."""
+    cuts = [k for k, (a, b) in enumerate(pairwise(places), start=1) if a.stop != b.start]
+    bounds = pairwise([0, *cuts, len(places)])
+    return [slice(places[a].start, places[b - 1].stop) for a, b in bounds if a < b]
+
+
+def part(matrix: Tensor, places: Sequence[slice]) -> Tensor:
+    """Return the columns of a matrix ``[rows, length]`` at some places: a view where it is one."""
+    if len(places) == 1:
+        return matrix[:, places[0]]
+    return torch.cat([matrix[:, place] for place in places], dim=1) if places else matrix[:, :0]

@@ -1,0 +1,146 @@
+"""What can be named in a run config (:class:`Parts`), and what has been (:class:`RunConfig`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..base.errors import MethodError
+from ..base.options import Group
+from ..data import Partition
+from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.registry import find_aggregation, find_gossip
+from ..gossip.rule import GossipRule
+from ..learning.learner import Learner
+from ..learning.options import Options
+from ..methods.registry import find_methods
+from .settings import GROUPS, Settings
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """Parts of an app's own, besides the installed ones.
+
+    Attributes
+    ----------
+    learners, gossip, aggregation : tuple of type
+        Methods, gossip rules and aggregation rules.
+    """
+
+    learners: tuple[type[Learner], ...] = ()
+    gossip: tuple[type[GossipRule], ...] = ()
+    aggregation: tuple[type[AggregationRule], ...] = ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The methods and rules that a run config can name: installed ones, and an app's own.
+
+    Attributes
+    ----------
+    methods, gossip, aggregation : dict of str to type
+        By name, sorted.
+    """
+
+    methods: Mapping[str, type[Learner]]
+    gossip: Mapping[str, type[GossipRule]]
+    aggregation: Mapping[str, type[AggregationRule]]
+
+    @cached_property
+    def options(self) -> dict[str, type[Options]]:
+        """The options of every method."""
+        return {name: method.options_type for name, method in self.methods.items()}
+
+    @cached_property
+    def rules(self) -> dict[str, type[Group]]:
+        """The options of every gossip and aggregation rule that has any."""
+        every: dict[str, type[GossipRule] | type[AggregationRule]]
+        every = {**self.gossip, **self.aggregation}
+        return {
+            name: rule.options_type
+            for name, rule in every.items()
+            if rule.options_type is not Group
+        }
+
+    @cached_property
+    def prefixes(self) -> dict[str, type[Group]]:
+        """What the prefix of a key stands for: groups, methods and rules.
+
+        A method and the rule it stands for have one name; the options are the rule's then.
+
+        Raises
+        ------
+        MethodError
+            Two of them share a name, and both have options.
+        """
+        found: dict[str, type[Group]] = dict(GROUPS)
+        for kind, models in (("method", self.options), ("rule", self.rules)):
+            for name, model in models.items():
+                if name in GROUPS:
+                    raise MethodError(
+                        f"a {kind} cannot be named '{name}': that is a group of settings"
+                    )
+                if name in found and found[name].model_fields:
+                    raise MethodError(f"the method and the rule '{name}' both have options")
+                found[name] = model
+        return found
+
+
+def find_parts(own: OwnParts = OwnParts()) -> Parts:
+    """Return what is installed, and an app's own parts.
+
+    Raises
+    ------
+    MethodError
+        One is not what it should be, or two share a name.
+    """
+    return Parts(
+        find_methods(own.learners), find_gossip(own.gossip), find_aggregation(own.aggregation)
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A validated run config.
+
+    Attributes
+    ----------
+    parts : Parts
+        What could be named.
+    settings : Settings
+        The common settings.
+    options : dict of str to Options
+        Every method's, defaults where none are given.
+    rules : dict of str to Group
+        Those of every gossip and aggregation rule that has any.
+    """
+
+    parts: Parts
+    settings: Settings
+    options: Mapping[str, Options]
+    rules: Mapping[str, Group]
+
+    def gossip_of(self, method: str) -> GossipRule:
+        """Return the gossip rule that a method is run with."""
+        learner, chosen = self.parts.methods[method], self.settings.gossip
+        name = learner.gossip if chosen == "auto" or not learner.communicates else chosen
+        return self.parts.gossip[name](self.rules.get(name, Group()))
+
+    @property
+    def aggregation(self) -> AggregationRule:
+        """The aggregation rule of the run."""
+        name = self.settings.aggregation
+        return self.parts.aggregation[name](self.rules.get(name, Group()))
+
+    def learner(self, method: str, partition: Partition) -> Learner:
+        """Return a device's learner of a method."""
+        make, options = self.parts.methods[method], self.options[method]
+        return make(partition, self.settings, options, self.gossip_of(method), self.aggregation)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting's value by its key in a run config."""
+        flat = self.settings.model_dump(by_alias=True, exclude=set(GROUPS))
+        groups = {name: getattr(self.settings, name) for name in GROUPS}
+        for prefix, values in {**groups, **self.options, **self.rules}.items():
+            flat |= {f"{prefix}.{k}": v for k, v in values.model_dump(by_alias=True).items()}
+        return flat
