@@ -1,3 +1,50 @@
-"""Serverless multi-modal learning on Flower."""
+"""Serverless multi-modal learning on Flower.
+
+What a method, a rule, a data set, a topology or a strategy of your own is made of, and the apps::
+
+    from flwr_dmml import Learner, Options, Batch, GossipRule, AggregationRule
+    from flwr_dmml import Dataset, Topology, PeerStrategy
+    from flwr_dmml import make_client_app, make_server_app
+
+Each name is imported when it is first used: a command that needs none of them loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .clients.app import make_client_app as make_client_app
+    from .data.registry import Dataset as Dataset
+    from .gossip.aggregation.rule import AggregationRule as AggregationRule
+    from .gossip.rule import GossipRule as GossipRule
+    from .graph.topology import Topology as Topology
+    from .learning.batch import Batch as Batch
+    from .learning.learner import Learner as Learner
+    from .learning.options import Options as Options
+    from .strategies.app import make_server_app as make_server_app
+    from .strategies.peer import PeerStrategy as PeerStrategy
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "AggregationRule": "gossip.aggregation.rule",
+    "Batch": "learning.batch",
+    "Dataset": "data.registry",
+    "GossipRule": "gossip.rule",
+    "Learner": "learning.learner",
+    "Options": "learning.options",
+    "PeerStrategy": "strategies.peer",
+    "Topology": "graph.topology",
+    "make_client_app": "clients.app",
+    "make_server_app": "strategies.app",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*_HOME, "__version__"]

@@ -3,17 +3,18 @@
 from collections import Counter
 from math import inf, isnan, nan
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flwr_dmml.energy.costs import split
 from flwr_dmml.learning.balance import (
     SPEED_METRICS,
     LocalPhase,
     balance_metric,
     effective_speeds,
-    joint_and_solo,
     schedule,
 )
 
@@ -140,6 +141,12 @@ def test_iterations_against_effective_speeds_balance_a_tempered_device(slowest, 
     iterations = {m: 100 / v for m, v in effective.items()}
     tempered = {m: v**exponent for m, v in speed.items()}
     assert balance_metric(tempered, iterations) == pytest.approx(1.0)
+
+
+def joint_and_solo(iterations: dict[str, int], stagger: float) -> tuple[int, dict[str, int]]:
+    tau = np.array([list(iterations.values())], np.int64)
+    joint, solo = split(tau, np.ones_like(tau, np.bool_), stagger)
+    return int(joint[0]), dict(zip(iterations, solo[0].tolist(), strict=True))
 
 
 @pytest.mark.parametrize(

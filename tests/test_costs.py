@@ -1,5 +1,6 @@
 """The price list: what a round's iterations are billed, and that plans never pay more than that."""
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from flwr_dmml.energy.costs import FleetCosts, Work, split
 from flwr_dmml.energy.devices import DeviceProfile
-from flwr_dmml.learning.balance import joint_and_solo, schedule
+from flwr_dmml.learning.balance import schedule
 
 UNIT = DeviceProfile(
     "unit", 1.0, 1.0, tx_power_w=0.1, battery_j=1e3, source="this test", flops_per_cycle=1.0
@@ -316,7 +317,9 @@ def test_split_agrees_with_what_every_device_does(
     joint, solo = split(updates(*(tuple(c or 0 for c in row) for row in fleet)), owned, stagger)
     for k, row in enumerate(fleet):
         counts = {str(m): count for m, count in enumerate(row) if count is not None}
-        of_device = joint_and_solo(counts, stagger)
-        assert int(joint[k]) == of_device[0]
-        assert dict(zip(counts, solo[k][owned[k]].tolist(), strict=True)) == of_device[1]
+        steps = Counter(schedule(counts, stagger, torch.Generator()))
+        alone = dict(zip(counts, solo[k][owned[k]].tolist(), strict=True))
+        planned = Counter({(m,): count for m, count in alone.items()})
+        planned[tuple(counts)] += int(joint[k])
+        assert +steps == +planned
         assert not solo[k][~owned[k]].any()

@@ -14,42 +14,34 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
+from ..data import Dataset
 from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.rule import GossipRule
+from ..graph.topology import Topology
 from ..learning.evaluation import confusion, predictions
 from ..learning.learner import Learner
 from ..learning.together import Turn, likeness, run_together
-from ..payload.plan import Outcome, Payload, Plan
 from ..settings import OwnParts
-from ..transport.arrays import record_of
 from ..transport.messages import (
     ABOUT,
     CONFUSION,
     INITIAL,
-    METRICS,
     NOTES,
-    PAYLOAD,
-    PEERS,
     PLAN,
-    REPORT,
     STATE,
-    join,
     pack,
     read_inbox,
-    read_peers,
     read_plan,
     read_plans,
     unpack,
-    write_report,
 )
-from .direct import SENT, open_link, run_directly
 from .hello import introduction
 from .hosting import learner_for
-from .metering import metered_alone, run_metered
+from .metering import metered_alone
 from .own_state import OwnState
-from .sealing import encrypts, lock_state, run_sealed, unlock_state
+from .sealing import lock_state, unlock_state
+from .transports import records, transport_of
 
 _held: WeakKeyDictionary[Learner, ArrayRecord] = WeakKeyDictionary()
 """The state that a learner of this process has been left with: it is not loaded again."""
@@ -112,9 +104,9 @@ class PeerClientApp(ClientApp):
             if isinstance(result, Exception):
                 replies.append(result)
                 continue
-            reply, kept = _records(message, result, turn.learner.state())
+            content, kept = records(result, turn.learner.state())
             context.state[STATE] = _held[turn.learner] = kept
-            replies.append(reply)
+            replies.append(Message(content, reply_to=message))
         return replies
 
 
@@ -122,6 +114,8 @@ def make_client_app(
     *learners: type[Learner],
     gossip: Iterable[type[GossipRule]] = (),
     aggregation: Iterable[type[AggregationRule]] = (),
+    datasets: Iterable[Dataset] = (),
+    topologies: Iterable[type[Topology]] = (),
 ) -> ClientApp:
     """Return a ClientApp that trains with whatever method the server names.
 
@@ -133,14 +127,18 @@ def make_client_app(
         Gossip rules of your own.
     aggregation : iterable of type[AggregationRule]
         Aggregation rules of your own.
+    datasets : iterable of Dataset
+        Data sets of your own.
+    topologies : iterable of type[Topology]
+        Families of graphs of your own, with a ``name``.
 
-    Give the app to ``make_server_app``, which then knows the same parts.
+    Give the app to ``make_server_app`` as ``client_app``, which then knows the same parts.
 
     Examples
     --------
     >>> app = make_client_app()  # in client_app.py
     """
-    own = OwnParts(learners, tuple(gossip), tuple(aggregation))
+    own = OwnParts(learners, tuple(gossip), tuple(aggregation), tuple(datasets), tuple(topologies))
     app = PeerClientApp(own)  # its functions travel to other processes: they only call others
 
     @app.query("hello")
@@ -220,16 +218,8 @@ def _round(message: Message, context: Context, own: OwnParts) -> Message:
         learner.load_state(unpack(message.content.array_records[INITIAL]))
 
     plans = read_plans(message.content)
-    if PEERS in message.content.config_records:
-        reply, kept = _rounds_directly(message, context, learner, plans)
-    elif encrypts(context):
-        outcome, sealed = run_sealed(learner, plans[0], message.content, context)
-        reply, kept = _records(message, outcome, learner.state())
-        if sealed:
-            reply.content[PAYLOAD] = sealed
-    else:
-        outcome = run_metered(learner, plans[0], read_inbox(message.content), context.node_config)
-        reply, kept = _records(message, outcome, learner.state())
+    content, kept = transport_of(message.content, context).run(learner, plans, message.content)
+    reply = Message(content, reply_to=message)
     own_state.keep(kept, f"after round {plans[-1].server_round}")
     if recovered:
         reply.content[NOTES] = _recovered(recovered)
@@ -248,44 +238,6 @@ def _take_up(learner: Learner, context: Context) -> None:
         learner.reset()
     elif not _is(context.state.array_records[STATE], held):
         learner.load_state(unpack(context.state.array_records[STATE]))
-
-
-def _rounds_directly(
-    message: Message, context: Context, learner: Learner, plans: Sequence[Plan]
-) -> tuple[Message, ArrayRecord]:
-    """Run a message's rounds with the neighbours themselves; return numbers, and what is kept."""
-    before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
-    sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
-    me, exchange = learner.partition.partition_id, learner.settings.exchange
-    peers = read_peers(message.content)
-    with open_link(context, exchange, me) as link:
-        run, own = str(context.run_id), context.node_config
-        outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own)
-    reply = RecordDict({METRICS: MetricRecord(join(outcome.metrics for outcome in outcomes))})
-    if report := join(map(write_report, outcomes)):
-        reply[REPORT] = ConfigRecord(report)
-    kept = pack(learner.state() | {SENT + k: v for k, v in sent.items()})
-    return Message(reply, reply_to=message), kept
-
-
-def _records(message: Message, outcome: Outcome, state: Payload) -> tuple[Message, ArrayRecord]:
-    """Write what a device gives back after a round, and what it keeps: once, where it is equal."""
-    reply = RecordDict({METRICS: MetricRecord(dict(outcome.metrics))})
-    payload = pack(outcome.payload)
-    if payload:
-        reply[PAYLOAD] = payload
-    if report := write_report(outcome):
-        reply[REPORT] = report
-    kept = pack({k: v for k, v in state.items() if not _is_in(v, outcome.payload.get(k))})
-    shared = {k: payload[k] if k in payload and k not in kept else kept[k] for k in state}
-    return Message(reply, reply_to=message), record_of(shared)
-
-
-def _is_in(value: Tensor, published: Tensor | None) -> bool:
-    """Return whether a value of the state has been published as it is."""
-    if published is None or published.dtype != value.dtype:  # equal numbers are not enough
-        return False
-    return value is published or torch.equal(value, published)
 
 
 def _is(record: ArrayRecord, held: ArrayRecord | None) -> bool:

@@ -101,6 +101,8 @@ class LoadOptions:
         Seed of everything drawn while loading (pairs, offsets, noise).
     cache : bool
         Whether what has been read is kept for the next process (:mod:`~flwr_dmml.data.cache`).
+    own : Group, optional
+        The options of the data set's own (:attr:`.Dataset.options_type`).
     """
 
     path: str = ""
@@ -111,6 +113,7 @@ class LoadOptions:
     series: SeriesOptions = field(default_factory=SeriesOptions)
     seed: int = 0
     cache: bool = True
+    own: Group | None = None
 
 
 @dataclass(frozen=True)

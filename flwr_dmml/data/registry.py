@@ -1,11 +1,12 @@
-"""Data sets by name, found through the entry-point group ``flwr_dmml.datasets``."""
+"""Data sets by name: installed ones (entry-point group ``flwr_dmml.datasets``) and an app's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from ..base.options import Group
 from .cache import cached
 from .options import LoadOptions, PartitionOptions
 from .samples import DataError, Partition, Source, hide_rows
@@ -40,6 +41,9 @@ class Dataset:
         settings that divide are then not asked.
     uses : tuple of str
         Fields of the options besides the path that ``load`` reads: no other makes it load anew.
+    options_type : type[Group], optional
+        Options of its own: read from the run config as ``<name>.<option>``, and handed to ``load``
+        as ``LoadOptions.own``.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Dataset:
     files: Callable[[LoadOptions], Sequence[Path]] | None = None
     load_part: Callable[[PartitionOptions, int], Partition] | None = None
     uses: tuple[str, ...] = ("snr_db", "audio", "image", "series", "seed")
+    options_type: type[Group] | None = None
 
     def modalities_of(self, options: LoadOptions) -> tuple[str, ...] | None:
         """Return the modalities; None where only a device's folder tells, and it is not here.
@@ -75,9 +80,29 @@ def folder_of(options: LoadOptions, name: str) -> Path:
     return path / name if (path / name).is_dir() else path
 
 
+_of_apps: dict[str, Dataset] = {}
+"""What apps bring along, in this process."""
+
+
+def add_datasets(datasets: Iterable[Dataset]) -> None:
+    """Make an app's own data sets known in this process, by their names.
+
+    Raises
+    ------
+    DataError
+        One is no :class:`Dataset`, or has the name of an installed one.
+    """
+    for dataset in datasets:
+        if not isinstance(dataset, Dataset):
+            raise DataError(f"datasets: {dataset!r} is not a flwr_dmml.data.Dataset")
+        if entry_points(group=ENTRY_POINT_GROUP, name=dataset.name):
+            raise DataError(f"datasets: '{dataset.name}' is the name of an installed data set")
+        _of_apps[dataset.name] = dataset
+
+
 def available_datasets() -> list[str]:
-    """Return the names of all registered data sets, sorted."""
-    return sorted({entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)})
+    """Return the names of all known data sets, sorted."""
+    return sorted({entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)} | _of_apps.keys())
 
 
 def find_dataset(name: str) -> Dataset:
@@ -88,6 +113,8 @@ def find_dataset(name: str) -> Dataset:
     DataError
         If there is none, or if the entry point is not a :class:`Dataset`.
     """
+    if name in _of_apps:
+        return _of_apps[name]
     entries = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
     if not entries:
         allowed = ", ".join(available_datasets())
@@ -117,7 +144,7 @@ def load_source(name: str, options: LoadOptions) -> Source:
     def load() -> Source:
         if dataset.files is None or not options.cache:
             return dataset.load(options)
-        used = {key: getattr(options, key) for key in dataset.uses}
+        used = {key: getattr(options, key) for key in (*dataset.uses, "own")}
         root, files = Path(options.path), dataset.files(options)
         return cached(name, used, root, files, dataset.load, lambda: dataset.load(options))
 

@@ -145,9 +145,19 @@ class FleetCosts:
 def split(
     tau: NDArray[np.int64], owned: NDArray[np.bool_], stagger: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the joint ``[node]`` and solo ``[node, modality]`` iterations of a whole fleet.
+    """Return the joint ``[node]`` and solo ``[node, modality]`` iterations of devices.
 
-    :func:`.balance.joint_and_solo` for every device at once.
+    The common iterations of a device with several modalities are joint, but for a share of them,
+    which is split into solo iterations; what a modality has beyond the others is solo, too.
+
+    Parameters
+    ----------
+    tau : NDArray[np.int64]
+        Encoder updates, ``[node, modality]``, >= 0.
+    owned : NDArray[np.bool_]
+        Who has which modality, ``[node, modality]``.
+    stagger : float
+        The share that is split, in [0, 1].
     """
     several = owned.sum(axis=1) > 1  # [node]
     common = np.where(owned, tau, np.iinfo(np.int64).max).min(

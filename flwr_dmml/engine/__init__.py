@@ -13,6 +13,7 @@ from .apps import (
     sharded_grid,
 )
 from .errors import EngineError
+from .grid import SimulationGrid, never
 from .identity import server_identity
 from .inprocess import InProcessGrid
 
@@ -21,8 +22,10 @@ __all__ = [
     "EngineError",
     "FlowerApp",
     "InProcessGrid",
+    "SimulationGrid",
     "flatten_config",
     "load_app",
+    "never",
     "parse_override",
     "run_app",
     "server_identity",

@@ -15,6 +15,7 @@ from flwr.serverapp import ServerApp
 from ..base.errors import UserError
 from ..base.libraries import LibraryError, require
 from ..tracking import Tracker
+from .grid import never
 from .identity import SERVER_NODE_ID, server_identity
 from .inprocess import InProcessGrid
 
@@ -127,7 +128,7 @@ def run_app(
     ray_address: str = "",
     trackers: Sequence[Tracker] = (),
     on_reply: Callable[[int, int], None] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], bool] = never,
 ) -> None:
     """Run an app on an engine of this package; returns when its ServerApp does.
 

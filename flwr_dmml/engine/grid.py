@@ -2,12 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
+import networkx as nx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from ..tracking import Tracker
 from .nodes import simulated_nodes
+
+
+def never() -> bool:
+    """Return that a run is not to end early."""
+    return False
 
 
 class SimulationGrid(Grid):
@@ -33,12 +39,15 @@ class SimulationGrid(Grid):
         on_reply: Callable[[int, int], None] | None,
     ) -> None:
         self.trackers = tuple(trackers)
-        self.stopping: Callable[[], bool] = lambda: False  # whether the run is to end early
+        self.stopping: Callable[[], bool] = never  # whether the run is to end early
         self._on_reply = on_reply
         self._replies: dict[str, Message] = {}  # by the id of the message they answer
         self._nodes = simulated_nodes(num_nodes)
         self._run = Run.create_empty(run_id)
         self._count = 0
+
+    def arrange(self, graph: nx.Graph, costs: Sequence[float] | None = None) -> None:
+        """Take note of who exchanges with whom, on partition ids, and of each device's work."""
 
     def set_run(self, run: Run) -> None:
         """Set the run this grid works for."""

@@ -1,12 +1,12 @@
 """Who is whose neighbour in a round (:class:`Topology`); weights are in :mod:`.mixing_matrix`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import entry_points
 from math import isfinite, isqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast, get_type_hints
 
 import networkx as nx
 import numpy as np
@@ -20,7 +20,8 @@ __all__ = [
     "TOPOLOGIES", "Complete", "Dyck", "EdgeList", "Edges", "ErdosRenyi", "Exponential",
     "FlorentineFamilies", "Geometric", "Line", "OnePeerExponential", "RandomMatching",
     "RandomRegular", "Ring", "Star", "Topology", "TopologyError", "Torus", "WattsStrogatz",
-    "components", "make_topology", "metropolis_weights", "spectral_gap",
+    "add_topologies", "components", "find_topology", "make_topology", "metropolis_weights",
+    "own_fields", "spectral_gap",
 ]
 # fmt: on
 
@@ -40,6 +41,7 @@ def _require(holds: bool, message: str) -> None:
 class Topology(ABC):
     """A family of undirected graphs: a frozen dataclass whose fields are its parameters."""
 
+    name: ClassVar[str] = ""  # in the run config, of one that an app brings along
     time_varying: ClassVar[bool] = False  # False: the same graph in every round
 
     def check(self, num_nodes: int) -> None:
@@ -263,9 +265,63 @@ TOPOLOGIES: dict[str, type[Topology]] = {
 # fmt: on
 
 
+_of_apps: dict[str, type[Topology]] = {}
+"""What apps bring along, in this process."""
+SHARED = ("degree", "probability", "path", "side_m", "range_m")
+"""Fields that the run config's ``topology-…`` settings fill, whatever the topology."""
+
+
+def add_topologies(topologies: Iterable[type[Topology]]) -> None:
+    """Make an app's own topologies known in this process, by their ``name``.
+
+    Raises
+    ------
+    TopologyError
+        One is no named subclass of :class:`Topology`, or has the name of another.
+    """
+    for family in topologies:
+        sound = isinstance(family, type) and issubclass(family, Topology)
+        _require(sound, f"topologies: {family!r} is no subclass of Topology")
+        _require(bool(family.name), f"{family.__name__}.name must be set, as in name = 'mine'")
+        taken = family.name in TOPOLOGIES or bool(entry_points(group=GROUP, name=family.name))
+        _require(not taken, f"topologies: '{family.name}' is the name of an installed topology")
+        _of_apps[family.name] = family
+
+
+def find_topology(name: str) -> type[Topology]:
+    """Return the topology of a name: a built-in one, an installed one, or an app's own.
+
+    Raises
+    ------
+    TopologyError
+        There is none.
+    """
+    if family := TOPOLOGIES.get(name) or _of_apps.get(name):
+        return family
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    allowed = ", ".join([*TOPOLOGIES, *sorted(others.keys() | _of_apps.keys())])
+    _require(name in others, f"unknown topology {name!r}; allowed: {allowed}")
+    found = others[name].load()
+    sound = isinstance(found, type) and issubclass(found, Topology)
+    _require(sound, f"the entry point {name!r} is {found!r}, no subclass of Topology")
+    family = cast(type[Topology], found)
+    return family
+
+
+def own_fields(family: type[Topology]) -> dict[str, tuple[Any, Any]]:
+    """Return type and default of each field that only this topology has (... of one without)."""
+    hints = get_type_hints(family)
+    return {
+        f.name: (hints[f.name], ... if f.default is MISSING else f.default)
+        for f in fields(family)
+        if f.name not in SHARED
+    }
+
+
 def make_topology(
     name: str,
     *,
+    own: Mapping[str, Any] | None = None,
     degree: int = 4,
     probability: float = 0.3,
     path: str = "",
@@ -274,15 +330,16 @@ def make_topology(
 ) -> Topology:
     """Return the topology of a name, given the parameters that it has.
 
-    The names are those of :data:`TOPOLOGIES`, and what installed packages register under the
-    entry-point group ``flwr_dmml.topologies``.
+    Parameters
+    ----------
+    name : str
+        See :func:`find_topology`.
+    own : mapping of str to value, optional
+        The fields of :func:`own_fields`.
+    degree, probability, path, side_m, range_m
+        Given to the topologies that have them.
     """
-    others = {point.name: point for point in entry_points(group=GROUP)}
-    allowed = ", ".join([*TOPOLOGIES, *(other for other in others if other not in TOPOLOGIES)])
-    _require(name in TOPOLOGIES or name in others, f"unknown topology {name!r}; allowed: {allowed}")
+    family = find_topology(name)
     given: dict[str, Any] = {"degree": degree, "probability": probability, "path": path}
-    given |= {"side_m": side_m, "range_m": range_m}
-    family = TOPOLOGIES[name] if name in TOPOLOGIES else others[name].load()
-    sound = isinstance(family, type) and issubclass(family, Topology)
-    _require(sound, f"the entry point {name!r} is {family!r}, no subclass of Topology")
+    given |= {"side_m": side_m, "range_m": range_m, **(own or {})}
     return family(**{f.name: given[f.name] for f in fields(family) if f.name in given})

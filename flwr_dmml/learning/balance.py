@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from math import isfinite, log, nan
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..energy.costs import split
 
 _TINY = 1e-12
 
@@ -235,24 +238,13 @@ def effective_speeds(
     return {m: max_ratio if m in capped else (v / slowest) ** exponent for m, v in speed.items()}
 
 
-def joint_and_solo(iterations: Mapping[str, int], stagger: float) -> tuple[int, dict[str, int]]:
-    """Return how many iterations of a round are joint, and each modality's solo ones.
-
-    See :func:`schedule`, which puts them in order.
-    """
-    common = min(iterations.values(), default=0)
-    joint = common if len(iterations) < 2 else common - round(stagger * common)
-    return joint, {modality: count - joint for modality, count in iterations.items()}
-
-
 def schedule(
     iterations: Mapping[str, int], stagger: float, generator: torch.Generator
 ) -> list[tuple[str, ...]]:
     """Return a node's iterations of a round: which modalities each one trains.
 
-    The modalities' common iterations are joint, but for a share ``stagger`` of them, which is split
-    into solo iterations of one modality each; what a modality has beyond the others is solo, too.
-    The order is shuffled. Solo iterations free a modality from the competition of the others, at
+    How many are joint and how many solo says :func:`~flwr_dmml.energy.costs.split`; the order is
+    shuffled. Solo iterations free a modality from the competition of the others, at
     the same encoder updates (this project).
 
     Parameters
@@ -269,8 +261,9 @@ def schedule(
     list of tuple of str
         One entry an iteration; each modality appears ``iterations[m]`` times in all.
     """
-    joint, solo = joint_and_solo(iterations, stagger)
-    steps = [tuple(iterations)] * joint
-    for modality, count in solo.items():
+    tau = np.array([list(iterations.values())], np.int64)  # [1, modality]
+    joint, solo = split(tau, np.ones_like(tau, np.bool_), stagger)
+    steps = [tuple(iterations)] * int(joint[0])
+    for modality, count in zip(iterations, solo[0].tolist(), strict=True):
         steps += [(modality,)] * count
     return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]

@@ -4,7 +4,7 @@ import os
 from math import cos, pi
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
 from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
@@ -139,6 +139,14 @@ class DeviceSettings(Group):
     series: SeriesOptions = SeriesOptions()
     exchange: ExchangeOptions = ExchangeOptions()
 
+    _of_dataset: Group | None = PrivateAttr(None)  # the data set's own options
+
+    def with_dataset(self, own: Group | None) -> Self:
+        """Return the settings with the options of the data set's own."""
+        settings = self.model_copy()
+        settings._of_dataset = own
+        return settings
+
     @field_validator("lr_milestones")
     @classmethod
     def _readable(cls, text: str) -> str:
@@ -177,6 +185,7 @@ class DeviceSettings(Group):
                 series=self.series,
                 seed=self.seed,
                 cache=self.data_cache,
+                own=self._of_dataset,
             ),
             num_nodes=self.num_nodes,
             scheme=self.partition,

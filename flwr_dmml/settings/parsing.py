@@ -9,17 +9,18 @@ name as a prefix (``energy.battery-share``), and a method's own options that of 
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from ..base.errors import SettingsError
+from ..base.errors import MethodError, SettingsError
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
-from ..graph.topology import TopologyError
+from ..graph.topology import TopologyError, find_topology, own_fields
 from ..learning.options import Options
 from .parts import Parts, RunConfig
 from .settings import GROUPS, Settings
@@ -67,7 +68,10 @@ def parse_settings(
     """
     problems: list[str] = []
     common: dict[str, Any] = {}
-    prefixes = parts.prefixes
+    named = _of_named(run_config)
+    if taken := named.keys() & parts.prefixes.keys():
+        raise MethodError(f"the data set or topology {min(taken)!r} has the name of another prefix")
+    prefixes = parts.prefixes | named
     own: dict[str, dict[str, Any]] = {name: {} for name in prefixes}
     for key, value in run_config.items():
         prefix, _, option = key.partition(".")
@@ -96,7 +100,10 @@ def parse_settings(
             if name in sound
         }
         rules = {name: sound[name] for name in parts.rules if name in sound}
-        config = RunConfig(parts, settings, options, rules)  # type: ignore[arg-type]
+        own_options = {name: sound[name] for name in named if name in sound}
+        settings = settings.with_dataset(own_options.get(settings.dataset))
+        settings = settings.with_topology(own_options.get(settings.topology))
+        config = RunConfig(parts, settings, options, rules, own_options)  # type: ignore[arg-type]
         problems += _conflicts(settings, parts)
         names = dict.fromkeys((settings.compare_with, settings.method))
         chosen = {name: needs for name in names if (needs := config.options.get(name)) is not None}
@@ -110,6 +117,20 @@ def parse_settings(
         whose = "this device's settings" if side == "device" else "the run config"
         raise SettingsError(f"{whose} cannot work:\n  " + "\n  ".join(problems))
     return config
+
+
+def _of_named(run_config: Mapping[str, Any]) -> dict[str, type[Group]]:
+    """Return the options of the data set and of the topology that a run config names."""
+    found: dict[str, type[Group]] = {}
+    with suppress(DataError):  # an unknown one is among the problems later
+        dataset = find_dataset(str(run_config.get("dataset", Settings().dataset)))
+        if dataset.options_type is not None:
+            found[dataset.name] = dataset.options_type
+    with suppress(TopologyError):
+        name = str(run_config.get("topology", Settings().topology))
+        if given := own_fields(find_topology(name)):
+            found[name] = create_model(f"{name}Options", __base__=Group, **given)  # type: ignore[call-overload]
+    return found
 
 
 def _mismatches(method: str, config: RunConfig) -> list[str]:

@@ -7,10 +7,12 @@ from typing import Any
 
 from ..base.errors import MethodError
 from ..base.options import Group
-from ..data import Partition
+from ..data import Dataset, Partition
+from ..data.registry import add_datasets
 from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.registry import find_aggregation, find_gossip
 from ..gossip.rule import GossipRule
+from ..graph.topology import Topology, add_topologies
 from ..learning.learner import Learner
 from ..learning.options import Options
 from ..methods.registry import find_methods
@@ -25,11 +27,17 @@ class OwnParts:
     ----------
     learners, gossip, aggregation : tuple of type
         Methods, gossip rules and aggregation rules.
+    datasets : tuple of Dataset
+        Data sets.
+    topologies : tuple of type[Topology]
+        Families of graphs; each has a ``name``.
     """
 
     learners: tuple[type[Learner], ...] = ()
     gossip: tuple[type[GossipRule], ...] = ()
     aggregation: tuple[type[AggregationRule], ...] = ()
+    datasets: tuple[Dataset, ...] = ()
+    topologies: tuple[type[Topology], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,11 @@ def find_parts(own: OwnParts = OwnParts()) -> Parts:
 
     Raises
     ------
-    MethodError
+    MethodError, DataError, TopologyError
         One is not what it should be, or two share a name.
     """
+    add_datasets(own.datasets)
+    add_topologies(own.topologies)
     return Parts(
         find_methods(own.learners), find_gossip(own.gossip), find_aggregation(own.aggregation)
     )
@@ -113,12 +123,15 @@ class RunConfig:
         Every method's, defaults where none are given.
     rules : dict of str to Group
         Those of every gossip and aggregation rule that has any.
+    named : dict of str to Group
+        Those of the data set and of the topology that are named, where they have any.
     """
 
     parts: Parts
     settings: Settings
     options: Mapping[str, Options]
     rules: Mapping[str, Group]
+    named: Mapping[str, Group]
 
     def gossip_of(self, method: str) -> GossipRule:
         """Return the gossip rule that a method is run with."""
@@ -141,6 +154,6 @@ class RunConfig:
         """Return every setting's value by its key in a run config."""
         flat = self.settings.model_dump(by_alias=True, exclude=set(GROUPS))
         groups = {name: getattr(self.settings, name) for name in GROUPS}
-        for prefix, values in {**groups, **self.options, **self.rules}.items():
+        for prefix, values in {**groups, **self.options, **self.rules, **self.named}.items():
             flat |= {f"{prefix}.{k}": v for k, v in values.model_dump(by_alias=True).items()}
         return flat

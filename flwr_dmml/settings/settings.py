@@ -1,9 +1,9 @@
 """All settings of a run but those of its methods (:class:`Settings`)."""
 
 import os
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from ..base.machine import RUNS
 from ..base.options import Group
@@ -59,6 +59,14 @@ class Settings(DeviceSettings):
 
     wireless: WirelessOptions = WirelessOptions()
 
+    _of_topology: Group | None = PrivateAttr(None)  # the topology's own options
+
+    def with_topology(self, own: Group | None) -> Self:
+        """Return the settings with the options of the topology's own."""
+        settings = self.model_copy()
+        settings._of_topology = own
+        return settings
+
     def make_topology(self) -> Topology:
         """Return the graph family that the settings name.
 
@@ -69,6 +77,7 @@ class Settings(DeviceSettings):
         """
         return make_topology(
             self.topology,
+            own=None if self._of_topology is None else self._of_topology.model_dump(),
             degree=self.topology_degree,
             probability=self.topology_probability,
             path=os.path.expanduser(self.topology_file),

@@ -16,10 +16,12 @@ from flwr.serverapp import Grid, ServerApp
 from ..base.errors import MethodError
 from ..base.machine import cores
 from ..clients.app import PeerClientApp, make_client_app
+from ..data import Dataset
 from ..energy.ledger import Floats
-from ..engine import sharded_grid
+from ..engine import SimulationGrid, never, sharded_grid
 from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.rule import GossipRule
+from ..graph.topology import Topology
 from ..learning.learner import Learner
 from ..settings import RunConfig, Settings, find_parts, parse_settings
 from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
@@ -42,6 +44,8 @@ def make_server_app(
     *own: type[Learner] | type[PeerStrategy],
     gossip: Iterable[type[GossipRule]] = (),
     aggregation: Iterable[type[AggregationRule]] = (),
+    datasets: Iterable[Dataset] = (),
+    topologies: Iterable[type[Topology]] = (),
     client_app: ClientApp | None = None,
 ) -> ServerApp:
     """Return a ServerApp that runs the method of the run config, and ``compare-with`` before it.
@@ -50,8 +54,8 @@ def make_server_app(
     ----------
     *own : type[Learner] or type[PeerStrategy]
         Methods of your own, and at most one strategy of your own, which then runs every method.
-    gossip, aggregation : iterable of type
-        Rules of your own.
+    gossip, aggregation, datasets, topologies : iterable
+        Parts of your own, as for :func:`~flwr_dmml.clients.make_client_app`.
     client_app : ClientApp, optional
         What devices run, from :func:`~flwr_dmml.clients.make_client_app`. Its methods and rules are
         known here, too: give either it or them. By default it is made of what is given here.
@@ -73,8 +77,10 @@ def make_server_app(
         raise MethodError(f"make_server_app: two strategies, {kinds[0]!r} and {kinds[1]!r}")
     strategy = kinds[0] if kinds else PeerStrategy
     if client_app is None:
-        client_app = make_client_app(*learners, gossip=gossip, aggregation=aggregation)
-    elif learners or gossip or aggregation:
+        parts = {"gossip": gossip, "aggregation": aggregation}
+        sources = {"datasets": datasets, "topologies": topologies}
+        client_app = make_client_app(*learners, **parts, **sources)  # type: ignore[arg-type]
+    elif learners or gossip or aggregation or datasets or topologies:
         raise MethodError("make_server_app: the client_app brings its own parts; give it alone")
     if not isinstance(client_app, PeerClientApp):
         raise MethodError("make_server_app: the client_app is not one of make_client_app")
@@ -115,9 +121,11 @@ def _run(
     """Run the methods one after another, and report."""
     settings, methods, options = config.settings, config.parts.methods, config.options
     log(INFO, "Run folder: %s", folder.path)
-    stopping = getattr(grid, "stopping", lambda: False)
-    # An engine of this package may carry trackers of its own, such as the live table.
-    trackers = [folder, *sinks, *getattr(grid, "trackers", ())]
+    trackers: list[Tracker] = [folder, *sinks]
+    stopping = never
+    if isinstance(grid, SimulationGrid):  # with trackers of its own, such as the live table
+        trackers += grid.trackers
+        stopping = grid.stopping
     results: dict[str, RoundRecord] = {}
     if settings.compare_with == settings.method:
         log(INFO, "compare-with names the method itself: it runs once")
@@ -162,7 +170,7 @@ def _run(
 def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:
     """Return what makes the exchange that the settings name."""
     peer, encrypt = settings.exchange.transport == "peer", settings.exchange.encrypt
-    if hasattr(grid, "trackers"):
+    if isinstance(grid, SimulationGrid):
         if peer:
             log(INFO, "exchange.transport = peer: devices simulated here get a relay instead")
         if encrypt:
@@ -178,8 +186,10 @@ def _engine(
     grid: Grid, context: Context, settings: Settings, client_app: ClientApp
 ) -> Iterator[Grid]:
     """Yield the grid of the engine that the run config names, with its devices in their places."""
-    own = hasattr(grid, "trackers")  # an engine of this package has been chosen already
-    if settings.engine == "sharded" and not own:
+    if isinstance(grid, SimulationGrid):  # an engine of this package has been chosen already
+        grid.arrange(*layout(settings))
+        yield grid
+    elif settings.engine == "sharded":
         sharded = sharded_grid(
             client_app,
             settings.num_nodes,
@@ -192,10 +202,8 @@ def _engine(
         with sharded:
             sharded.arrange(*layout(settings))
             yield sharded
-        return
-    if arrange := getattr(grid, "arrange", None):
-        arrange(*layout(settings))
-    yield grid
+    else:
+        yield grid
 
 
 def constrain(

@@ -198,6 +198,10 @@ class Logbook:
                 result.evaluate_metrics_clientapp[record.round] = mean
         return result
 
+    def end_at(self, server_round: int) -> None:
+        """Make a round the last one, before the closing message."""
+        self._num_rounds = server_round
+
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""
         for tracker in self._trackers:

@@ -1,16 +1,19 @@
 """The round plan of plain gossip: route, train, watch. Never averages a model."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO
 from typing import Any, Protocol
 
+import networkx as nx
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from ..base.options import Group
+from ..energy.allocation import Allocation, RoundProblem
+from ..energy.ledger import Floats
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
@@ -113,6 +116,11 @@ class PeerStrategy(Strategy):
         self.options = options or Options()
         topology.check(num_nodes)
         self.gossip = gossip or DPSGDRule(Group())
+        if self.gossip.static and self._overrides("graph"):
+            raise TopologyError(
+                f"{type(self).__name__} plans graphs of its own, and the gossip rule "
+                f"{self.gossip.name!r} needs weights that stay the same"
+            )
         for needs in (self.options, self.gossip):
             if problem := needs.graph_problem(topology, num_nodes, seed):
                 raise TopologyError(problem)
@@ -155,6 +163,47 @@ class PeerStrategy(Strategy):
             log(INFO, "\t├──> %s", line)
         log(INFO, "\t└──> Evaluated every %s round(s), and at the end", self.evaluate_every)
 
+    # ---- what a strategy of your own overrides ----------------------------------------------
+
+    def graph(self, server_round: int) -> nx.Graph:
+        """Return who is to send to whom in a round (from 1): partition ids, links undirected.
+
+        Whoever cannot be reached, or cannot pay for sending, is taken out of it afterwards, and
+        the mixing weights are those of what is left.
+        """
+        return self.planner.of_topology(server_round)
+
+    def participants(self, server_round: int, connected: Collection[int]) -> Collection[int]:
+        """Return which of the connected devices take part in a round; the others rest."""
+        return connected
+
+    def allocate(self, problem: RoundProblem, server_round: int) -> Allocation:
+        """Return the iterations of a round, from its prices, speeds and limits.
+
+        What exceeds a device's ``budget_j``, ``latency_s`` or ``tau_max`` is refused.
+        """
+        return self.planner.energy.by_rule(problem, server_round)
+
+    def recorded(self, record: RoundRecord) -> Mapping[str, float]:
+        """Return numbers to record of a complete round, by names of your own.
+
+        They reach ``metrics.jsonl`` (``own``), the report and the sinks.
+        """
+        return {}
+
+    def stop(self, record: RoundRecord) -> str:
+        """Return why the run is to end after a complete round, or nothing to go on.
+
+        Asked of each round but the last. What the devices have trained since that round began is
+        mixed and evaluated in one more closing message.
+        """
+        return ""
+
+    @property
+    def battery_j(self) -> Floats | None:
+        """What the batteries hold, ``[node]``; None on mains power and before the first plan."""
+        return self.planner.battery_j
+
     # ---- one round --------------------------------------------------------------------------
 
     def configure_train(
@@ -162,14 +211,14 @@ class PeerStrategy(Strategy):
     ) -> list[Message]:
         """Return the messages of a round, or of several: plans, inbox, ``arrays`` to start from."""
         self._logbook.open(server_round)
-        invited = self._invite(grid)
+        invited = self._take_part(server_round, self._invite(grid))
         sizes, speeds = self.exchange.sizes, self.exchange.speeds
         rounds: list[dict[int, Plan]] = []
         last = min(server_round + self.exchange.rounds_per_message - 1, self._num_rounds)
         for t in range(server_round, last + 1):
             if t > server_round:
                 self._logbook.open(t)
-                invited = list(rounds[-1])
+                invited = self._take_part(t, list(rounds[-1]))
                 sizes = self.exchange.expected_sizes(invited)
             plans, budget = self.planner.plans(t, invited, sizes, speeds)
             self._logbook.budget(budget)
@@ -253,8 +302,14 @@ class PeerStrategy(Strategy):
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
         self.exchange = self._make_exchange(self.method, self.roster, self._logbook)
         phases = self.options.phases(num_rounds)
-        self.planner.begin(self.roster.members, phases, self.options.trained)
-        fixed = self.communicates and not self.topology.time_varying
+        self.planner.begin(
+            self.roster.members,
+            phases,
+            self.options.trained,
+            graph=self.graph if self._overrides("graph") else None,
+            allocate=self._allocation if self._overrides("allocate") else None,
+        )
+        fixed = self.communicates and not self._time_varying
         self._logbook.announce(self.method, self.planner.graph(1) if fixed else None)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
@@ -274,13 +329,19 @@ class PeerStrategy(Strategy):
             self.aggregate_train(before + 1, replies)
             for record in self.records[before:]:
                 record.seconds = (time.monotonic() - begun) / (done - before)
-            for record in self.records[max(0, before - 1) : -1]:
-                self._logbook.complete(record)
+            complete = self.records[max(0, before - 1) : -1]
+            for record in complete:
+                self._complete(record)
             if self.keeper:
                 self.keeper.after_rounds(self, grid, before, done)
+            if done < num_rounds and (why := next(filter(None, map(self.stop, complete)), "")):
+                log(INFO, "The run ends after round %s: %s", done, why)
+                num_rounds = self._num_rounds = done
+                self.planner.end_at(done)
+                self._logbook.end_at(done)
         closing = self.configure_evaluate(num_rounds, arrays, config, grid)
         self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
-        self._logbook.complete(self.records[-1])
+        self._complete(self.records[-1])
         if self.keeper:
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
@@ -312,3 +373,57 @@ class PeerStrategy(Strategy):
         invited, absent = self.roster.invite(grid)
         self._logbook.failures(absent)
         return invited
+
+    def _take_part(self, server_round: int, connected: Collection[int]) -> list[int]:
+        """Return who takes part in a round, of those that can be asked.
+
+        Raises
+        ------
+        ValueError
+            :meth:`participants` names somebody else, or nobody.
+        """
+        chosen = sorted(set(self.participants(server_round, connected)))
+        if others := set(chosen) - set(connected):
+            raise ValueError(
+                f"round {server_round}: participants() names device {min(others)!r}, which is not "
+                "connected"
+            )
+        if not chosen:
+            raise ValueError(f"round {server_round}: participants() names no device")
+        return chosen
+
+    def _allocation(self, problem: RoundProblem, server_round: int) -> Allocation:
+        """Return the strategy's own allocation, checked.
+
+        Raises
+        ------
+        ValueError
+            :meth:`allocate` gives a device more than it may have; the message names it.
+        """
+        plan = self.allocate(problem, server_round)
+        if plan.tau.shape != problem.owned.shape:
+            raise ValueError(
+                f"round {server_round}: allocate() gives iterations of shape {plan.tau.shape}, "
+                f"not {problem.owned.shape} (node, modality)"
+            )
+        if not (fits := problem.is_feasible(plan.tau)).all():
+            k = int(fits.argmin())
+            raise ValueError(
+                f"round {server_round}: allocate() gives device {k} the iterations "
+                f"{plan.tau[k].tolist()}; allowed are all 0, or {problem.lower[k].tolist()} to "
+                f"{problem.upper[k].tolist()} within {problem.budget_j[k]:.4g} J and "
+                f"{problem.latency_s[k]:.4g} s"
+            )
+        return plan
+
+    def _complete(self, record: RoundRecord) -> None:
+        """Report a round whose mixing and evaluation are in."""
+        record.noted |= {str(k): float(v) for k, v in self.recorded(record).items()}
+        self._logbook.complete(record)
+
+    def _overrides(self, hook: str) -> bool:
+        return getattr(type(self), hook) is not getattr(PeerStrategy, hook)
+
+    @property
+    def _time_varying(self) -> bool:
+        return self.topology.time_varying or self._overrides("graph")

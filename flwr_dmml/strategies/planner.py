@@ -12,7 +12,7 @@ from ..graph.spectral import effective_spectral_gap
 from ..graph.topology import Topology
 from ..payload.plan import Plan
 from ..settings import Settings
-from .energy.energy_constrained import EnergyConstrained
+from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget
 from .mixing import Neighbourhood, neighbourhoods
 from .roster import Member
@@ -64,6 +64,7 @@ class RoundPlanner:
         self.evaluate_every = evaluate_every
         self.seed = seed
         self.addressed = addressed
+        self._own_graph: Callable[[int], nx.Graph] | None = None
 
     def summary(self) -> list[str]:
         """Return what is known before the first round, in a few lines for the log."""
@@ -82,15 +83,21 @@ class RoundPlanner:
         members: Mapping[int, Member],
         phases: Sequence[str],
         trained: Callable[[str, tuple[str, ...]], Collection[str]],
+        graph: Callable[[int], nx.Graph] | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
-        """Take note of who is there, of every round's phase, and of what is trained in a phase."""
+        """Take note of who is there, of every round's phase, and of what is trained in a phase.
+
+        ``graph`` and ``allocate`` are those of a strategy that has its own.
+        """
+        self._own_graph = graph
         self._trained = trained
         self._members, self._phases, num_rounds = members, list(phases), len(phases)
         self._num_rounds = num_rounds
         work = {p: member.work for p, member in members.items()}
         reach = self.topology.graph(self.num_nodes, seed=self.seed)
         own = {p: member.equipment for p, member in members.items()}
-        self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own)
+        self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own, allocate)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
         self._known: tuple[object, tuple[int, ...]] = (None, ())
         self._found: dict[int, Neighbourhood] = {}
@@ -100,7 +107,29 @@ class RoundPlanner:
         """Return who is to send to whom in a round, on all nodes."""
         if not self.communicates:
             return nx.empty_graph(self.num_nodes)
+        if self._own_graph is None:
+            return self.of_topology(server_round)
+        found, graph = self._own_graph(server_round), nx.empty_graph(self.num_nodes)
+        if unknown := set(found) - set(graph):
+            raise ValueError(
+                f"round {server_round}: the strategy's graph has the node {min(unknown)!r}; "
+                f"allowed: partition ids from 0 to {self.num_nodes - 1}"
+            )
+        graph.add_edges_from((i, j) for i, j in found.edges if i != j)
+        return graph
+
+    def of_topology(self, server_round: int) -> nx.Graph:
+        """Return the graph of a round as the topology has it, on all nodes."""
         return self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
+
+    @property
+    def battery_j(self) -> Floats | None:
+        """What the batteries hold, ``[node]``; None on mains power and before the first plan."""
+        return self.energy.left_j
+
+    def end_at(self, server_round: int) -> None:
+        """Make a round the last one, before the closing message."""
+        self._num_rounds = server_round
 
     def plans(
         self,

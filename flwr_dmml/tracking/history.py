@@ -21,6 +21,7 @@ class _Line(BaseModel):
     total_simulated_s: float = 0.0
     total_bits: float = 0.0
     total_measured_j: float | None = None
+    noted: dict[str, float] = {}
 
     def record(self) -> RoundRecord:
         """Return the record."""

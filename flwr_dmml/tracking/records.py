@@ -135,6 +135,7 @@ class RoundRecord:
     total_simulated_s: float = 0.0  # on the devices, this round included
     total_bits: float = 0.0  # put on the air by all devices, this round included
     total_measured_j: float | None = None  # by all meters, this round included
+    noted: dict[str, float] = field(default_factory=dict)  # numbers of the strategy's own
 
     @property
     def evaluated(self) -> list[NodeResult]:
@@ -149,8 +150,8 @@ class RoundRecord:
 
     @property
     def own(self) -> dict[str, float]:
-        """Numbers that methods record under names of their own, mean over the nodes that do."""
-        return _mean_by_key(node.own for node in self.nodes)
+        """Numbers under names of a method's own, mean over the nodes; and those of a strategy."""
+        return _mean_by_key(node.own for node in self.nodes) | self.noted
 
     def node(self, partition: int, modalities: Iterable[str]) -> NodeResult:
         """Return the entry of a node, new if it has none yet."""
@@ -309,6 +310,7 @@ class RoundRecord:
             "label_bytes_sent_per_node": self.label_bytes_sent,
             "labels": self.labels,
             "own": self.own,
+            "noted": self.noted,
             "compute_j": self.compute_j,
             "radio_j": self.radio_j,
             "total_j": self.total_j,

@@ -27,7 +27,7 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     """
     found: dict[str, float] = {"failed": float(len(record.failed)), "seconds": record.seconds}
     for name, value in record.to_json().items():
-        if name in ("round", "nodes", "failed"):
+        if name in ("round", "nodes", "failed", "noted", "battery_j"):
             continue
         if isinstance(value, dict):
             found |= {f"{name}/{key}": float(v) for key, v in value.items()}

@@ -209,6 +209,12 @@ class Allocation:
     bandwidth_hz: FloatArray | None = None
     bound: float | None = None
 
+    @classmethod
+    def of(cls, problem: RoundProblem, tau: Tau, *, status: str = "rule") -> Self:
+        """Return the plan of iterations ``[node, modality]``; who cannot be served gets 0."""
+        plan = planned(problem, tau, "max-min", status)
+        return cls(plan.tau, plan.theta, plan.parked, plan.objective, plan.status)
+
 
 def objective_value(problem: RoundProblem, tau: Tau, objective: Objective) -> float:
     """Return what a plan ``tau`` ``[node, modality]`` is worth.

@@ -1,6 +1,6 @@
 """A round's plan under remaining energy: live links, joules, iterations of every modality."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -16,6 +16,8 @@ from .measured import MeasuredPrices
 from .round_budget import Decision, RoundBudget, Sending, Updates, among
 from .rules import RULES, ruling_speeds
 
+Allocate = Callable[[RoundProblem, int], Allocation]
+"""(problem, round from 1) to the iterations of that round."""
 _TRIAL_ROUNDS = 10  # whose channels tell what sending takes, before the first round
 
 
@@ -39,7 +41,7 @@ class EnergyConstrained:
 
     def __init__(self, settings: Settings, *, battery_j: Floats | None = None) -> None:
         self.settings = settings
-        self._given_j = battery_j
+        self._given_j, self._filled = battery_j, False
         self._on_mains = settings.energy.on_mains and battery_j is None
 
     def summary(self) -> list[str]:
@@ -62,14 +64,17 @@ class EnergyConstrained:
         graph: nx.Graph | None = None,
         phases: Sequence[str] = (),
         equipment: Mapping[int, Equipment] | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         """Take note of the devices' work; the first plan fills their batteries.
 
         ``battery-share`` pays for sending over ``graph``, by default that of the first round.
         ``phases`` are those of the method's plan, one a round; some cost more than others.
-        ``equipment`` is what devices say of themselves; the settings say the rest.
+        ``equipment`` is what devices say of themselves; the settings say the rest. ``allocate``
+        makes a round's iterations instead of :meth:`by_rule`.
         """
         s, self._equipment = self.settings, dict(equipment or {})
+        self._allocate = allocate or self.by_rule
         self._num_rounds = num_rounds
         fleet = equip(s.energy.fleet(num_nodes, s.seed), self._equipment)
         costs, phases = FleetCosts.of(fleet, work), phases or [""] * num_rounds
@@ -140,6 +145,11 @@ class EnergyConstrained:
         return self.ledger.correct("compute", extra_j)
 
     @property
+    def left_j(self) -> Floats | None:
+        """What the batteries hold, ``[node]``; None on mains power and before the first plan."""
+        return self.ledger.remaining_j if self._filled and not self._on_mains else None
+
+    @property
     def costs(self) -> FleetCosts:
         """The prices of the next plan."""
         return self.prices.costs
@@ -154,7 +164,7 @@ class EnergyConstrained:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on, after :meth:`begin`, from what :meth:`state` gave, equal to the bit."""
         self.battery_j = np.array(state["battery_j"])
-        self.ledger = Ledger.from_state(state["ledger"])
+        self.ledger, self._filled = Ledger.from_state(state["ledger"]), True
         self._radio_j = np.array(state["radio_j"]).reshape(-1, len(self.battery_j))
         self._round_s = float(state["round_s"])
         self.prices.load_state(state["prices"])
@@ -170,13 +180,13 @@ class EnergyConstrained:
         """Decide on links first, then on iterations: every device sends in a band of its own."""
         sending, flat = self._sending(server_round, graph, present, payload_bits)
         problem = self._problem(server_round, sending, present - set(flat), speeds)
-        allocation = self.allocate(problem, server_round)
+        allocation = self._allocate(problem, server_round)
         return Decision(
             sending, flat, allocation.tau, self._limit_j(problem, server_round), allocation.notes
         )
 
-    def allocate(self, problem: RoundProblem, server_round: int) -> Allocation:
-        """Return a round's iterations, by ``allocation.rule``; override for a rule of yours."""
+    def by_rule(self, problem: RoundProblem, server_round: int) -> Allocation:
+        """Return a round's iterations, by ``allocation.rule``."""
         return RULES[self.settings.allocation.rule](problem, self._trains(server_round))
 
     def _limit_j(self, problem: RoundProblem, server_round: int) -> Floats:
@@ -200,7 +210,10 @@ class EnergyConstrained:
         if self._given_j is None and not self._on_mains:
             for k, own in self._equipment.items():
                 self.battery_j[k] = own.battery_j or self.battery_j[k]
-        self.ledger = Ledger(self.battery_j, np.inf if s.energy.on_mains else None)
+        self.ledger, self._filled = (
+            Ledger(self.battery_j, np.inf if s.energy.on_mains else None),
+            True,
+        )
 
     def _sending(
         self, server_round: int, graph: nx.Graph, live: set[int], payload_bits: Floats

@@ -10,7 +10,7 @@ from ...energy.allocation import OBJECTIVES, FleetAllocator, Objective, SharedBa
 from ...energy.costs import Work
 from ...energy.equipment import Equipment
 from ...energy.ledger import Floats
-from .energy_constrained import EnergyConstrained
+from .energy_constrained import Allocate, EnergyConstrained
 from .round_budget import Decision, Sending, among
 
 
@@ -30,9 +30,18 @@ class SharedBandConstrained(EnergyConstrained):
         graph: nx.Graph | None = None,
         phases: Sequence[str] = (),
         equipment: Mapping[int, Equipment] | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
-        """Take note of the devices' work."""
+        """Take note of the devices' work.
+
+        Raises
+        ------
+        ValueError
+            ``allocate`` is given: here shares of the band and iterations are decided together.
+        """
         super().begin(work, num_nodes, num_rounds, graph, phases, equipment)
+        if allocate is not None:
+            raise ValueError("a strategy with an allocation of its own cannot share a radio band")
         rule = self.settings.allocation.rule
         if rule == "sync-only":
             raise ValueError("allocation.rule = 'sync-only' cannot be used with a shared band")

@@ -1,0 +1,132 @@
+"""Transports of a device: the relay, sealed payloads, and direct exchange with the neighbours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from torch import Tensor, equal
+
+from ..learning.learner import Learner
+from ..payload.plan import Outcome, Payload, Plan
+from ..transport.arrays import record_of
+from ..transport.messages import (
+    METRICS,
+    PAYLOAD,
+    PEERS,
+    REPORT,
+    STATE,
+    join,
+    pack,
+    read_inbox,
+    read_peers,
+    unpack,
+    write_report,
+)
+from .direct import SENT, open_link, run_directly
+from .metering import run_metered
+from .sealing import encrypts, run_sealed
+
+
+class Transport(Protocol):
+    """Runs the rounds of a message: brings in the neighbours' payloads, and hands out the own."""
+
+    def run(
+        self, learner: Learner, plans: Sequence[Plan], content: RecordDict
+    ) -> tuple[RecordDict, ArrayRecord]:
+        """Return the content of the reply, and what the device keeps.
+
+        Parameters
+        ----------
+        learner : Learner
+            With the state of the round before.
+        plans : sequence of Plan
+            Of the message's rounds, at least one.
+        content : RecordDict
+            The message's.
+        """
+        ...
+
+
+def transport_of(content: RecordDict, context: Context) -> Transport:
+    """Return the transport that a message asks for."""
+    if PEERS in content.config_records:
+        return Direct(context)
+    return Sealed(context) if encrypts(context) else Relayed(context)
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """The coordinator hands payloads on: they come with the plan, and go with the reply."""
+
+    context: Context
+
+    def run(
+        self, learner: Learner, plans: Sequence[Plan], content: RecordDict
+    ) -> tuple[RecordDict, ArrayRecord]:
+        """See :class:`Transport`."""
+        inbox = read_inbox(content)
+        outcome = run_metered(learner, plans[0], inbox, self.context.node_config)
+        return records(outcome, learner.state())
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """As :class:`Relayed`, but nobody except the neighbours can read a payload."""
+
+    context: Context
+
+    def run(
+        self, learner: Learner, plans: Sequence[Plan], content: RecordDict
+    ) -> tuple[RecordDict, ArrayRecord]:
+        """See :class:`Transport`."""
+        outcome, sealed = run_sealed(learner, plans[0], content, self.context)
+        reply, kept = records(outcome, learner.state())
+        if sealed:
+            reply[PAYLOAD] = sealed
+        return reply, kept
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Devices exchange letters with their neighbours, for several rounds; numbers come back."""
+
+    context: Context
+
+    def run(
+        self, learner: Learner, plans: Sequence[Plan], content: RecordDict
+    ) -> tuple[RecordDict, ArrayRecord]:
+        """See :class:`Transport`."""
+        context = self.context
+        before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
+        sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
+        me, exchange = learner.partition.partition_id, learner.settings.exchange
+        peers = read_peers(content)
+        with open_link(context, exchange, me) as link:
+            run, own = str(context.run_id), context.node_config
+            outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own)
+        metrics = MetricRecord(join(outcome.metrics for outcome in outcomes))
+        reply = RecordDict({METRICS: metrics})
+        if report := join(map(write_report, outcomes)):
+            reply[REPORT] = ConfigRecord(report)
+        return reply, pack(learner.state() | {SENT + k: v for k, v in sent.items()})
+
+
+def records(outcome: Outcome, state: Payload) -> tuple[RecordDict, ArrayRecord]:
+    """Write what a device gives back after a round, and what it keeps: once, where it is equal."""
+    reply = RecordDict({METRICS: MetricRecord(dict(outcome.metrics))})
+    payload = pack(outcome.payload)
+    if payload:
+        reply[PAYLOAD] = payload
+    if report := write_report(outcome):
+        reply[REPORT] = report
+    kept = pack({k: v for k, v in state.items() if not _is_in(v, outcome.payload.get(k))})
+    shared = {k: payload[k] if k in payload and k not in kept else kept[k] for k in state}
+    return reply, record_of(shared)
+
+
+def _is_in(value: Tensor, published: Tensor | None) -> bool:
+    """Return whether a value of the state has been published as it is."""
+    if published is None or published.dtype != value.dtype:  # equal numbers are not enough
+        return False
+    return value is published or equal(value, published)
