@@ -275,3 +275,38 @@ def test_a_method_compared_with_itself_runs_once(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert len((tmp_path / "x" / "local" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+FOREIGN = """
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+client, server = ClientApp(), ServerApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    print("lr", context.run_config["lr"])
+"""
+
+
+def test_a_key_that_another_packages_app_does_not_have_is_refused(tmp_path: Path):
+    (tmp_path / "foreign_app.py").write_text(FOREIGN)
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.flwr.app.components]\nserverapp = "foreign_app:server"\n'
+        'clientapp = "foreign_app:client"\n[tool.flwr.app.config]\nlr = 0.1\n'
+    )
+    wrong = invoke(str(tmp_path), "--set", "lrr=3")
+    assert wrong.exit_code == 1
+    assert "--set lrr: the app has no such key; did you mean 'lr'?" in words(wrong.output)
+    right = invoke(str(tmp_path), "--set", "lr=3", "--nodes", "2")
+    assert right.exit_code == 0 and "lr 3" in right.output
+
+
+def test_rules_are_listed_with_their_source():
+    listed = invoke("--list-gossip")
+    assert listed.exit_code == 0
+    assert first_cells(listed.output) == sorted(find_parts().gossip)
+    assert "Tang et al., ICML 2018" in words(listed.output)
+    assert first_cells(invoke("--list-aggregation").output) == ["mean"]

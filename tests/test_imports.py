@@ -2,12 +2,16 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import flwr_dmml
 
 ROOT = Path(__file__).parents[1] / "flwr_dmml"
 ORDER = [
@@ -115,3 +119,15 @@ def test_no_private_name_crosses_modules():
             private = [part for part in (*source.split("."), name) if re.match(r"_[^_]", part)]
             if source.partition(".")[0] == "flwr_dmml":
                 assert not private, f"{module} imports {source}.{name}"
+
+
+def test_the_public_face_is_there_and_costs_nothing():
+    """Every name can be imported, and importing the package loads no torch."""
+    code = "import sys, flwr_dmml; assert 'torch' not in sys.modules; print(*dir(flwr_dmml))"
+    names = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {"Learner", "PeerStrategy", "make_client_app", "make_server_app"} <= set(names)
+    assert all(getattr(flwr_dmml, name) for name in names)
+    with pytest.raises(AttributeError, match="no attribute 'Lerner'"):
+        flwr_dmml.Lerner  # noqa: B018

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from helpers import FAST, make_learner
+from helpers import FAST, make_learner, run_peers
 from torch import nn
 from torch.nn import functional as F
 
+from flwr_dmml.base.errors import MethodError, SettingsError
 from flwr_dmml.clients import DPSGD, Batch, Learner, NonFiniteModelError, find_methods
 from flwr_dmml.learning.speedometer import SPEEDS
 from flwr_dmml.models import IMAGE_ENCODERS
 from flwr_dmml.payload.blocks import flatten, num_parameters
 from flwr_dmml.payload.plan import Plan
+from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 
 CONFIG = {**FAST, "num-nodes": 3, "method": "dpsgd"}
 
@@ -408,3 +410,92 @@ def test_the_image_encoder_is_the_one_of_the_setting(name: str):
     assert (expected == before["encoder.image"]) == (name == "conv")
     outcome = learner.run_round(Plan(1, 1), {})
     assert set(outcome.payload) >= {"encoder.image"} and outcome.metrics["train.loss"] > 0
+
+
+# A format of its own, numbers of its own, a plain module
+
+
+class Sparse(DPSGD):
+    """Sends the first ten numbers of each block, and mixes them."""
+
+    name = "sparse"
+    own_format = True
+
+    def outgoing(self, plan, inbox, blocks):
+        return {name: vector[:10].clone() for name, vector in blocks.items()}
+
+    def mix(self, plan, inbox):
+        self.measured["sparse.heard"] = float(len(inbox))
+        for payload in inbox.values():
+            for name in self.blocks():
+                self.flat.vector[self.flat.slices[name]][:10].add_(payload[name]).div_(2)
+        return 0.0, []
+
+
+class Silent(Sparse):
+    """Does so without saying it."""
+
+    name = "silent"
+    own_format = False
+
+
+def test_a_format_of_its_own_has_to_be_declared():
+    like = make_learner(CONFIG)
+    with pytest.raises(MethodError, match=r"'silent': outgoing\(\) changes.*own_format = True"):
+        Silent(like.partition, like.settings, like.options).run_round(Plan(1, 1), {})
+
+
+@pytest.mark.parametrize("how", [{"exchange.precision": "int8"}, {"exchange.top-k": 0.1}])
+def test_a_format_of_its_own_is_not_compressed(how):
+    parts = find_parts(OwnParts((Sparse,)))
+    with pytest.raises(
+        SettingsError, match=r"exchange\.precision.*'sparse' writes blocks in a for"
+    ):
+        parse_settings({"method": "sparse", **how}, parts)
+    with pytest.raises(SettingsError, match=r"gossip = 'qg-dsgdm': the method 'sparse' writes"):
+        parse_settings({"method": "sparse", "gossip": "qg-dsgdm"}, parts)
+
+
+def test_a_format_of_its_own_is_heard_billed_and_its_numbers_are_recorded():
+    """From round 1 on the bits are those of ten numbers a block, as is what is sent."""
+    config = {**CONFIG, "method": "sparse", "modality-pattern": "audio"}
+    peers = run_peers(config, Sparse, num_rounds=3)
+    assert not any(record.failed for record in peers.records)
+    planned = [record.total_bits for record in peers.records]
+    assert planned[0] == pytest.approx(planned[1] - planned[0])
+    blocks = make_learner({**CONFIG, "modality-pattern": "audio"}).blocks()
+    sent = 8 * 3 * (len(blocks) * (128 + 40) + 128 + 8)  # each with a header; two speeds
+    assert planned[0] == sent
+    assert [record.own for record in peers.records] == [
+        {"sparse.heard": 0.0},
+        {"sparse.heard": 2.0},
+        {"sparse.heard": 2.0},
+    ]
+    assert peers.records[1].to_json()["nodes"][0]["own"] == {"sparse.heard": 2.0}
+
+
+class Net(nn.Module):
+    """A network that knows nothing of blocks and encoders."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, inputs):
+        return torch.stack([self.layer(x.flatten(1)) for x in inputs.values()]).mean(dim=0)
+
+
+class OnANet(Learner):
+    name = "on-a-net"
+
+    def build_model(self):
+        return Net()
+
+
+def test_a_plain_module_is_one_block_and_learns():
+    config = {**CONFIG, "method": "on-a-net", "modality-pattern": "image", "local-iterations": 20}
+    peers = run_peers({**config, "modality-loss": 0.5}, OnANet, num_rounds=4, evaluate_every=1)
+    first, *_, last = peers.records
+    assert not any(r.failed for r in peers.records) and last.accuracy > first.accuracy
+    assert last.nodes[0].speed == {} and last.nodes[0].accuracy_by_modality["image"] > 0.2
+    assert {m.blocks["model"] for m in peers.roster.members.values()} == {650}

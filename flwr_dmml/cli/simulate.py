@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..base.machine import cores
-from .arguments import AppFolder, Nodes, Overrides, changed_settings
+from .arguments import AppFolder, Nodes, Overrides, changed_settings, check_known
 from .output import STOPPED, errors_in_words, labelled, say
 
 Kind = Literal["methods", "gossip", "aggregation"]
@@ -118,6 +118,7 @@ def simulate(
         with errors_in_words():
             changed = changed_settings(overrides, nodes)
             loaded = load_app(path)
+            check_known(loaded, changed)
             if resume is not None:
                 changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
             count = {**loaded.run_config, **changed}.get("num-nodes", Settings().num_nodes)
