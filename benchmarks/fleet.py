@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 PATTERN = "audio,audio+image"
 """Two devices of four with a microphone only, two with a camera, too."""
-RELAY, PEER, AT_ONCE = "relay", "peer", "peer-at-once"
+RELAY, DIRECT, AT_ONCE = "relay", "direct", "direct-at-once"
 
 
 class Counter:
@@ -176,7 +176,7 @@ def run(fleet: LocalFleet, way: str, settings: dict[str, Any]) -> Path:
     """Run the quickstart to its end; return the method's run folder."""
     settings = {
         **settings,
-        "exchange.transport": RELAY if way == RELAY else PEER,
+        "exchange.transport": RELAY if way == RELAY else DIRECT,
         "exchange.rounds-per-message": settings["num-server-rounds"] if way == AT_ONCE else 1,
     }
     said = fleet.submit(QUICKSTART, settings).communicate()[0]
@@ -216,7 +216,7 @@ def main(
             passed: dict[str, int] = {}
             times: dict[str, list[float]] = {RELAY: [], AT_ONCE: []}
             with memory.sampling():
-                for way in (RELAY, PEER, AT_ONCE):
+                for way in (RELAY, DIRECT, AT_ONCE):
                     before = counter.bytes
                     found = accuracies(run(fleet, way, learns | {"run-name": f"{way}-learns"}))
                     equal[way], passed[way] = found == simulated, counter.bytes - before

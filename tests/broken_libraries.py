@@ -96,9 +96,9 @@ def read_picture() -> None:
 
 
 def open_link() -> None:
-    from flwr_dmml.transport.direct.link import PeerLink
+    from flwr_dmml.transport.direct.link import DirectLink
 
-    PeerLink("run", 0)
+    DirectLink("run", 0)
 
 
 def read_parquet() -> None:

@@ -17,6 +17,7 @@ from flwr_dmml.clients import find_methods
 from flwr_dmml.data import load_source, partition
 from flwr_dmml.data.options import LoadOptions
 from flwr_dmml.engine import load_app, run_app
+from flwr_dmml.settings import find_parts
 from flwr_dmml.strategies import ResumeError, RunStoppedError
 from flwr_dmml.strategies.resuming import check_unchanged, find_run
 from flwr_dmml.tracking.checkpoints import Checkpoint, Checkpoints
@@ -250,9 +251,9 @@ def test_a_changed_setting_is_refused_by_name(tmp_path: Path):
     before |= {"dpsgd.x": 1}
     (tmp_path / "r" / "config.json").write_text(json.dumps(before))
     now = {**before, "moon.mu": 2.0, "workers": 3}  # moon does not run
-    check_unchanged(tmp_path / "r", now, ["moon", "dpsgd"])
+    check_unchanged(tmp_path / "r", now, find_parts())
     with pytest.raises(SettingsError) as caught:
-        check_unchanged(tmp_path / "r", {**now, "alpha": 0.5, "dpsgd.x": 2}, ["moon", "dpsgd"])
+        check_unchanged(tmp_path / "r", {**now, "alpha": 0.5, "dpsgd.x": 2}, find_parts())
     text = str(caught.value)
     assert "alpha = 0.5: the run to resume has 0.3" in text and "dpsgd.x = 2" in text
     assert "moon" not in text and "workers" not in text

@@ -19,6 +19,7 @@ from flwr_dmml.data.options import MissingOptions, PublicOptions
 from flwr_dmml.data.public import load_public
 from flwr_dmml.data.sets.parts import ABOUT, TENSORS, part_folder, read_about
 from flwr_dmml.engine import server_identity
+from flwr_dmml.settings import OwnParts
 from flwr_dmml.transport.messages import PLAN
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
@@ -89,7 +90,7 @@ def asked(node_config: dict[str, Any]) -> Any:
     run_config = {"dataset": "parts", "num-nodes": 3, "seed": 1}
     with server_identity(1):
         message = Message(content, dst_node_id=7, message_type="query")
-    return learner_for(message, Context(0, 7, node_config, RecordDict(), run_config), ())
+    return learner_for(message, Context(0, 7, node_config, RecordDict(), run_config), OwnParts())
 
 
 def test_a_device_is_pointed_to_its_part_by_its_node_config(parts: Path):

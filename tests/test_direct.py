@@ -133,10 +133,14 @@ def test_weights_of_who_is_missing_stay_with_oneself():
 @pytest.mark.parametrize(
     ("node_config", "exchange", "words"),
     [
-        ({}, ExchangeOptions(transport="peer"), "peer-address is missing"),
-        ({"peer-address": ":0", "tls-ca": "x"}, ExchangeOptions(), "give tls-ca, tls-certificate"),
+        ({}, ExchangeOptions(transport="direct"), "direct-address is missing"),
         (
-            {"peer-address": ":0", "tls-ca": "x", "tls-certificate": "y", "tls-key": "z"},
+            {"direct-address": ":0", "tls-ca": "x"},
+            ExchangeOptions(),
+            "give tls-ca, tls-certificate",
+        ),
+        (
+            {"direct-address": ":0", "tls-ca": "x", "tls-certificate": "y", "tls-key": "z"},
             ExchangeOptions(),
             "there is no file x",
         ),
@@ -153,5 +157,5 @@ def test_the_relay_has_a_round_a_message():
     several = {"exchange.rounds-per-message": 4}
     with pytest.raises(SettingsError, match="the relay hands payloads on in every round"):
         parse_settings(several, find_parts())
-    parsed = parse_settings({**several, "exchange.transport": "peer"}, find_parts())
+    parsed = parse_settings({**several, "exchange.transport": "direct"}, find_parts())
     assert parsed.settings.exchange.rounds_per_message == 4

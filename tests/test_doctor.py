@@ -107,7 +107,7 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(libraries, "installed", lambda name: "")
     assert checks.library("zenoh") == checks.Finding(
         "eclipse-zenoh", "absent", "for letters from device to device",
-        mend='pip install "flwr-dmml[peer]"',
+        mend='pip install "flwr-dmml[direct]"',
     )  # fmt: skip
 
 

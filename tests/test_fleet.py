@@ -341,7 +341,7 @@ def test_quoting_comes_back(tmp_path: Path, path: str):
         "data-path": path,
         "partition-id": 0,
         "num-partitions": 2,
-        "peer-address": "10.0.0.11:7447",
+        "direct-address": "10.0.0.11:7447",
         "tls-ca": f"{path}/pi-1/ca.crt",
         "tls-certificate": f"{path}/pi-1/peer.crt",
         "tls-key": f"{path}/pi-1/peer.key",
@@ -436,7 +436,7 @@ def test_defaults_and_choices(tmp_path: Path):
     fleet = read_fleet(write(tmp_path, TWO + THIRD))
     assert fleet.superlink.address == "10.0.0.1:8000"
     assert [d.partition_id for d in fleet.devices] == [0, 1, 2]
-    assert fleet.devices[2].peer_address == "[fd00::3]:7447"
+    assert fleet.devices[2].direct_address == "[fd00::3]:7447"
     assert fleet.folder_of(fleet.devices[2]) == "/etc/flwr-dmml"
     other = read_fleet(write(tmp_path), "/srv/{name}/")
     assert other.folder_of(other.devices[1]) == "/srv/pi-2"
@@ -473,7 +473,7 @@ MISTAKES = [
     ("torch-threads", "torch_threads", "device pi-2: torch_threads: unknown key; did you mean to"),
     ("torch-threads = 3", "partition-id = 0", "device pi-2: partition-id 0 is that of device pi-1"),
     ("torch-threads = 3", "partition-id = 2", "device pi-2: partition-id = 2: there are 2 devices"),
-    ("pi-2.example.org", "10.0.0.11", "device pi-2: peer-port 7447 of 10.0.0.11 is that of device"),
+    ("pi-2.example.org", "10.0.0.11", "device pi-2: direct-port 7447 of 10.0.0.11 is that of dev"),
     ("pi-2.example.org", "10.0.0.11", "device pi-1 and device pi-2 are both on 10.0.0.11: devic"),
     ("torch-threads = 3", "runtime-port = 7447", "runtime-port 7447 of pi-2.example.org is that"),
 ]  # fmt: skip
@@ -495,13 +495,13 @@ def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, problem: str):
         ("name = 'a'\nsuperlink = 3\ndevice = [1]", "device 1: must be a table, [[device]]"),
         ("name = 'a'\ndevice = []\n[superlink]\nhost = 'a.b'", "there must be one [[device]]"),
         ("name = 'a'\n[superlink]\nhost = 'a.b'\n[device]", "there must be one [[device]]"),
-        (TWO.replace("10.0.0.11", "10.0.0.1") + "peer-port = 8000", "both"),
+        (TWO.replace("10.0.0.11", "10.0.0.1") + "direct-port = 8000", "both"),
     ],
 )
 def test_a_file_of_another_form(tmp_path: Path, text: str, problem: str):
     if problem == "both":
-        text = text.replace('"10.0.0.1"\ndata', '"10.0.0.1"\npeer-port = 8000\ndata')
-        problem = "device pi-1: peer-port 8000 of 10.0.0.1 is that of the SuperLink"
+        text = text.replace('"10.0.0.1"\ndata', '"10.0.0.1"\ndirect-port = 8000\ndata')
+        problem = "device pi-1: direct-port 8000 of 10.0.0.1 is that of the SuperLink"
     with pytest.raises(FleetError) as caught:
         read_fleet(write(tmp_path, text))
     assert problem in str(caught.value)
@@ -511,7 +511,7 @@ def test_all_mistakes_at_once(tmp_path: Path):
     text = TWO
     for old, new in (('"lab"', '"my lab"'), ("10.0.0.11", "x y"), ('"pi-2"', '"pi-1"')):
         text = text.replace(old, new)
-    code, said = run("init", write(tmp_path, text + "peer-port = 99999"), "-o", tmp_path / "lab")
+    code, said = run("init", write(tmp_path, text + "direct-port = 99999"), "-o", tmp_path / "lab")
     assert code == 1 and not (tmp_path / "lab").exists()
     assert said.count("\n  ") == 4 and "Error: FleetError" in said
     assert run("init", tmp_path / "none.toml", "-o", tmp_path / "lab")[0] == 1
@@ -677,7 +677,7 @@ def test_a_fleet_that_is_well(running: tuple[Path, Path]):
     assert said.count("online") == 2 and said.count("closed") == 2
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        text = running[0].read_text() + f"peer-port = {port}\n"
+        text = running[0].read_text() + f"direct-port = {port}\n"
         code, said = run("status", write(running[0].parent, text), "-o", running[1])
         assert code == 0 and "open" in said, said
 

@@ -178,7 +178,7 @@ def test_what_mends_the_others(monkeypatch: pytest.MonkeyPatch):
     assert mend("ray") == 'pip install --force-reinstall ray "flwr-dmml[simulation]"'
     monkeypatch.setattr(libraries, "installed", lambda name: "")
     assert mend("soundfile") == 'pip install "soundfile>=0.12"'
-    assert mend("zenoh") == 'pip install "flwr-dmml[peer]"'
+    assert mend("zenoh") == 'pip install "flwr-dmml[direct]"'
 
 
 def test_every_library_is_one_that_this_package_asks_for():

@@ -13,7 +13,7 @@ from helpers import FAST, Recording
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import make_client_app
-from flwr_dmml.clients.sealing import LOCKED_STATE, encrypts, lock_state, unlock_state
+from flwr_dmml.clients.sealing import LOCKED_STATE, lock_state, seals, unlock_state
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.fleet.certificates import PEER, Authority, Wanted
 from flwr_dmml.graph.topology import make_topology
@@ -28,7 +28,7 @@ from flwr_dmml.strategies.roster import NoDevicesError
 from flwr_dmml.strategies.sealed import SealedExchange
 from flwr_dmml.tracking import RunFolder
 from flwr_dmml.transport.arrays import NumpyArray
-from flwr_dmml.transport.direct.tls import PeerError, Tls
+from flwr_dmml.transport.direct.tls import DirectError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, read_letter, write_letter
 from flwr_dmml.transport.messages import INBOX, PAYLOAD, SIMULATED, pack, unpack
 from flwr_dmml.transport.sealed import (
@@ -202,7 +202,7 @@ def test_a_devices_keys_follow_from_its_tls_key(files: list[Tls], devices: list[
     secrets = [own_secret(tls.key, purpose) for tls in files for purpose in ("payloads", "states")]
     assert len({*secrets, *(device.public for device in devices)}) == 3 * NODES
     assert own_secret(files[0].key, "payloads") == secrets[0] and len(secrets[0]) == 32
-    with pytest.raises(PeerError, match="TLS: "):
+    with pytest.raises(DirectError, match="TLS: "):
         own_secret(files[0].ca, "payloads")
 
 
@@ -310,7 +310,7 @@ class Published(Recording):
 
 
 def settings(**config: Any) -> dict[str, Any]:
-    return {**FAST, "num-nodes": NODES, "method": "dpsgd", "exchange.encrypt": True, **config}
+    return {**FAST, "num-nodes": NODES, "method": "dpsgd", "exchange.sealed": True, **config}
 
 
 def run(grid: Lab, config: dict[str, Any], rounds: int = 3, **strategy: Any) -> PeerStrategy:
@@ -326,7 +326,7 @@ def run(grid: Lab, config: dict[str, Any], rounds: int = 3, **strategy: Any) -> 
         evaluate_every=1,
         options=parsed.options[method.name],
         gossip=parsed.gossip_of(method.name),
-        exchange=SealedExchange if config["exchange.encrypt"] else Exchange,
+        exchange=SealedExchange if config["exchange.sealed"] else Exchange,
         **strategy,
     )
     with server_identity(grid.run.run_id):
@@ -361,7 +361,7 @@ def test_numbers_are_those_without_encryption(config: dict[str, Any], files: lis
     """Blocks that only some own, blocks addressed to one neighbour, soft labels; to the bit."""
     found = []
     for encrypt in (False, True):
-        given = settings(**config) | {"exchange.encrypt": encrypt}
+        given = settings(**config) | {"exchange.sealed": encrypt}
         found.append(run(Lab(files, given), given))
     plain, sealed = found
     assert learned(sealed) == learned(plain)
@@ -376,7 +376,7 @@ def test_the_coordinator_gets_nothing_that_it_could_read(files: list[Tls]):
     """Nor does it find a neighbour's block in its checkpoint; unencrypted, it has all of them."""
     for encrypt in (True, False):
         Published.payloads.clear()
-        given = settings(method="published") | {"exchange.encrypt": encrypt}
+        given = settings(method="published") | {"exchange.sealed": encrypt}
         grid = Lab(files, given, Published)
         run(grid, given)
         data = grid.all_bytes()
@@ -514,8 +514,8 @@ def test_a_device_does_not_encrypt_to_a_key_that_it_refuses(
 def test_a_coordinator_that_does_not_encrypt_gets_nothing(files: list[Tls]):
     """The run config says encrypt, the messages come without keys."""
     given = settings()
-    with pytest.raises(NoDevicesError, match="the coordinator does not encrypt"):
-        run(Lab(files, given), given | {"exchange.encrypt": False})
+    with pytest.raises(NoDevicesError, match="the coordinator does not seal"):
+        run(Lab(files, given), given | {"exchange.sealed": False})
 
 
 def test_a_device_without_a_certificate_is_left_out_with_one_clear_error(files: list[Tls]):
@@ -523,7 +523,7 @@ def test_a_device_without_a_certificate_is_left_out_with_one_clear_error(files: 
     grid = Lab(files, given)
     for node in grid._nodes.values():
         del node.config["tls-ca"], node.config["tls-certificate"], node.config["tls-key"]
-    with pytest.raises(NoDevicesError, match="encrypt needs tls-ca, tls-certificate"):
+    with pytest.raises(NoDevicesError, match="sealed needs tls-ca, tls-certificate"):
         run(grid, given)
 
 
@@ -536,7 +536,7 @@ def test_a_certificate_of_another_device_is_refused(
     grid = Lab([files[0], files[2], files[2]], given)
     peers = run(grid, given)
     assert peers.roster.members.keys() == {0, 2}
-    assert "Left out of the run: node 1001: PeerError" in caplog.text
+    assert "Left out of the run: node 1001: DirectError" in caplog.text
     assert "not 'device-1'" in caplog.text
 
 
@@ -544,7 +544,7 @@ def test_a_certificate_of_another_device_is_refused(
 
 
 def context(tls: Tls, encrypt: bool = True) -> Context:
-    return Context(1, 2, dict(named(tls)), RecordDict(), {"exchange.encrypt": encrypt})
+    return Context(1, 2, dict(named(tls)), RecordDict(), {"exchange.sealed": encrypt})
 
 
 def test_a_state_is_read_by_its_device_only(files: list[Tls]):
@@ -594,7 +594,7 @@ def test_a_resumed_run_opens_what_its_checkpoint_holds(
     assert {name.partition("@")[0] for name in held} <= {SEALED, "key", "own"}
     again = RunFolder.reopen(stopped.path)
     with pytest.raises(NoDevicesError, match="the state to go on from is encrypted"):
-        kept(again, files, given | {"exchange.encrypt": False}, run_id=3)
+        kept(again, files, given | {"exchange.sealed": False}, run_id=3)
 
     kept(RunFolder.reopen(stopped.path), files, given, run_id=4)
     found = [tmp_path / name / method / "metrics.jsonl" for name in ("stopped", "whole")]
@@ -614,14 +614,14 @@ def test_where_nothing_is_encrypted(files: list[Tls], caplog: pytest.LogCaptureF
     given = parse_settings(settings(), parts).settings
     here = InProcessGrid(make_client_app(), NODES, settings())
     assert exchange_of(given, here) is Exchange
-    assert "nothing is encrypted between devices simulated here" in caplog.text
+    assert "nothing is sealed between devices simulated here" in caplog.text
     elsewhere = object()
     assert exchange_of(given, elsewhere) is SealedExchange  # type: ignore[arg-type]
-    direct = parse_settings(settings(**{"exchange.transport": "peer"}), parts).settings
+    direct = parse_settings(settings(**{"exchange.transport": "direct"}), parts).settings
     made = exchange_of(direct, elsewhere)  # type: ignore[arg-type]
     assert made.func is DirectExchange  # type: ignore[attr-defined]
     with pytest.raises(SettingsError, match=r"a router of exchange\.router could read"):
         parse_settings(settings(**{"exchange.router": "10.0.0.1:7447"}), parts)
-    simulated = Context(1, 2, {SIMULATED: True}, RecordDict(), {"exchange.encrypt": True})
-    assert not encrypts(simulated) and encrypts(context(files[0]))
-    assert not encrypts(context(files[0], encrypt=False))
+    simulated = Context(1, 2, {SIMULATED: True}, RecordDict(), {"exchange.sealed": True})
+    assert not seals(simulated) and seals(context(files[0]))
+    assert not seals(context(files[0], encrypt=False))

@@ -47,7 +47,7 @@ def _root() -> None:
 
       data-path = "/data/part-000"  # on the device
 
-    A device may also have partition-id (by default its place in the file), peer-port (7447),
+    A device may also have partition-id (by default its place in the file), direct-port (7447),
     runtime-port (9094), profile ("raspberry-pi-4"), battery-j, meter ("none"), device ("cuda") and
     torch-threads.
 
@@ -181,7 +181,7 @@ def status(
 
     Checked from here: the SuperLink's TLS against the fleet's authority; whether each device is
     registered and online, and whether a node is registered that is no device of the fleet; when
-    certificates expire (wrong from 30 days before); whether each device's peer port can be reached.
+    certificates expire (wrong from 30 days before); whether a device's direct port can be reached.
     Devices listen there only while they train together: a port that is closed is no fault, one that
     does not answer is.
 
@@ -220,13 +220,13 @@ def status(
 
 
 def _table(fleet: "Fleet", report: "Report") -> Table:
-    table = Table("who", "part", "address", "state", "certificate until", "peer port")
+    table = Table("who", "part", "address", "state", "certificate until", "direct port")
     table.add_row("SuperLink", "", fleet.superlink.address, report.superlink, report.until, "")
     for state in report.devices:
         device = state.device
         table.add_row(
-            device.name, str(device.partition_id), device.peer_address, state.node, state.until,
-            state.peer_port,
+            device.name, str(device.partition_id), device.direct_address, state.node, state.until,
+            state.direct_port,
         )  # fmt: skip
     return table
 

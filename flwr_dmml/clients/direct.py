@@ -27,7 +27,7 @@ TLS_KEYS = ("tls-ca", "tls-certificate", "tls-key")
 
 
 class Link(Protocol):
-    """What carries letters, see :class:`~flwr_dmml.transport.direct.link.PeerLink`."""
+    """What carries letters, see :class:`~flwr_dmml.transport.direct.link.DirectLink`."""
 
     def publish(self, letter: Letter) -> int:
         """Hold a letter ready for the neighbours; return its bytes."""
@@ -117,7 +117,7 @@ def open_link(
 ) -> AbstractContextManager[Link]:
     """Return the link of a device, by its node config.
 
-    ``peer-address`` ("host:port") is where neighbours reach it; for the certificates see
+    ``direct-address`` ("host:port") is where neighbours reach it; for the certificates see
     :func:`read_tls`.
 
     Raises
@@ -125,15 +125,15 @@ def open_link(
     SettingsError
         One of them is wrong, or nothing says how neighbours are to be reached.
     """
-    from ..transport.direct.link import PeerLink
+    from ..transport.direct.link import DirectLink
 
-    listen = str(context.node_config.get("peer-address", ""))
+    listen = str(context.node_config.get("direct-address", ""))
     if not (listen or exchange.router or exchange.multicast):
         raise SettingsError(
-            "node config: peer-address is missing; set it to host:port where the neighbours reach "
-            "this device, or exchange.router or exchange.multicast in the run config"
+            "node config: direct-address is missing; set it to host:port where the neighbours "
+            "reach this device, or exchange.router or exchange.multicast in the run config"
         )
-    return PeerLink(
+    return DirectLink(
         str(context.run_id),
         partition,
         listen=listen,

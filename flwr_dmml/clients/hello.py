@@ -9,7 +9,7 @@ from ..payload.blocks import digest
 from ..transport import size_bytes
 from ..transport.messages import FLOPS_IN, PUBLIC_KEY, pack
 from .metering import equipment_of
-from .sealing import announcement, encrypts
+from .sealing import announcement, seals
 
 
 def introduction(learner: Learner, context: Context) -> ConfigRecord:
@@ -39,9 +39,9 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
             **equipment_of(context.node_config, learner.settings).told(),
         }
     )
-    if address := context.node_config.get("peer-address"):
-        about["peer-address"] = str(address)
-    if encrypts(context):
+    if address := context.node_config.get("direct-address"):
+        about["direct-address"] = str(address)
+    if seals(context):
         about[PUBLIC_KEY] = announcement(context, learner.partition.partition_id)
     if learner.settings.report_classes:
         labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes

@@ -1,4 +1,4 @@
-"""What a device does under ``exchange.encrypt``: what leaves it can only be read by its neighbours.
+"""What a device does under ``exchange.sealed``: what leaves it can only be read by its neighbours.
 
 Its state, which goes into the run's checkpoints, can only be read by itself.
 """
@@ -26,12 +26,12 @@ LOCKED_STATE = "locked-state"
 """The only array in the record of a state that its device has encrypted."""
 
 
-def encrypts(context: Context) -> bool:
+def seals(context: Context) -> bool:
     """Return whether nothing but numbers may leave this device in clear.
 
     Devices that an engine of this package simulates are all in one place: nothing is encrypted.
     """
-    asked = context.run_config.get("exchange.encrypt") is True
+    asked = context.run_config.get("exchange.sealed") is True
     return asked and not context.node_config.get(SIMULATED)
 
 
@@ -42,7 +42,7 @@ def announcement(context: Context, partition: int) -> bytes:
     ------
     SettingsError
         The node config names no certificate.
-    PeerError
+    DirectError
         The certificate does not do.
     """
     from ..transport.sealed import Identity
@@ -66,7 +66,7 @@ def run_sealed(
     from ..transport.sealed import KEYS, SESSION, Identity, open_letter, seal_letter
 
     if KEYS not in content.config_records:
-        raise SettingsError("exchange.encrypt = true, but the coordinator does not encrypt")
+        raise SettingsError("exchange.sealed = true, but the coordinator does not seal")
     keys, me = content.config_records[KEYS], learner.partition.partition_id
     identity, run = Identity(_tls(context), me), str(keys[SESSION])
     public: dict[int, bytes] = {}
@@ -106,7 +106,7 @@ def run_sealed(
 
 def lock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
     """Return a device's state as it may leave it: nobody else can read it under encryption."""
-    if not (encrypts(context) and state):
+    if not (seals(context) and state):
         return state
     from ..transport.sealed import lock, own_secret
 
@@ -128,9 +128,9 @@ def unlock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
     if not state:
         return state
     locked = LOCKED_STATE in state
-    if locked != encrypts(context):
+    if locked != seals(context):
         kind = "encrypted" if locked else "not encrypted"
-        raise SettingsError(f"exchange.encrypt has changed: the state to go on from is {kind}")
+        raise SettingsError(f"exchange.sealed has changed: the state to go on from is {kind}")
     if not locked:
         return state
     from ..transport.sealed import own_secret, unlock
@@ -144,7 +144,7 @@ def _tls(context: Context) -> Tls:
     if tls := read_tls(context):
         return tls
     raise SettingsError(
-        f"node config: exchange.encrypt needs {', '.join(TLS_KEYS)} (flwr-dmml fleet init writes "
+        f"node config: exchange.sealed needs {', '.join(TLS_KEYS)} (flwr-dmml fleet init writes "
         "them)"
     )
 

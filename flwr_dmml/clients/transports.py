@@ -25,7 +25,7 @@ from ..transport.messages import (
 )
 from .direct import SENT, open_link, run_directly
 from .metering import run_metered
-from .sealing import encrypts, run_sealed
+from .sealing import run_sealed, seals
 
 
 class Transport(Protocol):
@@ -52,7 +52,7 @@ def transport_of(content: RecordDict, context: Context) -> Transport:
     """Return the transport that a message asks for."""
     if PEERS in content.config_records:
         return Direct(context)
-    return Sealed(context) if encrypts(context) else Relayed(context)
+    return Sealed(context) if seals(context) else Relayed(context)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def problems_of(fleet: Fleet, heard: Mapping[str, Heard]) -> list[str]:
         found += _of_device(fleet, devices[name], one)
         found += [
             f"{name} does not reach {other} "
-            f"({host_port(devices[other].address, devices[other].peer_port)}): {how}"
+            f"({host_port(devices[other].address, devices[other].direct_port)}): {how}"
             for other, how in one.answer.peers.items()
             if how not in REACHED and other in devices
         ]

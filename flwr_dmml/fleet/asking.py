@@ -56,7 +56,7 @@ def ask_devices(fleet: Fleet, folder: Path, devices: Sequence[Device], timeout_s
         The run cannot be started, or nobody can be asked by it.
     """
     by_node = {node_of(folder, device): device for device in devices}
-    asked = {node: [d.name, d.address, d.peer_port] for node, d in by_node.items()}
+    asked = {node: [d.name, d.address, d.direct_port] for node, d in by_node.items()}
     config = node_config({"devices": json.dumps(asked)}) + f" timeout-s={timeout_s:.1f}"
     lines, trouble = _told(run_to_end(fleet, folder, APP, config, timeout_s + START_S))
     heard: dict[str, Heard] = {}

@@ -121,7 +121,7 @@ class Device(_Table):
     address: Address
     data_path: Folder
     partition_id: int = Field(ge=0)
-    peer_port: Port = PEER_PORT
+    direct_port: Port = PEER_PORT
     runtime_port: Port = RUNTIME_PORT
     profile: Annotated[str, AfterValidator(_profile)] | None = None
     battery_j: int | None = Field(None, ge=1, le=1_000_000)
@@ -130,9 +130,9 @@ class Device(_Table):
     torch_threads: int | None = Field(None, ge=1)
 
     @property
-    def peer_address(self) -> str:
-        """``address:peer-port``."""
-        return host_port(self.address, self.peer_port)
+    def direct_address(self) -> str:
+        """``address:direct-port``."""
+        return host_port(self.address, self.direct_port)
 
 
 class Fleet(_Table):
@@ -257,7 +257,7 @@ def _clashes(content: Mapping[str, Any], rows: list[dict[str, Any]]) -> Iterator
             yield f"{who}: partition-id = {part}: there are {len(rows)} devices, from 0 on"
         if "address" in row:
             shared.setdefault(address, []).append(who)
-            for key, default in (("peer-port", PEER_PORT), ("runtime-port", RUNTIME_PORT)):
+            for key, default in (("direct-port", PEER_PORT), ("runtime-port", RUNTIME_PORT)):
                 port = str(row.get(key, default))
                 yield from claim(("port", address, port), who, f"{key} {port} of {address}")
     if NAME not in str(content.get("device-dir", "")):

@@ -65,7 +65,7 @@ class LocalFleet:
         for name, part in zip(self.devices, parts, strict=True):
             lines += [
                 f'[[device]]\nname = "{name}"\naddress = "127.0.0.1"',
-                f"peer-port = {free_port()}\nruntime-port = {free_port()}",
+                f"direct-port = {free_port()}\nruntime-port = {free_port()}",
                 f"data-path = {toml_value(str(part.resolve()))}",
             ]
         return "\n".join(lines) + "\n"

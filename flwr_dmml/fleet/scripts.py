@@ -90,7 +90,7 @@ def device_config(fleet: Fleet, device: Device) -> dict[str, str | int]:
         "data-path": device.data_path,
         "partition-id": device.partition_id,
         "num-partitions": len(fleet.devices),
-        "peer-address": device.peer_address,
+        "direct-address": device.direct_address,
         "tls-ca": f"{folder}/ca.crt",
         "tls-certificate": f"{folder}/peer.crt",
         "tls-key": f"{folder}/peer.key",

@@ -30,7 +30,7 @@ class DeviceState:
         What the SuperLink says of its node.
     until : str
         The last day of its certificate.
-    peer_port : str
+    direct_port : str
         Whether something listens there.
     heard : Heard, optional
         What it says of itself; nothing if it was not asked, or has not answered.
@@ -39,7 +39,7 @@ class DeviceState:
     device: Device
     node: str
     until: str
-    peer_port: str
+    direct_port: str
     heard: Heard | None = None
 
 
@@ -70,10 +70,10 @@ class Report:
             {
                 "name": state.device.name,
                 "partition-id": state.device.partition_id,
-                "address": state.device.peer_address,
+                "address": state.device.direct_address,
                 "node": state.node,
                 "certificate-until": state.until,
-                "peer-port": state.peer_port,
+                "direct-port": state.direct_port,
                 "answer": state.heard and state.heard.answer.model_dump(mode="json"),
                 "clock-ahead-s": state.heard and state.heard.skew_s,
             }
@@ -114,7 +114,7 @@ def examine(fleet: Fleet, folder: Path, ask: Ask | None = None) -> Report:
             link = str(error)
             problems.append(link)
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        ports = list(pool.map(_peer_port, fleet.devices))
+        ports = list(pool.map(_direct_port, fleet.devices))
     online = [d for d in fleet.devices if (nodes or {}).get(own[d.name]) == "online"]
     asked = Asked()
     if ask is not None and online:
@@ -155,16 +155,16 @@ def _node(device: Device, node_id: str, nodes: Mapping[str, str] | None) -> tupl
     return status, f"{device.name} {trouble}" if trouble else ""
 
 
-def _peer_port(device: Device) -> tuple[str, str]:
-    """Return whether a device's peer port is open, and what is wrong with it, or nothing.
+def _direct_port(device: Device) -> tuple[str, str]:
+    """Return whether a device's direct port is open, and what is wrong with it, or nothing.
 
     Devices listen only while they train together, so that nobody listens is no fault.
     """
     try:
-        socket.create_connection((device.address, device.peer_port), TIMEOUT_S).close()
+        socket.create_connection((device.address, device.direct_port), TIMEOUT_S).close()
     except ConnectionRefusedError:
         return "closed", ""
     except OSError as error:
         why = in_words(error)
-        return why, f"{device.name}: {device.peer_address} cannot be reached from here: {why}"
+        return why, f"{device.name}: {device.direct_address} cannot be reached from here: {why}"
     return "open", ""

@@ -11,20 +11,24 @@ from .coding import Precision
 class ExchangeOptions(Group):
     """How payloads get from a device to its neighbours."""
 
-    transport: Literal["relay", "peer"] = Field(
-        "relay", description="relay: with Flower's messages; peer: from device to device (Zenoh)"
+    transport: Literal["relay", "direct"] = Field(
+        "relay", description="relay: with Flower's messages; direct: from device to device (Zenoh)"
     )
     rounds_per_message: int = Field(
-        1, ge=1, description="peer: rounds that devices run before they report to the coordinator"
+        1, ge=1, description="direct: rounds that devices run before they report to the coordinator"
     )
     timeout_s: float = Field(
-        30.0, gt=0, description="peer: most seconds that a device waits for its neighbours' letters"
+        30.0,
+        gt=0,
+        description="direct: most seconds to wait for the neighbours' letters",
     )
     router: str = Field(
-        "", description="peer: Zenoh router, host:port, for devices that cannot be reached"
+        "", description="direct: Zenoh router, host:port, for devices that cannot be reached"
     )
-    multicast: bool = Field(False, description="peer: find each other by multicast on the LAN")
-    encrypt: bool = Field(False, description="from device to device, unread by the SuperLink (TLS)")
+    multicast: bool = Field(False, description="direct: find each other by multicast on the LAN")
+    sealed: bool = Field(
+        False, description="payloads are encrypted from device to device, unread by the SuperLink"
+    )
     precision: Precision = Field("float32", description="type of the numbers that are sent")
     top_k: float = Field(1.0, gt=0, le=1, description="share of a block's entries that is sent")
 
@@ -33,6 +37,6 @@ class ExchangeOptions(Group):
         if self.rounds_per_message > 1 and self.transport == "relay":
             raise ValueError(
                 f"rounds-per-message = {self.rounds_per_message}: the relay hands payloads on in "
-                "every round; allowed: 1, or transport = 'peer'"
+                "every round; allowed: 1, or transport = 'direct'"
             )
         return self

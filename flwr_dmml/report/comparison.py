@@ -26,7 +26,7 @@ WHERE = (
     "round-timeout",
     "report-classes",
     "data-cache",
-    "exchange.encrypt",
+    "exchange.sealed",
     "track-with",
 )
 """Settings that results do not depend on: where a run is computed, and what it tells of itself."""

@@ -244,9 +244,9 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
 def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> list[str]:
     """Return what is wrong with what only the coordinator needs: the graph and the run folder."""
     problems, settings = list[str](), config.settings
-    if settings.exchange.encrypt and settings.exchange.router:
+    if settings.exchange.sealed and settings.exchange.router:
         problems.append(
-            "exchange.encrypt = True: a router of exchange.router could read all letters; allowed: "
+            "exchange.sealed = True: a router of exchange.router could read all letters; allowed: "
             "transport = 'relay', or devices that reach each other"
         )
     if (run_dir := Path(os.path.expanduser(settings.run_dir))).exists() and not run_dir.is_dir():

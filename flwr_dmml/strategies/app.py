@@ -169,15 +169,15 @@ def _run(
 
 def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:
     """Return what makes the exchange that the settings name."""
-    peer, encrypt = settings.exchange.transport == "peer", settings.exchange.encrypt
+    direct, sealed = settings.exchange.transport == "direct", settings.exchange.sealed
     if isinstance(grid, SimulationGrid):
-        if peer:
-            log(INFO, "exchange.transport = peer: devices simulated here get a relay instead")
-        if encrypt:
-            log(INFO, "exchange.encrypt: nothing is encrypted between devices simulated here")
+        if direct:
+            log(INFO, "exchange.transport = direct: devices simulated here get a relay instead")
+        if sealed:
+            log(INFO, "exchange.sealed: nothing is sealed between devices simulated here")
         return Exchange
-    if not peer:
-        return SealedExchange if encrypt else Exchange
+    if not direct:
+        return SealedExchange if sealed else Exchange
     return partial(DirectExchange, rounds_per_message=settings.exchange.rounds_per_message)
 
 

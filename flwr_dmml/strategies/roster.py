@@ -261,7 +261,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         class_names=tuple(map(str, about.get("class-names", ()))),  # type: ignore[arg-type]
         num_classes=int(about.get("num-classes", 0)),  # type: ignore[arg-type]
         data=str(about.get("data", "")),
-        address=str(about.get("peer-address", "")),
+        address=str(about.get("direct-address", "")),
         equipment=Equipment.read(about),
         announced=bytes(about.get(PUBLIC_KEY, b"")),  # type: ignore[arg-type]
         work=Work(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..payload.blocks import STATISTICS, addressed, unaddressed, without_companion
 from .direct.security import Seal
-from .direct.tls import PeerError, Tls
+from .direct.tls import DirectError, Tls
 from .letter import Letter, LetterError, read_letter, write_letter
 
 SEALED, KEY, OWN = "sealed", "key", "own"
@@ -48,7 +48,7 @@ class Identity:
 
     Raises
     ------
-    PeerError
+    DirectError
         If a file cannot be read, or the certificate is not one of the fleet's for this device.
     """
 
@@ -171,13 +171,13 @@ def own_secret(key: Path, purpose: str) -> bytes:
 
     Raises
     ------
-    PeerError
+    DirectError
         If the file cannot be read, or holds a key of another kind than :class:`~.peer.Tls` allows.
     """
     try:
         private = load_pem_private_key(key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:  # TypeError: the key is encrypted
-        raise PeerError(f"TLS: {error}") from error
+        raise DirectError(f"TLS: {error}") from error
     # The number itself: how a key is written in a file may change with the library's version.
     if isinstance(private, ed25519.Ed25519PrivateKey):
         number = int.from_bytes(private.private_bytes_raw(), "big")
@@ -186,7 +186,7 @@ def own_secret(key: Path, purpose: str) -> bytes:
     elif isinstance(private, rsa.RSAPrivateKey):
         number = private.private_numbers().d
     else:
-        raise PeerError(f"TLS: {key} is neither Ed25519 nor an elliptic curve nor RSA")
+        raise DirectError(f"TLS: {key} is neither Ed25519 nor an elliptic curve nor RSA")
     return _derived(number.to_bytes(number.bit_length() // 8 + 1, "big"), b"", "own", purpose)
 
 

@@ -9,13 +9,13 @@ import sys
 
 import torch
 
-from flwr_dmml.transport.direct.link import PeerLink
+from flwr_dmml.transport.direct.link import DirectLink
 from flwr_dmml.transport.letter import Letter
 
 
 def main() -> None:
     partition, listen = int(sys.argv[1]), sys.argv[2]
-    with PeerLink("run", partition, listen=listen) as link:
+    with DirectLink("run", partition, listen=listen) as link:
         print(json.dumps("ready"), flush=True)
         for line in sys.stdin:
             call, *arguments = json.loads(line)

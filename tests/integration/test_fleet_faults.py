@@ -100,7 +100,7 @@ from flwr_dmml.clients import make_client_app
 from flwr_dmml.transport.direct import answers, link
 
 LIMIT = 1 << 20
-link.PeerLink = partial(link.PeerLink, limit=LIMIT)
+link.DirectLink = partial(link.DirectLink, limit=LIMIT)
 app = make_client_app()
 write_honestly, send_honestly = link.write_letter, answers.Answers._send
 
@@ -129,7 +129,7 @@ LIES = {2: "NaN", 3: "damaged", 4: "or more than 1048576 bytes", 5: "replayed"}
 
 def test_a_liar_and_a_wrong_certificate_cost_only_themselves(tmp_path: Path):
     """Device to device: 3 sends NaN, a cut, an oversized and an old letter; 2 has a wrong CA's."""
-    pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[peer]" for that')
+    pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[direct]" for that')
     name = "liar"
     app = shutil.copytree(FLEET, tmp_path / "app")
     (app / "fleet" / "client_app.py").write_text(LIAR)
@@ -145,7 +145,7 @@ def test_a_liar_and_a_wrong_certificate_cost_only_themselves(tmp_path: Path):
         "run-name": name,
         "checkpoint-every": 0,
         "topology": "complete",
-        "exchange.transport": "peer",
+        "exchange.transport": "direct",
         "exchange.timeout-s": 10.0,
     }
     with fleet:

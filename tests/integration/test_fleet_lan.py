@@ -28,13 +28,13 @@ from typer.testing import CliRunner
 from flwr_dmml.cli import app
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
-pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[peer]" for that')
+pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[direct]" for that')
 
 LINK = "superlink"
 DEVICES = [f"device-{number}" for number in range(NODES)]
 PAIRS = list(itertools.permutations(DEVICES, 2))
 SHAPE = {"delay_s": 0.01, "loss": 0.005, "bytes_per_s": 10e6}
-DIRECT = {**SETTINGS, "checkpoint-every": 0, "exchange.transport": "peer"}
+DIRECT = {**SETTINGS, "checkpoint-every": 0, "exchange.transport": "direct"}
 TIMEOUT_S = 20.0  # far longer than one device may begin after another
 TOP = """name = "lab"
 device-dir = "{folder}/devices/{{name}}"

@@ -72,7 +72,7 @@ def fleet_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         wait_for_port(port, log)
         for node in range(NODES):
             own = parts / f"part-{node:03d}"
-            config = f"data-path='{own}' peer-address='127.0.0.1:{free_port()}'"
+            config = f"data-path='{own}' direct-address='127.0.0.1:{free_port()}'"
             command = [
                 str(PROGRAMS / "flower-supernode"), "--insecure",
                 "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
@@ -101,9 +101,9 @@ def test_a_fleet_trains_on_its_own_parts(fleet_run: Run, parts: Path, tmp_path: 
 
 def test_letters_give_the_numbers_of_the_relay(fleet_run: Run, parts: Path, tmp_path: Path):
     """Three rounds in two messages (2 and 1), from device to device, in fewer bytes."""
-    pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[peer]" for that')
+    pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[direct]" for that')
     fewer = {"num-server-rounds": 3, "exchange.precision": "int8", "exchange.top-k": 0.5}
-    peer = {"exchange.transport": "peer", "exchange.rounds-per-message": 2}
+    peer = {"exchange.transport": "direct", "exchange.rounds-per-message": 2}
     direct = fleet_run("direct", **fewer, **peer)
     assert learned(direct) == learned(simulated(parts, tmp_path, **fewer))
     lines = [json.loads(line) for line in direct.splitlines()]

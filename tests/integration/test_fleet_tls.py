@@ -35,12 +35,12 @@ port = {port}
 DEVICE = """[[device]]
 name = "pi-{number}"
 address = "127.0.0.1"
-peer-port = {peer}
+direct-port = {peer}
 runtime-port = {runtime}
 data-path = "{data}"
 profile = "raspberry-pi-4"
 """
-ENCRYPTED = {**SETTINGS, "exchange.encrypt": True, "checkpoint-every": 2}
+ENCRYPTED = {**SETTINGS, "exchange.sealed": True, "checkpoint-every": 2}
 
 
 def fleet(command: str, file: Path, folder: Path, *more: str) -> Result:
@@ -56,7 +56,7 @@ def simulated(parts: Path, folder: Path) -> bytes:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     log = (folder / "same" / "log.txt").read_text()
-    assert "exchange.encrypt: nothing is encrypted between devices simulated here" in log
+    assert "exchange.sealed: nothing is encrypted between devices simulated here" in log
     return (folder / "same" / "dmml-kd" / "metrics.jsonl").read_bytes()
 
 

@@ -14,7 +14,7 @@ import pytest
 from lan import Lan, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
-pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[peer]"')
+pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[direct]"')
 
 DEVICE = Path(__file__).with_name("lan_device.py")
 NAMES = ["device-0", "device-1", "device-2"]

@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 PACKAGES = ("flwr-dmml", "flwr", "torch")
-KEYS = ("partition-id", "num-partitions", "data-path", "peer-address")
+KEYS = ("partition-id", "num-partitions", "data-path", "direct-address")
 """Of the node config: what ``fleet.toml`` says, too."""
 TIMEOUT_S = 5.0
 CONNECTIONS = 16

@@ -29,7 +29,7 @@ MAX_ROUTES = 64
 log = logging.getLogger(__name__)
 
 
-class PeerLink:
+class DirectLink:
     """A device's link to its neighbours, a context manager.
 
     With ``tls``, both ends of every connection show a certificate of the fleet, and every letter
@@ -55,7 +55,7 @@ class PeerLink:
 
     Raises
     ------
-    PeerError
+    DirectError
         If a file of ``tls`` does not do, or it cannot listen there.
     LibraryError
         If Zenoh is missing or does not load.

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import zenoh
 
 from .routes import OPEN_S, Route, Unreachable
-from .tls import PeerError, Tls
+from .tls import DirectError, Tls
 
 ROOM = 1 << 16  # for what stands around a letter: its key, its signature and certificate
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
@@ -61,7 +61,7 @@ class Network:
 
         Raises
         ------
-        PeerError
+        DirectError
             If it cannot listen there.
         """
         listen = f"127.0.0.1{listen}" if listen.startswith(":") else listen
@@ -74,7 +74,7 @@ class Network:
         try:
             route.session()
         except Unreachable as error:
-            raise PeerError(f"cannot listen at {listen!r}: {error.__cause__}") from error
+            raise DirectError(f"cannot listen at {listen!r}: {error.__cause__}") from error
         return route
 
     def _asks(self, keys: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from ..letter import LetterError
-from .tls import PeerError, Tls
+from .tls import DirectError, Tls
 
 LENGTH = struct.Struct("<H")  # of the signature, which follows it; the certificate comes last
 MAX_SEAL = 1 << 14
@@ -41,7 +41,7 @@ class Seal:
 
     Raises
     ------
-    PeerError
+    DirectError
         If a file cannot be read, or the certificate is not one of the fleet's for this device.
     """
 
@@ -51,18 +51,18 @@ class Seal:
             self._certificate = x509.load_pem_x509_certificate(tls.certificate.read_bytes())
             key = load_pem_private_key(tls.key.read_bytes(), password=None)
         except (OSError, ValueError, TypeError) as error:  # TypeError: the key is encrypted
-            raise PeerError(f"TLS: {error}") from error
+            raise DirectError(f"TLS: {error}") from error
         if not isinstance(
             key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
         ):
-            raise PeerError(f"TLS: {tls.key} is neither Ed25519 nor an elliptic curve nor RSA")
+            raise DirectError(f"TLS: {tls.key} is neither Ed25519 nor an elliptic curve nor RSA")
         if key.public_key() != self._certificate.public_key():
-            raise PeerError(f"TLS: {tls.key} is not the key of {tls.certificate}")
+            raise DirectError(f"TLS: {tls.key} is not the key of {tls.certificate}")
         self._key = key
         try:
             self._check(self._certificate, partition)
         except LetterError as error:
-            raise PeerError(f"TLS: {tls.certificate}: {error}") from error
+            raise DirectError(f"TLS: {tls.certificate}: {error}") from error
 
     def sign(self, data: bytes) -> bytes:
         """Return the signature of a letter, with this device's certificate."""

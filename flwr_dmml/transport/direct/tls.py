@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class PeerError(RuntimeError):
+class DirectError(RuntimeError):
     """A device cannot take part; the message says why."""
 
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from flwr_dmml.base.libraries import LibraryError
-from flwr_dmml.transport.direct.link import PeerLink
-from flwr_dmml.transport.direct.tls import PeerError, Tls
+from flwr_dmml.transport.direct.link import DirectLink
+from flwr_dmml.transport.direct.tls import DirectError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, write_letter
 
-zenoh = pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[peer]"')
+zenoh = pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[direct]"')
 
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: E402
@@ -93,7 +93,7 @@ def router(where, tls=None):
 
 def why(peers, server_round=1, timeout_s=SHORT_S, **link):
     """Return why nothing came of the only peer."""
-    with PeerLink("run", 0, **link) as asker:
+    with DirectLink("run", 0, **link) as asker:
         letters, missing = asker.collect(peers, server_round, timeout_s)
         assert not letters
         return missing[next(iter(peers))], asker
@@ -102,7 +102,7 @@ def why(peers, server_round=1, timeout_s=SHORT_S, **link):
 def ring_device(partition, addresses, rounds, results):
     peers = {p: a for p, a in enumerate(addresses) if p != partition}
     heard = []
-    with PeerLink("ring", partition, listen=addresses[partition]) as link:
+    with DirectLink("ring", partition, listen=addresses[partition]) as link:
         for server_round in range(1, rounds + 1):
             link.publish(letter(partition, server_round, 5000, "ring"))
             letters, missing = link.collect(peers, server_round, LONG_S)
@@ -112,7 +112,7 @@ def ring_device(partition, addresses, rounds, results):
 
 
 def lone_device(partition, listen, server_round, ready):
-    with PeerLink("run", partition, listen=listen) as link:
+    with DirectLink("run", partition, listen=listen) as link:
         link.publish(letter(partition, server_round))
         ready.set()
         sleep(LONG_S)
@@ -153,7 +153,7 @@ def test_three_devices_in_a_ring_for_twenty_rounds():
 
 def test_a_query_waits_for_its_letter():
     where = address()
-    with PeerLink("run", 1, listen=where) as other, PeerLink("run", 0) as link:
+    with DirectLink("run", 1, listen=where) as other, DirectLink("run", 0) as link:
         late = Timer(0.3, other.publish, [letter(1, 1)])
         late.start()
         letters, missing = link.collect({1: where}, 1, LONG_S)
@@ -169,10 +169,10 @@ def test_a_device_may_come_late():
     where, others = address(), []
 
     def start():
-        others.append(PeerLink("run", 1, listen=where))
+        others.append(DirectLink("run", 1, listen=where))
         others[0].publish(letter(1, 1))
 
-    with PeerLink("run", 0) as link:
+    with DirectLink("run", 0) as link:
         Timer(0.3, start).start()
         letters, _ = link.collect({1: where}, 1, LONG_S)
     others[0].close()
@@ -181,10 +181,10 @@ def test_a_device_may_come_late():
 
 def test_only_the_last_rounds_are_kept():
     where = address()
-    with PeerLink("run", 1, listen=where) as other:
+    with DirectLink("run", 1, listen=where) as other:
         for server_round in range(1, 6):
             other.publish(letter(1, server_round))
-        with PeerLink("run", 0) as link:
+        with DirectLink("run", 0) as link:
             assert set(link.collect({1: where}, 3, LONG_S)[0]) == {1}
         said, _ = why({1: where}, 2, LONG_S)
         assert said == "has no letter of round 2, the last is 5"
@@ -193,8 +193,8 @@ def test_only_the_last_rounds_are_kept():
 def test_dead_and_silent_peers_cost_only_themselves():
     where = address()
     with (
-        PeerLink("run", 1, listen=where) as other,
-        PeerLink("run", 0) as link,
+        DirectLink("run", 1, listen=where) as other,
+        DirectLink("run", 0) as link,
         socket.create_server(("127.0.0.1", 0)) as silent,
     ):
         other.publish(letter(1, 1))
@@ -213,7 +213,7 @@ def test_dead_and_silent_peers_cost_only_themselves():
 def test_spare_time_is_for_those_that_are_there():
     """Device 1 has the question and writes late; nobody is at the other address."""
     where, nobody = address(), address()
-    with PeerLink("run", 1, listen=where) as other, PeerLink("run", 0) as link:
+    with DirectLink("run", 1, listen=where) as other, DirectLink("run", 0) as link:
         Timer(2 * SHORT_S, other.publish, [letter(1, 1)]).start()
         letters, missing = link.collect({1: where, 2: nobody}, 1, SHORT_S, LONG_S)
         assert set(letters) == {1}
@@ -225,7 +225,7 @@ def test_spare_time_is_for_those_that_are_there():
 
 def test_a_device_that_was_killed_is_found_again():
     where, started = address(), multiprocessing.get_context("spawn").Event()
-    with PeerLink("run", 0) as link:
+    with DirectLink("run", 0) as link:
         with process(lone_device, 1, where, 1, started) as child:
             assert set(link.collect({1: where}, 1, LONG_S)[0]) == {1}
             Timer(0.3, child.kill).start()
@@ -239,9 +239,9 @@ def test_a_device_that_was_killed_is_found_again():
 @pytest.mark.parametrize("end", ["", "link.close()", "import os, signal; os.kill(os.getpid(), 9)"])
 def test_a_process_ends(end):
     code = (
-        "import sys; from flwr_dmml.transport.direct.link import PeerLink\n"
-        f"link = PeerLink('run', 1, listen={address()!r}, router={address()!r})\n"
-        "neighbour = PeerLink('run', 0)\n"
+        "import sys; from flwr_dmml.transport.direct.link import DirectLink\n"
+        f"link = DirectLink('run', 1, listen={address()!r}, router={address()!r})\n"
+        "neighbour = DirectLink('run', 0)\n"
         f"neighbour.collect({{1: {address()!r}}}, 1, 0.1)\n{end}"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=2 * LONG_S)
@@ -274,11 +274,11 @@ def test_what_is_no_such_letter_is_named_and_dropped(data, said):
 
 def test_letters_over_the_limit_do_not_come():
     where, size = address(), len(WHOLE)
-    with PeerLink("run", 1, listen=where) as other:
+    with DirectLink("run", 1, listen=where) as other:
         other.publish(letter(1, 1))
         said, _ = why({1: where}, timeout_s=LONG_S, limit=size - 1)
         assert said == f"{size} bytes, allowed are {size - 1}" and not other.bytes_sent
-        with PeerLink("run", 0, limit=size) as link:
+        with DirectLink("run", 0, limit=size) as link:
             assert set(link.collect({1: where}, 1, LONG_S)[0]) == {1}
     with rogue("dmml/run/1/*", WHOLE, listen__endpoints=[f"tcp/{where}"]):
         said, _ = why({1: where}, timeout_s=LONG_S, limit=size - 1)
@@ -291,50 +291,50 @@ def test_letters_over_the_limit_do_not_come():
 
 def test_queries_that_are_none_do_no_harm():
     where = address()
-    with PeerLink("run", 1, listen=where) as other:
+    with DirectLink("run", 1, listen=where) as other:
         other.publish(letter(1, 1))
         with zenoh.open(config(mode="client", connect__endpoints=[f"tcp/{where}"])) as session:
             for selector in ("dmml/run/1/*", "dmml/run/1/x?by=2", "dmml/run/1/1?by=x;ms=1"):
                 assert not list(session.get(selector, timeout=5))
             session.put("dmml/run/1/1", b"mine now")
             assert not list(session.get("dmml/run/**", timeout=5))
-        with PeerLink("run", 0) as link:
+        with DirectLink("run", 0) as link:
             assert set(link.collect({1: where}, 1, LONG_S)[0]) == {1}
 
 
 def test_what_cannot_be_is_refused_at_once():
     where = address()
-    with PeerLink("run", 1, listen=where) as other:
-        with pytest.raises(PeerError, match="cannot listen"):
-            PeerLink("run", 2, listen=where)
+    with DirectLink("run", 1, listen=where) as other:
+        with pytest.raises(DirectError, match="cannot listen"):
+            DirectLink("run", 2, listen=where)
         with pytest.raises(LetterError, match="not ours"):
             other.publish(letter(2, 1))
     with pytest.raises(ValueError, match="no address"):
-        PeerLink("run", 1, listen="somewhere")
+        DirectLink("run", 1, listen="somewhere")
     with pytest.raises(ValueError, match="no address"):
-        PeerLink("run", 1, router="tcp/1.2.3.4:5#iface=x")
+        DirectLink("run", 1, router="tcp/1.2.3.4:5#iface=x")
     with pytest.raises(ValueError, match="needs an id"):
-        PeerLink("", 1)
+        DirectLink("", 1)
 
 
 def test_without_zenoh_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "zenoh", None)
     with pytest.raises(LibraryError, match=r"^eclipse-zenoh .* To mend it: pip install "):
-        PeerLink("run", 1)
+        DirectLink("run", 1)
 
 
 def test_runs_with_odd_names_and_ports_of_this_machine():
     where = address()
     run = "a/b *$#?;ü"
-    with PeerLink(run, 1, listen=where.removeprefix("127.0.0.1")) as other:
+    with DirectLink(run, 1, listen=where.removeprefix("127.0.0.1")) as other:
         other.publish(letter(1, 1, run=run))
-        with PeerLink(run, 0) as link:
+        with DirectLink(run, 0) as link:
             assert set(link.collect({1: where}, 1, LONG_S)[0]) == {1}
 
 
 def test_devices_behind_a_router():
     where = address()
-    with PeerLink("run", 1, router=where) as other, PeerLink("run", 0, router=where) as link:
+    with DirectLink("run", 1, router=where) as other, DirectLink("run", 0, router=where) as link:
         other.publish(letter(1, 1))
         assert "nobody answers" in link.collect({1: ""}, 1, SHORT_S)[1][1]
         for server_round in (1, 2):  # the router is started, and started anew
@@ -351,13 +351,13 @@ def test_devices_that_find_each_other_by_multicast():
         except OSError:
             pytest.skip("no network")
         where = f"{probe.getsockname()[0]}:{address().partition(':')[2]}"
-    with PeerLink("run", 1, listen=where, multicast=True) as other:
+    with DirectLink("run", 1, listen=where, multicast=True) as other:
         other.publish(letter(1, 1))
         with zenoh.scout(what="peer") as found:
             sleep(SHORT_S)
             if not any(where in str(one.locators) for one in iter(found.try_recv, None)):
                 pytest.skip("no multicast here")
-        with PeerLink("run", 0, multicast=True) as link:
+        with DirectLink("run", 0, multicast=True) as link:
             assert set(link.collect({1: ""}, 1, LONG_S)[0]) == {1}
             assert not other.linger({0}, 1, LONG_S)
 
@@ -418,8 +418,8 @@ def fleet(tmp_path):
 def test_devices_with_certificates(tmp_path, kind):
     fleet, where = Fleet(tmp_path / "fleet", kind), address()
     with (
-        PeerLink("run", 1, listen=where, tls=fleet.device("device-1")) as other,
-        PeerLink("run", 0, tls=fleet.device("device-0")) as link,
+        DirectLink("run", 1, listen=where, tls=fleet.device("device-1")) as other,
+        DirectLink("run", 0, tls=fleet.device("device-0")) as link,
     ):
         other.publish(letter(1, 1))
         assert link.collect({1: where}, 1, LONG_S)[1] == {}
@@ -431,13 +431,13 @@ def test_devices_with_certificates(tmp_path, kind):
 def test_a_device_of_another_authority_is_refused(fleet, tmp_path):
     ours, strange = address(), address()
     tls, other_tls = fleet.device("device-1"), Fleet(tmp_path / "other").device("device-0")
-    with PeerLink("run", 1, listen=ours, tls=tls) as other:
+    with DirectLink("run", 1, listen=ours, tls=tls) as other:
         other.publish(letter(1, 1))
         said, _ = why({1: ours}, timeout_s=LONG_S, tls=other_tls)
         assert said.startswith("certificate refused")
         mixed = Tls(fleet.ca, other_tls.certificate, other_tls.key)
-        with pytest.raises(PeerError, match="not issued by the fleet"):
-            PeerLink("run", 0, tls=mixed)
+        with pytest.raises(DirectError, match="not issued by the fleet"):
+            DirectLink("run", 0, tls=mixed)
         settings = tls_settings(mixed)
         with pytest.raises(zenoh.ZError):
             zenoh.open(
@@ -456,11 +456,11 @@ def test_a_device_of_another_authority_is_refused(fleet, tmp_path):
 
 def test_without_a_certificate_nobody_is_heard(fleet):
     where = address()
-    with PeerLink("run", 1, listen=where, tls=fleet.device("device-1")) as other:
+    with DirectLink("run", 1, listen=where, tls=fleet.device("device-1")) as other:
         other.publish(letter(1, 1))
         assert "no letter" in why({1: where})[0]
         assert not other.bytes_sent
-    with PeerLink("run", 1, listen=where) as other:
+    with DirectLink("run", 1, listen=where) as other:
         other.publish(letter(1, 1))
         assert "no letter" in why({1: where}, tls=fleet.device("device-0"))[0]
 
@@ -481,8 +481,8 @@ def test_certificates_that_do_not_do_are_named(fleet, tmp_path):
         (fleet.device("device-7"), r"of \['device-7'\], not 'device-1'"),
         (fleet.device("device-1", days=-1), "not valid today"),
     ):
-        with pytest.raises(PeerError, match=said):
-            PeerLink("run", 1, tls=tls)
+        with pytest.raises(DirectError, match=said):
+            DirectLink("run", 1, tls=tls)
 
 
 def test_signatures_hold_through_a_router(fleet):
@@ -492,11 +492,11 @@ def test_signatures_hold_through_a_router(fleet):
     one, three = fleet.device("device-1"), fleet.device("device-3")
     connected = {"mode": "client", "connect__endpoints": [f"tls/{where}"]}
     with router(where, fleet.device("router")):
-        with PeerLink("run", 1, router=where, tls=one) as other:
+        with DirectLink("run", 1, router=where, tls=one) as other:
             other.publish(letter(1, 1))
             with (  # who answers first does not win
                 rogue("dmml/run/1/*", WHOLE, tls=three, **connected),
-                PeerLink("run", 0, router=where, tls=tls) as link,
+                DirectLink("run", 0, router=where, tls=tls) as link,
             ):
                 assert set(link.collect({1: ""}, 1, LONG_S)[0]) == {1}
         own, stolen = Seal(three, 3), Seal(one, 1).sign(write_letter(letter(1, 2)))
