@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, libraries, options, randomness, the machine."""
+"""Shared foundations: errors, optional libraries, options, random seeds, the machine."""

@@ -1,4 +1,4 @@
-"""The libraries of others: what each is for, whether it loads, and the command that mends it.
+"""Third-party libraries: the use of each, whether it loads, and the command that repairs it.
 
 A library is imported where it is first needed, inside :func:`needed` (or by :func:`require`), so
 that one that is missing or broken ends only what needs it.
@@ -89,7 +89,7 @@ LIBRARIES: dict[str, Library] = {
 """By the name that is imported."""
 
 CHROME = "apt install chromium, or plotly_get_chrome; BROWSER_PATH names one in an unusual place"
-"""What mends that there is no browser for kaleido to draw with."""
+"""Remedy where kaleido finds no browser to draw with."""
 
 TORCH_SET = ("torch", "torchvision", "torchaudio")
 """Distributions whose binaries must fit together."""
@@ -243,7 +243,7 @@ def asked(distribution: str, extra: str = "") -> str:
 
 
 def python_problem() -> str:
-    """Return why this Python is none that the package runs on, or an empty string."""
+    """Return why the package does not run on this Python, or an empty string."""
     wanted = Requirement(f"python{metadata(DISTRIBUTION)['Requires-Python']}").specifier
     now = platform.python_version()
     return "" if wanted.contains(now, prereleases=True) else f"Python {wanted} is needed, not {now}"

@@ -1,4 +1,4 @@
-"""The log of a run: Flower's, found by its name, so that what logs does not need Flower."""
+"""The log of a run: Flower's logger, found by name, so that modules that log do not need Flower."""
 
 from logging import getLogger
 

@@ -1,4 +1,4 @@
-"""What this machine offers: cores, memory, and the folders in which things are kept."""
+"""Resources of this machine: cores, memory, disk space, and the folders for cache and runs."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ RUNS = "runs"
 """Folder of the run folders, in the one where a run is started."""
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container finds the limits of its own (cgroup version 2)."""
+"""Mount point at which a container finds its own limits (cgroup version 2)."""
 
 
 def cache_folder() -> Path:
@@ -29,7 +29,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> tuple[int, int] | None:
-    """Return the memory in all and what is available of it; None where the system does not tell.
+    """Return total and available memory; None where the system does not tell.
 
     In a container they are those of its limit.
     """

@@ -1,4 +1,4 @@
-"""Finds the parts that can be named in a run config: installed ones, and an app's own."""
+"""Registry of the parts that a run config can name: installed ones, and an app's own."""
 
 from collections.abc import Iterable
 from importlib.metadata import entry_points

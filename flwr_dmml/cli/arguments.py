@@ -1,4 +1,4 @@
-"""What commands on a Flower app have in common: its folder, and what is changed in its settings."""
+"""Arguments shared by the commands on a Flower app: its folder, and changes to its settings."""
 
 import difflib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a run would be, without running it: samples, models, bytes and operations by device kind."""
+"""Description of a run before it starts: samples, models, bytes and operations by device kind."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from ..transport.messages import pack
 
 @dataclass(frozen=True)
 class Price:
-    """What something costs on devices of a kind.
+    """Cost of an iteration, or of a method's own work in a round, on devices of a kind.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Description:
-    """What a run would be.
+    """Description of a run before it starts.
 
     Attributes
     ----------

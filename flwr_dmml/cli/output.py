@@ -1,4 +1,4 @@
-"""What the commands print, and how they end."""
+"""Output of the commands: plain text, labelled messages, errors and exit statuses."""
 
 import webbrowser
 from collections.abc import Iterable, Iterator

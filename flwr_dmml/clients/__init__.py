@@ -1,4 +1,4 @@
-"""What one device does: the base learner, one file a method, and the ClientApp."""
+"""The device side: the base learner, the learners of all methods, and the ClientApp."""
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner

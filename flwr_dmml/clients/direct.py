@@ -1,4 +1,4 @@
-"""Rounds in which a device exchanges letters with its neighbours itself, several in a message."""
+"""Rounds over the direct transport: devices exchange letters themselves, many rounds a message."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +27,7 @@ TLS_KEYS = ("tls-ca", "tls-certificate", "tls-key")
 
 
 class Link(Protocol):
-    """What carries letters, see :class:`~flwr_dmml.transport.direct.link.DirectLink`."""
+    """Carrier of letters, see :class:`~flwr_dmml.transport.direct.link.DirectLink`."""
 
     def publish(self, letter: Letter) -> int:
         """Hold a letter ready for the neighbours; return its bytes."""
@@ -55,8 +55,8 @@ def run_directly(
 ) -> tuple[list[Outcome], Payload]:
     """Run the rounds of a message; return their outcomes, and the last letter's tensors.
 
-    A neighbour whose letter does not come in time is mixed without in that round, and not waited
-    for again in this message. Time that was not waited is kept for the message's next rounds, for
+    A neighbour whose letter does not come in time is left out of that round's mixing. It is not
+    waited for again in this message. Unused waiting time is kept for the message's next rounds, for
     neighbours that are there and late, as they may have waited in vain for one of their own.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What a device says of itself before the first round: its data, its model, its work, its meter."""
+"""A device's introduction before the first round: its data, model, work and energy meter."""
 
 import torch
 from flwr.app import ConfigRecord, Context
@@ -13,7 +13,7 @@ from .sealing import announcement, seals
 
 
 def introduction(learner: Learner, context: Context) -> ConfigRecord:
-    """Return what the coordinator needs to know of a device; its learner then is as at the start.
+    """Return what the coordinator needs to know of a device; afterwards its learner is reset.
 
     Raises
     ------

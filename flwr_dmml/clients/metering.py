@@ -1,4 +1,4 @@
-"""What a device's work takes in joules, by the meter of its own board."""
+"""Measured energy of a device's work: joules by the energy meter of its own board."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from ..learning.settings import DeviceSettings
 from ..payload.plan import Inbox, Outcome, Plan
 
 SYSFS = Path("/sys")
-"""Where the kernel shows its meters."""
+"""Mount point of sysfs, where the kernel exposes its energy meters."""
 MEASURED_J, MEASURED_S = "energy.measured-j", "energy.measured-s"
 """Metrics of a round: joules by the meter, and the seconds that it was read over."""
 
@@ -50,7 +50,7 @@ def measures(node_config: NodeConfig, settings: DeviceSettings) -> bool:
 def metered_alone(run_config: Mapping[str, object]) -> bool:
     """Return whether devices of one machine must work one by one, for its meter to tell them apart.
 
-    That goes by the setting and not by who has a meter: the numbers are the same on any machine.
+    The setting decides, not who has a meter: the numbers are the same on any machine.
     """
     return run_config.get("energy.meter") == "auto"
 
@@ -84,9 +84,9 @@ def equipment_of(node_config: NodeConfig, settings: DeviceSettings) -> Equipment
 def run_metered(learner: Learner, plan: Plan, inbox: Inbox, node_config: NodeConfig) -> Outcome:
     """Run a device's round, and note what its meter counted meanwhile, if it is to be read.
 
-    Counted is everything that the meter sees while the round runs (mixing, evaluation, training,
-    publishing), other processes and what the board draws at rest included; not the waiting for
-    letters and for messages.
+    Everything that the meter sees while the round runs is counted (mixing, evaluation, training,
+    publishing), including other processes and what the board draws at rest. Waiting for letters
+    and for messages is not.
 
     Parameters
     ----------

@@ -22,11 +22,11 @@ _MET = "flwr-dmml.met"
 
 
 class StateLostError(RuntimeError):
-    """What a device knew of the run that it is part of is gone; the message says why."""
+    """A device has lost its state of the run that it takes part in; the message says why."""
 
 
 class OwnState:
-    """What a device keeps of a run: in Flower's context, and on its disk if ``state-dir`` says so.
+    """A device's state of a run: in Flower's context, and on disk if ``state-dir`` is set.
 
     A file ``run-<id>.safetensors`` for each of the last three runs, written whole or not at all.
 
@@ -66,7 +66,7 @@ class OwnState:
         self._context.state = RecordDict({_MET: ConfigRecord({"method": self._method})})
 
     def recover(self) -> str:
-        """Take up what is on disk if the context has nothing; return of when it is, or nothing.
+        """Load the state on disk if the context has none; return when it was kept, or nothing.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class OwnState:
         return str(about["when"])
 
     def keep(self, record: ArrayRecord, when: str) -> None:
-        """Keep a state for the next message; ``when`` says of when it is ("after round 3")."""
+        """Keep a state for the next message; ``when`` says when that is ("after round 3")."""
         self._context.state[STATE] = record
         if self._on_disk:
             self._write(record, when)

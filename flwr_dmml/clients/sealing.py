@@ -1,6 +1,6 @@
-"""What a device does under ``exchange.sealed``: what leaves it can only be read by its neighbours.
+"""Encryption on the device (``exchange.sealed``): only its neighbours can read its payloads.
 
-Its state, which goes into the run's checkpoints, can only be read by itself.
+Its state, which goes into the run's checkpoints, can only be read by the device itself.
 """
 
 from logging import WARNING
@@ -43,7 +43,7 @@ def announcement(context: Context, partition: int) -> bytes:
     SettingsError
         The node config names no certificate.
     DirectError
-        The certificate does not do.
+        The certificate is not accepted.
     """
     from ..transport.sealed import Identity
 
@@ -55,8 +55,8 @@ def run_sealed(
 ) -> tuple[Outcome, ArrayRecord]:
     """Run a round whose payloads are sealed; return its outcome, and what is published.
 
-    A neighbour whose payload cannot be opened, or whose key is refused, is mixed without and named
-    among what is rejected.
+    A neighbour whose payload cannot be opened, or whose key is refused, is left out of mixing and
+    named among what is rejected.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def run_sealed(
 
 
 def lock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
-    """Return a device's state as it may leave it: nobody else can read it under encryption."""
+    """Return a device's state; under encryption it is sealed, so that nobody else can read it."""
     if not (seals(context) and state):
         return state
     from ..transport.sealed import lock, own_secret
@@ -116,7 +116,7 @@ def lock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
 
 
 def unlock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
-    """Return the state in what :func:`lock_state` gave.
+    """Return the state from what :func:`lock_state` returned.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which node owns which modalities: by a repeated pattern, or by shares of the nodes."""
+"""Assignment of modalities to nodes: by a repeated pattern, or by shares of the nodes."""
 
 import math
 from collections.abc import Sequence

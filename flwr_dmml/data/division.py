@@ -1,4 +1,4 @@
-"""Which samples go to which node, and which of a node's are for validation."""
+"""Division of samples over nodes, and of each node's samples into training and validation."""
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def split_validation(
 
 
 def _own(total: int, num_nodes: int, samples_per_node: int, seed: int) -> list[np.ndarray]:
-    """Give every node all samples, or so many of them; see :func:`partition_indices`."""
+    """Give every node all samples, or a given number of them; see :func:`partition_indices`."""
     if samples_per_node > total:
         raise DataError(
             f"samples-per-node: {samples_per_node} is more than the {total} training samples that "

@@ -1,4 +1,4 @@
-"""How files become samples, what samples lack, and the public set, as a run config says it."""
+"""Options of the data: loading, partitioning, missing modalities, and the public set."""
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ Scheme = Literal["dirichlet", "iid", "natural", "own"]
 
 
 class AudioOptions(Group):
-    """How files of sound become log-mel spectrograms, in data sets that say so."""
+    """Conversion of sound files to log-mel spectrograms, in data sets that say so."""
 
     rate_hz: int = Field(16_000, ge=1000, le=192_000, description="sound is resampled to this, Hz")
     seconds: float = Field(
@@ -24,14 +24,14 @@ class AudioOptions(Group):
 
 
 class ImageOptions(Group):
-    """How image files become tensors, in data sets that say so."""
+    """Conversion of image files to tensors, in data sets that say so."""
 
     side: int = Field(32, ge=4, le=1024, description="images are resized to this square, pixels")
     colour: bool = Field(True, description="three channels; off, one of grey")
 
 
 class SeriesOptions(Group):
-    """How recordings become windows, in data sets that say so."""
+    """Conversion of recordings to windows, in data sets that say so."""
 
     window_s: float = Field(
         0.0, ge=0, le=600, description="length of a window, s; 0 is what suits the data set"
@@ -85,7 +85,7 @@ class PublicOptions(Group):
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load a data set; hashable, so that a loaded source can be cached.
+    """Options for loading a data set; hashable, so that a loaded source can be cached.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class LoadOptions:
     image_visible : float
         Share of the rows of every image, from the top, that is not blacked out, in (0, 1].
     audio, image, series : Options
-        How files become tensors; each data set says what of it has an influence.
+        How files become tensors; each data set says which of these have an influence.
     seed : int
         Seed of everything drawn while loading (pairs, offsets, noise).
     cache : bool
@@ -118,7 +118,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class PartitionOptions:
-    """How a data set is divided over the nodes; hashable, the same for every node of a run.
+    """Options for dividing a data set over the nodes; hashable, the same for every node of a run.
 
     Parameters
     ----------

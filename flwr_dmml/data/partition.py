@@ -1,4 +1,4 @@
-"""Which node gets which samples and modalities."""
+"""Partition of a data set: the samples and modalities of each node."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -59,7 +59,7 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
 
 @lru_cache(maxsize=8)
 def divide(options: PartitionOptions) -> tuple[list[np.ndarray], list[tuple[str, ...]]]:
-    """Return the indices and the modalities of every node; what it has nothing of is left out."""
+    """Return every node's indices and modalities, without samples that lack all of these."""
     source = load_source(options.dataset, options.load)
     modalities = assign_modalities(
         options.num_nodes,

@@ -41,7 +41,7 @@ class PublicSet:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the samples consist of."""
+        """The modalities of the samples."""
         return tuple(self.inputs)
 
 

@@ -1,4 +1,4 @@
-"""What a data set is made of: the sensors, the samples, the source they come from."""
+"""Types of a data set: modalities, samples, the source, and the partition of a node."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ class DataError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Modality:
-    """What one sensor delivers.
+    """Data of one sensor: its kind, and the shape of a sample.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def hide_rows(source: Source, visible: float) -> Source:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """What one node sees.
+    """Data of one node.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whether this machine can run the package (``flwr-dmml doctor``)."""
+"""Check of whether this machine can run the package (``flwr-dmml doctor``)."""
 
 from .checks import Finding, examine
 

@@ -1,4 +1,4 @@
-"""The checks, and what they find.
+"""Checks of this machine and of the libraries, and their findings.
 
 Each library is used in a process of its own, because one that does not suit the machine may crash
 or hang instead of raising an error.

@@ -1,1 +1,1 @@
-"""What devices are, spend and have left; the radio between them."""
+"""Energy model: device profiles, costs, batteries, energy meters, and the radio."""

@@ -1,4 +1,4 @@
-"""What iterations cost a fleet in joules and seconds: the price list of the allocation."""
+"""Price list of the allocation: joules and seconds that iterations cost each device of a fleet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -113,10 +113,10 @@ class FleetCosts:
 
     @property
     def planning(self) -> IterationCosts:
-        """What an allocation counts for an iteration of each modality, ``[node, modality]``.
+        """Cost of an iteration of each modality in an allocation, ``[node, modality]``.
 
-        Its solo iteration: a bill never exceeds that. Joint iterations are cheaper than as many
-        solo ones, as their heads run once; for a method where they are not, prices are raised.
+        That of its solo iteration: a bill never exceeds it. Joint iterations are cheaper than as
+        many solo ones, as their heads run once; for a method where they are not, prices are raised.
         """
         sums = np.maximum(self.solo.time_s.sum(axis=1, keepdims=True), 1e-300)
         factor = np.maximum(1.0, self.joint.time_s / sums)  # [node, 1]
@@ -127,9 +127,9 @@ class FleetCosts:
     ) -> tuple[Floats, Floats]:
         """Return joules and seconds ``[node]`` of a round's updates ``tau`` ``[node, modality]``.
 
-        Billed are the joint and the solo iterations that :func:`.balance.schedule` makes of them,
-        heads and losses included, and the method's own work in a round of this phase; a device that
-        trains nothing pays nothing.
+        The bill covers the joint and the solo iterations that :func:`.balance.schedule` makes of
+        them, heads and losses included, and the method's own work in a round of this phase; a
+        device that trains nothing pays nothing.
         """
         joint, solo = split(tau, self.owned, stagger)
         trains, own = tau.any(axis=1), self.own_work(phase)

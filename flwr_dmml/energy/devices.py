@@ -1,4 +1,4 @@
-"""Devices: how fast they compute, what a clock cycle costs, what their battery and radio hold."""
+"""Device profiles: clock, energy of a clock cycle, transmit power, and battery."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """What the energy model knows of one kind of device.
+    """Profile of one kind of device in the energy model.
 
     Parameters
     ----------

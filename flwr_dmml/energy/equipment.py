@@ -1,4 +1,4 @@
-"""What a device says of its own hardware, in place of what the coordinator would suppose."""
+"""A device's own hardware, as it reports it: profile, battery and energy meter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Equipment:
         return self.meter not in ("", ModelMeter.name)
 
     def told(self) -> dict[str, str | float]:
-        """Return what is said, by the keys of a device's answer to the handshake."""
+        """Return the report as entries of a device's answer to the handshake."""
         told: dict[str, str | float] = {
             "profile": self.profile,
             "battery-j": self.battery_j,
@@ -61,7 +61,7 @@ class Equipment:
 
     @classmethod
     def read(cls, about: Mapping[str, object]) -> Self:
-        """Return what :meth:`told` said; ProfileError or ValueError where that cannot be."""
+        """Read the entries of :meth:`told`; ProfileError or ValueError where they are invalid."""
         return cls(
             profile=str(about.get("profile", "")),
             battery_j=float(about.get("battery-j", 0.0)),  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ class Equipment:
 
 
 NOT_TOLD = Equipment()
-"""Of a device that says nothing of itself."""
+"""The equipment of a device that reports nothing."""
 
 
 def equip(

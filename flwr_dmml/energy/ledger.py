@@ -1,4 +1,4 @@
-"""What training and sending cost in joules, and the ledger of the fleet's batteries."""
+"""Energy and time of training, energy budgets of rounds, and the ledger of batteries."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Kind = Literal["compute", "radio"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""What energy is spent on."""
+"""Kinds of energy use."""
 
 ROUNDING_J = 1e-9
 """A battery that is short of a charge by no more than this pays with all it has."""
@@ -135,17 +135,17 @@ class Ledger:
 
     @property
     def initial_j(self) -> Floats:
-        """What each battery held at the start, ``[node]``."""
+        """Energy of each battery at the start, ``[node]``."""
         return self._initial_j.copy()
 
     @property
     def harvested_j(self) -> Floats:
-        """What each battery has taken in since, ``[node]``."""
+        """Energy that each battery has harvested since, ``[node]``."""
         return self._harvested_j.copy()
 
     @property
     def remaining_j(self) -> Floats:
-        """What each battery holds now, ``[node]``, >= 0."""
+        """Energy left in each battery, ``[node]``, >= 0."""
         return np.maximum(0.0, self._initial_j + self._harvested_j - self.spent_j())
 
     def spent_j(self, kind: Kind | None = None) -> Floats:
@@ -176,7 +176,7 @@ class Ledger:
         self._spent_j[kind] = self._spent_j[kind] + np.minimum(spent, left)
 
     def correct(self, kind: Kind, joules: ArrayLike) -> Floats:
-        """Book that what was charged for ``kind`` was too little by so much, or too much if < 0.
+        """Correct an earlier charge for ``kind``: it was too low by ``joules``, or too high if < 0.
 
         Parameters
         ----------
@@ -188,7 +188,7 @@ class Ledger:
         Returns
         -------
         NDArray[np.float64], shape ``[node]``
-            What was booked: at most what a battery holds; given back is at most what was spent on
+            What was booked: at most what a battery holds; a refund is at most what was spent on
             this kind, and what fits in.
         """
         extra, left = self._per_node("joules", joules), self.remaining_j
@@ -219,7 +219,7 @@ class Ledger:
 
     @classmethod
     def from_state(cls, state: Mapping[str, ArrayLike]) -> "Ledger":
-        """Return the ledger of a :meth:`state`, equal to the bit; LedgerError if it is none."""
+        """Return the ledger of a :meth:`state`, bit-identical; LedgerError if it is invalid."""
         names = ("initial_j", "capacity_j", "harvested_j", *(f"{kind}_j" for kind in KINDS))
         if missing := [name for name in names if name not in state]:
             raise LedgerError(f"a ledger's state has {', '.join(names)}; missing: {missing[0]}")

@@ -25,11 +25,11 @@ class EnergyMeter(Protocol):
 
     @property
     def measures(self) -> str:
-        """One sentence: what the joules are the joules of."""
+        """One sentence: what the joules cover."""
 
     @property
     def why(self) -> str:
-        """Why :func:`find_meter` took no better meter; empty if this is the best there is."""
+        """Reason that :func:`find_meter` took no better meter; empty if this is the best one."""
 
     def read_j(self) -> float:
         """Return the joules used since the meter was made; never falls."""

@@ -1,4 +1,4 @@
-"""What devices run on, how energy becomes iterations, and the radio, as a run config says it."""
+"""Options of the energy model: devices and batteries, the allocation, and the radio."""
 
 import os
 from math import inf
@@ -12,7 +12,7 @@ from .radio import ChannelModel, Wireless
 
 
 class EnergyOptions(Group):
-    """What devices run on."""
+    """Device profiles, batteries, harvesting and energy meters."""
 
     devices: str = Field(
         "raspberry-pi-4", description="kinds of devices, in equal shares: 'phone,jetson-nano'"
@@ -60,7 +60,7 @@ class EnergyOptions(Group):
 
 
 class AllocationOptions(Group):
-    """How a device's energy of a round becomes iterations of its modalities."""
+    """The allocation: from a device's energy in a round to iterations of its modalities."""
 
     rule: Literal[
         "auto", "uniform", "max-min", "proportional", "least-squares", "random", "sync-only"

@@ -114,7 +114,7 @@ FADINGS: dict[str, Callable[[np.random.Generator, int, float], Array]] = {
 
 @dataclass(frozen=True)
 class ChannelModel:
-    """What lies between two nodes: path loss, shadowing fixed for a run, fading new every round.
+    """Channel between two nodes: path loss, shadowing fixed for a run, fading new every round.
 
     ``path_loss`` is a name of :data:`PATH_LOSSES` or a :class:`PathLoss`; ``shadowing_db`` >= 0 the
     standard deviation of the log-normal shadowing; ``fading`` a name of :data:`FADINGS`;

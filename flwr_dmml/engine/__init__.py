@@ -1,6 +1,6 @@
-"""Where devices run: in this process, or sharded over several by Ray, which is not imported before.
+"""Simulation engines: all devices in this process, or sharded over several processes by Ray.
 
-Flower's own engines need nothing from here.
+Ray is imported only when it is used. Flower's own engines need nothing from here.
 """
 
 from .apps import (

@@ -15,7 +15,7 @@ from ray._private import ray_constants
 from .errors import EngineError
 
 REACH_S = 5.0
-"""How long a cluster may take to accept a connection."""
+"""Seconds that a cluster may take to accept a connection."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     workers : int
         Workers to come; they share the GPUs.
     patience_s : float (default: 0)
-        So long it is waited for others in this process to connect first, as Flower's simulation
-        does beside the ServerApp.
+        Seconds to wait for others in this process to connect first, as Flower's simulation does
+        beside the ServerApp.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Let Ray take 127.0.0.1 for its address while the block runs, not one that others reach.
+    """Let Ray use 127.0.0.1 as its address while the block runs, not one that others can reach.
 
     It has no argument for that: 127.0.0.1 given as address is replaced by the machine's.
     """

@@ -1,4 +1,4 @@
-"""What goes wrong with an engine, apart from what goes wrong on its nodes."""
+"""The error of an engine that cannot start (:class:`EngineError`); nodes' errors are not here."""
 
 from ..base.errors import UserError
 

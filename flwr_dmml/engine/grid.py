@@ -1,4 +1,4 @@
-"""What this package's grids have in common."""
+"""The base of this package's grids of simulated nodes (:class:`SimulationGrid`)."""
 
 from collections.abc import Callable, Sequence
 

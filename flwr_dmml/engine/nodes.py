@@ -21,7 +21,7 @@ FIRST_NODE_ID = 1000
 
 @dataclass
 class SimulatedNode:
-    """What a SuperNode keeps from message to message."""
+    """State that a SuperNode keeps from message to message."""
 
     node_id: int
     config: UserConfig

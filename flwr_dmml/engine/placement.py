@@ -1,4 +1,4 @@
-"""Which worker hosts which node: few links between workers, equal work for each."""
+"""Placement of nodes on workers: few links between workers, equal work for each."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import networkx as nx
 import numpy as np
 
 SLACK = 0.05
-"""How much more than its share of the work a worker may get for the sake of fewer links."""
+"""Share of extra work that a worker may get for the sake of fewer links."""
 SWEEPS = 8
 
 

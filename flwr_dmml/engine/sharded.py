@@ -28,7 +28,7 @@ from .worker import REMEMBERED, Worker
 UNEVEN = 1.25
 """Nodes move when the busiest worker takes so many times the mean."""
 CLOSING_S = 5.0
-"""How long workers have to clean up."""
+"""Seconds that workers have to clean up."""
 WORTH_S = 0.05
 """... and so many seconds more an exchange: a node that moves has to load its data again."""
 

@@ -1,4 +1,4 @@
-"""Messages between the processes of the sharded engine: what arrays hold stays where it is.
+"""Messages between the processes of the sharded engine: the contents of arrays stay in place.
 
 A worker exports the arrays of its replies and of its nodes' states as one *chunk* in Ray's object
 store, and sends the rest with a :class:`RemoteArray` in the place of each. Where a message carries
@@ -28,7 +28,7 @@ Buffers = list[NDArray[Any]]
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of an array without reading it, and where in a chunk it lies."""
+    """Metadata of an array, known without reading it, and its position in a chunk."""
 
     chunk: int
     position: int
@@ -68,7 +68,7 @@ class Chunk:
 
     @cached_property
     def buffers(self) -> Buffers:
-        """What it holds, views of shared memory; a strategy that reads all fetches it once."""
+        """The chunk's arrays, views of shared memory; a strategy that reads all fetches it once."""
         import ray
 
         buffers: Buffers = ray.get(self.ref)
@@ -88,7 +88,7 @@ class RemoteArray(LazyArray):
 
     @property
     def description(self) -> Description:
-        """What is known of it."""
+        """Metadata of the array."""
         description: Description = self.__dict__["_description"]
         return description
 

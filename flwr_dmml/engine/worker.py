@@ -1,4 +1,4 @@
-"""The sharded engine's side of a worker: what it has been asked, and how to bring it back."""
+"""The sharded engine's handle of a worker: its pending messages, and how to restart it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -57,10 +57,10 @@ class Worker:
     start: Callable[[int], Any]
     numbers: "count[int]"
     nodes: dict[int, SimulatedNode] = field(default_factory=dict)
-    """Who is hosted, by node id; only their ids and configs are known here."""
+    """The hosted nodes, by node id; only their ids and configs are known here."""
     peak_bytes: int = 0
     busy_s: float = 0.0
-    """What all ClientApps here have taken."""
+    """Seconds that all ClientApps here have taken."""
     batches: deque[Batch] = field(default_factory=deque)
 
     def __post_init__(self) -> None:

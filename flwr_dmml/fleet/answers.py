@@ -1,4 +1,4 @@
-"""What devices say of themselves, in words: cells of a table, and what is wrong."""
+"""Status answers of devices, in words: cells of a table, and the problems found."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Data(_Said):
 
 
 class Answer(_Said):
-    """What a device says; ``time_s`` is its clock, in seconds since 1970, UTC."""
+    """A device's status answer; ``time_s`` is its clock, in seconds since 1970, UTC."""
 
     versions: dict[str, str]
     platform: str
@@ -91,7 +91,7 @@ def cells(heard: Heard) -> dict[str, str]:
 
 
 def problems_of(fleet: Fleet, heard: Mapping[str, Heard]) -> list[str]:
-    """Return what is wrong by what devices say, given by their names; versions here count, too."""
+    """Return the problems in devices' answers, given by name; this machine's versions count too."""
     devices = {device.name: device for device in fleet.devices}
     found = _versions(heard)
     for name, one in heard.items():

@@ -20,7 +20,7 @@ START_S = 30.0
 
 
 class _Line(BaseModel):
-    """What the app prints for a device that has answered: an error, or the answer in JSON."""
+    """Line that the app prints for a device that has answered: an error, or the answer in JSON."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -33,7 +33,7 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True)
 class Asked:
-    """What came back.
+    """Answers of the devices, and the problems of asking them.
 
     Attributes
     ----------

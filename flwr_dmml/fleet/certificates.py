@@ -108,7 +108,7 @@ def days_left(certificate: x509.Certificate) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a certificate is to say.
+    """Contents that a certificate must have.
 
     Attributes
     ----------

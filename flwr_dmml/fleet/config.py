@@ -15,7 +15,7 @@ from ..base.options import kebab
 from ..energy.devices import PROFILES
 
 SUPERLINK = "superlink"
-"""What ``--renew`` calls the SuperLink; no device may be called so."""
+"""Name of the SuperLink for ``--renew``; no device may have it."""
 PEER_PORT = 7447
 RUNTIME_PORT = 9094
 NAME = "{name}"
@@ -102,7 +102,7 @@ class _Table(BaseModel):
 
 
 class SuperLink(_Table):
-    """Where the SuperLink listens, and nothing else does: on this address only."""
+    """The SuperLink: it listens on this address only."""
 
     host: Address
     port: Port = 8000

@@ -24,7 +24,7 @@ DEVICES = "devices"
 
 @dataclass
 class Prepared:
-    """What :func:`prepare` has done.
+    """Result of :func:`prepare`.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has a folder and a certificate: the SuperLink, or a device."""
+    """Holder of a folder and a certificate: the SuperLink, or a device."""
 
     name: str
     folder: Path

@@ -1,4 +1,4 @@
-"""What starts a SuperLink and a device: scripts, environments, and systemd's units."""
+"""Start files of the SuperLink and of devices: scripts, environments, and systemd units."""
 
 import shlex
 from pathlib import Path

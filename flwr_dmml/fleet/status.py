@@ -1,4 +1,4 @@
-"""Whether a running fleet is well, and what is wrong if it is not."""
+"""Status check of a running fleet: its state, and the problems found."""
 
 import json
 import socket
@@ -20,7 +20,7 @@ CONNECTIONS = 16
 
 @dataclass(frozen=True)
 class DeviceState:
-    """What is known of a device.
+    """State of a device.
 
     Attributes
     ----------

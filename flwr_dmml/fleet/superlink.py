@@ -1,4 +1,4 @@
-"""What the SuperLink says: over TLS, and through Flower's own command line."""
+"""Queries to the SuperLink: over TLS, and through Flower's own command line."""
 
 import json
 import os
@@ -30,7 +30,7 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Registration:
-    """What became of registering a device.
+    """Outcome of registering a device.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ def known_nodes(folder: Path) -> dict[str, str]:
 
 
 def key_digest(public_key: Path) -> str:
-    """Return what a public key is remembered by: its digest, whatever its comment."""
+    """Return the digest that identifies a public key, whatever its comment."""
     kind, key, *_ = public_key.read_text(encoding="utf-8").split()
     return sha256(f"{kind} {key}".encode()).hexdigest()
 

@@ -16,7 +16,7 @@ from ..base.options import Group
 from ..graph.topology import Topology
 
 State = dict[str, Tensor]
-"""What a rule keeps of a block from round to round."""
+"""A rule's state of a block, kept from round to round."""
 Aggregate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(own ``[rows, length]``, near ``[rows, neighbours, length]``, weights ``[rows, 1 + neighbours]``)
 to an aggregate ``[rows, length]``."""
@@ -24,7 +24,7 @@ to an aggregate ``[rows, length]``."""
 
 @dataclass(frozen=True)
 class Mix:
-    """What has arrived of a block; ``mix(i)`` is the aggregate of the i-th vector that is sent.
+    """Received vectors of a block; ``mix(i)`` is the aggregate of the i-th vector that is sent.
 
     Attributes
     ----------
@@ -88,10 +88,10 @@ class GossipRule:
     name: ClassVar[str] = ""
     """Name of the rule in the run config."""
     paper: ClassVar[str] = "this project"
-    """Where the rule comes from."""
+    """Source of the rule."""
     options_type: ClassVar[type[Group]] = Group
     sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block",)
-    """What is sent of a block: vectors of its length, and single numbers; a vector comes first."""
+    """Parts sent for a block: vectors of its length, and single numbers; a vector comes first."""
     addressed: ClassVar[bool] = False
     """Whether every neighbour gets vectors of its own, ``[rows, neighbours, length]``."""
     momentum: ClassVar[Literal["round", "kept", "own"]] = "round"

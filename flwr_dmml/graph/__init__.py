@@ -1,1 +1,1 @@
-"""Who is whose neighbour, and with what weight."""
+"""Topologies, mixing weights, spectral gaps, and positions of devices."""

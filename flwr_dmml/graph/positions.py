@@ -1,4 +1,4 @@
-"""Where devices stand."""
+"""Positions of devices in the plane."""
 
 from math import inf
 

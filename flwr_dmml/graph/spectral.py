@@ -1,4 +1,4 @@
-"""How fast a topology mixes, also one that changes from round to round."""
+"""Spectral gap of a topology per round, also of one that changes from round to round."""
 
 import numpy as np
 

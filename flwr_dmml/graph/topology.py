@@ -1,4 +1,4 @@
-"""Who is whose neighbour in a round (:class:`Topology`); weights are in :mod:`.mixing_matrix`."""
+"""Topologies: the communication graph of each round (:class:`Topology`), without mixing weights."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping

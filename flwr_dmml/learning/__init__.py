@@ -1,1 +1,1 @@
-"""How one device learns in a round, and many at once."""
+"""Local learning: the round of one device, and of many devices trained together."""

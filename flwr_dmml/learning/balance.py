@@ -1,4 +1,4 @@
-"""How fast each modality trains, from how its parameters vary, and how balanced a node is.
+"""Training speed of each modality, from the change of its parameters, and balance of a node.
 
 Measured on the local phase of a round only (what mixing moves does not count), on the encoder of
 one modality. A speed is per iteration, so that ``speed * iterations`` predicts the progress of a
@@ -22,7 +22,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class LocalPhase:
-    """What one encoder went through in one round's local iterations.
+    """Change of one encoder in one round's local iterations.
 
     What a metric does not use is empty, or nan (:attr:`SpeedMetric.uses`).
 
@@ -62,7 +62,7 @@ class SpeedMetric(ABC):
     size: int = 2
     """Numbers in the state."""
     uses: frozenset[Literal["vectors", "gradients", "path"]] = frozenset({"vectors"})
-    """What it reads of a phase: ``start``, ``before`` and ``after``, ``gradient_ratio``, or
+    """Values that it reads of a phase: ``start``, ``before`` and ``after``, ``gradient_ratio``, or
     ``path_length``. Nothing else is measured in a run."""
 
     def initial(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a learner computes."""
+"""The torch device on which a learner computes, and samples moved to it."""
 
 import torch
 

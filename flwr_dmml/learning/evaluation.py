@@ -1,4 +1,4 @@
-"""How often predictions are right, and how that spreads over the classes."""
+"""Evaluation metrics: accuracy, confusion matrix, recall of each class, and macro-F1."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan, nan
@@ -22,7 +22,7 @@ def predictions(
 ) -> dict[tuple[str, ...], Tensor]:
     """Return the classes found from each subset of the modalities, ``[n]`` int64.
 
-    Each sample is predicted from those of a subset that it has: :data:`NOTHING` where that is none.
+    Each sample is predicted from those of a subset that it has: :data:`NOTHING` if it has none.
     """
     found = {subset: torch.full_like(data.labels, NOTHING) for subset in subsets}
     for part in every_part(data):

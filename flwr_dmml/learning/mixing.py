@@ -1,4 +1,4 @@
-"""The gossip of one device: what arrives goes through the rules, block by block."""
+"""Gossip on one device: received blocks go through the gossip rule and the aggregation rule."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Taken:
 
 
 class Mixer:
-    """What a device does with a gossip rule and an aggregation rule.
+    """A device's mixing of its blocks, by a gossip rule and an aggregation rule.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Mixer:
     aggregation : AggregationRule
         What becomes of the neighbours' copies.
     flat : Flat
-        The device's blocks; all are mixed of which a plan has weights.
+        The device's blocks; those for which a plan has weights are mixed.
     partition_id, num_nodes : int
         Who the device is, and how many there are.
     """
@@ -123,7 +123,7 @@ class Mixer:
     def _arrived(
         self, block: str, weights: Mapping[int, float], inbox: Inbox, x: Tensor
     ) -> tuple[dict[int, tuple[float, list[Tensor]]], list[str]]:
-        """Return what is good of what neighbours sent, with their weights, and what is not."""
+        """Return the valid vectors from neighbours, with their weights, and what was rejected."""
         wanted = [neighbour for neighbour, weight in weights.items() if weight]
         name = addressed(block, self._me) if self.rule.addressed else block
         length, numbers = x.shape[1], self.rule.sends.count("number")
@@ -207,7 +207,7 @@ class Mixer:
         blocks : collection of str
             Those that are published; the others are the device's own.
         sends : collection of str
-            Those that are sent in this round; of the rest an empty vector is.
+            Those that are sent in this round; an empty vector is sent for the others.
         taken : Taken or None
             The local steps; None of a device that rests.
         recipients : sequence of int

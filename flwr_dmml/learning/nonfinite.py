@@ -1,4 +1,4 @@
-"""What becomes of a device whose training diverged."""
+"""Detection of diverged training: NaN or infinity in a device's state."""
 
 from collections.abc import Mapping
 from math import isfinite

@@ -58,7 +58,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class StepRule:
-    """How a local step is taken.
+    """Settings of a local step.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ class LocalSteps:
 
     @property
     def trained(self) -> list[Tensor]:
-        """What gradients are to be taken of."""
+        """The parameters that gradients are needed for."""
         return [self._leaves[i] for i in self._trained]
 
     def take(self, gradients: Sequence[Tensor | None]) -> None:
@@ -196,7 +196,7 @@ class LocalSteps:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Where the parameters of an iteration lie: as few slices as can be."""
+    """Slices that hold the parameters of an iteration, as few as possible."""
 
     places: list[tuple[slice, float]]  # with the factor on the learning rate
     blocks: list[str]

@@ -1,4 +1,4 @@
-"""The settings that a device goes by (:class:`DeviceSettings`)."""
+"""Settings of a device: its data, model and training (:class:`DeviceSettings`)."""
 
 import os
 from math import cos, pi
@@ -163,7 +163,7 @@ class DeviceSettings(Group):
 
     @property
     def encoder_choice(self) -> EncoderChoice:
-        """Which encoder reads which kind of modality."""
+        """The encoder of each kind of modality."""
         return EncoderChoice(
             image=self.image_encoder,
             audio=self.audio_encoder,

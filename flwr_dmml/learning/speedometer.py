@@ -1,4 +1,4 @@
-"""Measures how fast each modality of a learner trains, and hears how fast its neighbours do."""
+"""Training speed of each modality of a learner, and the speeds that its neighbours report."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isnan
@@ -17,11 +17,11 @@ SPEED = "speed."
 NEAR = "near."
 """Prefix of the mean speeds of a device and its neighbours, in its metrics."""
 SPEEDS = STATISTICS + "speeds"
-"""Where the speeds travel in a payload, ``[modality]`` in the order of the data set."""
+"""Name of the speeds in a payload, ``[modality]`` in the order of the data set."""
 
 
 class Odometer:
-    """How far the encoders of devices go in the local steps of a round, all rows at once.
+    """Distances that the encoders of devices move in the local steps of a round, all rows at once.
 
     Parameters
     ----------

@@ -26,14 +26,14 @@ OWN = {
     "options_type", "build_model", "blocks", "private_blocks", "encoders", "local_loss", "predict",
     "evaluate", "sends", "mix", "outgoing", "learning_rates", "trained_parameters",
 }  # fmt: skip
-"""What a method that declares itself batched may override."""
+"""Members that a method that declares itself batched may override."""
 _models: "WeakKeyDictionary[Learner, tuple[str, bool]]" = WeakKeyDictionary()
 """A learner's architecture in words, and whether it is worth stacking on a CPU."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one device is asked to do in a round.
+    """One device's part in a round.
 
     Parameters
     ----------

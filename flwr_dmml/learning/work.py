@@ -1,4 +1,4 @@
-"""What a device's iterations cost, counted on its real model and loss."""
+"""Operations of a device's iterations and bytes of its payload, from its real model and loss."""
 
 from dataclasses import replace
 
@@ -16,11 +16,11 @@ _measured: dict[_Key, Work] = {}  # devices of one process with the same model c
 def measure_work(learner: Learner) -> Work:
     """Count the operations of real iterations: forward, losses and backward, on a mini-batch.
 
-    Counted are matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does (a
-    multiply-add is 2); not biases, norms, activations, element-wise losses and the optimiser, which
-    are small beside them; nor recurrent layers of torch that it does not see into (an LSTM on the
-    CPU). A round's own work is counted as in round 2, without neighbours, and once more in each of
-    the phases of the method's rounds.
+    The count covers matrix products, convolutions and attention, as in ``torch.utils.flop_counter``
+    (a multiply-add is 2). It does not cover biases, norms, activations, element-wise losses and the
+    optimiser, which are small beside them, nor recurrent layers that the counter cannot see into
+    (such as an LSTM on the CPU). A round's own work is counted as in round 2, without neighbours,
+    and once more in each of the phases of the method's rounds.
 
     Samples that lack a modality count as if they were complete: which of them a mini-batch holds is
     by chance, and the cost must not depend on whom it is measured on.

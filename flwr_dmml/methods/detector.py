@@ -86,7 +86,7 @@ SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {"msp": msp, "energy": en
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where a node draws the line, and how well its score separates.
+    """A node's threshold, and how well its score separates.
 
     Attributes
     ----------

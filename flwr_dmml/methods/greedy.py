@@ -11,7 +11,7 @@ from ..learning.options import Options
 
 
 class GreedyOptions(Options):
-    """When the faster encoder waits, and for how long."""
+    """Threshold at which a faster encoder is frozen, and for how many joint iterations."""
 
     threshold: float = Field(0.01, ge=0, description="difference of log10 speeds that is let be")
     steps: int = Field(5, ge=0, description="joint iterations that a faster encoder is frozen")

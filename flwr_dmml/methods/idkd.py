@@ -14,7 +14,7 @@ from .teaching import logits_of
 
 
 class IdkdOptions(KdOptions):
-    """When soft labels are exchanged, and how in-distribution samples are told."""
+    """Schedule of the exchanges of soft labels, and the detector of in-distribution samples."""
 
     score: Literal["msp", "energy"] = Field(
         "msp", description="detector: maximum softmax probability, or energy"
@@ -61,7 +61,7 @@ class Idkd(Kd):
     def choose(self, logits: Tensor) -> Tensor:
         """Return the positions of the public samples that look like this device's own.
 
-        None, where no sample that it holds out has a modality of the public set.
+        There are none if no sample that it holds out has a modality of the public set.
         """
         score = SCORES[self.options.score]
         held_out = self.validation_data.restrict(self.public.inputs).with_any()

@@ -28,7 +28,7 @@ OWN, TAUGHT = "own", "taught"
 
 
 class KdOptions(Options):
-    """When soft labels are exchanged."""
+    """Schedule of the exchanges of soft labels."""
 
     start: float = Field(0.4, ge=0, lt=1, description="share of the rounds before the first labels")
     exchange_every: int = Field(

@@ -1,4 +1,4 @@
-"""What comes of labelling a public set: the neighbours' labels, and metrics of it all."""
+"""Soft labels of a public set: those received from neighbours, and metrics of the labelling."""
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def sent(chosen: Tensor, public: PublicSet) -> dict[str, float]:
 
 
 def taught(labels: SoftLabels, public: PublicSet, own: Tensor) -> dict[str, float]:
-    """Return how many averaged labels there are, how many are right, and what they even out.
+    """Return how many averaged labels there are, how many are right, and the change in label skew.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from .stages import DISTIL, FUSION, UNI_MODAL, StagedOptions, fleet
 from .teaching import having, logits_of, share_right
 
 PASSED = "passed"
-"""Where it is kept whether the teacher has passed."""
+"""Key under which it is stored whether the teacher has passed."""
 
 
 class MirrorOptions(StagedOptions):
@@ -70,9 +70,9 @@ class MirrorOptions(StagedOptions):
 class ModalityMirror(Staged):
     """Uni-modal networks, then a teacher that fuses them, then a student of one modality.
 
-    The first two stages are those of :class:`~.staged.Staged`. Of the teacher, owned by devices
-    with several modalities, all is mixed (``teacher.encoder.<m>``, ``teacher.head``) as long as it
-    trains, then it is frozen. In the last stage these devices train the student's network S alone::
+    The first two stages are those of :class:`~.staged.Staged`. The teacher is owned by devices with
+    several modalities. It is mixed as a whole (``teacher.encoder.<m>``, ``teacher.head``) while it
+    trains, then frozen. In the last stage these devices train the student's network S alone::
 
         L_S = (1 - lam) CE(S(x_s), y) + lam T^2 KL(softmax(teacher / T) || softmax(S(x_s) / T))
 

@@ -1,4 +1,4 @@
-"""Which stage a round belongs to, and who trains in it: the plan of methods in stages."""
+"""Plan of methods in stages: the stage of each round, and the modalities trained in it."""
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ STAGES = UNI_MODAL, FUSION, DISTIL = "uni-modal", "fusion", "distil"
 
 
 class StagedOptions(Options):
-    """How the rounds are divided into stages, and who trains in each."""
+    """Division of the rounds into stages, and the modalities trained in each."""
 
     uni_modal: float = Field(
         0.5, gt=0, lt=1, description="share of the rounds that train a network of each modality"

@@ -1,4 +1,4 @@
-"""What a network says of samples, some of which may lack modalities."""
+"""Logits and accuracy of a teacher network on samples, some of which may lack modalities."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""The decomposed classifier: what modalities share apart from what is each one's own."""
+"""Decomposed classifier: features common to all modalities, apart from those of each one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

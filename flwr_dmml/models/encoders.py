@@ -130,7 +130,7 @@ ENCODERS: dict[str, dict[str, Factory]] = {
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """Which encoder reads which kind of modality.
+    """Choice of an encoder for each kind of modality.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True)
 class GeneratorTraining:
-    """How a generator is trained: steps, batch size, Adam's settings, weight of the diversity."""
+    """Training of a generator: steps, batch size, Adam's settings, weight of the diversity loss."""
 
     steps: int = 20
     batch_size: int = 32

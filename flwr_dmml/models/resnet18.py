@@ -16,7 +16,7 @@ GROUPS = 32
 """Groups of channels that are normalised together, as in the paper of GroupNorm."""
 
 IGNORED = ("fc.", "running_mean", "running_var", "num_batches_tracked")
-"""What a file may hold besides: the classifier begins, the running statistics of BatchNorm end."""
+"""Names ignored in a file: the classifier (prefix), running statistics of BatchNorm (suffix)."""
 
 
 def resnet18(shape: tuple[int, ...], features: int) -> nn.Module:

@@ -1,1 +1,1 @@
-"""What travels: a model as named blocks, compressed, and the plan of a round."""
+"""Payloads: a model as named blocks, their compression, and the plan of a round."""

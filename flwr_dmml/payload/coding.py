@@ -1,4 +1,4 @@
-"""Numbers in fewer bytes, and which of many they are."""
+"""Quantisation to float16 or int8, top-k selection, and encoding of the selected places."""
 
 from math import ceil
 from typing import Literal
@@ -16,7 +16,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,
     "int8": torch.int8,
 }
-"""What the numbers are sent as, by the setting ``exchange.precision``."""
+"""Types in which numbers are sent, by the setting ``exchange.precision``."""
 
 
 class CompressionError(ValueError):

@@ -1,6 +1,6 @@
-"""Fewer bytes for what a device publishes: coarser numbers, and of each block only a part.
+"""Payload compression: coarser numbers, and only a part of each block.
 
-What travels of a block in place of its float32 vector, by its name in a payload:
+Entries sent for a block in place of its float32 vector, by their names in a payload:
 
 ==========  ===============  =======================================================================
 ``name``    ``[k]``          the numbers that are sent, in the type of ``exchange.precision``

@@ -1,4 +1,4 @@
-"""A model's blocks as slices of one flat vector, of which its parameters are views."""
+"""A model's blocks as slices of one flat vector; the model's parameters are views of it."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

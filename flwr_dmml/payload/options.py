@@ -1,4 +1,4 @@
-"""How payloads travel, as a run config says it."""
+"""Options of the exchange of payloads: transport, compression and encryption."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from .coding import Precision
 
 
 class ExchangeOptions(Group):
-    """How payloads get from a device to its neighbours."""
+    """Exchange of payloads between a device and its neighbours."""
 
     transport: Literal["relay", "direct"] = Field(
         "relay", description="relay: with Flower's messages; direct: from device to device (Zenoh)"

@@ -1,4 +1,4 @@
-"""What a node is asked to do in a round, and what it gives back. Knows nothing of Flower."""
+"""Plan of a node for a round, and outcome of the round. Independent of Flower."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from math import inf
 from torch import Tensor
 
 Payload = dict[str, Tensor]
-"""What a node publishes: block name -> flat float32 vector, and statistics (``stats.…``)."""
+"""Published by a node: block name -> flat float32 vector, and statistics (``stats.…``)."""
 
 Inbox = dict[int, Payload]
 """The neighbours' payloads of the last round, by partition id."""
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a node gives back after a round.
+    """Outcome of a round on one node.
 
     Attributes
     ----------

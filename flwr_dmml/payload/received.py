@@ -1,4 +1,4 @@
-"""The one reader of what neighbours have sent."""
+"""Validation of tensors that neighbours have sent."""
 
 from collections.abc import Iterable
 

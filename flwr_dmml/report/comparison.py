@@ -32,7 +32,7 @@ WHERE = (
 """Settings that results do not depend on: where a run is computed, and what it tells of itself."""
 
 METRICS = {"accuracy": "accuracy", "macro-f1": "macro-F1", "uar": "unweighted average recall"}
-"""What groups are tested on: the option, and what it is in words."""
+"""Metrics that groups are tested on: the option, and its name in words."""
 
 EXACT = 16
 """Up to so many seeds all sign flips are gone through; beyond, 100,000 are drawn."""

@@ -21,7 +21,7 @@ COSTS: dict[str, tuple[str, Cost]] = {
     "seconds": ("simulated seconds on the devices", lambda method, line: line.total_simulated_s),
     "bytes": ("MB sent by all devices", lambda method, line: method.megabytes[line.round]),
 }
-"""What accuracy is drawn over: a name, and the axis and its value after a round."""
+"""Costs that accuracy is drawn over: a name, and the axis and its value after a round."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the files of a run folder hold besides the rounds, as far as reports use it."""
+"""Records of a run folder that reports read besides the rounds: devices, confusion, run info."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What pages are made of: figures, tables, sections, and how each is written down."""
+"""Parts of report pages: figures, tables, text and sections, and their output formats."""
 
 import json
 import math

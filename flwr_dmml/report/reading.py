@@ -21,7 +21,7 @@ class ReportError(UserError, ValueError):
 
 @dataclass
 class MethodRun:
-    """What one method left in a run folder; it has at least one round."""
+    """Results of one method in a run folder; it has at least one round."""
 
     name: str
     rounds: list[RoundRecord]
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def num_rounds(self) -> int | None:
-        """How many rounds the settings asked for."""
+        """Number of rounds that the settings asked for."""
         value = self.config.get("num-server-rounds")
         return value if isinstance(value, int) else None
 
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def unfinished(self) -> list[str]:
-        """What is still missing of each method, in words."""
+        """Missing results of each method, in words."""
         texts = []
         for method in self.methods:
             if not self.complete(method):

@@ -48,7 +48,7 @@ TEMPLATE: dict[str, Any] = {
         "hovermode": "closest",
     }
 }
-"""What all figures share, in plotly's terms."""
+"""Template of all figures, in plotly's terms."""
 
 _TOKEN = re.compile(r"@(\w+)(?:/([0-9.]+))?")
 

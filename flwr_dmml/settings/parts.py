@@ -1,4 +1,4 @@
-"""What can be named in a run config (:class:`Parts`), and what has been (:class:`RunConfig`)."""
+"""Methods and rules that a run config can name (:class:`Parts`), and a valid :class:`RunConfig`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

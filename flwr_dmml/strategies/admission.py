@@ -1,4 +1,4 @@
-"""Whose data cannot be learned from together with those of the others."""
+"""Admission of devices: finds those whose data or model do not fit those of most devices."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Admitted(Protocol):
-    """What is looked at: see :class:`~flwr_dmml.strategies.roster.Member`."""
+    """Properties that are checked: see :class:`~flwr_dmml.strategies.roster.Member`."""
 
     @property
     def data(self) -> str:
-        """Where its data are, and their classes and shapes, for people."""
+        """Location, classes and shapes of its data, for people."""
 
     @property
     def num_classes(self) -> int:
@@ -28,9 +28,9 @@ class Admitted(Protocol):
 def odd_ones(members: Mapping[int, Admitted]) -> dict[int, str]:
     """Return whose data or model are of another form than those of most devices, and how.
 
-    Looked at one after the other, of those that are still in: the number of classes, their names
+    These are checked in turn, among the devices still in: the number of classes, their names
     where they are told, and the length of each block among its owners. What most have is right;
-    where two forms are as frequent, that of the lowest partition.
+    where two forms are equally frequent, that of the lowest partition.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The exchange of a fleet whose devices write to each other: only plans and numbers pass here."""
+"""Exchange for the direct transport: only plans and numbers pass through the coordinator."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What goes between the strategy and the devices in one run."""
+"""Exchange of messages between the strategy and the devices in one run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -58,7 +58,7 @@ class Exchange:
 
     @property
     def payloads(self) -> dict[int, ArrayRecord]:
-        """What the devices have published in the last round, by partition."""
+        """Payloads that the devices published in the last round, by partition."""
         return self._relay.payloads
 
     @property

@@ -1,4 +1,4 @@
-"""Keeps on disk what a run needs to go on after it was stopped, and what its report shows."""
+"""Keeper of a run: stores on disk what resuming needs, and what the report shows."""
 
 import json
 from collections.abc import Callable, Mapping

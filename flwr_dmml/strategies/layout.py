@@ -1,4 +1,4 @@
-"""What an engine may know of a run to place its devices: who exchanges with whom, and the work."""
+"""Layout of a run for an engine that places devices: who exchanges with whom, and the work."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a run's rounds were like: kept as records, told to the log and to the trackers."""
+"""Logbook of a run: records of its rounds, passed to the log and to the trackers."""
 
 from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING

@@ -1,4 +1,4 @@
-"""Who mixes which block with whom, and with what weight."""
+"""Mixing neighbourhoods: neighbours and weights of every block a node owns."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Who takes part in a round, with whom it mixes and what it trains. Knows nothing of messages."""
+"""Round planner: participants, neighbours and training of every round. Independent of messages."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any

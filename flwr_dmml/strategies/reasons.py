@@ -1,4 +1,4 @@
-"""Why devices have failed, in words."""
+"""Reasons of failed devices, in words."""
 
 import re
 from collections.abc import Mapping

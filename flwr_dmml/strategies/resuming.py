@@ -1,4 +1,4 @@
-"""Which run is resumed, and whether its settings are still the same."""
+"""Resuming a run: finds its folder, and checks that its settings are still the same."""
 
 import json
 import os

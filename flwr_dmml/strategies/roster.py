@@ -1,4 +1,4 @@
-"""Who takes part: the handshake that maps Flower's node ids to partitions."""
+"""Roster of a run: the handshake that maps Flower's node ids to partitions, and the members."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The exchange of a fleet whose payloads the coordinator hands on, and cannot read."""
+"""Exchange of sealed payloads: the coordinator relays them and cannot read them."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a run leaves behind: records of every round, the run folder, tables."""
+"""Tracking of a run: records of every round, the run folder, tables."""
 
 from .records import NodeResult, RoundRecord, Tracker
 from .run_folder import RunFolder

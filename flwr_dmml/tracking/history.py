@@ -11,7 +11,7 @@ from .records import NodeResult, RoundRecord
 
 
 class _Line(BaseModel):
-    """What of a line is not made of the rest: the fields of a :class:`.RoundRecord`."""
+    """Fields of a :class:`.RoundRecord`: the part of a line that is not derived from the rest."""
 
     round: int
     nodes: list[NodeResult]

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, and the state of the source."""
+"""Provenance of a run: versions, machine, and the state of the source."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""What is measured: one record a round, and how it is summed up over nodes."""
+"""Records of measurements: one record a round, with the results of its nodes and their summary."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,7 +82,7 @@ KNOWN_PREFIXES = (
 )  # fmt: skip
 """So have all that begin with these."""
 EVALUATION = ("test.", "validation.")
-"""What begins with these was measured of the model that the round before has left."""
+"""Prefixes of metrics that were measured on the model that the round before has left."""
 
 
 def _unnamed(metrics: Mapping[str, float], *, evaluation: bool) -> dict[str, float]:
@@ -236,12 +236,12 @@ class RoundRecord:
 
     @property
     def label_bytes_sent(self) -> float:
-        """What of ``bytes_sent`` was soft labels of a public set."""
+        """Part of ``bytes_sent`` that was soft labels of a public set."""
         return fmean([n.label_bytes_sent for n in self.nodes]) if self.nodes else 0.0
 
     @property
     def labels(self) -> dict[str, float]:
-        """How the public set was labelled in this round, mean over nodes; empty where it was not.
+        """Public-set label metrics of this round, mean over nodes; empty if nothing was labelled.
 
         ``sent`` and ``used`` are shares of the public set, ``auroc``, ``kept`` and ``admitted`` the
         detector's figures against the truth, ``right`` the share of right labels among the used
@@ -262,7 +262,7 @@ class RoundRecord:
 
     @property
     def simulated_s(self) -> float:
-        """How long the round takes on the devices: the slowest one's computing and sending."""
+        """Seconds that the round takes on the devices: the slowest one's computing and sending."""
         return max((n.simulated_s for n in self.nodes), default=0.0)
 
     @property

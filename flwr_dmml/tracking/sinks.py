@@ -41,7 +41,7 @@ def scalars(record: RoundRecord) -> dict[str, float]:
 
 
 class _Writer(Protocol):
-    """What a sink writes one method's numbers with."""
+    """Writer of one method's numbers to a sink."""
 
     def write(self, numbers: Mapping[str, float], server_round: int) -> None: ...
 
@@ -203,7 +203,7 @@ SINKS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any], str], _Writer]]] 
     "mlflow": ("mlflow", _MLflow),
     "wandb": ("wandb", _Wandb),
 }
-"""What ``track-with`` may name: the package it needs, and how a method's writer is opened."""
+"""Sinks by their name in ``track-with``: the package each needs, and how it opens a writer."""
 
 
 def make_sinks(names: str, run: Path, config: Mapping[str, Any]) -> list[Sink]:

@@ -1,4 +1,4 @@
-"""How payloads travel between neighbours."""
+"""Transports of payloads between neighbours: relayed by the coordinator, or direct; also sealed."""
 
 from .relay import Relay, size_bytes
 

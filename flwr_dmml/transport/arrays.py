@@ -1,4 +1,4 @@
-"""Arrays whose bytes are made when somebody asks for them."""
+"""Lazy arrays, serialised only when their bytes are asked for."""
 
 import copy
 from collections.abc import Mapping

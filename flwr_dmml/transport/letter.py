@@ -34,7 +34,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 class _Header(BaseModel):
-    """What the header says: name, type, shape and bytes of each tensor."""
+    """Header of a letter: run, sender, round, and name, type, shape and bytes of each tensor."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class LetterError(ValueError):
 
 @dataclass(frozen=True)
 class Letter:
-    """What one device publishes in one round.
+    """Tensors that one device publishes in one round.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How plans, payloads and states are written in Flower's records. Never a pickle."""
+"""Plans, payloads and states as Flower's records. Never a pickle."""
 
 from collections.abc import Iterable, Mapping
 from math import inf, isfinite

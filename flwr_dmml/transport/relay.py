@@ -29,7 +29,7 @@ class Relay:
 
     @property
     def payloads(self) -> dict[int, ArrayRecord]:
-        """What is held, by partition id."""
+        """The payloads that are held, by partition id."""
         return dict(self._payloads)
 
     @property
@@ -40,8 +40,8 @@ class Relay:
     def inbox(self, plan: Plan, recipient: int) -> dict[int, ArrayRecord]:
         """Return what goes with the recipient's ``plan``: a record for each of its neighbours.
 
-        Of a block that its sender has addressed, it holds what is addressed to the recipient. Those
-        that get the same of a sender get the same record.
+        If the sender has addressed a block, the record holds what is addressed to the recipient.
+        Recipients that get the same from a sender get the same record.
         """
         records: dict[int, ArrayRecord] = {}
         for position, neighbour in enumerate(plan.neighbours, start=1):

@@ -1,4 +1,4 @@
-"""Payloads and states that only devices can read, whoever hands them on or stores them.
+"""Sealed payloads and states: only devices can read them, whoever relays or stores them.
 
 A device's X25519 key comes from its TLS key: nothing has to be kept, and it is the same after a
 restart. Its certificate signs the public half. A payload is encrypted once, under a key of its own,

@@ -1,4 +1,4 @@
-"""What a folder holds: its rows, from ``manifest.csv`` or ``manifest.parquet``, not yet read."""
+"""The manifest of a data folder: rows of ``manifest.csv`` or ``manifest.parquet``, files unread."""
 
 import csv
 import tomllib
@@ -41,7 +41,7 @@ class Roles(BaseModel):
 
 
 class Description(BaseModel):
-    """What ``dataset.toml`` may say; all of it may be left out."""
+    """Contents of ``dataset.toml``; every entry is optional."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 

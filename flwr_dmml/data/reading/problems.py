@@ -1,4 +1,4 @@
-"""What is wrong with the files of a data set, told all at once."""
+"""Problems in the files of a data set, collected and reported together."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ class Problems:
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, without the path that errors of the system end with."""
+    """Return an error's message, without the path at the end of a system error."""
     return getattr(error, "strerror", None) or str(error)
 
 

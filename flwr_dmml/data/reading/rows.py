@@ -1,4 +1,4 @@
-"""Text files as published data sets have them: a row a line, between blanks."""
+"""Whitespace-separated text files of published data sets: one row a line."""
 
 import re
 from pathlib import Path

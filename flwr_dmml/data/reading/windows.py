@@ -18,7 +18,7 @@ _ON_THE_GRID = 1e-6  # of a step: rounding of a stretch's length
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What one device recorded.
+    """Recording of one device.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Windowing:
-    """How recordings are cut.
+    """Length, step and rate of the windows that recordings are cut into.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ ABOUT, TENSORS = "part.json", "samples.safetensors"
 
 
 class PartAbout(BaseModel):
-    """What ``part.json`` says: who a part is for, what is in it, and how it was cut."""
+    """Contents of ``part.json``: who a part is for, what is in it, and how it was cut."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

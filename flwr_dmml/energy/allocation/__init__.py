@@ -1,4 +1,4 @@
-"""How many iterations each device gives to each modality in a round, under its energy and time."""
+"""Allocation: each device's iterations of each modality in a round, within energy and time."""
 
 from .baselines import fixed, sync_only, uniform
 from .exact import allocate

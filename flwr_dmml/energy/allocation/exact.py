@@ -1,4 +1,4 @@
-"""The best plan of every device by itself, exactly and for the whole fleet at once."""
+"""Exact allocation: the best plan of every device by itself, for the whole fleet at once."""
 
 import numpy as np
 

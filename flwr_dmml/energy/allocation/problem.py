@@ -30,7 +30,7 @@ def require(holds: bool, message: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class RoundProblem:
-    """What a round may cost each device, and what an iteration of each modality brings.
+    """Limits of a round for each device, and cost and progress of an iteration of each modality.
 
     Build it with :meth:`of`, which broadcasts and checks. Source: this project.
 
@@ -131,7 +131,7 @@ class RoundProblem:
 
     @property
     def servable(self) -> BoolArray:
-        """Who owns something and can afford tau_min of it; the others are parked; ``[node]``."""
+        """Devices that own a modality and can afford tau_min; the others are parked; ``[node]``."""
         return self.owned.any(axis=1) & self.fits(self.lower)
 
     def fits(self, tau: Tau) -> BoolArray:

@@ -1,7 +1,7 @@
-"""What a device says of itself: versions, data, free room, clock, and who of the others it reaches.
+"""A device's status answer: versions, data, free memory and disk, clock, and reachable peers.
 
-It is sent to devices of any version of this package, so that what it needs of it is imported where
-it is used, and what is not there is said.
+The app is sent to devices with any version of this package. It therefore imports what it needs of
+the package where it is used, and reports what is missing.
 """
 
 import csv

@@ -1,1 +1,1 @@
-"""Aggregation rules: what a device makes of the neighbours' copies of a block."""
+"""Aggregation rules: how a device combines the neighbours' copies of a block with its own."""

@@ -1,4 +1,4 @@
-"""The weighted mean: what gossip does where everybody is honest."""
+"""The weighted mean: plain aggregation, for neighbours that are all honest."""
 
 from typing import ClassVar
 

@@ -20,7 +20,7 @@ class AggregationRule(ABC):
     name: ClassVar[str] = ""
     """Name of the rule in the run config."""
     paper: ClassVar[str] = "this project"
-    """Where the rule comes from."""
+    """Source of the rule."""
     options_type: ClassVar[type[Group]] = Group
     linear: ClassVar[bool] = False
     """Whether it is the weighted mean, which keeps the mean over the devices."""

@@ -1,1 +1,1 @@
-"""What the coordinator plans with under energy."""
+"""Round planning under energy limits: batteries, radio links, and the allocation."""

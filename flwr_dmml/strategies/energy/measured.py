@@ -1,4 +1,4 @@
-"""Joules that devices have measured: what they make of the prices, and how they are read."""
+"""Measured joules of devices: read from their replies, and used to correct the price list."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -49,7 +49,7 @@ class MeasuredPrices:
         num_nodes = len(modelled.owned)
         self._measured_j, self._modelled_j = np.zeros((2, num_nodes))
         self.metered = np.zeros(num_nodes, np.bool_)
-        """Whose meter has been read, ``[node]``."""
+        """Devices whose meter has been read, ``[node]``."""
         self._planned: dict[int, tuple[Floats, Floats]] = {}  # round -> billed, modelled; [node]
 
     @property
@@ -65,13 +65,13 @@ class MeasuredPrices:
 
     @cached_property
     def full_j(self) -> Floats:
-        """What ``local-iterations`` of every modality take, ``[node]``."""
+        """Joules that ``local-iterations`` of every modality take, ``[node]``."""
         full: Floats = self.costs.planning.energy_j.sum(axis=1) * self._most
         return full
 
     @cached_property
     def own_work(self) -> list[IterationCosts]:
-        """What the method's own work takes, by round; ``[node, 1]``."""
+        """Cost of the method's own work, by round; ``[node, 1]``."""
         return [self.costs.own_work(phase) for phase in self._phases]
 
     def bill(
@@ -132,7 +132,7 @@ class MeasuredPrices:
 
 
 class Reading(NamedTuple):
-    """What a device's meter counted in a round's work, >= 0; or why there is no such number."""
+    """Meter reading of a device for a round's work, >= 0; or why there is no such number."""
 
     joules: float = 0.0
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""What is decided about a round before it begins: links, joules, iterations."""
+"""Budget of a round, decided before it begins: links, joules, iterations."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Sending:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a round's links, iterations ``[node, modality]`` and limits are to be."""
+    """Decision on a round's links, iterations ``[node, modality]`` and limits."""
 
     sending: Sending
     flat: dict[int, str]
@@ -42,7 +42,7 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class RoundBudget:
-    """What a round may cost and what it is billed, as :meth:`EnergyConstrained.plan` decides.
+    """Limits and bill of a round, as :meth:`EnergyConstrained.plan` decides.
 
     Attributes
     ----------

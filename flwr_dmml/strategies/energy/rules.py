@@ -22,7 +22,7 @@ RULES: dict[str, Rule] = {
     "random": lambda problem, trains: allocate(problem, "max-min"),
     "sync-only": lambda problem, trains: sync_only(problem, server_round=1 if trains else 2),
 }
-"""What ``allocation.rule`` names: (problem, whether this round trains) -> plan."""
+"""Rules by their name in ``allocation.rule``: (problem, whether this round trains) -> plan."""
 
 
 def _least_squares(problem: RoundProblem) -> Allocation:

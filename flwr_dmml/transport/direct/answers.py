@@ -1,4 +1,4 @@
-"""The side of a device that answers: its letters, and queries for those that are not there yet."""
+"""Answering side of a device: its letters, and queries for letters that are not there yet."""
 
 import logging
 from collections.abc import Collection
@@ -15,7 +15,7 @@ MAX_HELD_S = 3600.0
 MAX_THREADS = 32
 MAX_WORDS = 200
 REFUSAL = b"dmml:"
-"""How an error begins that was sent by this side; others are Zenoh's own."""
+"""Prefix of an error that was sent by this side; others are Zenoh's own."""
 
 log = logging.getLogger(__name__)
 

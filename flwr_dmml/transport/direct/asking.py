@@ -1,4 +1,4 @@
-"""The side of a device that asks: a neighbour's letter of a round, checked."""
+"""Asking side of a device: fetches a neighbour's letter of a round and checks it."""
 
 import logging
 from threading import Event, Lock

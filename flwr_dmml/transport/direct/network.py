@@ -1,4 +1,4 @@
-"""How the Zenoh sessions of a device are set up: where to, and what may go in and out."""
+"""Setup of a device's Zenoh sessions: endpoints, and access control in both directions."""
 
 import re
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 class Network:
-    """How the sessions of one device are set up.
+    """Setup of the sessions of one device.
 
-    Whatever is not named below is refused by Zenoh's access control: over a link to a neighbour
-    come only the replies on its key, and with TLS only from the device whose name its certificate
-    has; to this device come only queries for its own key.
+    Zenoh's access control refuses everything that is not named below. A link to a neighbour carries
+    only the replies on its key, with TLS only from the device whose name its certificate has. This
+    device receives only queries for its own key.
     """
 
     def __init__(self, run: str, partition: int, tls: Tls | None, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""Who wrote a letter: a signature with the key of the sender's certificate.
+"""Signatures of letters, with the key of the sender's certificate.
 
 Zenoh's TLS and access control end at the next node. The signature holds from device to device,
 whatever routers are in between.
