@@ -19,6 +19,8 @@ from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
 
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "examples" / "quickstart"
 FEW_STEPS: dict[str, Any] = {"dmml-kd.generator-steps": 2, "fedgen.generator-steps": 2}
 FAST: dict[str, Any] = {
     "samples-per-node": 40,
@@ -82,7 +84,7 @@ class Recording(DPSGD):
         return outcome
 
 
-CUSTOM = Path(__file__).resolve().parents[1] / "examples" / "custom_method"
+CUSTOM = ROOT / "examples" / "custom_method"
 
 
 def install_metadata(package: Path, folder: Path) -> Path:

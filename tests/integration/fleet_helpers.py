@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers import ROOT
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
-ROOT = Path(__file__).resolve().parents[2]
 FLEET = ROOT / "examples" / "fleet"
 PROGRAMS = Path(sys.executable).parent
 NODES = 3

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from flwr_dmml import __version__
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "flwr_dmml"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAME = f"flwr_dmml-{__version__}"

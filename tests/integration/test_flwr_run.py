@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import install_metadata, simulate_custom
+from helpers import ROOT, install_metadata, simulate_custom
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
 pytest.importorskip("ray", reason='flwr run needs pip install "flwr-dmml[simulation]"')
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 QUICKSTART, CUSTOM = EXAMPLES / "quickstart", EXAMPLES / "custom_method"
 SETTINGS = {
     "num-nodes": 4,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import QUICKSTART
 from helpers_report import large_run
 from typer.testing import CliRunner
 
@@ -19,7 +20,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), "")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 
-QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 SETTINGS = [
     "num-server-rounds=6",
     "local-iterations=2",

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import QUICKSTART
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 SETTINGS = {
     "num-nodes": 4,
     "num-server-rounds": 8,

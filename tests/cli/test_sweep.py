@@ -1,0 +1,148 @@
+"""Sweeps: what a file says, what runs, what is skipped, and the comparison at the end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from helpers import QUICKSTART
+from typer.testing import CliRunner
+
+from flwr_dmml.cli import app
+from flwr_dmml.cli.sweep_plan import SweepError, read_sweep, run_name
+from flwr_dmml.engine import load_app, run_app
+
+SETTINGS = """
+[settings]
+num-nodes = 3
+num-server-rounds = 2
+local-iterations = 1
+samples-per-node = 40
+energy.battery-share = 0.0
+"""
+GRID = """
+[grid]
+method = ["dpsgd", "local"]
+seed = [0, 1]
+"""
+
+
+def write(folder: Path, *parts: str) -> Path:
+    path = folder / "grid.toml"
+    path.write_text(f'app = "{QUICKSTART}"\n' + "".join(parts))
+    return path
+
+
+def invoke(*arguments: str) -> Result:
+    command = ["sweep", *arguments, "--workers", "0"]
+    return CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+
+
+def test_a_file_is_every_combination(tmp_path: Path):
+    plan = read_sweep(write(tmp_path, SETTINGS, GRID, "alpha = [0.1]\n"))
+    assert plan.app == QUICKSTART and plan.settings["energy.battery-share"] == 0.0
+    runs = plan.runs()
+    assert list(runs) == [
+        "dpsgd_seed-0_alpha-0.1",
+        "dpsgd_seed-1_alpha-0.1",
+        "local_seed-0_alpha-0.1",
+        "local_seed-1_alpha-0.1",
+    ]
+    second = runs["dpsgd_seed-1_alpha-0.1"]
+    assert (second["method"], second["seed"], second["num-nodes"]) == ("dpsgd", 1, 3)
+    assert second["compare-with"] == "", "one method a run, whatever the app says"
+
+
+def test_names_of_runs_are_names_of_folders():
+    assert run_name({"method": "a", "topology": "x y/../z", "s": ""}) == "a_topology-x-y-..-z_s-"
+    assert (
+        run_name({"modality-pattern": "audio,audio+image"}) == "modality-pattern-audio-audio-image"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[grid]\nseed = [0]\n[other]\n", "unknown key 'other'"),
+        ("[grid]\nseed = 3\n", "grid.seed = 3: must be a list"),
+        ("[grid]\nseed = []\n", "must be a list"),
+        ("[settings]\nseed = 1\n", r"\[grid\] must hold"),
+        ("[settings]\nseed = 1\n[grid]\nseed = [1]\n", "seed is both"),
+        ("[grid]\nrun-name = ['a']\n", "run-name is the sweep's own"),
+        ("[grid\n", "cannot be read"),
+        ('[grid]\ntopology = ["a b", "a/b"]\n', "two runs are named"),
+    ],
+)
+def test_a_file_that_cannot_work_is_refused(text: str, problem: str, tmp_path: Path):
+    with pytest.raises(SweepError, match=problem):
+        read_sweep(write(tmp_path, text)).runs()
+
+
+def test_a_file_has_to_name_its_app(tmp_path: Path):
+    (tmp_path / "s.toml").write_text("[grid]\nseed = [0]\n")
+    with pytest.raises(SweepError, match="app must name"):
+        read_sweep(tmp_path / "s.toml")
+
+
+def test_all_settings_are_checked_before_anything_runs(tmp_path: Path):
+    file = write(tmp_path, SETTINGS, "[grid]\nlearning-rate = [0.1, -1]\n")
+    done = invoke(str(file), "--output", str(tmp_path / "runs"))
+    assert done.exit_code == 1 and not (tmp_path / "runs").exists()
+    assert "run learning-rate--1" in done.output and "learning-rate = -1" in done.output
+
+
+def test_a_dry_run_only_says_what_would_run(tmp_path: Path):
+    done = invoke(str(write(tmp_path, SETTINGS, GRID)), "-o", str(tmp_path / "runs"), "--dry-run")
+    assert done.exit_code == 0 and not (tmp_path / "runs").exists()
+    assert "4 runs" in done.output and "local_seed-1" in done.output
+
+
+def test_runs_are_made_skipped_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two of four are there, one by hand; that one is not complete, and goes on."""
+    runs = tmp_path / "runs"
+    first = write(tmp_path, SETTINGS, '[grid]\nmethod = ["dpsgd"]\nseed = [0]\n')
+    done = invoke(str(first), "-o", str(runs))
+    assert done.exit_code == 0, done.output
+    by_hand = read_sweep(write(tmp_path, SETTINGS, GRID)).runs()["dpsgd_seed-1"]
+    by_hand |= {"run-dir": str(runs), "run-name": "dpsgd_seed-1"}
+    run_app(load_app(QUICKSTART), by_hand["num-nodes"], by_hand)
+    there = (runs / "dpsgd_seed-0" / "dpsgd" / "timing.jsonl").read_bytes()
+    metrics = runs / "dpsgd_seed-1" / "dpsgd" / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    (metrics.parent / "end.json").unlink()
+    metrics.write_bytes(whole[:-30])
+
+    both = write(tmp_path, SETTINGS, GRID)
+    done = invoke(str(both), "-o", str(runs))
+    assert done.exit_code == 0, done.output
+    assert "4 runs" in done.output and "1 of them are there" in done.output
+    assert "[1/3] dpsgd_seed-1, resumed" in done.output
+    assert metrics.read_bytes() == whole
+    assert (runs / "dpsgd_seed-0" / "dpsgd" / "timing.jsonl").read_bytes() == there
+    for name in ("local_seed-0", "local_seed-1"):
+        assert json.loads((runs / name / "config.json").read_text())["method"] == "local"
+    pytest.importorskip("plotly", reason="the comparison needs the extra 'report'")
+    assert "dpsgd" in (runs / "comparison.html").read_text()
+
+    (runs / "comparison.html").unlink()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "plotly", None)
+        done = invoke(str(both), "-o", str(runs))
+    assert done.exit_code == 0, done.output
+    assert "Warning: there is no comparison: plotly " in " ".join(done.output.split())
+    assert not (runs / "comparison.html").exists()
+
+    other = SETTINGS.replace("num-nodes = 3", "num-nodes = 4")
+    done = invoke(str(write(tmp_path, other, GRID)), "-o", str(runs))
+    assert done.exit_code == 1 and "num-nodes = 4: the run to resume has 3" in done.output
+
+
+def test_a_run_that_fails_does_not_keep_the_others_back(tmp_path: Path):
+    runs = tmp_path / "runs"
+    (runs / "dpsgd_seed-0").mkdir(parents=True)  # a folder that no run can take
+    file = write(tmp_path, SETTINGS, '[grid]\nmethod = ["dpsgd"]\nseed = [0, 1]\n')
+    done = invoke(str(file), "-o", str(runs))
+    assert done.exit_code == 1
+    assert "1 of 2 runs failed: dpsgd_seed-0" in done.output
+    assert (runs / "dpsgd_seed-1" / "dpsgd" / "end.json").exists()

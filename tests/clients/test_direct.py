@@ -1,0 +1,128 @@
+"""Rounds in which a device exchanges letters itself: what it does when one does not come."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+from helpers import FAST, make_learner
+from helpers_direct import Shelf, plan
+
+from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.clients import Learner
+from flwr_dmml.clients.direct import open_link, run_directly
+from flwr_dmml.payload.options import ExchangeOptions
+from flwr_dmml.payload.plan import Inbox, Outcome, Plan
+from flwr_dmml.settings import find_parts, parse_settings
+from flwr_dmml.transport.letter import Letter
+from flwr_dmml.transport.messages import LETTER_BYTES, PAYLOAD_BYTES, pack
+from flwr_dmml.transport.relay import size_bytes
+
+CONFIG = {**FAST, "num-nodes": 3, "method": "dpsgd", "modality-pattern": "image"}
+
+
+def published(learner: Learner, server_round: int) -> Letter:
+    """Return what a device without neighbours publishes after some rounds of its own."""
+    learner.reset()
+    for t in range(1, server_round + 1):
+        outcome = learner.run_round(plan(t, learner, ()), {})
+    return Letter("7", learner.partition.partition_id, server_round, outcome.payload)
+
+
+@pytest.fixture(scope="module")
+def letters() -> dict[tuple[int, int], Letter]:
+    others = [make_learner(CONFIG, k) for k in (1, 2)]
+    return {(o.partition.partition_id, t): published(o, t) for o in others for t in (1, 2)}
+
+
+def alone(inboxes: Sequence[Inbox], neighbours: Sequence[tuple[int, ...]]) -> list[Outcome]:
+    """Return the outcomes of the same rounds with these inboxes, without any link."""
+    learner = make_learner(CONFIG, 0)
+    learner.reset()
+    return [
+        learner.run_round(plan(t, learner, (1, 2) if t > 1 else ()).without({1, 2} - {*own}), inbox)
+        for t, (inbox, own) in enumerate(zip(inboxes, neighbours, strict=True), start=1)
+    ]
+
+
+def run(letters: Mapping[tuple[int, int], Letter]) -> tuple[list[Outcome], Shelf]:
+    shelf, learner = Shelf(letters), make_learner(CONFIG, 0)
+    learner.reset()
+    plans = [plan(t, learner, (1, 2) if t > 1 else ()) for t in (1, 2, 3)]
+    outcomes, sent = run_directly(learner, plans, {1: "", 2: ""}, shelf, "7", {})
+    assert sent.keys() == outcomes[-1].payload.keys()
+    return outcomes, shelf
+
+
+def test_rounds_are_those_that_somebody_else_routes(letters):
+    outcomes, shelf = run(letters)
+    inboxes: list[Inbox] = [{k: dict(letters[k, t].tensors) for k in (1, 2)} for t in (1, 2)]
+    expected = alone([{}, *inboxes], [(), (1, 2), (1, 2)])
+    for outcome, other in zip(outcomes, expected, strict=True):
+        known = {k: v for k, v in outcome.metrics.items() if not k.endswith("bytes")}
+        assert known == other.metrics and outcome.metrics[LETTER_BYTES] == 100
+        relayed = size_bytes(pack(other.payload))  # what sending is billed by, on any transport
+        assert outcome.metrics[PAYLOAD_BYTES] == relayed > 4 * 20_000
+        assert not outcome.rejected
+    assert shelf.asked == [([], 0), ([1, 2], 1), ([1, 2], 2)]
+    assert shelf.spare[:2] == [0, 0] and 0 < shelf.spare[2] <= 30
+    assert [letter.server_round for letter in shelf.published] == [1, 2, 3]
+    assert shelf.lingered == ([1, 2], 2)
+
+
+def test_who_does_not_write_is_mixed_without_and_not_waited_for_again(letters):
+    few = {key: letter for key, letter in letters.items() if key != (1, 1)}
+    outcomes, shelf = run(few)
+    inboxes: list[Inbox] = [{2: dict(letters[2, t].tensors)} for t in (1, 2)]
+    expected = alone([{}, *inboxes], [(), (2,), (2,)])
+    assert outcomes[-1].metrics["test.accuracy"] == expected[-1].metrics["test.accuracy"]
+    assert outcomes[-1].metrics["train.loss"] == expected[-1].metrics["train.loss"]
+    assert shelf.asked == [([], 0), ([1, 2], 1), ([2], 2)]
+    assert [o.rejected for o in outcomes] == [[], *[["1: no letter within 30 s"]] * 2]
+    assert shelf.lingered == ([2], 2)
+
+
+def test_the_last_letter_lies_ready_for_those_who_come_later(letters):
+    shelf, learner = Shelf(letters), make_learner(CONFIG, 0)
+    sent = dict(published(learner, 1).tensors)
+    run_directly(learner, [plan(2, learner, (1, 2))], {1: "", 2: ""}, shelf, "7", sent)
+    assert [letter.server_round for letter in shelf.published] == [1, 2]
+    assert shelf.published[0].tensors.keys() == sent.keys()
+
+
+def test_weights_of_who_is_missing_stay_with_oneself():
+    whole = Plan(3, 1, neighbours=(4, 5, 6), weights={"a": (0.1, 0.2, 0.3, 0.4), "b": (1, 0, 0, 0)})
+    assert whole.without({4, 6}).neighbours == (5,)
+    assert whole.without({4, 6}).weights == {"a": (pytest.approx(0.7), 0.3), "b": (1, 0)}
+    assert whole.without(()) == whole and whole.without({9}) == whole
+
+
+@pytest.mark.parametrize(
+    ("node_config", "exchange", "words"),
+    [
+        ({}, ExchangeOptions(transport="direct"), "direct-address is missing"),
+        (
+            {"direct-address": ":0", "tls-ca": "x"},
+            ExchangeOptions(),
+            "give tls-ca, tls-certificate",
+        ),
+        (
+            {"direct-address": ":0", "tls-ca": "x", "tls-certificate": "y", "tls-key": "z"},
+            ExchangeOptions(),
+            "there is no file x",
+        ),
+    ],
+)
+def test_a_node_config_that_cannot_work(
+    node_config: dict[str, Any], exchange: ExchangeOptions, words: str
+):
+    with pytest.raises(SettingsError, match=words):
+        open_link(Context(1, 2, node_config, RecordDict(), {}), exchange, 0)
+
+
+def test_the_relay_has_a_round_a_message():
+    several = {"exchange.rounds-per-message": 4}
+    with pytest.raises(SettingsError, match="the relay hands payloads on in every round"):
+        parse_settings(several, find_parts())
+    parsed = parse_settings({**several, "exchange.transport": "direct"}, find_parts())
+    assert parsed.settings.exchange.rounds_per_message == 4

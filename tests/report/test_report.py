@@ -1,0 +1,838 @@
+"""Reports and comparisons: numbers against the files, escaping, broken files, grouping, tables."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from helpers import QUICKSTART
+from helpers_report import full_config, large_run, make_round, two_methods, write_run
+from typer.testing import CliRunner
+
+from flwr_dmml.base.libraries import mend
+from flwr_dmml.cli import app
+from flwr_dmml.report import (
+    ReportError,
+    compare_groups,
+    group_runs,
+    read_run,
+    read_runs,
+    render_page,
+    report_sections,
+    results,
+)
+from flwr_dmml.report.comparison import Group, sign_flip, t_interval
+from flwr_dmml.report.export import NEEDS_CHROME
+from flwr_dmml.report.maps import _binned
+from flwr_dmml.report.parts import Figure, Table, compact, to_script
+from flwr_dmml.report.theme import THEMES, resolve
+
+
+class Page(HTMLParser):
+    """A page as a reader without JavaScript gets it: tables by id, headings, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self.text = ""
+        self._rows: list[list[str]] | None = None
+        self._script: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        if tag == "table":
+            self._rows = self.tables.setdefault(given["id"], [])
+        elif tag == "tr" and self._rows is not None:
+            self._rows.append([])
+        elif tag in ("td", "th") and self._rows is not None:
+            self._rows[-1].append("")
+        elif tag == "script":
+            self._script = given.get("id", "code")
+            self.scripts[self._script] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._rows = None
+        elif tag == "script":
+            self._script = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts[self._script] += data
+            return
+        self.text += data
+        if self._rows and self._rows[-1]:
+            self._rows[-1][-1] += data
+
+    def row(self, table: str, first: str) -> list[str]:
+        """Return the cells of the row with this first cell."""
+        return next(row[1:] for row in self.tables[table] if row[0] == first)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return dict(json.loads(self.scripts["figures"]))
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "300"})
+
+
+def words(text: str) -> str:
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+
+
+def page_of(run: Path) -> Page:
+    result = invoke("report", run)
+    assert result.exit_code == 0, result.output
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text().splitlines()[-1]))
+
+
+# The report of one run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_methods(tmp_path_factory.mktemp("runs"), alpha=0.1, seed=3)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return page_of(run)
+
+
+def test_final_accuracies_are_those_of_the_metrics_file(page: Page, run: Path) -> None:
+    """D-PSGD ends at 0.5, 0.6, 0.7; DMML-KD at 0.6, 0.7, 1: means 0.6 and 2.3 / 3 = 0.767."""
+    assert page.tables["final"][0] == ["", "dpsgd", "dmml-kd", "gain, points"]
+    assert page.row("final", "all devices, mean") == ["0.600", "0.767", "+16.7"]
+    assert page.row("final", "worst device") == ["0.500", "0.600", "+10.0"]
+    assert page.row("final", "best device") == ["0.700", "1.000", "+30.0"]
+    assert page.row("final", "macro-F1, mean") == ["0.480", "0.613", "+13.3"]  # 0.8 of it
+    assert page.row("final", "unweighted average recall, mean") == ["0.540", "0.690", "+15.0"]
+    ends = [last_line(run / m / "metrics.jsonl") for m in ("dpsgd", "dmml-kd")]
+    for name in ("audio", "image", "audio+image"):
+        expected = [f"{end['accuracy_by_set'][name]:.3f}" for end in ends]
+        assert page.row("final", f"devices with {name}")[:2] == expected
+    for name in ("audio", "image"):
+        expected = [f"{end['accuracy_by_modality'][name]:.3f}" for end in ends]
+        assert page.row("final", f"from {name} alone")[:2] == expected
+
+
+def test_headline_numbers(page: Page) -> None:
+    """Four rounds of 2 J, 0.5 s and three devices that send 1 MB each."""
+    text = words(page.text)
+    assert "joules spent8simulated seconds2MB sent12rounds4 of 4" in text
+    assert "mean macro-F10.480mean UAR0.540" in text
+
+
+def test_the_devices_table(page: Page) -> None:
+    """Device 2: 4 rounds of 2/3 J and of 1 MB; battery 50 - 4 + 2."""
+    head = ["device", "sensors", "samples", "dpsgd, accuracy", "dmml-kd, accuracy"]
+    head += ["dmml-kd, joules", "dmml-kd, MB sent", "dmml-kd, battery J"]
+    assert page.tables["devices"][0] == head
+    assert page.row("devices", "2") == [
+        "audio+image", "36", "0.700", "1.000", "2.667", "4", "48",
+    ]  # fmt: skip
+    assert len(page.tables["devices"]) == 1 + 3
+
+
+def test_settings_that_differ_come_first_and_all_are_there(page: Page) -> None:
+    changed = {row[0]: row[1:3] for row in page.tables["settings"][1:]}
+    assert changed == {
+        "alpha": ["0.1", "0.3"],
+        "compare-with": ["dpsgd", '""'],
+        "num-server-rounds": ["4", "30"],
+        "seed": ["3", "0"],
+    }
+    usual = {row[0] for row in page.tables["defaults"][1:]}
+    assert usual | set(changed) == set(full_config())
+
+
+def test_where_the_run_is_from(page: Page) -> None:
+    assert page.row("provenance", "torch") == ["2.11.0"]
+    assert page.row("provenance", "git revision") == ["abc1234 with uncommitted changes"]
+    assert page.row("provenance", "seed") == ["3"]
+
+
+def test_every_section_is_there_in_order(page: Page) -> None:
+    sections = [
+        "headline", "accuracy", "classes-alike", "modalities", "training", "balance-section",
+        "battery-section", "graph-section", "confusion-section", "per-device", "settings-section",
+    ]  # fmt: skip
+    assert [name for name in page.ids if name in sections] == sections
+    assert "labels-section" not in page.ids  # no public set in this run
+
+
+def test_accuracy_is_drawn_over_every_cost(page: Page) -> None:
+    """Evaluated in rounds 2 and 4: 2 J, 0.5 s and 3 MB a round."""
+    expected = {"rounds": [2, 4], "joules": [4, 8], "seconds": [1, 2], "bytes": [6, 12]}
+    for cost, x in expected.items():
+        low_high, middle, mean = page.figures[f"accuracy-{cost}"]["data"][:3]
+        assert mean["name"] == "dpsgd" and mean["x"] == x and mean["y"] == [0.4, 0.6]
+        assert low_high["x"] == [*x, *reversed(x)]
+        assert low_high["y"] == [0.3, 0.5, 0.7, 0.5]  # lowest there, highest back
+        assert middle["y"] == [0.35, 0.55, 0.65, 0.45]  # the quartiles of three values
+
+
+def test_iterations_batteries_and_confusion(page: Page) -> None:
+    """Updates are 10 + device + round; batteries 50 - round + device."""
+    heat = page.figures["iterations-dmml-kd-0"]["data"][0]  # audio: devices 0 and 2
+    assert heat["y"] == ["0", "2"] and heat["z"] == [[11, 12, 13, 14], [13, 14, 15, 16]]
+    scales = {(f["data"][0]["zmin"], f["data"][0]["zmax"]) for n, f in page.figures.items()
+              if n.startswith("iterations-")}  # fmt: skip
+    assert scales == {(11, 16)}  # both methods, both modalities
+    median = page.figures["batteries"]["data"][2]
+    assert median["y"] == [50, 49, 48, 47]
+    confusion = page.figures["confusion-dmml-kd"]
+    assert confusion["data"][0]["z"] == [[0.8, 0.2, 0], [0.1, 0.9, 0], [0.5, 0, 0.5]]
+    assert "Mean of the diagonal: 0.733." in page.text  # (0.8 + 0.9 + 0.5) / 3
+
+
+def test_every_class_alike(page: Page) -> None:
+    """Evaluated in rounds 2 and 4, 0.4 and 0.6 on average: 0.8 and 0.9 of that."""
+    lines = {line["name"]: line for line in page.figures["macro-f1"]["data"]}
+    assert lines["macro-F1, dpsgd"]["x"] == [2, 4]
+    assert lines["macro-F1, dpsgd"]["y"] == [0.32, 0.48]
+    assert lines["UAR, dpsgd"]["y"] == [0.36, 0.54]
+    assert set(lines) == {f"{m}, {n}" for m in ("macro-F1", "UAR") for n in ("dpsgd", "dmml-kd")}
+
+
+def test_the_recall_of_each_class(page: Page) -> None:
+    """8 of 10, 9 of 10, 5 of 10, by the names that the devices told."""
+    assert page.tables["recall"] == [
+        ["class", "dpsgd", "dmml-kd"],
+        ["lie", "0.800", "0.800"],
+        ["sit & wait", "0.900", "0.900"],
+        ["<b>walk", "0.500", "0.500"],
+    ]
+
+
+def test_classes_have_their_names_in_figures(page: Page) -> None:
+    names = ["lie", "sit &amp; wait", "&lt;b&gt;walk"]  # plotly takes <b> for markup
+    for figure in ("confusion-dpsgd", "confusion-dmml-kd"):
+        assert page.figures[figure]["data"][0]["x"] == page.figures[figure]["data"][0]["y"] == names
+    assert page.figures["classes"]["data"][0]["x"] == names
+
+
+@pytest.mark.parametrize("told", [[], ["a", "b"], ["a", "a", "b"], ["a", "b", "c", "d"]])
+def test_classes_without_names_of_their_own_have_numbers(tmp_path: Path, told: list[str]) -> None:
+    """Two of a name would be one row in plotly."""
+    run = two_methods(tmp_path)
+    path = run / "dmml-kd" / "devices.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": told}))
+    page = page_of(run)
+    assert page.figures["confusion-dmml-kd"]["data"][0]["x"] == ["0", "1", "2"]
+    assert [row[0] for row in page.tables["recall"][1:]] == ["0", "1", "2"]
+
+
+def test_a_class_without_samples_has_no_recall(tmp_path: Path) -> None:
+    run = two_methods(tmp_path)
+    confusion = {"round": 4, "matrix": [[1, 1, 0], [0, 0, 0], [0, 2, 0]]}
+    (run / "dmml-kd" / "confusion.json").write_text(json.dumps(confusion))
+    rows = page_of(run).tables["recall"][1:]
+    assert [row[2] for row in rows] == ["0.500", "-", "0.000"]
+
+
+def test_the_graph(page: Page) -> None:
+    links, *sets = page.figures["graph"]["data"]
+    assert len(links["x"]) == 3 * 3 and links["x"][2::3] == [None] * 3  # three links, gaps between
+    assert [s["name"] for s in sets] == ["audio", "audio+image", "image"]
+    assert sets[1]["marker"]["size"] > sets[0]["marker"]["size"]  # 1.0 against 0.6
+    assert "dmml-kd: 1.000" in sets[1]["customdata"][0]
+    assert "neighbours: 0, 1" in sets[1]["customdata"][0]
+
+
+def test_every_figure_is_valid_in_plotly(run: Path) -> None:
+    """Plotly's own classes refuse unknown properties and wrong values."""
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    figures = [p for s in report_sections(read_run(run)) for p in s.parts if isinstance(p, Figure)]
+    assert len(figures) == len({figure.name for figure in figures}) >= 15
+    for figure in figures:
+        for theme in THEMES:
+            plain = resolve(figure.to_plotly(), theme)
+            assert "@" not in json.dumps(plain)
+            assert len(graph_objects.Figure(plain).data) == len(figure.data)
+
+
+def test_figures_and_places_agree_and_nothing_comes_from_the_network(run: Path, page: Page) -> None:
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'data-figure="([^"]+)"', html) == list(page.figures)
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert "//" not in shown and "@import" not in shown and "url(" not in shown
+
+
+def test_headings_tables_and_figures_have_their_texts(run: Path, page: Page) -> None:
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert page.tags.count("h1") == 1 and page.tags.count("main") == 1
+    assert page.tags.count("table") == page.tags.count("caption") == len(page.tables)
+    assert page.tags.count("figure") == page.tags.count("figcaption") == len(page.figures)
+    assert html.count('role="img" aria-label="') == len(page.figures)
+    assert len(page.ids) == len(set(page.ids))
+    assert "Figures need JavaScript" in page.text
+    assert len(re.findall("<th ", html)) == html.count("<th scope=") > 30 and "<th>" not in html
+
+
+def older(run: Path) -> Path:
+    """Make a run folder one of a version that did not know macro-F1 and UAR."""
+    for path in run.glob("*/metrics.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for part in (part for line in lines for part in (line, *line["nodes"])):
+            del part["macro_f1"], part["uar"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_what_older_folders_lack_is_left_out(tmp_path: Path) -> None:
+    run = older(two_methods(tmp_path, described=False))
+    page = page_of(run)
+    assert not {"graph-section", "confusion-section", "classes-alike"} & set(page.ids)
+    assert page.row("final", "macro-F1, mean") == ["-", "-", "-"]
+    assert "samples" not in page.tables["devices"][0]
+    assert page.row("final", "all devices, mean") == ["0.600", "0.767", "+16.7"]
+
+
+def test_accuracies_without_a_modality_are_drawn_where_they_say_more(tmp_path: Path) -> None:
+    """Of two modalities, without one is the other alone; of three it is not."""
+    for names, there in ((("audio", "image"), False), (("audio", "image", "watch"), True)):
+        record = make_round(1, [0.5, 0.5, 0.5])
+        record.by_partition[2].accuracy_without = dict.fromkeys(names, 0.25)
+        page = page_of(write_run(tmp_path, f"run-{len(names)}", {"local": [record]}))
+        assert ("accuracy-without" in page.figures) is there
+
+
+def test_a_topology_named_by_its_class_is_drawn_alike(tmp_path: Path) -> None:
+    """Devices of ``Ring`` stand on a circle, as those of ``ring`` do."""
+    run = two_methods(tmp_path)
+    path = run / "dmml-kd" / "devices.json"
+    path.write_text(path.read_text().replace('"ring"', '"OnePeerExponential"'))
+    (run / "dpsgd" / "devices.json").unlink()
+    page = page_of(run)
+    assert "(one-peer-exponential)" in page.text
+    for places in page.figures["graph"]["data"][1:]:
+        radii = [x * x + y * y for x, y in zip(places["x"], places["y"], strict=True)]
+        assert radii == pytest.approx([1.0] * len(radii), abs=1e-3)
+
+
+def test_soft_labels_have_a_section(tmp_path: Path) -> None:
+    rounds = [make_round(r, [0.5, 0.5, 0.5]) for r in (1, 2)]
+    for record in rounds:
+        for node in record.nodes:
+            node.labels = {"used": 0.25 * record.round}
+    page = page_of(write_run(tmp_path, "x", {"kd": rounds}, num_server_rounds=20))
+    assert page.figures["labels"]["data"][0]["y"] == [0.25, 0.5]
+
+
+def test_devices_that_one_method_lost_are_in_no_accuracy(tmp_path: Path) -> None:
+    """Device 2 fails in the second method: both means are over devices 0 and 1."""
+    last = make_round(1, [0.6, 0.8, 0.0])
+    del last.by_partition[2]
+    last.failed[2] = "no reply"
+    rounds = {"dpsgd": [make_round(1, [0.2, 0.4, 0.9])], "dmml-kd": [last]}
+    page = page_of(write_run(tmp_path, "x", rounds))
+    assert page.row("final", "all devices, mean") == ["0.300", "0.700", "+40.0"]
+    assert "2 of 3 devices; devices that one method lost" in page.text
+    assert page.tables["failures"][1:] == [["2", "dmml-kd", "1", "1", "no reply"]]
+
+
+def test_a_run_that_is_still_going(tmp_path: Path) -> None:
+    """The last evaluated round counts; what is missing is said on the page and in the terminal."""
+    rounds = [make_round(1, None), make_round(2, [0.1, 0.2, 0.3]), make_round(3, None)]
+    run = write_run(tmp_path, "x", {"dpsgd": rounds}, num_server_rounds=30, method="dmml-kd",
+                    compare_with="dpsgd")  # fmt: skip
+    result = invoke("report", run)
+    assert result.exit_code == 0
+    for text in ("dpsgd: 3 of 30 rounds", "dmml-kd: it has not finished a round"):
+        assert text in words(result.stderr) and text in (run / "report.html").read_text()
+    page = Page((run / "report.html").read_text())
+    assert "dpsgd round 2" in page.text and page.row("final", "all devices, mean") == ["0.200"]
+
+
+def test_a_run_that_was_not_evaluated_yet(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path, "x", {"local": [make_round(1, None)]}))
+    assert "local: no round was evaluated yet" in page.text
+    assert "accuracy" not in page.ids and "train-loss" in page.figures
+
+
+def test_text_from_files_is_escaped(tmp_path: Path) -> None:
+    """A setting, a reason and a sensor that hold markup are shown as they are."""
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    record = make_round(1, [0.5, 0.5, 0.5])
+    record.failed[1] = evil
+    record.by_partition[0].modalities = evil
+    record.by_partition[0].updates = {evil: 3}
+    run = write_run(tmp_path, "x", {"local": [record]})
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"data-path": evil, evil: evil}))
+    folder = run.rename(tmp_path / "<b>&run")
+    result = invoke("report", folder)
+    assert result.exit_code == 0, result.output
+    html = (folder / "report.html").read_text()
+    page = Page(html)
+    assert "img" not in page.tags and "b" not in page.tags
+    assert page.row("settings", "data-path")[0] == evil
+    assert page.tables["failures"][1][-1] == evil
+    assert html.count("<script") == 4 and "<title>&lt;b&gt;&amp;run</title>" in html
+    names = [trace.get("name", "") for f in page.figures.values() for trace in f["data"]]
+    assert any("&lt;img" in name for name in names)
+    assert not any("<" in name for name in names)  # plotly would take it for markup
+
+
+def test_json_inside_a_script_element() -> None:
+    value = {"</script>": ["<!--", "\u2028", "&"]}
+    text = to_script(value)
+    assert not set("<>&\u2028") & set(text) and json.loads(text) == value
+
+
+def test_numbers_are_short_and_never_nan() -> None:
+    assert compact([1 / 3, 2.0, float("nan"), float("inf"), "a", True, None]) == [
+        0.33333, 2, None, None, "a", True, None,
+    ]  # fmt: skip
+
+
+def test_a_loss_that_is_nan_leaves_a_gap(tmp_path: Path) -> None:
+    rounds = [make_round(r, [0.5, 0.5, 0.5]) for r in (1, 2)]
+    rounds[0].by_partition[1].train_loss = float("nan")
+    page = page_of(write_run(tmp_path, "x", {"local": rounds}))
+    assert page.figures["train-loss"]["data"][0]["y"] == [None, 1]
+
+
+def test_a_hundred_devices_and_two_hundred_rounds_stay_under_six_megabytes(tmp_path: Path) -> None:
+    run = large_run(tmp_path)
+    page = page_of(run)
+    assert (run / "report.html").stat().st_size < 6_000_000
+    assert len(page.tables["devices"]) == 101
+    heat = page.figures["iterations-dmml-kd-0"]["data"][0]
+    assert len(heat["z"]) == 67 and len(heat["z"][0]) == 200  # nothing averaged yet
+
+
+def test_heat_maps_average_groups_of_neighbours() -> None:
+    """Five values to at most three: pairs, and the last one alone; what is missing is left out."""
+    import numpy as np
+
+    values = np.array([[1.0, 3.0, np.nan, 5.0, 7.0]])
+    binned, size = _binned(values, 3, axis=1)
+    assert size == 2 and binned.tolist() == [[2.0, 5.0, 7.0]]
+
+
+# What cannot be read
+
+
+def broken(run: Path, line: int, text: str) -> Path:
+    path = run / "dmml-kd" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "line, text, reason",
+    [
+        (2, '{"round": 2, "no', "EOF while parsing"),
+        (2, "", "EOF while parsing"),
+        (2, '{"round": "x", "nodes": []}', "round: Input should be a valid integer"),
+        (4, '{"round": 4}', "nodes: Field required"),
+        (3, '{"round": 1, "nodes": []}', "round 1 after round 2"),
+        (4, '{"round": 4, "nodes": [{"partition": 0}]}', "nodes.0.modalities: Field required"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: int, text: str, reason: str) -> None:
+    run = two_methods(tmp_path)
+    path = broken(run, line, text)
+    result = invoke("report", run)
+    assert result.exit_code == 1 and not (run / "report.html").exists()
+    assert words(result.stderr).startswith(f"Error: ReportError: {path}, line {line}: ")
+    assert reason in words(result.stderr)
+
+
+def test_a_last_line_cut_short_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    run = two_methods(tmp_path)
+    path = broken(run, 4, '{"round": 4, "accur')
+    result = invoke("report", run)
+    assert result.exit_code == 0
+    assert f"Warning: {path}, line 4: cut short, left out" in words(result.stderr)
+    page = Page((run / "report.html").read_text())
+    assert page.row("final", "all devices, mean") == ["0.600", "0.500", "-10.0"]  # of round 2
+    assert "dmml-kd: 3 of 4 rounds" in page.text
+
+
+def test_folders_that_are_no_run(tmp_path: Path) -> None:
+    run = two_methods(tmp_path)
+    cases = {
+        tmp_path / "missing": "no such folder",
+        run / "dpsgd": "not a run folder (it has no config.json)",
+        tmp_path: f"not a run folder (it has no config.json); it holds runs: {run}",
+    }
+    for path, reason in cases.items():
+        result = invoke("report", path)
+        assert result.exit_code == 1
+        assert f"Error: ReportError: {path}: {reason}" in words(result.stderr)
+
+
+def test_files_that_are_empty_or_not_json(tmp_path: Path) -> None:
+    cases = [
+        ("dpsgd/metrics.jsonl", "", "empty; the run has not finished a round"),
+        ("config.json", '{"seed": 0,\n', "line 2: "),
+        ("config.json", "[]", "not a JSON object"),
+        ("run.json", "{", "Invalid JSON"),
+        ("dpsgd/devices.json", '{"nodes": [{"partition": 0}]}', "nodes.0.modalities"),
+        ("dpsgd/confusion.json", '{"round": 1, "matrix": [[1, 2]]}', "the matrix is not square"),
+    ]
+    for i, (name, text, reason) in enumerate(cases):
+        run = two_methods(tmp_path, f"run-{i}")
+        (run / name).write_text(text)
+        result = invoke("report", run)
+        assert result.exit_code == 1 and not (run / "report.html").exists()
+        assert str(run / name) in words(result.stderr) and reason in words(result.stderr)
+
+
+def test_a_run_without_any_round(tmp_path: Path) -> None:
+    run = two_methods(tmp_path)
+    for method in ("dpsgd", "dmml-kd"):
+        (run / method / "metrics.jsonl").unlink()
+    with pytest.raises(ReportError, match="no method has finished a round"):
+        read_run(run)
+
+
+def test_without_plotly(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    for arguments in (["report", run, "-o", tmp_path / "a.html"], ["compare", run, run]):
+        result = invoke(*arguments)
+        assert result.exit_code == 1 and list(tmp_path.iterdir()) == []
+        assert words(result.stderr).startswith("Error: LibraryError: plotly ")
+        assert words(result.stderr).endswith(f"To mend it: {mend('plotly')}")
+
+
+def test_without_kaleido(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    result = invoke("report", run, "-o", tmp_path / "a.html", "--figures", tmp_path / "f")
+    assert result.exit_code == 1 and list(tmp_path.iterdir()) == []
+    assert words(result.stderr).startswith("Error: LibraryError: kaleido ")
+    assert words(result.stderr).endswith(f"To mend it: {mend('kaleido')}")
+
+
+def test_without_chrome(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kaleido")
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "missing"))
+    result = invoke("report", run, "-o", tmp_path / "a.html", "--figures", tmp_path / "f")
+    assert result.exit_code == 1 and not (tmp_path / "a.html").exists()
+    assert words(result.stderr) == f"Error: ReportError: {NEEDS_CHROME}"
+
+
+def test_no_other_command_imports_plotly() -> None:
+    import subprocess
+
+    code = "import sys, flwr_dmml.cli; sys.exit('plotly' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_output_and_open(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    path = tmp_path / "new" / "page.html"
+    assert invoke("report", run, "--output", path, "--open").exit_code == 0
+    assert path.is_file() and opened == [path.as_uri()]
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+# Comparisons
+
+
+def one_round(parent: Path, name: str, accuracy: float, seed: int, method: str = "local",
+              **settings: Any) -> Path:  # fmt: skip
+    """Write a run whose three devices end a tenth below, at and a tenth above ``accuracy``."""
+    accuracies = [accuracy - 0.1, accuracy, accuracy + 0.1]
+    rounds = [make_round(1, accuracies), make_round(2, accuracies, joules=2.0 + seed)]
+    return write_run(parent, name, {method: rounds}, seed=seed, **settings)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two values of alpha, three seeds."""
+    parent = tmp_path_factory.mktemp("sweep")
+    for alpha, accuracies in {0.1: (0.40, 0.44, 0.48), 1.0: (0.60, 0.70, 0.62)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            one_round(parent / f"alpha-{alpha}", f"seed-{seed}", accuracy, seed, alpha=alpha)
+    return parent
+
+
+def groups_of(*paths: Path) -> list[Group]:
+    return group_runs(read_runs(paths)[0])[0]
+
+
+def test_runs_are_grouped_by_everything_but_the_seed(sweep: Path) -> None:
+    groups = groups_of(sweep)
+    assert [group.label for group in groups] == ["local, alpha=0.1", "local, alpha=1.0"]
+    assert [sorted(group.runs) for group in groups] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_mean_and_standard_deviation_over_seeds(sweep: Path) -> None:
+    """0.40, 0.44, 0.48: mean 0.44, deviations -0.04, 0, 0.04, so sqrt(0.0032 / 2) = 0.040.
+
+    0.60, 0.70, 0.62: mean 0.64, deviations -0.04, 0.06, -0.02, so sqrt(0.0056 / 2) = 0.053.
+    Joules after two rounds: 2 (2 + seed) = 4, 6, 8: mean 6, deviation 2.
+    """
+    table = results(groups_of(sweep))
+    cells = [dict(zip(table.head, row, strict=True)) for row in table.rows]
+    assert [c["mean accuracy"] for c in cells] == ["0.440 ± 0.040", "0.640 ± 0.053"]
+    assert [c["macro-F1"] for c in cells] == ["0.352 ± 0.032", "0.512 ± 0.042"]  # 0.8 of it
+    assert [c["worst device"] for c in cells] == ["0.340 ± 0.040", "0.540 ± 0.053"]
+    assert [c["devices with image"] for c in cells] == ["0.440 ± 0.040", "0.640 ± 0.053"]
+    assert cells[0]["joules"] == "6 ± 2" and cells[0]["MB sent"] == "6 ± 0"
+    assert cells[0]["seeds"] == "3"
+
+
+def test_the_significance_of_three_seeds(sweep: Path) -> None:
+    """Differences 20, 26, 14: all of one sign, so 2 of 8 flips are as far out: p = 0.25.
+
+    Mean 20, deviation 6; t(0.975, 2) = 4.3027: 20 -+ 4.3027 * 6 / sqrt(3) = 5.10 and 34.90.
+    """
+    verdict = compare_groups(*groups_of(sweep))
+    assert verdict.difference == pytest.approx(20) and verdict.p == verdict.smallest_p == 0.25
+    assert verdict.interval == pytest.approx((5.095, 34.905), abs=0.01)
+    text = verdict.to_text()
+    assert "+20.00 points on 3 common seeds" in text
+    assert "Too few seeds: with 3 the smallest possible p is 0.25" in text
+
+
+@pytest.mark.parametrize(("metric", "share"), [("macro-f1", 0.8), ("uar", 0.9)])
+def test_other_metrics_are_tested_on_request(
+    sweep: Path, tmp_path: Path, metric: str, share: float
+) -> None:
+    verdict = compare_groups(*groups_of(sweep), metric)
+    assert verdict.difference == pytest.approx(20 * share)
+    output = tmp_path / "c.html"
+    assert invoke("compare", sweep, "-o", output, "--metric", metric).exit_code == 0
+    name = {"macro-f1": "macro-F1", "uar": "unweighted average recall"}[metric]
+    text = words(Page(output.read_text()).text)
+    assert f"Final mean {name} over devices" in text and f"+{20 * share:.2f} points" in text
+    assert f"Differences of the mean {name}" in text
+
+
+def test_a_metric_that_a_run_does_not_have(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0)
+    older(one_round(tmp_path, "b", 0.5, 0, alpha=1.0))
+    result = invoke("compare", tmp_path, "-o", tmp_path / "c.html", "--metric", "macro-f1")
+    assert result.exit_code == 1 and not (tmp_path / "c.html").exists()
+    text = "metric macro-f1: b does not have it (local, alpha=1.0)"
+    assert text in words(result.stderr)
+    assert invoke("compare", tmp_path, "-o", tmp_path / "c.html").exit_code == 0
+    page = Page((tmp_path / "c.html").read_text())
+    assert [row[3] for row in page.tables["results"]] == ["macro-F1", "0.320", "-"]
+    assert invoke("compare", tmp_path, "--metric", "f1").exit_code == 2
+
+
+def test_sign_flip_by_hand() -> None:
+    """1, 2, -1 sum to 2. Sums of all flips: +-1 +-2 +-1 = 4, 2, 0, -2 | 2, 0, -2, -4.
+
+    |sum| >= 2: 4, 2, -2, 2, -2, -4, so 6 of 8.
+    """
+    assert sign_flip([1, 2, -1]) == 0.75
+    assert sign_flip([0.1, 0.2, -0.1]) == 0.75  # 0.1 + 0.2 - 0.1 is not 0.2 in floating point
+    assert sign_flip([0.0, 0.0]) == 1.0
+    assert sign_flip([1.0] * 6) == 2 / 64
+    assert sign_flip([1.0] * 20) == pytest.approx(1 / 100_001, abs=3e-5)
+
+
+def test_the_t_interval_by_hand() -> None:
+    """1 and 3: mean 2, deviation sqrt(2), t(0.975, 1) = 12.706: 2 -+ 12.706."""
+    assert t_interval([1, 3]) == pytest.approx((-10.706, 14.706), abs=1e-3)
+
+
+def test_six_seeds_can_tell(tmp_path: Path) -> None:
+    for seed in range(6):
+        one_round(tmp_path, f"a{seed}", 0.4 + 0.01 * seed, seed)
+        one_round(tmp_path, f"b{seed}", 0.5 + 0.02 * seed, seed, alpha=1.0)
+    text = compare_groups(*groups_of(tmp_path)).to_text()
+    assert "sign-flip p = 0.0312. Unlikely to be chance alone." in text
+
+
+def test_seeds_that_do_not_pair(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0)
+    one_round(tmp_path, "b", 0.5, 1, alpha=1.0)
+    one_round(tmp_path, "c", 0.5, 0, alpha=2.0)
+    first, second, third = groups_of(tmp_path)
+    assert "no seed in common" in compare_groups(first, second).to_text()
+    text = compare_groups(first, third).to_text()
+    assert "+10.00 points on 1 common seed." in text and "says nothing about chance" in text
+
+
+def test_methods_are_apart_and_options_of_others_do_not_count(tmp_path: Path) -> None:
+    """The baseline is the same in both runs, though an option of the other method differs."""
+    two_methods(tmp_path, "a", **{"dmml-kd.guidance": 0.5})
+    two_methods(tmp_path, "b", seed=1, **{"dmml-kd.guidance": 0.25})
+    groups = groups_of(tmp_path)
+    assert [group.label for group in groups] == [
+        "dpsgd", "dmml-kd, dmml-kd.guidance=0.5", "dmml-kd, dmml-kd.guidance=0.25",
+    ]  # fmt: skip
+    assert sorted(groups[0].runs) == [0, 1]
+
+
+def test_where_a_run_was_computed_does_not_count(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0)
+    one_round(tmp_path, "b", 0.4, 1, engine="sharded", workers=2)
+    assert len(groups_of(tmp_path)) == 1
+
+
+def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.4), ("b", 0.4), ("c", 0.5)):
+        one_round(tmp_path, name, accuracy, 0)
+    groups, warnings = group_runs(read_runs([tmp_path, tmp_path / "a"])[0])
+    assert len(groups) == 1 and groups[0].runs[0][0].name == "a"
+    assert len(warnings) == 1 and "a and c have the same settings and seed" in warnings[0]
+
+
+def test_incomplete_runs_are_left_out_and_named(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0)
+    one_round(tmp_path, "b", 0.5, 1)
+    path = tmp_path / "b" / "local" / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    started = tmp_path / "c"
+    started.mkdir()
+    (started / "config.json").write_text("{}")
+    output = tmp_path / "out" / "comparison.html"
+    result = invoke("compare", tmp_path, "-o", output)
+    assert result.exit_code == 0, result.output
+    page = Page(output.read_text())
+    assert page.row("results", "local")[:2] == ["1", "0.400"]
+    assert page.row("runs", "local") == ["0", "a", "b, 1 of 2 rounds"]
+    for text in ("local: b, 1 of 2 rounds; left out of all figures", "c: left out, it has not"):
+        assert text in page.text and text in words(result.stderr)
+
+
+def test_nothing_to_compare(tmp_path: Path) -> None:
+    run = one_round(tmp_path, "a", 0.4, 0)
+    (tmp_path / "empty").mkdir()
+    cases = {
+        (run,): "nothing to compare: give two runs or more",
+        (run, run): "nothing to compare: give two runs or more",
+        (run, tmp_path / "empty"): "neither a run folder nor a folder that holds runs",
+        (run, tmp_path / "missing"): "no such folder",
+    }
+    for paths, reason in cases.items():
+        result = invoke("compare", *paths, "-o", tmp_path / "c.html")
+        assert result.exit_code == 1 and reason in words(result.stderr)
+        assert not (tmp_path / "c.html").exists()
+
+
+def test_no_complete_run(tmp_path: Path) -> None:
+    for name in "ab":
+        write_run(tmp_path, name, {"local": [make_round(1, [1, 1, 1])]}, num_server_rounds=2)
+    with pytest.raises(ReportError, match="nothing to compare: no complete run of local"):
+        groups_of(tmp_path)
+
+
+def test_different_data_sets_are_warned_of(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0)
+    run = one_round(tmp_path, "b", 0.4, 0)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"dataset": "mnist"}))
+    warnings = group_runs(read_runs([tmp_path])[0])[1]
+    assert warnings == ["different data sets (digits, mnist): accuracies do not compare"]
+
+
+def test_labels(sweep: Path, tmp_path: Path) -> None:
+    output = tmp_path / "c.html"
+    given = ("--label", "skewed", "--label", "<even>")
+    assert invoke("compare", sweep, "-o", output, *given).exit_code == 0
+    page = Page(output.read_text())
+    assert [row[0] for row in page.tables["results"][1:]] == ["skewed", "<even>"]
+    result = invoke("compare", sweep, "-o", output, "--label", "one")
+    assert result.exit_code == 1
+    assert "1 labels for 2 groups: local, alpha=0.1; local, alpha=1.0" in words(result.stderr)
+    result = invoke("compare", sweep, "-o", output, "--label", "x", "--label", "x")
+    assert result.exit_code == 1 and "the same label" in words(result.stderr)
+
+
+def test_the_curves_of_a_comparison(sweep: Path, tmp_path: Path) -> None:
+    """Over joules a point stands at the mean over seeds: round 1 at 2, round 2 at 4, 6, 8."""
+    output = tmp_path / "c.html"
+    assert invoke("compare", sweep, "-o", output).exit_code == 0
+    figures = Page(output.read_text()).figures
+    band, line = figures["accuracy-joules"]["data"][:2]
+    assert line["x"] == [2, 6] and line["y"] == [0.44, 0.44]
+    assert band["y"] == [0.4, 0.4, 0.48, 0.48]
+    assert {"accuracy-rounds", "accuracy-seconds", "accuracy-bytes", "set-0"} <= set(figures)
+    axes = [f["layout"]["yaxis"].get("range") for n, f in figures.items() if n.startswith("set-")]
+    assert axes == [[0, 1.02]] * 3
+
+
+def test_latex_and_markdown(sweep: Path, tmp_path: Path) -> None:
+    latex, markdown = tmp_path / "deep" / "t.tex", tmp_path / "t.md"
+    labels = ("--label", "100%_a & b", "--label", "x|y<z>*")
+    files = ("--latex", latex, "--markdown", markdown)
+    assert invoke("compare", sweep, "-o", tmp_path / "c.html", *files, *labels).exit_code == 0
+    tex = latex.read_text(encoding="utf-8")
+    assert r"100\%\_a \& b & 3 & 0.440 $\pm$ 0.040 &" in tex
+    assert r"x\textbar{}y\textless{}z\textgreater{}* & 3 & 0.640 $\pm$ 0.053 &" in tex
+    assert r"\begin{tabular}{lrrrrrrrrrrrr}" in tex and tex.count(r"\\") == 3
+    table = [line for line in markdown.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    assert len(table) == 4 and table[1].startswith("| :-- | --: |")
+    assert table[2].startswith(r"| 100%\_a & b | 3 | 0.440 ± 0.040 |")
+    assert table[3].startswith(r"| x\|y\<z\>\* | 3 |")
+
+
+def test_every_special_character_of_latex() -> None:
+    table = Table("t", r"a\b", ["", "v"], [["&%$#_{}~^", "1"]])
+    tex = table.to_latex()
+    assert r"\caption{a\textbackslash{}b}" in tex
+    assert r"\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{} & 1 \\" in tex
+
+
+def test_a_table_is_a_table_in_html() -> None:
+    html = Table("t", "<c>", ["", "v"], [["a&b", "<1>"]]).to_html()
+    assert Page(html).tables["t"] == [["", "v"], ["a&b", "<1>"]]
+    assert "&lt;c&gt;" in html and '<th scope="row">a&amp;b</th>' in html
+
+
+def test_the_warnings_of_a_page_are_escaped() -> None:
+    html = render_page("t", "s", [], ["<script>"])
+    assert "<li>&lt;script&gt;</li>" in html
+
+
+# A real run, end to end
+
+
+def test_report_and_figures_of_a_real_run(tmp_path: Path) -> None:
+    """The quickstart for two rounds on three devices; its files against its page."""
+    tiny = ["num-server-rounds=2", "local-iterations=1", "samples-per-node=40", "partition=iid"]
+    tiny += ["device=cpu", "method=dmml-kd", "compare-with=dpsgd", "dmml-kd.generator-steps=2"]
+    tiny += [f"run-dir={tmp_path}", "run-name=real"]
+    settings = [part for setting in tiny for part in ("--set", setting)]
+    done = invoke("simulate", QUICKSTART, "--nodes", 3, "--workers", 0, *settings)
+    assert done.exit_code == 0, done.output
+    page = page_of(tmp_path / "real")
+    ends = [last_line(tmp_path / "real" / m / "metrics.jsonl") for m in ("dpsgd", "dmml-kd")]
+    assert page.row("final", "all devices, mean")[:2] == [f"{end['accuracy']:.3f}" for end in ends]
+    for node in ends[1]["nodes"]:
+        cells = dict(zip(page.tables["devices"][0][1:],
+                         page.row("devices", str(node["partition"])), strict=True))  # fmt: skip
+        assert cells["dmml-kd, accuracy"] == f"{node['accuracy']:.3f}"
+        assert cells["sensors"] == node["modalities"]
+    assert len(page.figures) >= 12
+
+
+def test_figures_as_files(run: Path, tmp_path: Path) -> None:
+    """Skipped where there is no Chrome; then the message says how to get one."""
+    pytest.importorskip("kaleido")
+    folder = tmp_path / "figures"
+    result = invoke("report", run, "-o", tmp_path / "a.html", "--figures", folder)
+    if result.exit_code != 0:
+        assert NEEDS_CHROME in words(result.stderr)
+        pytest.skip("no Chrome here")
+    names = {path.stem for path in folder.iterdir()}
+    assert names == set(Page((tmp_path / "a.html").read_text()).figures)
+    assert all(path.read_text().startswith("<svg") for path in folder.glob("*.svg"))

@@ -1,0 +1,297 @@
+"""Checkpoints: whole or not there; and runs that go on as if they had never been stopped."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import QUICKSTART
+from helpers_resume import metrics, run, stopped_and_resumed
+from typer.testing import CliRunner
+
+from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.cli import app
+from flwr_dmml.clients import find_methods
+from flwr_dmml.data import load_source, partition
+from flwr_dmml.data.options import LoadOptions
+from flwr_dmml.settings import find_parts
+from flwr_dmml.strategies import ResumeError, RunStoppedError
+from flwr_dmml.strategies.resuming import check_unchanged, find_run
+from flwr_dmml.tracking.checkpoints import Checkpoint, Checkpoints
+from flwr_dmml.tracking.history import read_metrics_file, read_record
+
+ARRAYS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.array(1.5),
+    "empty": np.zeros((0, 3), np.float16),
+    "c": np.array([-1, 2**40]),
+    "flag": np.array([True, False]),
+}
+
+
+def checkpoint(server_round: int) -> Checkpoint:
+    """Return a checkpoint that says which round it is of."""
+    return Checkpoint(
+        server_round,
+        {"third": 1 / 3, "infinite": float("inf"), "round": server_round},
+        nodes={3: ARRAYS, 0: {}},
+        payloads={3: {"x": np.full(4, server_round)}},
+    )
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    assert checkpoints.latest() is None
+    place = checkpoints.save(checkpoint(7))
+    assert place == tmp_path / "c" / "round-00007"
+    found = checkpoints.latest()
+    assert found is not None and found.server_round == 7
+    assert found.about == {"third": 1 / 3, "infinite": float("inf"), "round": 7}
+    assert list(found.nodes) == [3, 0] and list(found.nodes[3]) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        read = found.nodes[3][name]
+        assert (read.dtype, read.shape) == (array.dtype, array.shape)
+        assert read.tobytes() == array.tobytes()
+
+
+def test_the_last_few_are_kept(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for server_round in (9, 10, 11, 100_000):
+        checkpoints.save(checkpoint(server_round))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["round-00011", "round-100000"]
+    found = checkpoints.latest()
+    assert found is not None and found.server_round == 100_000
+
+
+def test_a_round_that_is_run_again_replaces_its_checkpoint(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(checkpoint(1))
+    again = checkpoint(1)
+    again.about["round"] = "again"
+    checkpoints.save(again)
+    found = checkpoints.latest()
+    assert found is not None and found.about["round"] == "again"
+
+
+def cut_data(place: Path) -> None:
+    data = (place / "nodes.safetensors").read_bytes()
+    (place / "nodes.safetensors").write_bytes(data[:-1])
+
+
+def change_data(place: Path) -> None:
+    data = bytearray((place / "payloads.safetensors").read_bytes())
+    data[-1] ^= 1
+    (place / "payloads.safetensors").write_bytes(data)
+
+
+def cut_state(place: Path) -> None:
+    state = place / "state.json"
+    state.write_text(state.read_text()[:-20])
+
+
+def remove_state(place: Path) -> None:
+    (place / "state.json").unlink()
+
+
+def of_tomorrow(place: Path) -> None:
+    state = json.loads((place / "state.json").read_text())
+    (place / "state.json").write_text(json.dumps(state | {"schema": 99}))
+
+
+def half_written(place: Path) -> None:
+    place.rename(place.with_suffix(".part"))
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_data, change_data, cut_state, remove_state, of_tomorrow, half_written]
+)
+def test_a_damaged_one_is_never_loaded_but_the_one_before(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("WARNING", logger="flwr")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(checkpoint(1))
+    damage(checkpoints.save(checkpoint(2)))
+    found = checkpoints.latest()
+    assert found is not None and found.server_round == 1
+    assert ("round-00002" in caplog.text) == (damage is not half_written)
+
+
+# ---- whole runs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", find_methods())
+def test_every_method_goes_on_as_if_never_stopped(method: str, tmp_path: Path):
+    """Stopped after round 2 of 4, on batteries and over radio: the same bytes."""
+    whole = run(tmp_path, "whole", method=method)
+    resumed = stopped_and_resumed(tmp_path, 2, method=method)
+    assert metrics(whole) == metrics(resumed)
+    assert len(read_metrics_file(resumed / method / "metrics.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"energy.harvesting-w": 0.01},
+        {"energy.battery-share": 0.0, "energy.battery-j": 0.05, "allocation.rule": "max-min"},
+        {"wireless.shared-band-hz": 1e6},
+        {"wireless.shared-band-hz": 1e6, "dmml-kd.generator-steps": 20},
+        {"topology": "one-peer-exponential", "allocation.rule": "random"},
+        {"energy.battery-share": 0.0, "wireless.enabled": False, "optimizer": "adam"},
+    ],
+    ids=str,
+)
+def test_batteries_and_graphs_go_on(config: dict[str, Any], tmp_path: Path):
+    whole = run(tmp_path, "whole", **config)
+    assert metrics(whole) == metrics(stopped_and_resumed(tmp_path, 3, **config))
+
+
+def test_the_second_method_goes_on_and_the_first_is_not_run_again(tmp_path: Path):
+    """6 is round 2 of the second method: its batteries are the first one's."""
+    both = {"compare-with": "dpsgd", "method": "dmml-kd"}
+    whole = run(tmp_path, "whole", **both)
+    with pytest.raises(RunStoppedError, match="after round 2"):
+        run(tmp_path, "stopped", stop_after=6, **both)
+    first = (tmp_path / "stopped" / "dpsgd" / "timing.jsonl").read_bytes()
+    run(tmp_path, "again", resume="stopped", **both)
+    assert metrics(whole) == metrics(tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "dpsgd" / "timing.jsonl").read_bytes() == first
+    run(tmp_path, "again", resume="stopped", **both)  # a finished run is reported once more
+    assert metrics(whole) == metrics(tmp_path / "stopped")
+
+
+def test_after_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path):
+    whole = run(tmp_path, "whole")
+    with pytest.raises(RunStoppedError):
+        run(tmp_path, "stopped", stop_after=3)
+    cut_data(tmp_path / "stopped" / "dmml-kd" / "checkpoints" / "round-00003")
+    run(tmp_path, "again", resume="stopped")
+    assert metrics(whole) == metrics(tmp_path / "stopped")
+
+
+def test_without_a_checkpoint_it_starts_anew(tmp_path: Path):
+    whole = run(tmp_path, "whole")
+    with pytest.raises(RunStoppedError):
+        run(tmp_path, "stopped", stop_after=3)
+    for place in (tmp_path / "stopped" / "dmml-kd" / "checkpoints").iterdir():
+        remove_state(place)
+    run(tmp_path, "again", resume="stopped")
+    assert metrics(whole) == metrics(tmp_path / "stopped")
+
+
+def test_checkpoints_come_as_often_as_asked(tmp_path: Path):
+    run(tmp_path, "never", **{"checkpoint-every": 0})
+    assert not list((tmp_path / "never").rglob("round-*"))
+    run(tmp_path, "some", **{"checkpoint-every": 3, "checkpoint-keep": 1})
+    assert [p.name for p in (tmp_path / "some").rglob("round-*")] == ["round-00003"]
+
+
+def test_other_data_are_refused(tmp_path: Path):
+    """The settings are the same, but not what the devices hold."""
+    with pytest.raises(RunStoppedError):
+        run(tmp_path, "stopped", stop_after=2)
+    state = next((tmp_path / "stopped").rglob("round-00002")) / "state.json"
+    about = json.loads(state.read_text())
+    about["about"]["members"]["1"]["training samples"] += 1
+    state.write_text(json.dumps(about))
+    with pytest.raises(ResumeError, match=r"node 1 is not what it was.*training samples"):
+        run(tmp_path, "again", resume="stopped")
+
+
+def test_a_changed_setting_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "r").mkdir()
+    before = {"method": "dpsgd", "compare-with": "", "alpha": 0.3, "moon.mu": 1.0, "workers": 2}
+    before |= {"dpsgd.x": 1}
+    (tmp_path / "r" / "config.json").write_text(json.dumps(before))
+    now = {**before, "moon.mu": 2.0, "workers": 3}  # moon does not run
+    check_unchanged(tmp_path / "r", now, find_parts())
+    with pytest.raises(SettingsError) as caught:
+        check_unchanged(tmp_path / "r", {**now, "alpha": 0.5, "dpsgd.x": 2}, find_parts())
+    text = str(caught.value)
+    assert "alpha = 0.5: the run to resume has 0.3" in text and "dpsgd.x = 2" in text
+    assert "moon" not in text and "workers" not in text
+    with pytest.raises(SettingsError, match="resume = 'none'"):
+        find_run("none", str(tmp_path))
+
+
+def test_the_log_is_kept_from_the_first_line_and_goes_on(tmp_path: Path):
+    with pytest.raises(RunStoppedError):
+        run(tmp_path, "stopped", stop_after=2, method="dpsgd")
+    first = (tmp_path / "stopped" / "log.txt").read_text()
+    assert first.splitlines()[0].endswith(f"INFO Run folder: {tmp_path / 'stopped'}")
+    assert "devices take part" in first and "Checkpoint:" in first
+    run(tmp_path, "again", resume="stopped", method="dpsgd")
+    both = (tmp_path / "stopped" / "log.txt").read_text()
+    assert both.startswith(first) and "Resumed after round 2" in both[len(first) :]
+
+
+def test_records_are_read_back_as_they_were(tmp_path: Path):
+    lines = read_metrics_file(run(tmp_path, "whole") / "dmml-kd" / "metrics.jsonl")
+    assert len(lines) == 4
+    for line in lines:
+        again = json.loads(json.dumps(read_record(line).to_json()))
+        assert again == line
+
+
+def test_a_line_that_is_cut_off_is_left_out(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1}\n{"round": 2}\n{"rou')
+    assert [line["round"] for line in read_metrics_file(path)] == [1, 2]
+    path.write_text('{"round": 1}\n{"rou\n{"round": 3}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_metrics_file(path)
+
+
+def test_the_command_line_takes_the_settings_from_the_run(tmp_path: Path):
+    whole = run(tmp_path, "whole")
+    with pytest.raises(RunStoppedError):
+        run(tmp_path, "stopped", stop_after=2)
+    command = ["simulate", str(QUICKSTART), "--resume", str(tmp_path / "stopped"), "--workers", "0"]
+    refused = CliRunner().invoke(app, [*command, "--set", "seed=1"], env={"COLUMNS": "200"})
+    assert refused.exit_code == 1 and "seed = 1: the run to resume has 0" in refused.output
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert metrics(whole) == metrics(tmp_path / "stopped")
+
+
+def test_what_the_report_shows_is_written_down(tmp_path: Path):
+    """Devices, links, class counts; and at the end what was taken for what, by hand."""
+    found = run(tmp_path, "whole", method="dpsgd", **{"validation-fraction": 0.25})
+    about = json.loads((found / "dpsgd" / "devices.json").read_text())
+    assert about["edges"] == [[0, 1], [1, 2], [2, 3]] and not about["time_varying"]
+    assert about["topology"] == "Line" and about["classes"] == 10 and about["class_names"] == []
+    assert [node["modalities"] for node in about["nodes"]] == [
+        ["audio"],
+        ["image"],
+        ["audio", "image"],
+        ["audio"],
+    ]
+    for node in about["nodes"]:
+        assert node["num_train"] == sum(node["class_counts"]) == 30
+    confusion = json.loads((found / "dpsgd" / "confusion.json").read_text())
+    last = read_metrics_file(found / "dpsgd" / "metrics.jsonl")[-1]
+    matrix = np.array(confusion["matrix"])
+    assert confusion["round"] == 4 and matrix.shape == (10, 10)
+    assert matrix.trace() / matrix.sum() == pytest.approx(last["accuracy"])
+    assert 0 < last["macro_f1"] < 1 and 0 < last["uar"] < 1
+    made = json.loads((found / "run.json").read_text())
+    assert made["seed"] == 0 and made["versions"]["flwr-dmml"] and made["schema"] == 1
+    private = run(tmp_path, "private", method="dpsgd", **{"report-classes": False})
+    about = json.loads((private / "dpsgd" / "devices.json").read_text())
+    assert [node["class_counts"] for node in about["nodes"]] == [[]] * 4
+
+
+def test_devices_tell_the_names_of_the_classes_unless_they_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = tuple(f"digit <{c}>" for c in range(10))
+    source = replace(load_source("digits", LoadOptions()), class_names=names)
+    monkeypatch.setattr(partition, "load_source", lambda name, options: source)
+    for report in (True, False):
+        own = {"method": "dpsgd", "report-classes": report, "num-server-rounds": 1}
+        found = run(tmp_path, f"run-{report}", **own)
+        about = json.loads((found / "dpsgd" / "devices.json").read_text())
+        assert about["class_names"] == (list(names) if report else [])
