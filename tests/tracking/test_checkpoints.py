@@ -123,11 +123,19 @@ def test_a_damaged_one_is_never_loaded_but_the_one_before(
 # ---- whole runs -----------------------------------------------------------------------------
 
 
+OTHER = {"d2": "qg-dsgdm", "harmony": "qg-dsgdm", "relaysgd": "qg-dsgdm", "local": "auto"}
+"""A gossip rule that is not the method's own; where none is named, D-squared."""
+
+
+@pytest.mark.parametrize("gossip", ["own", "other"])
 @pytest.mark.parametrize("method", find_methods())
-def test_every_method_goes_on_as_if_never_stopped(method: str, tmp_path: Path):
+def test_every_method_goes_on_as_if_never_stopped(method: str, gossip: str, tmp_path: Path):
     """Stopped after round 2 of 4, on batteries and over radio: the same bytes."""
-    whole = run(tmp_path, "whole", method=method)
-    resumed = stopped_and_resumed(tmp_path, 2, method=method)
+    rule = "auto" if gossip == "own" else OTHER.get(method, "d2")
+    if gossip == "other" and rule == "auto":
+        pytest.skip("it sends nothing: no other rule goes with it")
+    whole = run(tmp_path, "whole", method=method, gossip=rule)
+    resumed = stopped_and_resumed(tmp_path, 2, method=method, gossip=rule)
     assert metrics(whole) == metrics(resumed)
     assert len(read_metrics_file(resumed / method / "metrics.jsonl")) == 4
 
@@ -147,6 +155,18 @@ def test_every_method_goes_on_as_if_never_stopped(method: str, tmp_path: Path):
 def test_batteries_and_graphs_go_on(config: dict[str, Any], tmp_path: Path):
     whole = run(tmp_path, "whole", **config)
     assert metrics(whole) == metrics(stopped_and_resumed(tmp_path, 3, **config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"method": "dmml-kd", "gossip": "qg-dsgdm"}, {"method": "kd", "gossip": "d2"}],
+    ids=str,
+)
+def test_any_rule_writes_the_same_on_any_number_of_workers(config: dict[str, Any], tmp_path: Path):
+    """Of two workers each hosts two of the four devices."""
+    whole = run(tmp_path, "here", **config)
+    there = run(tmp_path, "there", workers=2, **config)
+    assert metrics(whole) == metrics(there)
 
 
 def test_the_second_method_goes_on_and_the_first_is_not_run_again(tmp_path: Path):
