@@ -1,7 +1,9 @@
 """Registry of the parts that a run config can name: installed ones, and an app's own."""
 
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from .errors import MethodError
@@ -9,8 +11,23 @@ from .errors import MethodError
 PartT = TypeVar("PartT")
 
 
+def built_in(base: type[PartT], package: str) -> list[type[PartT]]:
+    """Return the classes of a package's modules that give themselves a ``name``."""
+    folder = import_module(package)
+    found: list[type[PartT]] = []
+    for info in iter_modules(folder.__path__, f"{package}."):
+        if info.ispkg:
+            continue
+        module = import_module(info.name)
+        for value in vars(module).values():
+            own = isinstance(value, type) and value.__module__ == info.name
+            if own and issubclass(value, base) and vars(value).get("name"):
+                found.append(value)
+    return found
+
+
 def find(
-    kind: str, base: type[PartT], group: str, extra: Iterable[type[PartT]] = ()
+    kind: str, base: type[PartT], package: str, group: str, extra: Iterable[type[PartT]] = ()
 ) -> dict[str, type[PartT]]:
     """Return every known class of a kind by its ``name``, sorted.
 
@@ -20,6 +37,8 @@ def find(
         What it is, for messages: "method".
     base : type
         What each is a subclass of; it has a class attribute ``name``.
+    package : str
+        Where the built-in ones are: every class in its modules that has a ``name``.
     group : str
         The entry-point group under which installed packages register theirs.
     extra : iterable of type
@@ -31,8 +50,12 @@ def find(
         Two share a name, or one is not a named subclass of ``base``.
     """
     found: dict[str, Any] = {}
-    registered = [(point.name, point.load()) for point in entry_points(group=group)]
-    for name, part in [*registered, *((getattr(cls, "name", ""), cls) for cls in extra)]:
+    named: list[tuple[str, Any]] = [
+        *((vars(cls)["name"], cls) for cls in built_in(base, package)),
+        *((point.name, point.load()) for point in entry_points(group=group)),
+        *((getattr(cls, "name", ""), cls) for cls in extra),
+    ]
+    for name, part in named:
         if not (isinstance(part, type) and issubclass(part, base)):
             raise MethodError(f"{kind} '{name}': {part!r} is not a subclass of {base.__name__}")
         own = getattr(part, "name", "")

@@ -20,7 +20,7 @@ def find_gossip(extra: Iterable[type[GossipRule]] = ()) -> dict[str, type[Gossip
     MethodError
         Two have one name, or an entry point is not a named GossipRule.
     """
-    return find("gossip rule", GossipRule, GOSSIP, extra)
+    return find("gossip rule", GossipRule, "flwr_dmml.gossip", GOSSIP, extra)
 
 
 def find_aggregation(
@@ -28,4 +28,4 @@ def find_aggregation(
 ) -> dict[str, type[AggregationRule]]:
     """Return every known aggregation rule by name, as :func:`find_gossip` does."""
     kind: type[AggregationRule] = AggregationRule  # type: ignore[type-abstract]
-    return find("aggregation rule", kind, AGGREGATION, extra)
+    return find("aggregation rule", kind, "flwr_dmml.gossip.aggregation", AGGREGATION, extra)

@@ -24,7 +24,7 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
         Two methods share a name, an entry point is not a named Learner, or a method is declared
         batched that cannot be.
     """
-    found = find("method", Learner, GROUP, extra)
+    found = find("method", Learner, "flwr_dmml.methods", GROUP, extra)
     for learner in found.values():
         check_batched(learner)
     return found

@@ -108,7 +108,7 @@ def test_what_the_wheel_says_of_itself(built: Built):
     assert about.get_payload(decode=True) == (ROOT / "README.md").read_bytes()
     assert set(about.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
     assert "flwr-dmml = flwr_dmml.cli:main" in points
-    for name, target in PROJECT["entry-points"]["flwr_dmml.methods"].items():
+    for name, target in PROJECT["entry-points"]["flwr_dmml.datasets"].items():
         assert f"{name} = {target}" in points
 
 

@@ -22,11 +22,7 @@ from flwr_dmml.settings import Settings, every_setting, find_parts, parse_settin
 
 QUICKSTART = ROOT / "examples" / "quickstart" / "pyproject.toml"
 
-KNOWN = (
-    "there are d2, dmml-kd, dpsgd, dsgdm, fedcmi, fedgen, fedproto, fedprox, greedy, harmony, "
-    "idkd, kd, local, modality-dropout, modality-mirror, moon, ogm-ge, qg-dsgdm, qg-dsgdm-n, "
-    "relaysgd"
-)
+KNOWN = f"there are {', '.join(find_parts().methods)}"
 
 
 def parse(**run_config: Any) -> tuple[Settings, Mapping[str, Options]]:
