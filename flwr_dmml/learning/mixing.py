@@ -170,14 +170,7 @@ class Mixer:
             for i, n in enumerate(lengths)
         )
         slots = self._slots if self.rule.addressed else list(found)
-        near = tuple(
-            torch.stack([found[j][1][i] if j in found else torch.zeros(n) for j in slots]).to(x)[
-                None
-            ]
-            if slots
-            else x.new_zeros(1, 0, n)
-            for i, n in enumerate(lengths)
-        )
+        near = tuple(_near(found, slots, i, x.new_zeros(1, 0, n)) for i, n in enumerate(lengths))
         others = [found[j][0] if j in found else 0.0 for j in slots]
         row = x.new_tensor([[own_weight, *others]])
         return Mix(own, near, self.rule.weigh(row, near), self._aggregation)
@@ -215,8 +208,10 @@ class Mixer:
         """
         payload: Payload = {}
         for block, place in self._flat.slices.items():
-            if block in blocks and block not in sends:
+            if block in blocks and block not in sends:  # it begins anew when it is sent again
                 payload[block] = snapshot[block][:0]
+                self._states.pop(block, None)
+                self._sent.pop(block, None)
                 continue
             if not self._publishes:
                 if block in blocks:
@@ -227,6 +222,7 @@ class Mixer:
             begun = self._begun.get(block, z)
             sent, self._states[block] = self.rule.publish(begun, z, self._states[block], steps)
             plain = len(sent) == 1 and sent[0] is z
+            self._sent.pop(block, None)
             if not plain and not self.rule.addressed:
                 self._sent[block] = sent
             if block not in blocks:
@@ -278,3 +274,17 @@ class Mixer:
             else:
                 self._states.setdefault(block, {})[key] = row
         self._sent = {b: tuple(rows[i] for i in sorted(rows)) for b, rows in sent.items()}
+
+
+def _near(
+    found: Mapping[int, tuple[float, list[Tensor]]], slots: Sequence[int], i: int, none: Tensor
+) -> Tensor:
+    """Return the i-th vectors of neighbours, ``[1, slots, length]``; 0 where none has arrived.
+
+    ``none`` is what there is without a neighbour, ``[1, 0, length]``.
+    """
+    if not slots:
+        return none
+    length = none.shape[2]
+    rows = [found[j][1][i] if j in found else torch.zeros(length) for j in slots]
+    return torch.stack(rows).to(none)[None]

@@ -147,6 +147,26 @@ def test_a_round_goes_on_from_the_state(rule: str) -> None:
     assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
+@pytest.mark.parametrize("method", ["dpsgd", "modality-mirror"])
+def test_d_squared_begins_anew_after_a_rest(method: str) -> None:
+    """A device that trains nothing, or a block that is not sent, is mixed as it is later."""
+    config = {**FAST, "num-nodes": 2, "method": method, "gossip": "d2", "num-server-rounds": 9}
+    learner = make_learner({**config, "modality-pattern": "audio+image"})
+    block = "encoder.audio"
+    for t in (1, 2):
+        learner.run_round(Plan(t, 3, phase="uni-modal"), {})
+    assert f"{GOSSIP}{block}#sent.0" in learner.state()
+    if method == "dpsgd":
+        rest = Plan(3, 3, by_modality={"audio": 0, "image": 0})
+    else:
+        rest = Plan(3, 3, phase="distil", by_modality={"audio": 0, "image": 0})
+    learner.run_round(rest, {})
+    assert not any(name.startswith(f"{GOSSIP}{block}#") for name in learner.state())
+    before = learner.state()[block]
+    learner.run_round(Plan(4, 0), {})  # nobody is near: nothing changes
+    assert torch.equal(learner.state()[block], before)
+
+
 def test_dmml_kd_with_quasi_global_momentum_is_not_plain_dmml_kd() -> None:
     config = {**FAST, "num-nodes": 4, "method": "dmml-kd", "local-iterations": 4}
     plain = run_peers(config, num_rounds=3).records[-1]
@@ -176,8 +196,7 @@ class Tracking(GossipRule):
     def publish(
         self, x: Tensor, z: Tensor, state: State, steps: Steps | None
     ) -> tuple[tuple[Tensor, ...], State]:
-        assert steps is not None
-        d = (x - z) / steps.carried
+        d = torch.zeros_like(x) if steps is None else (x - z) / steps.carried
         return (z, d), {**state, "d": d}
 
 
