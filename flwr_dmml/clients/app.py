@@ -119,6 +119,8 @@ def make_client_app(
 ) -> ClientApp:
     """Return a ClientApp that trains with whatever method the server names.
 
+    Give it to ``make_server_app`` as ``client_app``, which then knows the same parts.
+
     Parameters
     ----------
     *learners : type[Learner]
@@ -131,8 +133,6 @@ def make_client_app(
         Data sets of your own.
     topologies : iterable of type[Topology]
         Families of graphs of your own, with a ``name``.
-
-    Give the app to ``make_server_app`` as ``client_app``, which then knows the same parts.
 
     Examples
     --------
