@@ -143,8 +143,8 @@ def conclude(
             each = ", ".join(f"seed {seed} {value:+.1f}" for seed, value in sorted(by_seed.items()))
             where = f"{bar.scenario}: " if bar.scenario else ""
             verdict = ("met" if met else "MISSED") if judged else "not judged, a smoke run"
-            read = f" ({bar.read})" if bar.read else ""
-            line = f"{where}{bar.method} - {bar.baseline}{read}, {name}: {gain:+.1f} points"
+            against = f" ({bar.read})" if bar.read else ""
+            line = f"{where}{bar.method} - {bar.baseline}{against}, {name}: {gain:+.1f} points"
             CONSOLE.print(f"{line} (bar {points:+.1f}: {verdict}; {each})", highlight=False)
             report.append(asdict(bar) | {"measure": name, "gains": by_seed, "met": met})
     if json_file is not None:

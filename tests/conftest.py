@@ -6,6 +6,9 @@ import hypothesis
 import pytest
 import torch
 
+from flwr_dmml.data import registry
+from flwr_dmml.graph import topology
+
 hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("no-deadline")
 
@@ -30,3 +33,14 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLWR_DMML_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_parts_of_other_apps() -> Iterator[None]:
+    """Data sets and topologies that apps bring along are known until a file of tests ends."""
+    known: list[dict[str, object]] = [registry._of_apps, topology._of_apps]  # type: ignore[list-item]
+    before = [dict(each) for each in known]
+    yield
+    for each, kept in zip(known, before, strict=True):
+        each.clear()
+        each.update(kept)

@@ -119,7 +119,7 @@ def make_client_app(
 ) -> ClientApp:
     """Return a ClientApp that trains with whatever method the server names.
 
-    Give the app to ``make_server_app`` as ``client_app``, which then knows the same parts.
+    Give it to ``make_server_app`` as ``client_app``, which then knows the same parts.
 
     Parameters
     ----------

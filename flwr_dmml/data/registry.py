@@ -1,7 +1,7 @@
 """Data sets by name: installed ones (entry-point group ``flwr_dmml.datasets``) and an app's own."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -71,7 +71,13 @@ class Dataset:
             return self.modalities
         if not options.path or not Path(options.path).is_dir():
             return None
-        return self.modalities(options)
+        return self.modalities(self.with_own(options))
+
+    def with_own(self, options: LoadOptions) -> LoadOptions:
+        """Return the options with defaults in place of what is not the data set's own."""
+        if isinstance(options.own, self.options_type or type(None)):
+            return options
+        return replace(options, own=self.options_type() if self.options_type else None)
 
 
 def folder_of(options: LoadOptions, name: str) -> Path:
@@ -140,6 +146,7 @@ def load_source(name: str, options: LoadOptions) -> Source:
     dataset = find_dataset(name)
     if dataset.needs_path and not options.path:
         raise DataError(f"data-path: the data set '{name}' reads a folder; set its path")
+    options = dataset.with_own(options)
 
     def load() -> Source:
         if dataset.files is None or not options.cache:

@@ -299,7 +299,8 @@ def find_topology(name: str) -> type[Topology]:
     if family := TOPOLOGIES.get(name) or _of_apps.get(name):
         return family
     others = {point.name: point for point in entry_points(group=GROUP)}
-    allowed = ", ".join([*TOPOLOGIES, *sorted(others.keys() | _of_apps.keys())])
+    more = sorted((others.keys() | _of_apps.keys()) - TOPOLOGIES.keys())
+    allowed = ", ".join([*TOPOLOGIES, *more])
     _require(name in others, f"unknown topology {name!r}; allowed: {allowed}")
     found = others[name].load()
     sound = isinstance(found, type) and issubclass(found, Topology)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ..base.errors import UserError
 from ..tracking.history import read_line
 from ..tracking.records import RoundRecord
+from ..tracking.run_folder import END
 from .lines import Confusion, Devices, RunInfo
 
 
@@ -78,8 +79,9 @@ class Run:
         return value if isinstance(value, int) else None
 
     def complete(self, method: MethodRun) -> bool:
-        """Return whether all rounds that the settings asked for were run."""
-        return self.num_rounds is None or method.rounds[-1].round >= self.num_rounds
+        """Return whether a method has run to its end, which may be before its last round."""
+        ended = (self.path / method.name / END).exists()
+        return ended or self.num_rounds is None or method.rounds[-1].round >= self.num_rounds
 
     @property
     def unfinished(self) -> list[str]:

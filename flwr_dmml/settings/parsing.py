@@ -68,7 +68,7 @@ def parse_settings(
     """
     problems: list[str] = []
     common: dict[str, Any] = {}
-    named = _of_named(run_config)
+    named = _of_named(run_config, parts)
     if taken := named.keys() & parts.prefixes.keys():
         raise MethodError(f"the data set or topology {min(taken)!r} has the name of another prefix")
     prefixes = parts.prefixes | named
@@ -119,17 +119,22 @@ def parse_settings(
     return config
 
 
-def _of_named(run_config: Mapping[str, Any]) -> dict[str, type[Group]]:
-    """Return the options of the data set and of the topology that a run config names."""
+def _of_named(run_config: Mapping[str, Any], parts: Parts) -> dict[str, type[Group]]:
+    """Return the options of the data sets and topologies that a run config names.
+
+    Those of which it sets an option are among them, whether they are chosen or not.
+    """
     found: dict[str, type[Group]] = {}
-    with suppress(DataError):  # an unknown one is among the problems later
-        dataset = find_dataset(str(run_config.get("dataset", Settings().dataset)))
-        if dataset.options_type is not None:
-            found[dataset.name] = dataset.options_type
-    with suppress(TopologyError):
-        name = str(run_config.get("topology", Settings().topology))
-        if given := own_fields(find_topology(name)):
-            found[name] = create_model(f"{name}Options", __base__=Group, **given)  # type: ignore[call-overload]
+    prefixes = dict.fromkeys(key.partition(".")[0] for key in run_config if "." in key)
+    others = [prefix for prefix in prefixes if prefix not in parts.prefixes]
+    for name in (str(run_config.get("dataset", Settings().dataset)), *others):
+        with suppress(DataError):  # an unknown one is among the problems later
+            if (options := find_dataset(name).options_type) is not None:
+                found[name] = options
+    for name in (str(run_config.get("topology", Settings().topology)), *others):
+        with suppress(TopologyError):
+            if given := own_fields(find_topology(name)):
+                found[name] = create_model(f"{name}Options", __base__=Group, **given)  # type: ignore[call-overload]
     return found
 
 

@@ -134,9 +134,18 @@ class RunConfig:
     named: Mapping[str, Group]
 
     def gossip_of(self, method: str) -> GossipRule:
-        """Return the gossip rule that a method is run with."""
+        """Return the gossip rule that a method is run with.
+
+        Raises
+        ------
+        MethodError
+            The method's own rule is not known.
+        """
         learner, chosen = self.parts.methods[method], self.settings.gossip
         name = learner.gossip if chosen == "auto" or not learner.communicates else chosen
+        if name not in self.parts.gossip:
+            known = ", ".join(self.parts.gossip)
+            raise MethodError(f"{learner.__name__}.gossip = {name!r}: there are {known}")
         return self.parts.gossip[name](self.rules.get(name, Group()))
 
     @property

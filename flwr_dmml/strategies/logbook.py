@@ -10,7 +10,7 @@ from flwr.common.logger import log
 from flwr.serverapp.strategy import Result
 
 from ..tracking.history import read_record
-from ..tracking.records import NodeResult, RoundRecord, Tracker
+from ..tracking.records import NodeResult, RoundRecord, Shortened, Tracker
 from ..tracking.text import describe
 from ..transport.messages import read_metrics, read_notes, read_rejected
 from .energy.energy_constrained import EnergyConstrained
@@ -201,6 +201,9 @@ class Logbook:
     def end_at(self, server_round: int) -> None:
         """Make a round the last one, before the closing message."""
         self._num_rounds = server_round
+        for tracker in self._trackers:
+            if isinstance(tracker, Shortened):
+                tracker.run_shortened(server_round)
 
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""

@@ -99,6 +99,11 @@ class LiveTable:
         self._task = self._progress.add_task(method, total=num_rounds, note="")
         self._draw()
 
+    def run_shortened(self, num_rounds: int) -> None:
+        """Shorten the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, total=num_rounds)
+
     def round_ended(self, record: RoundRecord) -> None:
         """Advance the bar; add a row for an evaluated round."""
         if self._task is not None:

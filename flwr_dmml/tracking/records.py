@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import fsum, isfinite, sqrt
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -337,3 +337,11 @@ class Tracker(Protocol):
 
     def round_ended(self, record: RoundRecord) -> None:
         """Take note of a finished round."""
+
+
+@runtime_checkable
+class Shortened(Protocol):
+    """A tracker that wants to know when a run ends before its last round."""
+
+    def run_shortened(self, num_rounds: int) -> None:
+        """Take note that the method that runs ends after so many rounds."""

@@ -85,6 +85,10 @@ class Sink:
             self._give_up(error)
         self._worked, self._last = True, num_rounds
 
+    def run_shortened(self, num_rounds: int) -> None:
+        """Take note that the method ends early: it is complete then."""
+        self._last = num_rounds
+
     def round_ended(self, record: RoundRecord) -> None:
         """Write a round; after the last one the method is closed."""
         if self._writer is None:

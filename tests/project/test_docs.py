@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods
 from flwr_dmml.engine import load_app, run_app
-from flwr_dmml.graph import topology
 from flwr_dmml.settings import every_setting, find_parts
 
 FOLDERS = {"": "*.md", "docs": "**/*.md", "examples": "*/README.md"}
@@ -108,7 +107,6 @@ def test_a_command_of_the_docs_works(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(topology, "TOPOLOGIES", dict(topology.TOPOLOGIES))  # a page adds to it
     small = {**TINY, "run-dir": str(tmp_path)}
     for key, value in small.items():
         words += ["--set", f"{key}={value}"]
@@ -184,11 +182,8 @@ def test_the_readme_shows_the_figures_of_the_benchmarks():
     assert len(found["README.md"]) == 6
 
 
-def test_a_strategy_by_hand_takes_a_topology(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_strategy_by_hand_takes_a_topology(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """As how-to says: the app of that page, but with its other ServerApp."""
-    monkeypatch.setattr(topology, "TOPOLOGIES", dict(topology.TOPOLOGIES))
     write_files(ROOT / "docs" / "howto" / "own-topology.md", tmp_path)
     project = tmp_path / "pyproject.toml"
     project.write_text(project.read_text().replace("server_app:app", "by_hand:app"))
@@ -224,8 +219,9 @@ def test_the_site_builds_without_warnings(tmp_path: Path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "reference" / "clients" / "index.html").read_text()
-    assert "make_client_app" in page and "Lian et al." in page
+    shown = (("clients", "make_client_app"), ("gossip", "Lian et al."), ("strategies", "allocate"))
+    for page, word in shown:
+        assert word in (tmp_path / "reference" / page / "index.html").read_text()
     for method in METHODS.values():
         html = (tmp_path / "methods" / method.stem / "index.html").read_text()
         assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"' in html

@@ -195,6 +195,7 @@ def test_json_is_plain_and_has_every_figure(record: RoundRecord) -> None:
         "total_simulated_s": 0,
         "total_bits": 0,
         "own": {"teacher.lead": 0.25},
+        "noted": {},
         "battery_j": {},
         "failed": {"0": "late", "2": "no reply"},
     }
