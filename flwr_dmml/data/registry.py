@@ -151,7 +151,8 @@ def load_source(name: str, options: LoadOptions) -> Source:
     def load() -> Source:
         if dataset.files is None or not options.cache:
             return dataset.load(options)
-        used = {key: getattr(options, key) for key in (*dataset.uses, "own")}
+        used = {key: getattr(options, key) for key in dataset.uses}
+        used |= {"own": options.own} if options.own is not None else {}
         root, files = Path(options.path), dataset.files(options)
         return cached(name, used, root, files, dataset.load, lambda: dataset.load(options))
 

@@ -258,7 +258,7 @@ class Counting(DPSGD):
 
 
 ALLOCATED = [
-    ("max-min", {"battery_share": 0.5}),
+    ("max-min", {"battery_share": 0.6}),
     ("random", {"battery_share": 0.4, "pacing": False}),
     ("sync-only", {"battery_j": 1.0}),
 ]
@@ -327,7 +327,7 @@ def test_the_same_seed_gives_the_same_records() -> None:
 def test_bits_and_seconds_add_up_over_the_rounds() -> None:
     """Every payload once, whoever listens, of 4 bytes a number.
 
-    From round 2 on its size is known: with 2 speeds, and 128 bytes before the numbers of an array.
+    With 2 speeds, and 128 bytes before the numbers of an array.
     """
     peers = run_peers(THREE, num_rounds=3, energy=make_energy(wireless=STILL))
     bits, seconds = 0.0, 0.0
@@ -335,7 +335,7 @@ def test_bits_and_seconds_add_up_over_the_rounds() -> None:
         for member in peers.roster.members.values():
             arrays = len(member.blocks) + 1  # the speeds are one
             bits += 8 * 4 * sum(member.blocks.values())
-            bits += 8 * (4 * 2 + 128 * arrays) if record.round > 1 else 0
+            bits += 8 * (4 * 2 + 128 * arrays)
         seconds += max(n.simulated_s for n in record.nodes)
         assert record.total_bits == bits
         assert record.total_simulated_s == pytest.approx(seconds)
@@ -391,8 +391,10 @@ def test_methods_that_are_compared_get_the_same_batteries(tmp_path: Path) -> Non
     for lines in runs:
         nodes = lines[0]["nodes"]
         assert [n["partition"] for n in nodes] == [0, 1, 2]
-        batteries_j.append([n["battery_j"] + n["compute_j"] + n["radio_j"] for n in nodes])
-        assert all(n["battery_j"] > 0 for n in nodes)
+        left_j = [lines[0]["battery_j"][str(k)] for k in range(3)]
+        assert all(joules > 0 for joules in left_j)
+        spent_j = [n["compute_j"] + n["radio_j"] for n in nodes]
+        batteries_j.append([left + spent for left, spent in zip(left_j, spent_j, strict=True)])
     assert batteries_j[0] == pytest.approx(batteries_j[1], rel=1e-9)
     iterations = [
         sum(sum(n["updates"].values()) for line in lines for n in line["nodes"]) for lines in runs
@@ -414,7 +416,7 @@ def test_on_mains_a_line_is_plain_json() -> None:
     peers = run_peers(THREE, num_rounds=2, energy=make_energy(wireless={"enabled": True}))
     for line in map(plain, peers.records):
         assert line["battery_quantiles_j"] is None
-        assert [n["battery_j"] for n in line["nodes"]] == [None] * 3
+        assert line["battery_j"] == {}
         assert line["total_j"] > 0 and line["updates_by_modality"] == {"audio": 2, "image": 2}
 
 
