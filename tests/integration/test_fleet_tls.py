@@ -56,7 +56,7 @@ def simulated(parts: Path, folder: Path) -> bytes:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     log = (folder / "same" / "log.txt").read_text()
-    assert "exchange.sealed: nothing is encrypted between devices simulated here" in log
+    assert "exchange.sealed: nothing is sealed between devices simulated here" in log
     return (folder / "same" / "dmml-kd" / "metrics.jsonl").read_bytes()
 
 

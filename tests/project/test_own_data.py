@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, install_metadata
-from test_docs import commands, write_files
+from helpers_docs import commands, write_files
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app

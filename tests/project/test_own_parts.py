@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 import torch
 from flwr.clientapp import ClientApp
-from helpers import FAST, run_peers
-from test_docs import ROOT, write_files
+from helpers import FAST, ROOT, run_peers
+from helpers_docs import write_files
 from test_gossip import OnAParabola, tracked
 
 from flwr_dmml import (

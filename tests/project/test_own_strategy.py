@@ -10,8 +10,8 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from helpers import FAST
-from test_docs import ROOT, write_files
+from helpers import FAST, ROOT
+from helpers_docs import write_files
 
 from flwr_dmml import PeerStrategy, make_client_app, make_server_app
 from flwr_dmml.energy.allocation import Allocation, RoundProblem, allocate
