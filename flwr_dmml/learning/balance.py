@@ -8,6 +8,7 @@ round. Where no paper is named, a formula is this project's.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite, log, nan
 from typing import Literal
 
@@ -261,9 +262,16 @@ def schedule(
     list of tuple of str
         One entry an iteration; each modality appears ``iterations[m]`` times in all.
     """
-    tau = np.array([list(iterations.values())], np.int64)  # [1, modality]
-    joint, solo = split(tau, np.ones_like(tau, np.bool_), stagger)
-    steps = [tuple(iterations)] * int(joint[0])
-    for modality, count in zip(iterations, solo[0].tolist(), strict=True):
+    joint, solo = _split(tuple(iterations.values()), stagger)
+    steps = [tuple(iterations)] * joint
+    for modality, count in zip(iterations, solo, strict=True):
         steps += [(modality,)] * count
     return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+
+
+@lru_cache(maxsize=1024)
+def _split(counts: tuple[int, ...], stagger: float) -> tuple[int, list[int]]:
+    """Return what :func:`~flwr_dmml.energy.costs.split` does, of one device."""
+    tau = np.array([counts], np.int64)  # [1, modality]
+    joint, solo = split(tau, np.ones_like(tau, np.bool_), stagger)
+    return int(joint[0]), solo[0].tolist()

@@ -212,3 +212,12 @@ def test_a_range_is_part_of_what_is_good() -> None:
     table: Inbox = {1: {"t": torch.zeros(2, 3)}}
     assert list(received(table, "t", (2, 3))[0]) == [1]
     assert received(table, "t", (3, 2))[1] == ["1: t has shape (2, 3) instead of (3, 2)"]
+
+
+def test_a_good_tensor_is_looked_at_again_only_if_it_has_changed() -> None:
+    vector = torch.ones(3)
+    inbox: Inbox = {1: {"v": vector}}
+    assert received(inbox, "v", 3)[1] == received(inbox, "v", 3)[1] == []
+    assert received(inbox, "v", 4)[1] == ["1: v has shape (3,) instead of (4,)"]
+    vector[1] = torch.nan
+    assert received(inbox, "v", 3)[1] == ["1: v holds NaN or infinite values"]
