@@ -9,13 +9,13 @@ import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..clients.app import PeerClientApp
 from ..data import Modality, Partition, load_partition
 from ..energy.costs import FleetCosts, Work
 from ..energy.devices import IterationCosts
 from ..engine import AppError, FlowerApp
+from ..learning.flops import FlopCounter
 from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
 from ..payload.blocks import num_parameters, unaddressed
@@ -186,9 +186,9 @@ def _forward_flops(learner: Learner, modalities: tuple[str, ...]) -> float:
     shapes = {m: learner.partition.source_modalities[m].shape for m in modalities}
     inputs = {m: torch.zeros(1, *shape, device=learner.device) for m, shape in shapes.items()}
     learner.model.eval()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         learner.predict(inputs, [modalities])
-    return float(counter.get_total_flops())
+    return float(counter.flops)
 
 
 # ---- as text ------------------------------------------------------------------------------------

@@ -28,12 +28,10 @@ from .evaluation import accuracy_metrics
 from .mixing import Mixer, Taken
 from .nonfinite import check_finite
 from .optimisers import (
-    MOMENTUM,
     OPTIMIZER,
     LocalSteps,
     StepRule,
     load_optimizer,
-    make_optimizer,
 )
 from .options import Options
 from .settings import DeviceSettings
@@ -211,14 +209,14 @@ class Learner:
     def make_optimizer(
         self, groups: Sequence[tuple[list[nn.Parameter], float]]
     ) -> torch.optim.Optimizer | None:
-        """Return the optimiser of a round's local steps, None for the package's own SGD.
+        """Return an optimiser of the method's own; None for the package's SGD or Adam.
 
         Parameters
         ----------
         groups : sequence of (list of Parameter, float)
             What is to be optimised, with the learning rate of the round.
         """
-        return make_optimizer(self.settings, groups)
+        return None
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
@@ -352,11 +350,11 @@ class Learner:
         for i in trained:
             groups.setdefault(factors.get(flat.block_of(i), 1.0), []).append(leaves[i])
         optimizer = self.make_optimizer([(ps, rate * f) for f, ps in groups.items()])  # type: ignore[misc]
-        momentum = self.optimizer_state.get(MOMENTUM)
         if optimizer is not None:
             load_optimizer(optimizer, self.optimizer_state)
         how = StepRule(
             rate,
+            family=settings.optimizer,
             momentum=0.0 if self.rule.momentum == "own" else settings.momentum,
             weight_decay=settings.weight_decay,
             clip_norm=settings.clip_norm,
@@ -368,7 +366,7 @@ class Learner:
             leaves,
             trained,
             how,
-            momentum=None if momentum is None else momentum.to(self.device)[None],
+            kept=self.optimizer_state,
             direct=self.mixer.direction(rate, settings.momentum),
             optimizer=optimizer,
         )

@@ -1,38 +1,21 @@
-"""The local steps of a round: SGD on the flat vector of a device, or on those of many."""
+"""Local steps of a round: SGD or Adam on the flat vector of a device, or on those of many."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..models.adam import adam_step
 from ..payload.flat import Flat, joined
-from .settings import DeviceSettings
 
 OPTIMIZER = "optimizer."
 """Prefix of the optimiser's entries in a learner's state."""
-MOMENTUM = OPTIMIZER + "momentum"
+STEPS = OPTIMIZER + "steps"
+"""The steps that each parameter has taken under Adam."""
 Direct = Callable[[str, Tensor], Tensor]
 """(block, gradients ``[rows, length]``) to the directions in their place."""
-
-
-def make_optimizer(
-    settings: DeviceSettings, groups: Sequence[tuple[list[nn.Parameter], float]]
-) -> torch.optim.Optimizer | None:
-    """Return torch's optimiser where the settings name another one than SGD, else None.
-
-    Parameters
-    ----------
-    settings : DeviceSettings
-        ``optimizer`` and ``weight-decay``.
-    groups : sequence of (list of Parameter, float)
-        What to optimise, each with its learning rate.
-    """
-    if settings.optimizer == "sgd":
-        return None
-    family = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    given = [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
-    return family(given, weight_decay=settings.weight_decay)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
@@ -64,10 +47,12 @@ class StepRule:
     ----------
     lr : float
         The learning rate of the round, > 0.
+    family : {"sgd", "adam", "adamw"}
+        The optimiser.
     momentum : float
         Of SGD, in [0, 1): ``v <- momentum v + g``, as torch has it.
     weight_decay : float
-        ``g <- g + weight_decay x``, >= 0.
+        ``g <- g + weight_decay x``, >= 0; AdamW's acts on the parameters.
     clip_norm : float
         The gradient of all parameters together is scaled down to this norm; 0 does not.
     rates : mapping of str to float
@@ -75,6 +60,7 @@ class StepRule:
     """
 
     lr: float
+    family: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float = 0.0
@@ -98,12 +84,12 @@ class LocalSteps:
         Which of them are trained.
     how : StepRule
         How a step is taken.
-    momentum : Tensor, optional
-        The momentum ``[rows, length]`` to go on with; it is changed in place.
+    kept : mapping of str to Tensor, optional
+        The state ``[length]`` that a single row goes on with (:meth:`state`); it is not changed.
     direct : callable, optional
         What the gossip rule makes of the gradients of a block.
     optimizer : torch.optim.Optimizer, optional
-        Of the leaves, in place of SGD; the decay is its own, too.
+        One of the method's own, of the leaves; the decay is its own, too.
     """
 
     def __init__(
@@ -114,15 +100,21 @@ class LocalSteps:
         trained: Sequence[int],
         how: StepRule,
         *,
-        momentum: Tensor | None = None,
+        kept: Mapping[str, Tensor] | None = None,
         direct: Direct | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.matrix, self.gradient = matrix, torch.zeros_like(matrix)
         self.taken = torch.zeros(len(flat.parameters), dtype=torch.int64)
-        self.momentum = momentum
-        if momentum is None and how.momentum and optimizer is None:
-            self.momentum = torch.zeros_like(matrix)
+        kept = dict(kept or {})
+        needs = ["first", "second"] if how.family != "sgd" else ["momentum"] * bool(how.momentum)
+        self._moments = {
+            name: kept[OPTIMIZER + name].to(matrix.device, copy=True)[None]
+            if OPTIMIZER + name in kept
+            else torch.zeros_like(matrix)
+            for name in (needs if optimizer is None else ())
+        }
+        self._before = kept.get(STEPS, torch.zeros_like(self.taken))  # steps of earlier rounds
         self._flat, self._leaves, self._trained = flat, leaves, list(trained)
         self.how, self._direct, self._optimizer = how, direct, optimizer
         parts = flat.views(self.gradient)
@@ -166,7 +158,7 @@ class LocalSteps:
             self._runs[used] = _Runs.of(self._flat, used, how.rates or {})
         runs = self._runs[used]
         self.taken[list(used)] += 1
-        if how.weight_decay and self._optimizer is None:
+        if how.weight_decay and how.family == "sgd" and self._optimizer is None:
             for place, _ in runs.places:
                 g[:, place].add_(x[:, place], alpha=how.weight_decay)
         if self._direct is not None:
@@ -176,17 +168,41 @@ class LocalSteps:
         if self._optimizer is not None:
             self._optimizer.step()
             return
+        if how.family != "sgd":
+            self._adam(used)
+            return
         for place, rate in runs.places:
             d = g[:, place]
-            if self.momentum is not None:
-                d = self.momentum[:, place].mul_(how.momentum).add_(d)
+            if "momentum" in self._moments:
+                d = self._moments["momentum"][:, place].mul_(how.momentum).add_(d)
             x[:, place].add_(d, alpha=-how.lr * rate)
 
+    def _adam(self, used: Sequence[int]) -> None:
+        """Step parameters that have taken as many steps so far together."""
+        steps, how = (self._before + self.taken).tolist(), self.how
+        first, second = self._moments["first"], self._moments["second"]
+        for count in sorted({steps[i] for i in used}):
+            alike = tuple(i for i in used if steps[i] == count)
+            if alike not in self._runs:
+                self._runs[alike] = _Runs.of(self._flat, alike, how.rates or {})
+            for place, rate in self._runs[alike].places:
+                adam_step(
+                    self.matrix[:, place],
+                    self.gradient[:, place],
+                    first[:, place],
+                    second[:, place],
+                    count,
+                    lr=how.lr * rate,
+                    weight_decay=how.weight_decay,
+                    decoupled=how.family == "adamw",
+                )
+
     def state(self, row: int) -> dict[str, Tensor]:
-        """Return the momentum of a row, or what another optimiser keeps, to go on from."""
+        """Return what a row goes on with, ``[length]`` each, or what another optimiser keeps."""
         if self._optimizer is not None:
             return optimizer_tensors(self._optimizer)
-        return {} if self.momentum is None else {MOMENTUM: self.momentum[row].cpu().clone()}
+        kept = {OPTIMIZER + name: x[row].cpu().clone() for name, x in self._moments.items()}
+        return kept | ({STEPS: self._before + self.taken} if "first" in self._moments else {})
 
     def end(self) -> None:
         """Let go of the gradients: a process may keep a thousand devices."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from ..base.seeding import global_generator
 from ..energy.costs import Work
 from ..payload.plan import Payload, Plan
+from .flops import FlopCounter
 from .learner import Learner
 from .options import Options
 from .settings import DeviceSettings
@@ -67,25 +68,23 @@ def first_payload(learner: Learner) -> Payload:
 
 
 def _measure(learner: Learner) -> Work:
-    from torch.utils.flop_counter import FlopCounterMode  # brings torch's compiler, 90 MB
-
     plan, modalities = Plan(server_round=2, iterations=1), learner.partition.modalities
     learner.server_round = plan.server_round
 
     def preparation(plan: Plan) -> float:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             learner.after_mixing(plan, {})
             learner.before_training(plan, {})
-        return float(counter.get_total_flops())
+        return float(counter.flops)
 
     before = preparation(plan)
     batch = next(iter(learner.batches(1)))
     learner.model.train()
 
     def iteration(*subset: str) -> float:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             learner.local_loss(batch.only(subset)).backward()  # type: ignore[no-untyped-call]
-        return float(counter.get_total_flops())
+        return float(counter.flops)
 
     joint = iteration(*modalities)
     solo = {m: iteration(m) for m in modalities} if len(modalities) > 1 else {modalities[0]: joint}
@@ -93,8 +92,8 @@ def _measure(learner: Learner) -> Work:
         raise ValueError(
             f"no operation of training '{free[0]}' can be counted: its energy is unknown"
         )
-    with FlopCounterMode(display=False) as after:
+    with FlopCounter() as after:
         learner.after_training(plan, {})
     phases = filter(None, dict.fromkeys(learner.options.phases(learner.settings.num_server_rounds)))
     more = {phase: max(0.0, preparation(replace(plan, phase=phase)) - before) for phase in phases}
-    return Work(joint, solo, before + float(after.get_total_flops()), more)
+    return Work(joint, solo, before + float(after.flops), more)

@@ -8,6 +8,7 @@ from math import prod
 from torch import nn
 
 from ..data import DataError, Modality
+from .pooling import AveragePool
 from .resnet import resnet20
 from .resnet18 import load_weights, resnet18
 from .series import Gru, MaskedConvolutions, conv1d_encoder
@@ -41,7 +42,7 @@ def conv_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
         channels = width
     return nn.Sequential(
         *layers,
-        nn.AdaptiveAvgPool2d(4),  # [batch, 16, 4, 4]
+        AveragePool(4),  # [batch, 16, 4, 4]
         nn.Flatten(),
         nn.Linear(channels * 16, 64),
         nn.ReLU(),

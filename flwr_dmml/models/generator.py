@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..base.seeding import derive_seed
 from ..losses import diversity_loss, ensemble_loss
+from .adam import adam_step
 
 
 class Generator(nn.Module):
@@ -109,19 +110,18 @@ def train_generator(
     FedGen (Zhu et al., ICML 2021), whose server does this; here every node does, with its
     neighbours' heads (this project).
     """
-    device = label_weights.device
-    optimizer = torch.optim.Adam(
-        generator.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay
-    )
-    for _ in range(how.steps):
+    device, parameters = label_weights.device, list(generator.parameters())
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    for step in range(1, how.steps + 1):
         labels = draw_labels(label_distribution, how.batch_size, rng).to(device)
         noise = generator.noise(how.batch_size, rng).to(device)
         generated = generator(labels, noise)
         loss = ensemble_loss(heads(generated), labels, label_weights)
         loss = loss + how.diversity_weight * diversity_loss(noise, generated)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        gradients = torch.autograd.grad(loss, parameters)
+        for p, g, (first, second) in zip(parameters, gradients, moments, strict=True):
+            decay = how.weight_decay
+            adam_step(p, g, first, second, step, lr=how.learning_rate, weight_decay=decay)
 
 
 def draw_labels(distribution: Tensor, size: int, rng: torch.Generator) -> Tensor:

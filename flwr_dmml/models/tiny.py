@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .pooling import AveragePool
 from .series import MaskedConvolutions, conv1d_encoder
 
 WIDTHS = (8, 16)
@@ -33,7 +34,7 @@ def tiny_image(shape: tuple[int, ...], features: int) -> nn.Module:
             nn.ReLU(),
         ]
         channels = width
-    pool = nn.AdaptiveAvgPool2d(2)  # [batch, 16, 2, 2]
+    pool = AveragePool(2)  # [batch, 16, 2, 2]
     return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(4 * channels, features))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flwr_dmml.learning.optimisers import MOMENTUM, LocalSteps, StepRule
+from flwr_dmml.learning.optimisers import OPTIMIZER, STEPS, LocalSteps, StepRule
 from flwr_dmml.payload.flat import Flat, joined, part, stack
 from flwr_dmml.payload.plan import Inbox
 from flwr_dmml.payload.received import received
@@ -80,11 +80,13 @@ def test_slices_that_follow_on_one_another_are_joined() -> None:
 
 # ---- steps ------------------------------------------------------------------------------------
 
-HOW: list[dict[str, float]] = [
+HOW: list[dict[str, Any]] = [
     {},
     {"momentum": 0.9},
     {"momentum": 0.5, "weight_decay": 0.1},
     {"momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.05},
+    {"family": "adam", "weight_decay": 0.1},
+    {"family": "adamw", "weight_decay": 0.1, "clip_norm": 0.05},
 ]
 
 
@@ -95,20 +97,28 @@ def gradients(module: nn.ModuleDict, i: int) -> list[Tensor | None]:
     return list(torch.autograd.grad(loss, list(module.parameters()), allow_unused=True))
 
 
-def steps_of(module: nn.ModuleDict, how: dict[str, float]) -> LocalSteps:
+def steps_of(
+    module: nn.ModuleDict, how: dict[str, Any], kept: dict[str, Tensor] | None = None
+) -> LocalSteps:
     flat = Flat(blocks(module))
     count = range(len(flat.parameters))
-    return LocalSteps(flat, flat.rows, flat.parameters, count, StepRule(0.1, **how))  # type: ignore[arg-type]
+    return LocalSteps(flat, flat.rows, flat.parameters, count, StepRule(0.1, **how), kept=kept)
+
+
+def optimiser_of(module: nn.Module, how: dict[str, Any]) -> torch.optim.Optimizer:
+    decay = how.get("weight_decay", 0)
+    if "family" not in how:
+        return torch.optim.SGD(module.parameters(), 0.1, how.get("momentum", 0), weight_decay=decay)
+    family = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[how["family"]]
+    return family(module.parameters(), 0.1, weight_decay=decay)
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-def test_steps_are_those_of_torch(how: dict[str, float]) -> None:
+def test_steps_are_those_of_torch(how: dict[str, Any]) -> None:
     """What an iteration does not reach keeps its value and its momentum."""
     module, other = network(0), network(0)
     local = steps_of(module, how)
-    sgd = torch.optim.SGD(
-        other.parameters(), 0.1, how.get("momentum", 0), weight_decay=how.get("weight_decay", 0)
-    )
+    theirs = optimiser_of(other, how)
     for i in range(6):
         local.take(gradients(module, i))
         local.settle()
@@ -117,23 +127,46 @@ def test_steps_are_those_of_torch(how: dict[str, float]) -> None:
             p.grad = g
         if most := how.get("clip_norm"):
             nn.utils.clip_grad_norm_(other.parameters(), most)
-        sgd.step()
+        theirs.step()
         for p, q in zip(module.parameters(), other.parameters(), strict=True):
             assert torch.allclose(p, q, atol=1e-6), i
     assert local.taken.tolist() == [6, 6, 3, 3, 3]
     local.end()
     assert all(p.grad is None for p in module.parameters())
-    assert (MOMENTUM in local.state(0)) == ("momentum" in how)
+    kept = ["first", "second"] if "family" in how else ["momentum"] * ("momentum" in how)
+    expected = {OPTIMIZER + name for name in kept} | ({STEPS} if "family" in how else set())
+    assert set(local.state(0)) == expected
+
+
+@pytest.mark.parametrize("how", HOW[1:], ids=str)
+def test_steps_go_on_from_what_was_kept(how: dict[str, Any]) -> None:
+    """Six steps in one go are four, state out, state in, two more."""
+    straight, broken = network(0), network(0)
+    local = steps_of(straight, how)
+    for i in range(6):
+        local.take(gradients(straight, i))
+        local.settle()
+        local.step()
+    kept: dict[str, Tensor] = {}
+    for part_of in (range(4), range(4, 6)):
+        again = steps_of(broken, how, kept)
+        for i in part_of:
+            again.take(gradients(broken, i))
+            again.settle()
+            again.step()
+        kept = again.state(0)
+    for p, q in zip(straight.parameters(), broken.parameters(), strict=True):
+        assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-def test_rows_step_as_one_by_one_to_the_last_bit(how: dict[str, float]) -> None:
+def test_rows_step_as_one_by_one_to_the_last_bit(how: dict[str, Any]) -> None:
     alone, together = [network(k) for k in range(3)], [network(k) for k in range(3)]
     one_by_one = [steps_of(module, how) for module in alone]
     flats = [Flat(blocks(module)) for module in together]
     matrix = stack(flats)
     leaves = [v.detach() for v in flats[0].views(matrix)]
-    local = LocalSteps(flats[0], matrix, leaves, range(5), StepRule(0.1, **how))  # type: ignore[arg-type]
+    local = LocalSteps(flats[0], matrix, leaves, range(5), StepRule(0.1, **how))
     for i in range(4):
         every = [gradients(module, i) for module in together]
         columns: list[Any] = list(zip(*every, strict=True))
