@@ -1,7 +1,7 @@
 """Mini-batches of a device's samples."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,16 @@ class Batch:
         Classes ``[batch]`` int64, or probabilities ``[batch, classes]`` float32.
     others : tuple of Batch
         Further rows of the same mini-batch, with other modalities or labels of another kind.
+    given : dict of str to Tensor
+        What the method's :meth:`~.learner.Learner.fixed` and :meth:`~.learner.Learner.draw` return.
+
+    In a stack of devices every tensor has a first dimension more, for these.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     others: tuple["Batch", ...] = ()
+    given: dict[str, Tensor] = field(default_factory=dict)
 
     def only(self, modalities: Iterable[str]) -> "Batch":
         """Return the batch as a solo iteration sees it: with these modalities alone."""

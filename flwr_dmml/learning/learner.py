@@ -1,12 +1,13 @@
 """The base learner: what one device does in a round. A method overrides its loss and its hooks."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..base.errors import MethodError
 from ..base.options import Group
@@ -16,16 +17,18 @@ from ..gossip.aggregation.mean import Mean
 from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
+from ..losses import cross_entropy
 from ..models import DecomposedClassifier, Features, ModalityModel
+from ..models.stacked import Stackable, stackable
 from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from .balance import schedule
-from .batch import Batch, draw_batches, mean_over
+from .balance import LocalPhase, schedule
+from .batch import Batch, draw_batches
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
-from .mixing import Mixer, Taken
+from .mixing import Mixer, Taken, direction
 from .nonfinite import check_finite
 from .optimisers import (
     OPTIMIZER,
@@ -35,8 +38,11 @@ from .optimisers import (
 )
 from .options import Options
 from .settings import DeviceSettings
-from .speedometer import SPEEDS, Odometer, Speedometer
+from .speedometer import SPEEDS, Speedometer
+from .training import train
 
+IN_A_STACK = {"local_loss", "task_loss", "modulate", "build_model", "batches", "make_optimizer"}
+"""Members with which a method says anew whether it :attr:`~Learner.stacks`."""
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
@@ -84,9 +90,11 @@ class Learner:
     """Whether ``outgoing`` writes blocks in a format of the method's own, and ``mix`` reads it:
     such a method is neither compressed (``exchange.precision``, ``exchange.top-k``) nor run with
     another gossip rule."""
-    batched: ClassVar[bool] = False
-    """Whether devices may be trained together (:mod:`~.together`). Such a method overrides nothing
-    that happens in a round but ``local_loss``, a function of the parameters and the batch alone."""
+    stacks: ClassVar[bool] = True
+    """Whether its loss can be computed for many devices at once (:mod:`~.training`): then in
+    ``local_loss`` and ``modulate`` parameters, ``batch.inputs``, ``batch.labels`` and
+    ``batch.given`` have a first dimension more, for the devices, and the loss is ``[device]``.
+    A class that overrides one of :data:`IN_A_STACK` says so itself, or is taken one by one."""
 
     def __init__(
         self,
@@ -174,9 +182,9 @@ class Learner:
         a, x, y = self.settings.modality_loss, batch.inputs, batch.labels
         if a and isinstance(self.model, DecomposedClassifier):
             return self.task_loss(self.model.encode(x), y)
-        loss = F.cross_entropy(self.model(x), y)
+        loss = cross_entropy(self.model(x), y)
         if a and len(x) > 1:
-            loss = loss + a * sum(F.cross_entropy(self.model({m: x[m]}), y) for m in x)
+            loss = loss + a * sum(cross_entropy(self.model({m: x[m]}), y) for m in x)
         return loss
 
     def task_loss(self, features: Features, labels: Tensor) -> Tensor:
@@ -184,19 +192,38 @@ class Learner:
 
         ``CE(fused, y) + a sum_m CE(m alone, y)``, a = ``modality-loss``; solo, the first term only.
         """
-        loss = F.cross_entropy(self.model.fuse(features), labels)
+        loss = cross_entropy(self.model.fuse(features), labels)
         if self.settings.modality_loss and len(features.common) > 1:
             alone = [self.model.fuse(features.only([m])) for m in features.common]
-            own = torch.stack([F.cross_entropy(logits, labels) for logits in alone])
-            loss = loss + self.settings.modality_loss * own.sum()
+            own = torch.stack([cross_entropy(logits, labels) for logits in alone])
+            loss = loss + self.settings.modality_loss * own.sum(dim=0)
         return loss
 
     def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]:
         """Return which modalities each iteration of a round trains."""
         return schedule(updates, self.settings.stagger_share, self.rng("schedule"))
 
-    def modulate(self, modalities: tuple[str, ...]) -> None:
-        """Change the gradients of an iteration of these modalities, before they are clipped."""
+    def fixed(self) -> dict[str, Tensor]:
+        """Return tensors that the loss of every iteration of this round reads, besides the batch.
+
+        They are in ``batch.given``: a loss that is computed for many devices at once
+        (:attr:`stacks`) reads them there, not from ``self``.
+        """
+        return {}
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what an iteration draws at random; it is in ``batch.given``."""
+        return {}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Return further modules that the loss calls in this round, and that it does not train."""
+        return {}
+
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
+        """Change the gradients of an iteration of these modalities, before they are clipped.
+
+        Those of :meth:`trained_parameters`; None of what the loss has not reached.
+        """
 
     def statistics(self) -> dict[str, Tensor]:
         """Return small tensors that travel with the blocks and are not mixed."""
@@ -231,6 +258,12 @@ class Learner:
     def after_training(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs after the local iterations and before publishing."""
 
+    @classmethod
+    def after_stack(cls, turns: Sequence[tuple["Learner", Plan, Inbox]]) -> None:
+        """Do :meth:`after_training` for the devices of a stack: in turn, unless overridden."""
+        for learner, plan, inbox in turns:
+            learner.after_training(plan, inbox)
+
     def outgoing(self, plan: Plan, inbox: Inbox, blocks: Payload) -> Payload:
         """Return what is published instead of ``blocks``: flat vectors, as the rule sends them.
 
@@ -264,9 +297,9 @@ class Learner:
             if plan.iterations == 0:
                 return Outcome({}, self.measured, self.rejected)
             taken = None
-            if any((updates := self.updates(plan)).values()):
+            if self.trains(plan):
                 self.before_training(plan, inbox)
-                taken = self._train(plan, updates)
+                (taken,) = train([(self, plan)])
                 self.after_training(plan, inbox)
             return self.finish(plan, inbox, taken)
 
@@ -303,6 +336,10 @@ class Learner:
         """Return how many times a plan trains each owned modality."""
         return {m: plan.by_modality.get(m, plan.iterations) for m in self.partition.modalities}
 
+    def trains(self, plan: Plan) -> bool:
+        """Return whether a plan trains anything here."""
+        return any(self.updates(plan).values())
+
     def precision(self) -> torch.autocast:
         """Return the context in which losses are computed: bfloat16 under ``mixed-precision``."""
         return torch.autocast(self.device.type, torch.bfloat16, self.settings.mixed_precision)
@@ -316,40 +353,42 @@ class Learner:
         node = self.partition.partition_id
         return derive_seed(self.settings.seed, purpose, node, self.server_round)
 
-    def _train(self, plan: Plan, updates: Mapping[str, int]) -> Taken:
-        self.model.train()
-        steps, flat = self.steps(updates), self.flat
-        local = self.local_steps(plan, flat.parameters, flat.rows)
-        odometer = self.speedometer.odometer(flat.rows)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for modalities, batch in zip(steps, self.batches(len(steps)), strict=True):
-            with self.precision():
-                loss = mean_over(batch.only(modalities), self.local_loss)
-            local.take(torch.autograd.grad(loss, local.trained, allow_unused=True))
-            self.modulate(modalities)
-            local.settle()
-            odometer.before_step(local.gradient, modalities)
-            local.step()
-            odometer.after_step(modalities)
-            total += loss.detach()
-        local.end()
-        self.keep_optimizer(local, 0)
-        self.note_training(float(total) / len(steps), len(steps), odometer, 0)
-        return Taken(local.how.lr, self.settings.momentum, local.taken)
+    @property
+    def modulates(self) -> bool:
+        """Whether the method changes gradients."""
+        return type(self).modulate is not Learner.modulate
 
-    def local_steps(self, plan: Plan, leaves: Sequence[Tensor], matrix: Tensor) -> LocalSteps:
-        """Return what steps the parameters of this device, or of all that are alike.
+    def stack_key(self) -> Hashable:
+        """Return what of this round, besides its plan, devices of one stack must have in common."""
+        return ()
 
-        ``leaves`` are views of the rows of ``matrix``, one for each parameter of the flat vector.
+    def stacks_now(self) -> bool:
+        """Return whether this round's iterations can be those of a stack, of one device or more.
+
+        That depends on the method and the device alone, never on who else is there.
+        """
+        return (
+            not self.settings.exact
+            and not self.train_data.present
+            and method_stacks(type(self))
+            and model_stacks(self.model)
+        )
+
+    def local_steps(self, learners: Sequence["Learner"], plan: Plan, matrix: Tensor) -> LocalSteps:
+        """Return what steps devices that are alike, this one the first of them.
+
+        ``matrix`` holds their parameters, a row each.
         """
         flat, settings = self.flat, self.settings
         rate = settings.learning_rate_at(plan.server_round, plan.num_rounds)
         trained = flat.indices_of(self.trained_parameters())
-        factors = self.learning_rates()
-        groups: dict[float, list[Tensor]] = {}
-        for i in trained:
-            groups.setdefault(factors.get(flat.block_of(i), 1.0), []).append(leaves[i])
-        optimizer = self.make_optimizer([(ps, rate * f) for f, ps in groups.items()])  # type: ignore[misc]
+        factors, optimizer = self.learning_rates(), None
+        if type(self).make_optimizer is not Learner.make_optimizer:
+            groups: dict[float, list[nn.Parameter]] = {}
+            for i in trained:
+                group = groups.setdefault(factors.get(flat.block_of(i), 1.0), [])
+                group.append(flat.parameters[i])
+            optimizer = self.make_optimizer([(ps, rate * f) for f, ps in groups.items()])
         if optimizer is not None:
             load_optimizer(optimizer, self.optimizer_state)
         how = StepRule(
@@ -363,23 +402,25 @@ class Learner:
         return LocalSteps(
             flat,
             matrix,
-            leaves,
             trained,
             how,
-            kept=self.optimizer_state,
-            direct=self.mixer.direction(rate, settings.momentum),
+            kept=[learner.optimizer_state for learner in learners],
+            direct=direction([learner.mixer for learner in learners], rate, settings.momentum),
             optimizer=optimizer,
         )
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, with what the method has fixed and drawn for it."""
+        return self.local_loss(replace(batch, given=self.fixed() | self.draw(batch)))
 
     def keep_optimizer(self, local: LocalSteps, row: int) -> None:
         """Keep the momentum and the like of a row, where the gossip rule does."""
         if self.rule.momentum == "kept":
             self.optimizer_state = local.state(row)
 
-    def note_training(self, loss: float, iterations: int, odometer: Odometer, row: int) -> None:
-        """Note what came of a round's local iterations; the device is a row of the odometer."""
+    def note_training(self, loss: float, iterations: int, phases: Mapping[str, LocalPhase]) -> None:
+        """Note what came of a round's local iterations."""
         self.measured |= {"train.loss": loss, "train.iterations": float(iterations)}
-        phases = odometer.phases(row, self.speedometer.start)
         self.measured |= self.speedometer.take(phases)
 
     def batches(self, iterations: int) -> Iterator[Batch]:
@@ -447,3 +488,20 @@ class Learner:
         """Return the length of every block this device publishes."""
         lengths = {name: place.stop - place.start for name, place in self.flat.slices.items()}
         return {name: lengths[name] for name in self.blocks()}
+
+
+def method_stacks(method: type[Learner]) -> bool:
+    """Return whether a method's loss can be computed for many devices at once."""
+    for kind in method.__mro__:
+        if "stacks" in vars(kind):
+            return bool(vars(kind)["stacks"])
+        if not IN_A_STACK.isdisjoint(vars(kind)):
+            return False
+    return False
+
+
+def model_stacks(model: nn.Module) -> bool:
+    """Return whether a model computes in a stack, and draws nothing at random."""
+    if not isinstance(model, ModalityModel | Stackable):
+        return stackable(model)
+    return not any(isinstance(module, _DropoutNd) for module in model.modules())

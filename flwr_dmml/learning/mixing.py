@@ -1,7 +1,7 @@
 """Gossip on one device: received blocks go through the gossip rule and the aggregation rule."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,31 @@ class Taken:
             lengths = torch.tensor([flat.parameters[i].numel() for i in inside])
             taken = torch.repeat_interleave(counts, lengths).float()
         return Steps(self.lr, self.momentum, taken[None].to(flat.vector.device))
+
+
+def direction(
+    mixers: Sequence["Mixer"], lr: float, momentum: float
+) -> Callable[[str, Tensor, Tensor | None], Tensor] | None:
+    """Return what devices' gossip rule makes of the gradients of a block, see :data:`~.Direct`.
+
+    None where it leaves them as they are.
+    """
+    rule = mixers[0].rule
+    if type(rule).direction is GossipRule.direction:
+        return None
+    steps = Steps(lr, momentum, torch.zeros(1, 1))
+    states: dict[str, State] = {}
+
+    def of(block: str, gradients: Tensor, rows: Tensor | None) -> Tensor:
+        if block not in states:
+            each = [mixer.state_of(block) for mixer in mixers]
+            states[block] = {key: torch.cat([own[key] for own in each]) for key in each[0]}
+        chosen = states[block]
+        if rows is not None:
+            chosen = {key: value[rows] for key, value in chosen.items()}
+        return rule.direction(gradients, chosen, replace(steps, taken=nothing_taken(gradients)))
+
+    return of
 
 
 class Mixer:
@@ -175,12 +200,9 @@ class Mixer:
         row = x.new_tensor([[own_weight, *others]])
         return Mix(own, near, self.rule.weigh(row, near), self._aggregation)
 
-    def direction(self, lr: float, momentum: float) -> Callable[[str, Tensor], Tensor] | None:
-        """Return what the rule makes of the gradients of a block; None where it leaves them."""
-        if type(self.rule).direction is GossipRule.direction:
-            return None
-        steps = Steps(lr, momentum, nothing_taken(self._flat.rows))
-        return lambda block, g: self.rule.direction(g, self._states[block], steps)
+    def state_of(self, block: str) -> State:
+        """Return what the rule keeps of a block, a row of each."""
+        return self._states[block]
 
     @torch.no_grad()
     def publish(

@@ -1,21 +1,23 @@
-"""Local steps of a round: SGD or Adam on the flat vector of a device, or on those of many."""
+"""Local steps of a round: SGD or Adam on the rows of devices, each parameter of all at once."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..models.adam import adam_step
-from ..payload.flat import Flat, joined
+from ..payload.flat import Flat
 
 OPTIMIZER = "optimizer."
 """Prefix of the optimiser's entries in a learner's state."""
 STEPS = OPTIMIZER + "steps"
 """The steps that each parameter has taken under Adam."""
-Direct = Callable[[str, Tensor], Tensor]
-"""(block, gradients ``[rows, length]``) to the directions in their place."""
+Direct = Callable[[str, Tensor, Tensor | None], Tensor]
+"""(block, gradients ``[rows, length]``, which devices these are: None for all) to the directions
+in their place."""
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
@@ -67,8 +69,46 @@ class StepRule:
     rates: Mapping[str, float] | None = None
 
 
+@dataclass
+class Iteration:
+    """One local iteration of some devices.
+
+    Attributes
+    ----------
+    x : Tensor
+        Their parameters, ``[rows, length]``.
+    leaves : sequence of Tensor
+        What gradients are taken of, one for each parameter of the flat vector: views of ``x``.
+    rows : Tensor or None
+        Which of all devices these are, ``[rows]`` int64; None for all, in their order.
+    gradients : dict of int to Tensor
+        ``[rows, *shape]`` by parameter, of those that the loss reaches.
+    """
+
+    x: Tensor
+    leaves: Sequence[Tensor]
+    rows: Tensor | None = None
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return what these devices have of ``values`` ``[device, ...]``."""
+        return values if self.rows is None else values[self.rows]
+
+    def add(self, values: Tensor, more: Tensor) -> None:
+        """Add ``more`` ``[rows, ...]`` to what these devices have of ``values``, in place."""
+        if self.rows is None:
+            values += more
+        else:
+            values.index_add_(0, self.rows, more)
+
+    def put(self, values: Tensor, new: Tensor) -> None:
+        """Replace what these devices have of ``values``, where it was copied out."""
+        if self.rows is not None:
+            values[self.rows] = new
+
+
 class LocalSteps:
-    """Steps on rows ``[rows, length]``; every operation goes over all rows at once.
+    """Steps on the rows of devices with one layout.
 
     A parameter that an iteration does not reach keeps its value, its momentum and its decay.
 
@@ -77,158 +117,160 @@ class LocalSteps:
     flat : Flat
         Says where blocks and parameters lie in a row.
     matrix : Tensor
-        The rows.
-    leaves : sequence of Tensor
-        What gradients are taken of, one for each parameter of ``flat``: views of the rows.
+        The rows, ``[device, length]``.
     trained : sequence of int
-        Which of them are trained.
+        Which parameters are trained.
     how : StepRule
         How a step is taken.
-    kept : mapping of str to Tensor, optional
-        The state ``[length]`` that a single row goes on with (:meth:`state`); it is not changed.
+    kept : sequence of mapping of str to Tensor, optional
+        Each device's state ``[length]`` to go on with (:meth:`state`); it is not changed.
     direct : callable, optional
         What the gossip rule makes of the gradients of a block.
     optimizer : torch.optim.Optimizer, optional
-        One of the method's own, of the leaves; the decay is its own, too.
+        One of the method's own, of the parameters of a single device; the decay is its own, too.
     """
 
     def __init__(
         self,
         flat: Flat,
         matrix: Tensor,
-        leaves: Sequence[Tensor],
         trained: Sequence[int],
         how: StepRule,
         *,
-        kept: Mapping[str, Tensor] | None = None,
+        kept: Sequence[Mapping[str, Tensor]] = (),
         direct: Direct | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        self.matrix, self.gradient = matrix, torch.zeros_like(matrix)
-        self.taken = torch.zeros(len(flat.parameters), dtype=torch.int64)
-        kept = dict(kept or {})
+        self.how, self.trained, self._flat, self._matrix = how, list(trained), flat, matrix
+        self._direct, self._optimizer = direct, optimizer
+        kept = kept or [{}] * len(matrix)
+        self.taken = torch.zeros(len(matrix), len(flat.parameters), dtype=torch.int64)
+        """Steps of each parameter in this round, ``[device, parameter]``."""
+        self._before = torch.stack([k.get(STEPS, self.taken[0]) for k in kept])
         needs = ["first", "second"] if how.family != "sgd" else ["momentum"] * bool(how.momentum)
-        self._moments = {
-            name: kept[OPTIMIZER + name].to(matrix.device, copy=True)[None]
-            if OPTIMIZER + name in kept
-            else torch.zeros_like(matrix)
-            for name in (needs if optimizer is None else ())
-        }
-        self._before = kept.get(STEPS, torch.zeros_like(self.taken))  # steps of earlier rounds
-        self._flat, self._leaves, self._trained = flat, leaves, list(trained)
-        self.how, self._direct, self._optimizer = how, direct, optimizer
-        parts = flat.views(self.gradient)
-        self._parts = [g.view(x.shape) for g, x in zip(parts, leaves, strict=True)]
-        self._runs: dict[tuple[int, ...], _Runs] = {}
+        self._moments: dict[str, Tensor] = {}
+        for name in needs if optimizer is None else ():
+            rows = [k[OPTIMIZER + name] for k in kept if OPTIMIZER + name in k]
+            none = torch.zeros_like(matrix)
+            self._moments[name] = torch.stack(rows).to(matrix.device) if rows else none
+        rates = how.rates or {}
+        self._rates = [rates.get(flat.block_of(i), 1.0) for i in range(len(flat.parameters))]
+        self._blocks: dict[tuple[int, ...], list[str]] = {}
 
-    @property
-    def trained(self) -> list[Tensor]:
-        """The parameters that gradients are needed for."""
-        return [self._leaves[i] for i in self._trained]
-
-    def take(self, gradients: Sequence[Tensor | None]) -> None:
+    def take(self, iteration: Iteration, gradients: Sequence[Tensor | None]) -> None:
         """Take up the gradients of :attr:`trained`, None of what the loss does not reach."""
-        self.gradient.zero_()
-        there = [(i, g) for i, g in zip(self._trained, gradients, strict=True) if g is not None]
-        if there:
-            torch._foreach_copy_([self._parts[i] for i, _ in there], [g for _, g in there])
-        for i, g in zip(self._trained, gradients, strict=True):
-            self._leaves[i].grad = None if g is None else self._parts[i]
+        iteration.gradients = {
+            i: g for i, g in zip(self.trained, gradients, strict=True) if g is not None
+        }
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Take up what a method has made of the gradients, and clip them."""
-        for i in self._trained:
-            grad, part = self._leaves[i].grad, self._parts[i]
-            if grad is None:
-                part.zero_()
-            elif grad is not part:
-                part.copy_(grad)
-                self._leaves[i].grad = part
-        if self.how.clip_norm:
-            norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)  # [rows, 1]
-            self.gradient.mul_((self.how.clip_norm / (norm + 1e-6)).clamp_(max=1.0))
+    def clip(self, iteration: Iteration) -> None:
+        """Scale the gradients of a device down to :attr:`StepRule.clip_norm`."""
+        if not self.how.clip_norm or not iteration.gradients:
+            return
+        norm = total(map(square_norms, iteration.gradients.values())).sqrt()  # [rows]
+        factor = (self.how.clip_norm / (norm + 1e-6)).clamp_(max=1.0)
+        for i, g in iteration.gradients.items():
+            iteration.gradients[i] = g * factor.view(-1, *[1] * (g.dim() - 1))
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, iteration: Iteration) -> None:
         """Step every parameter that has a gradient."""
-        how, g, x = self.how, self.gradient, self.matrix
-        used = tuple(i for i in self._trained if self._leaves[i].grad is not None)
-        if used not in self._runs:
-            self._runs[used] = _Runs.of(self._flat, used, how.rates or {})
-        runs = self._runs[used]
-        self.taken[list(used)] += 1
+        how, used = self.how, tuple(iteration.gradients)
+        x = self._flat.views_of(iteration.x, used)
+        g = [
+            gradient.view(v.shape)
+            for gradient, v in zip(iteration.gradients.values(), x, strict=True)
+        ]
         if how.weight_decay and how.family == "sgd" and self._optimizer is None:
-            for place, _ in runs.places:
-                g[:, place].add_(x[:, place], alpha=how.weight_decay)
+            g = [a + how.weight_decay * b for a, b in zip(g, x, strict=True)]
         if self._direct is not None:
-            for block in runs.blocks:
-                place = self._flat.slices[block]
-                g[:, place] = self._direct(block, g[:, place])
+            g = self._directed(iteration, used, g)
+        chosen = torch.zeros(self.taken.shape[1], dtype=torch.int64)
+        chosen[list(used)] = 1
+        iteration.add(self.taken, chosen.expand(len(iteration.x), -1))
         if self._optimizer is not None:
+            for i, gradient in zip(used, g, strict=True):
+                iteration.leaves[i].grad = gradient[0]
             self._optimizer.step()
-            return
-        if how.family != "sgd":
-            self._adam(used)
-            return
-        for place, rate in runs.places:
-            d = g[:, place]
+            for i in used:
+                iteration.leaves[i].grad = None
+        elif how.family != "sgd":
+            self._adam(iteration, used, x, g)
+        else:
             if "momentum" in self._moments:
-                d = self._moments["momentum"][:, place].mul_(how.momentum).add_(d)
-            x[:, place].add_(d, alpha=-how.lr * rate)
+                moments = iteration.of(self._moments["momentum"])
+                places = self._flat.views_of(moments, used)
+                for v, d in zip(places, g, strict=True):
+                    v.mul_(how.momentum).add_(d)
+                g = places
+                iteration.put(self._moments["momentum"], moments)
+            for i, v, d in zip(used, x, g, strict=True):
+                v.add_(d, alpha=-how.lr * self._rates[i])
+        iteration.put(self._matrix, iteration.x)
 
-    def _adam(self, used: Sequence[int]) -> None:
-        """Step parameters that have taken as many steps so far together."""
-        steps, how = (self._before + self.taken).tolist(), self.how
-        first, second = self._moments["first"], self._moments["second"]
-        for count in sorted({steps[i] for i in used}):
-            alike = tuple(i for i in used if steps[i] == count)
-            if alike not in self._runs:
-                self._runs[alike] = _Runs.of(self._flat, alike, how.rates or {})
-            for place, rate in self._runs[alike].places:
+    def _directed(
+        self, iteration: Iteration, used: tuple[int, ...], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the gradients as the gossip rule wants them, block by block."""
+        assert self._direct is not None
+        flat = self._flat
+        whole = torch.zeros_like(iteration.x)
+        for place, g in zip(flat.views_of(whole, used), gradients, strict=True):
+            place.copy_(g)
+        for block in flat.blocks_of(used):
+            place = whole[:, flat.slices[block]]
+            place.copy_(self._direct(block, place.clone(), iteration.rows))
+        return flat.views_of(whole, used)
+
+    def _adam(
+        self,
+        iteration: Iteration,
+        used: tuple[int, ...],
+        x: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+    ) -> None:
+        """Step what has taken as many steps so far together."""
+        how = self.how
+        moments = {name: iteration.of(m) for name, m in self._moments.items()}
+        first, second = (self._flat.views_of(moments[name], used) for name in ("first", "second"))
+        counts = iteration.of(self._before + self.taken)
+        for k, i in enumerate(used):
+            for count in sorted(set(counts[:, i].tolist())):
+                alike = counts[:, i] == count
+                parts = [x[k], gradients[k], first[k], second[k]]
+                some = parts if bool(alike.all()) else [part[alike] for part in parts]
                 adam_step(
-                    self.matrix[:, place],
-                    self.gradient[:, place],
-                    first[:, place],
-                    second[:, place],
+                    some[0],
+                    some[1],
+                    some[2],
+                    some[3],
                     count,
-                    lr=how.lr * rate,
+                    lr=how.lr * self._rates[i],
                     weight_decay=how.weight_decay,
                     decoupled=how.family == "adamw",
                 )
+                if some is not parts:
+                    for part, new in zip(parts, some, strict=True):
+                        part[alike] = new
+        for name, new in moments.items():
+            iteration.put(self._moments[name], new)
 
     def state(self, row: int) -> dict[str, Tensor]:
         """Return what a row goes on with, ``[length]`` each, or what another optimiser keeps."""
         if self._optimizer is not None:
             return optimizer_tensors(self._optimizer)
         kept = {OPTIMIZER + name: x[row].cpu().clone() for name, x in self._moments.items()}
-        return kept | ({STEPS: self._before + self.taken} if "first" in self._moments else {})
-
-    def end(self) -> None:
-        """Let go of the gradients: a process may keep a thousand devices."""
-        for leaf in self._leaves:
-            leaf.grad = None
+        steps = self._before[row] + self.taken[row]
+        return kept | ({STEPS: steps} if "first" in self._moments else {})
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Slices that hold the parameters of an iteration, as few as possible."""
-
-    places: list[tuple[slice, float]]  # with the factor on the learning rate
-    blocks: list[str]
-
-    @staticmethod
-    def of(flat: Flat, used: Sequence[int], rates: Mapping[str, float]) -> "_Runs":
-        by_rate: dict[float, list[slice]] = {}
-        blocks: list[str] = []
-        for name, place in flat.slices.items():
-            inside = [p for p in (flat.places[i] for i in used) if _within(p, place)]
-            if inside:
-                blocks.append(name)
-                by_rate.setdefault(rates.get(name, 1.0), []).extend(inside)
-        places = [(run, rate) for rate, some in by_rate.items() for run in joined(some)]
-        return _Runs(places, blocks)
+def square_norms(values: Tensor) -> Tensor:
+    """Return the sum of squares of each row of ``values`` ``[rows, ...]``: ``[rows]``."""
+    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return norms.square()
 
 
-def _within(inner: slice, outer: slice) -> bool:
-    return bool(outer.start <= inner.start and inner.stop <= outer.stop)
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape, added up in their order, whatever that shape."""
+    return reduce(torch.add, terms)

@@ -120,10 +120,8 @@ class DeviceSettings(Group):
     mixed_precision: bool = Field(
         False, description="compute losses in bfloat16 where torch does; parameters stay float32"
     )
-    batched: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="train devices of the same model together, where engine and method can; "
-        "auto: on a GPU, and on a CPU if all layers are linear",
+    exact: bool = Field(
+        False, description="compute every device by itself, with torch's own layers and losses"
     )
     report_classes: bool = Field(
         True, description="devices tell how many samples of each class they have, for the report"

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..payload.blocks import STATISTICS
-from ..payload.flat import Flat, part
+from ..payload.flat import Flat, joined, part
 from ..payload.plan import Inbox
 from ..payload.received import received
 from .balance import SPEED_METRICS, LocalPhase, SpeedMetric
+from .optimisers import Iteration, square_norms, total
 
 SPEED = "speed."
 """Prefix of the speeds in a learner's state and metrics."""
@@ -21,67 +22,83 @@ SPEEDS = STATISTICS + "speeds"
 
 
 class Odometer:
-    """Distances that the encoders of devices move in the local steps of a round, all rows at once.
+    """Distances that the encoders of devices move in the local steps of a round.
 
     Parameters
     ----------
     matrix : Tensor
-        The devices' parameters, ``[rows, length]``.
-    places : mapping of str to list of slice
-        Where the encoder of each modality lies.
+        The devices' parameters, ``[device, length]``.
+    flat : Flat
+        Says where parameters lie in a row.
+    encoders : mapping of str to sequence of int
+        The parameters of each modality's encoder, by their positions in ``flat``.
     uses : set of str
         What is to be measured, see :class:`~flwr_dmml.learning.balance.SpeedMetric`.
     """
 
-    def __init__(self, matrix: Tensor, places: Mapping[str, list[slice]], uses: Set[str]) -> None:
-        self._matrix, self._places, self._uses = matrix, places, uses
-        self._updates = dict.fromkeys(places, 0)
-        self._ratio = {m: matrix.new_zeros(len(matrix)) for m in places}
-        self._path = {m: matrix.new_zeros(len(matrix)) for m in places}
-        self._before = {m: self._vectors(m).clone() for m in places}
-        self._last = dict(self._before)
-
-    def _vectors(self, m: str) -> Tensor:
-        if self._uses.isdisjoint({"vectors", "path"}):
-            return self._matrix[:, :0]
-        return part(self._matrix, self._places[m])
+    def __init__(
+        self, matrix: Tensor, flat: Flat, encoders: Mapping[str, Sequence[int]], uses: Set[str]
+    ) -> None:
+        self._matrix, self._flat, self._encoders, self._uses = matrix, flat, encoders, uses
+        places = {m: joined([flat.places[i] for i in own]) for m, own in encoders.items()}
+        self._places = places if uses & {"vectors", "path"} else {m: [] for m in places}
+        zeros = matrix.new_zeros(len(matrix))
+        self._updates = {m: zeros.clone() for m in encoders}
+        self._ratio = {m: zeros.clone() for m in encoders}
+        self._path = {m: zeros.clone() for m in encoders}
+        self._before = {m: part(matrix, where).clone() for m, where in self._places.items()}
+        self._last = {m: before.clone() for m, before in self._before.items()}
 
     @torch.no_grad()
-    def before_step(self, gradient: Tensor, modalities: Iterable[str]) -> None:
-        """Add the gradients ``[rows, length]`` of one iteration, before they are used."""
+    def before_step(self, iteration: Iteration, modalities: Iterable[str]) -> None:
+        """Add the gradients of one iteration, before they are used."""
         if "gradients" not in self._uses:
             return
         for m in modalities:
-            if m in self._places:
-                g, w = (part(x, self._places[m]) for x in (gradient, self._matrix))
-                self._ratio[m] += g.square().sum(dim=1) / (w.square().sum(dim=1) + 1e-12)
+            own = self._encoders.get(m, ())
+            g = [square_norms(iteration.gradients[i]) for i in own if i in iteration.gradients]
+            if g:
+                w = [square_norms(view) for view in self._flat.views_of(iteration.x, own)]
+                iteration.add(self._ratio[m], total(g) / (total(w) + 1e-12))
 
     @torch.no_grad()
-    def after_step(self, modalities: Iterable[str]) -> None:
+    def after_step(self, iteration: Iteration, modalities: Iterable[str]) -> None:
         """Add the way that one iteration's step went."""
         for m in modalities:
-            if m not in self._places:
+            if m not in self._encoders:
                 continue
-            self._updates[m] += 1
+            iteration.add(self._updates[m], iteration.x.new_ones(len(iteration.x)))
             if "path" in self._uses:
-                now = self._vectors(m).clone()
-                self._path[m] += torch.linalg.vector_norm(now - self._last[m], dim=1)
-                self._last[m] = now
+                now = part(iteration.x, self._places[m])
+                way = torch.linalg.vector_norm(now - iteration.of(self._last[m]), dim=1)
+                iteration.add(self._path[m], way)
+                if iteration.rows is None:
+                    self._last[m].copy_(now)
+                else:
+                    self._last[m][iteration.rows] = now
 
-    def phases(self, row: int, start: Mapping[str, Tensor]) -> dict[str, LocalPhase]:
-        """Return what the encoders of one device went through, given how they were at the start."""
-        return {
-            m: LocalPhase(
-                start=start[m],
-                before=self._before[m][row].cpu(),
-                after=self._vectors(m)[row].cpu(),
-                iterations=updates,
-                gradient_ratio=float(self._ratio[m][row]),
-                path_length=float(self._path[m][row]),
+    def phases(self, starts: Sequence[Mapping[str, Tensor]]) -> list[dict[str, LocalPhase]]:
+        """Return what the encoders of each device went through, given how they were at first."""
+        found: list[dict[str, LocalPhase]] = [{} for _ in starts]
+        for m, places in self._places.items():
+            after, before = part(self._matrix, places).cpu(), self._before[m].cpu()
+            numbers = zip(
+                self._updates[m].tolist(),
+                self._ratio[m].tolist(),
+                self._path[m].tolist(),
+                strict=True,
             )
-            for m, updates in self._updates.items()
-            if updates
-        }
+            for k, (updates, ratio, path) in enumerate(numbers):
+                if updates:
+                    found[k][m] = LocalPhase(
+                        start=starts[k][m],
+                        before=before[k],
+                        after=after[k],
+                        iterations=int(updates),
+                        gradient_ratio=ratio,
+                        path_length=path,
+                    )
+        return found
 
 
 class Speedometer:
@@ -99,18 +116,21 @@ class Speedometer:
 
     def __init__(self, flat: Flat, encoders: Mapping[str, nn.Module], metric: str) -> None:
         self._metric: SpeedMetric = SPEED_METRICS[metric]
-        self.places = {m: flat.places_of(list(e.parameters())) for m, e in encoders.items()}
-        self.start = {
-            m: part(flat.rows, places)[0].detach().to("cpu", copy=True)
-            for m, places in self.places.items()
-            if "vectors" in self._metric.uses
-        }
-        self.start = {m: self.start.get(m, torch.empty(0)) for m in self.places}
-        self._states = {m: self._metric.initial() for m in self.places}
+        self._flat = flat
+        self._encoders = {m: flat.indices_of(list(e.parameters())) for m, e in encoders.items()}
+        self.start = {m: torch.empty(0) for m in encoders}
+        """How each encoder was at the start of the run, flat, where the metric asks for it."""
+        if "vectors" in self._metric.uses:
+            places = {m: joined([flat.places[i] for i in own]) for m, own in self._encoders.items()}
+            self.start = {
+                m: part(flat.rows, where)[0].detach().to("cpu", copy=True)
+                for m, where in places.items()
+            }
+        self._states = {m: self._metric.initial() for m in encoders}
 
     def odometer(self, matrix: Tensor) -> Odometer:
         """Return what measures a round of devices with this one's layout, from here on."""
-        return Odometer(matrix, self.places, self._metric.uses)
+        return Odometer(matrix, self._flat, self._encoders, self._metric.uses)
 
     def take(self, phases: Mapping[str, LocalPhase]) -> dict[str, float]:
         """Bring the speeds up to date with what encoders went through.

@@ -83,7 +83,7 @@ def _measure(learner: Learner) -> Work:
 
     def iteration(*subset: str) -> float:
         with FlopCounter() as counter:
-            learner.local_loss(batch.only(subset)).backward()  # type: ignore[no-untyped-call]
+            learner.loss_of(batch.only(subset)).backward()  # type: ignore[no-untyped-call]
         return float(counter.flops)
 
     joint = iteration(*modalities)

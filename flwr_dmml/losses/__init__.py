@@ -1,5 +1,6 @@
 """Losses of the methods, one a file, each a pure function on tensors."""
 
+from .cross_entropy import cross_entropies, cross_entropy
 from .distillation import distillation_loss
 from .diversity import diversity_loss
 from .ensemble import ensemble_loss, label_weights, sampling_distribution
@@ -10,6 +11,8 @@ from .similarity import similarity_loss
 
 __all__ = [
     "class_temperatures",
+    "cross_entropies",
+    "cross_entropy",
     "distillation_loss",
     "diversity_loss",
     "ensemble_loss",

@@ -11,14 +11,14 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     Parameters
     ----------
     student, teacher : Tensor
-        Logits ``[batch, classes]``; the teacher's carry no gradient.
+        Logits ``[..., batch, classes]``; the teacher's carry no gradient.
     temperature : float
         T > 0. The factor T^2 keeps the size of the gradient as T grows.
 
     Returns
     -------
     Tensor
-        Scalar >= 0; 0 when student equals teacher.
+        ``[...]``, >= 0; 0 when student equals teacher.
 
     References
     ----------

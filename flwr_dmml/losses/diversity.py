@@ -12,20 +12,20 @@ def diversity_loss(noise: Tensor, generated: Tensor) -> Tensor:
     Parameters
     ----------
     noise : Tensor
-        Noise fed to the generator ``[batch, noise_dim]``.
+        Noise fed to the generator ``[..., batch, noise_dim]``.
     generated : Tensor
-        What it made of it ``[batch, common_dim]``.
+        What it made of it ``[..., batch, common_dim]``.
 
     Returns
     -------
     Tensor
-        Scalar in (0, 1]; 1 when all generated features are equal.
+        ``[...]`` in (0, 1]; 1 when all generated features are equal.
 
     References
     ----------
     Zhu, Hong and Zhou, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning"
     (FedGen), ICML 2021; the form of the authors' code.
     """
-    noise_distance = torch.mean((noise[:, None] - noise[None]) ** 2, dim=2)  # [batch, batch]
-    feature_distance = torch.mean(torch.abs(generated[:, None] - generated[None]), dim=2)
-    return torch.exp(-torch.mean(noise_distance * feature_distance))
+    noise_apart = (noise.unsqueeze(-2) - noise.unsqueeze(-3)).square().mean(dim=-1)
+    features_apart = (generated.unsqueeze(-2) - generated.unsqueeze(-3)).abs().mean(dim=-1)
+    return torch.exp(-(noise_apart * features_apart).flatten(-2).mean(dim=-1))

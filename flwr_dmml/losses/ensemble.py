@@ -1,8 +1,8 @@
 """Train a generator against an ensemble of classifier heads, weighted by who knows which class."""
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from .cross_entropy import cross_entropies
 
 
 def label_weights(mixing: Tensor, counts: Tensor) -> Tensor:
@@ -43,28 +43,27 @@ def sampling_distribution(mixing: Tensor, counts: Tensor) -> Tensor:
 
 
 def ensemble_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return ``mean_i sum_j omega_j(y_i) CE(head_j(G(y_i, eps_i)), y_i)``.
+    """Return ``mean_i sum_j omega_j(y_i) CE(head_j(G(y_i, eps_i)), y_i)``, of one device or many.
 
     Parameters
     ----------
     logits : Tensor
-        Every head's output on the generated features, ``[heads, batch, classes]``.
+        Every head's output on the generated features, ``[..., batch, heads, classes]``.
     labels : Tensor
-        The labels the features were generated for, ``[batch]`` int64.
+        The labels the features were generated for, ``[..., batch]`` int64.
     weights : Tensor
-        ``omega`` of :func:`label_weights`, ``[heads, classes]``.
+        ``omega`` of :func:`label_weights`, ``[..., heads, classes]``.
 
     Returns
     -------
     Tensor
-        Scalar >= 0.
+        ``[...]``, >= 0.
 
     References
     ----------
     FedGen (Zhu et al., ICML 2021), the generator's "teacher" loss.
     """
-    heads, batch, classes = logits.shape
-    losses = F.cross_entropy(
-        logits.reshape(heads * batch, classes), labels.repeat(heads), reduction="none"
-    ).reshape(heads, batch)
-    return torch.sum(weights[:, labels] * losses) / batch
+    losses = cross_entropies(logits, labels.unsqueeze(-1).expand(logits.shape[:-1]))
+    columns = labels.unsqueeze(-2).expand(*weights.shape[:-1], labels.shape[-1])
+    omega = weights.gather(-1, columns).mT  # [..., batch, heads]
+    return (omega * losses).sum(dim=-1).mean(dim=-1)

@@ -14,17 +14,18 @@ def infiltration_loss(student: Tensor, teacher: Tensor, temperature: Tensor) -> 
     Parameters
     ----------
     student, teacher : Tensor
-        Logits ``[n, classes]``; the teacher's carry no gradient.
+        Logits ``[..., n, classes]``; the teacher's carry no gradient.
     temperature : Tensor
-        T of each sample, that of its class, ``[n]``, above 0.
+        T of each sample, that of its class, ``[..., n]``, above 0.
 
     References
     ----------
     Fan et al., FedCMI, arXiv 2401.00894 (released code).
     """
-    scale = temperature.unsqueeze(1)
-    target = F.softmax(teacher.detach() / scale, dim=1)
-    return F.kl_div(F.log_softmax(student / scale, dim=1), target, reduction="batchmean")
+    scale = temperature.unsqueeze(-1)
+    target = F.softmax(teacher.detach() / scale, dim=-1)
+    each = F.kl_div(F.log_softmax(student / scale, dim=-1), target, reduction="none")
+    return each.sum(dim=-1).mean(dim=-1)
 
 
 def class_temperatures(

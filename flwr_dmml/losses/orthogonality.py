@@ -15,14 +15,14 @@ def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
     Parameters
     ----------
     common : Tensor
-        Modality-common features ``[batch, common_dim]``.
+        Modality-common features ``[..., batch, common_dim]``.
     specific : Tensor
-        Modality-specific features of the same samples ``[batch, specific_dim]``.
+        Modality-specific features of the same samples ``[..., batch, specific_dim]``.
 
     Returns
     -------
     Tensor
-        Scalar >= 0; 0 when no common feature varies together with a specific one.
+        ``[...]``, >= 0; 0 when no common feature varies together with a specific one.
 
     References
     ----------
@@ -31,9 +31,9 @@ def orthogonality_loss(common: Tensor, specific: Tensor) -> Tensor:
     """
 
     def unit_rows(features: Tensor) -> Tensor:
-        centred: Tensor = features - features.mean(dim=0)
-        length: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        centred: Tensor = features - features.mean(dim=-2, keepdim=True)
+        length: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
         return centred / (length + 1e-6)
 
-    correlation = unit_rows(common).T @ unit_rows(specific)  # [common_dim, specific_dim]
-    return correlation.square().mean()
+    correlation = unit_rows(common).mT @ unit_rows(specific)  # [..., common_dim, specific_dim]
+    return correlation.square().flatten(-2).mean(dim=-1)

@@ -13,12 +13,12 @@ def similarity_loss(common: Sequence[Tensor]) -> Tensor:
     Parameters
     ----------
     common : sequence of Tensor
-        One tensor ``[batch, common_dim]`` a modality, at least two, rows of the same samples.
+        One tensor ``[..., batch, common_dim]`` a modality, at least two, rows of the same samples.
 
     Returns
     -------
     Tensor
-        Scalar >= 0; 0 when every modality gives the same common features.
+        ``[...]``, >= 0; 0 when every modality gives the same common features.
 
     Raises
     ------
@@ -33,5 +33,5 @@ def similarity_loss(common: Sequence[Tensor]) -> Tensor:
     """
     if len(common) < 2:
         raise ValueError("similarity_loss compares modalities: it needs at least two")
-    pairs = [torch.mean(torch.abs(a - b)) for a, b in combinations(common, 2)]
-    return torch.stack(pairs).mean()
+    pairs = [(a - b).abs().flatten(-2).mean(dim=-1) for a, b in combinations(common, 2)]
+    return torch.stack(pairs).mean(dim=0)

@@ -1,24 +1,24 @@
 """DMML-KD: distil what modalities share through a gossiped generator of common features."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.options import Options
 from ..losses import (
+    cross_entropy,
     label_weights,
     latent_distillation_loss,
     orthogonality_loss,
     sampling_distribution,
     similarity_loss,
 )
-from ..models import Features, Generator, GeneratorTraining, draw_labels, train_generator
+from ..models import Features, Generator, GeneratorTraining, draw_labels, train_generators
 from ..payload.blocks import STATISTICS, flatten, unflatten
 from ..payload.plan import Inbox, Plan
 from ..payload.received import received
@@ -79,6 +79,7 @@ class DmmlKd(Learner):
     options_type: ClassVar[type[Options]] = DmmlKdOptions
     stagger: ClassVar[float] = 0.5
     allocation: ClassVar[str] = "max-min"
+    stacks: ClassVar[bool] = True
     options: DmmlKdOptions
 
     def reset(self) -> None:
@@ -137,55 +138,80 @@ class DmmlKd(Learner):
         if o.decomposition:
             loss = loss + self._decomposition_loss(features, batch.labels)
         if self._guidance:
-            loss = loss + self._guidance * self._guidance_loss(features, batch.labels)
+            loss = loss + self._guidance * self._guidance_loss(features, batch)
         return loss
 
     def _decomposition_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return ``l_com L_com + l_orth L_orth + l_sim L_sim``."""
         o, common, specific = self.options, features.common, features.specific
-        classify = [F.cross_entropy(self.model.common_logits(c), labels) for c in common.values()]
+        classify = [cross_entropy(self.model.common_logits(c), labels) for c in common.values()]
         apart = [orthogonality_loss(common[m], specific[m]) for m in common]
-        loss = o.common_weight * torch.stack(classify).mean()
-        loss = loss + o.orthogonality_weight * torch.stack(apart).mean()
+        loss = o.common_weight * torch.stack(classify).mean(dim=0)
+        loss = loss + o.orthogonality_weight * torch.stack(apart).mean(dim=0)
         if len(common) > 1:
             loss = loss + o.similarity_weight * similarity_loss(list(common.values()))
         return loss
 
-    def _guidance_loss(self, features: Features, labels: Tensor) -> Tensor:
-        """Return ``L_gen + L_kd``: generated features teach the head, and the encoders by it."""
-        drawn = draw_labels(self._near, len(labels), self._rng).to(self.device)
-        loss = F.cross_entropy(self.model.common_logits(self._generate(drawn)), drawn)  # L_gen
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """Draw y' and eps, and the eps of the batch's own labels."""
+        if not self._guidance:
+            return {}
+        size = len(batch.labels)
+        drawn = {"drawn": draw_labels(self._near, size, self._rng)}
+        drawn["noise.drawn"] = self.generator.noise(size, self._rng)
         if self.options.distillation:
-            teacher = self.model.common_logits(self._generate(labels))
+            drawn["noise"] = self.generator.noise(size, self._rng)
+        return {name: value.to(self.device) for name, value in drawn.items()}
+
+    def _guidance_loss(self, features: Features, batch: Batch) -> Tensor:
+        """Return ``L_gen + L_kd``: generated features teach the head, and the encoders by it."""
+        drawn, given = batch.given["drawn"], batch.given
+        generated = self._generate(drawn, given["noise.drawn"])
+        loss = cross_entropy(self.model.common_logits(generated), drawn)  # L_gen
+        if self.options.distillation:
+            teacher = self.model.common_logits(self._generate(batch.labels, given["noise"]))
             students = [self.model.common_logits(c) for c in features.common.values()]
             terms = [latent_distillation_loss(student, teacher) for student in students]
-            loss = loss + torch.stack(terms).mean()  # L_kd
+            loss = loss + torch.stack(terms).mean(dim=0)  # L_kd
         return loss
 
     @torch.no_grad()
-    def _generate(self, labels: Tensor) -> Tensor:
-        """Return a feature for each label ``[batch, common_dim]``; G is frozen while we train."""
-        noise = self.generator.noise(len(labels), self._rng).to(self.device)
+    def _generate(self, labels: Tensor, noise: Tensor) -> Tensor:
+        """Return a feature for each label ``[..., common_dim]``; G is frozen while we train."""
         features: Tensor = self.generator(labels, noise)
         return features
 
     def after_training(self, plan: Plan, inbox: Inbox) -> None:
         """Train the generator against the own common head and the neighbours'."""
-        o, head = self.options, self.model.head_common
-        if not o.generator:
-            return
-        parameters = unflatten(head, torch.stack([flatten(head), *self._heads]).to(self.device))
+        self.after_stack([(self, plan, inbox)])
 
-        def logits(features: Tensor) -> Tensor:  # [batch, common_dim] -> [heads, batch, classes]
-            one_head = lambda values: functional_call(head, values, (features,))  # noqa: E731
-            every_head: Tensor = torch.vmap(one_head)(parameters)
-            return every_head
-
-        how = GeneratorTraining(
-            steps=o.generator_steps,
-            batch_size=o.generator_batch_size,
-            learning_rate=o.generator_lr,
-            weight_decay=o.generator_weight_decay,
-            diversity_weight=o.diversity_weight,
-        )
-        train_generator(self.generator, logits, self._omega, self._near, how, self._rng)
+    @classmethod
+    def after_stack(cls, turns: Sequence[tuple[Learner, Plan, Inbox]]) -> None:
+        """Train all generators at once, those of devices with as many neighbours each."""
+        alike: dict[int, list[DmmlKd]] = {}
+        for learner, _, _ in turns:
+            assert isinstance(learner, DmmlKd)
+            if learner.options.generator:
+                alike.setdefault(len(learner._heads), []).append(learner)
+        for learners in alike.values():
+            o, model = learners[0].options, learners[0].model
+            heads = [torch.stack([flatten(d.model.head_common), *d._heads]) for d in learners]
+            every = unflatten(model.head_common, torch.cat(heads).to(learners[0].device))
+            devices, x = len(learners), model.head_common
+            train_generators(
+                [each.generator for each in learners],
+                (
+                    every["weight"].view(devices, -1, *x.weight.shape),
+                    every["bias"].view(devices, -1, *x.bias.shape),
+                ),
+                torch.stack([each._omega for each in learners]),
+                [each._near for each in learners],
+                GeneratorTraining(
+                    steps=o.generator_steps,
+                    batch_size=o.generator_batch_size,
+                    learning_rate=o.generator_lr,
+                    weight_decay=o.generator_weight_decay,
+                    diversity_weight=o.diversity_weight,
+                ),
+                [each._rng for each in learners],
+            )

@@ -139,7 +139,7 @@ class FedCmi(Learner):
         return loss
 
     @torch.no_grad()
-    def modulate(self, modalities: tuple[str, ...]) -> None:
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
         """Add the proximal term's gradient, ``mu (w - w_mixed)``, to what the iteration trains."""
         pairs = zip(self.model.parameters(), self._teacher.parameters(), strict=True)
         for w, mixed in pairs if self.options.proximal else ():

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.options import Options
 from ..payload.plan import Inbox, Plan
@@ -42,7 +43,7 @@ class FedProx(Learner):
         self._mixed = [w.detach().clone() for w in self.trained_parameters()]
 
     @torch.no_grad()
-    def modulate(self, modalities: tuple[str, ...]) -> None:
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
         """Add the gradient of the proximal term."""
         for w, mixed in zip(self.trained_parameters(), self._mixed, strict=True):
             if w.grad is not None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.options import Options
 
@@ -45,7 +46,7 @@ class Greedy(Learner):
     options_type: ClassVar[type[Options]] = GreedyOptions
     options: GreedyOptions
 
-    def modulate(self, modalities: tuple[str, ...]) -> None:
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
         """Drop the gradients of frozen encoders, or measure all speeds and choose whom to freeze.
 
         The memory holds M and the joint iterations still to be frozen, by modality.

@@ -70,7 +70,7 @@ class OgmGe(Learner):
             self._scores.setdefault(m, []).append(true)
 
     @torch.no_grad()
-    def modulate(self, modalities: tuple[str, ...]) -> None:
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
         """Scale the gradients of the encoders that are ahead."""
         scores = {m: float(torch.cat(true).mean()) for m, true in self._scores.items()}
         self._scores = {}

@@ -16,7 +16,6 @@ class DPSGD(Learner):
     name: ClassVar[str] = "dpsgd"
     gossip: ClassVar[str] = DPSGDRule.name
     paper: ClassVar[str] = DPSGDRule.paper
-    batched: ClassVar[bool] = True
 
 
 class DSGDm(Learner):

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from ..base.registry import find
 from ..learning.learner import Learner
-from ..learning.together import check_batched
 
 GROUP = "flwr_dmml.methods"
 
@@ -21,10 +20,6 @@ def find_methods(extra: Iterable[type[Learner]] = ()) -> dict[str, type[Learner]
     Raises
     ------
     MethodError
-        Two methods share a name, an entry point is not a named Learner, or a method is declared
-        batched that cannot be.
+        Two methods share a name, or an entry point is not a named Learner.
     """
-    found = find("method", Learner, "flwr_dmml.methods", GROUP, extra)
-    for learner in found.values():
-        check_batched(learner)
-    return found
+    return find("method", Learner, "flwr_dmml.methods", GROUP, extra)

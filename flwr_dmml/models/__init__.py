@@ -3,7 +3,7 @@
 from .base import ModalityModel
 from .decomposed import DecomposedClassifier, Features
 from .encoders import ENCODERS, IMAGE_ENCODERS, EncoderChoice, make_encoder
-from .generator import Generator, GeneratorTraining, draw_labels, train_generator
+from .generator import Generator, GeneratorTraining, draw_labels, train_generators
 from .modality_networks import FusionHead, ModalityNetworks
 from .two_projector import Projections, TwoProjectorClassifier
 
@@ -22,5 +22,5 @@ __all__ = [
     "TwoProjectorClassifier",
     "draw_labels",
     "make_encoder",
-    "train_generator",
+    "train_generators",
 ]

@@ -10,6 +10,7 @@ from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
+from .stacked import Linear, encode
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DecomposedClassifier(ModalityModel):
                 torch.default_generator.manual_seed(derive_seed(seed, "init", name))
 
             fresh("head.common")
-            self.head_common = nn.Linear(common_dim, num_classes)
+            self.head_common = Linear(common_dim, num_classes)
             self.encoders = nn.ModuleDict()
             self.heads = nn.ModuleDict()
             for name, modality in modalities.items():
@@ -79,7 +80,7 @@ class DecomposedClassifier(ModalityModel):
                 width = common_dim + specific_dim
                 self.encoders[name] = make_encoder(modality, width, choice)
                 fresh(f"head.{name}")
-                self.heads[name] = nn.Linear(specific_dim, num_classes, bias=False)
+                self.heads[name] = Linear(specific_dim, num_classes, bias=False)
 
     def blocks(self) -> dict[str, nn.Module]:
         """Return the parts that are mixed apart from one another, by name."""
@@ -90,10 +91,10 @@ class DecomposedClassifier(ModalityModel):
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
         """Encode every modality in ``inputs`` (``[batch, *shape]`` each) and split the result."""
-        encoded = {name: self.encoders[name](x) for name, x in inputs.items()}
+        encoded = {name: encode(self.encoders[name], x) for name, x in inputs.items()}
         return Features(
-            common={name: z[:, : self.common_dim] for name, z in encoded.items()},
-            specific={name: z[:, self.common_dim :] for name, z in encoded.items()},
+            common={name: z[..., : self.common_dim] for name, z in encoded.items()},
+            specific={name: z[..., self.common_dim :] for name, z in encoded.items()},
         )
 
     def common_logits(self, common: Tensor) -> Tensor:

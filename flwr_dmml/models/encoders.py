@@ -12,6 +12,7 @@ from .pooling import AveragePool
 from .resnet import resnet20
 from .resnet18 import load_weights, resnet18
 from .series import Gru, MaskedConvolutions, conv1d_encoder
+from .stacked import Conv2d, GroupNorm, LayerNorm, Linear
 from .tiny import tiny_image, tiny_sequence, tiny_series
 
 
@@ -35,18 +36,18 @@ def conv_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
         stride = 2 if side >= 8 else 1
         side = (side + 1) // 2 if stride == 2 else side
         layers += [
-            nn.Conv2d(channels, width, kernel_size=5, stride=stride, padding=2),
-            nn.GroupNorm(width // 4, width),
+            Conv2d(channels, width, kernel_size=5, stride=stride, padding=2),
+            GroupNorm(width // 4, width),
             nn.ReLU(),
         ]
         channels = width
     return nn.Sequential(
         *layers,
-        AveragePool(4),  # [batch, 16, 4, 4]
-        nn.Flatten(),
-        nn.Linear(channels * 16, 64),
+        AveragePool(4),  # [..., 16, 4, 4]
+        nn.Flatten(-3),
+        Linear(channels * 16, 64),
         nn.ReLU(),
-        nn.Linear(64, features),
+        Linear(64, features),
     )
 
 
@@ -74,12 +75,12 @@ def small_conv_encoder(shape: tuple[int, ...], features: int) -> nn.Module:
     layers: list[nn.Module] = []
     for size, out in ((5, 8), (3, 16), (3, 32)):
         layers += [
-            nn.Conv2d(channels, out, kernel_size=size, stride=2, padding=size // 2),
-            nn.GroupNorm(out // 4, out),
+            Conv2d(channels, out, kernel_size=size, stride=2, padding=size // 2),
+            GroupNorm(out // 4, out),
             nn.ReLU(),
         ]
         channels, height, width = out, (height + 1) // 2, (width + 1) // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, features))
+    return nn.Sequential(*layers, nn.Flatten(-3), Linear(channels * height * width, features))
 
 
 def vector_encoder(shape: tuple[int, ...], features: int, *, hidden: int = 64) -> nn.Module:
@@ -89,17 +90,17 @@ def vector_encoder(shape: tuple[int, ...], features: int, *, hidden: int = 64) -
     encoder ``tiny``: 1,552 for 26 values and 64 features.
     """
     return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(prod(shape), hidden),
-        nn.LayerNorm(hidden),
+        nn.Flatten(-len(shape)),
+        Linear(prod(shape), hidden),
+        LayerNorm(hidden),
         nn.ReLU(),
-        nn.Linear(hidden, features),
+        Linear(hidden, features),
     )
 
 
 def hidden_layer(shape: tuple[int, ...], features: int) -> nn.Module:
     """Return one hidden layer (linear, ReLU) on flattened inputs: with the head a small MLP."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), features), nn.ReLU())
+    return nn.Sequential(nn.Flatten(-len(shape)), Linear(prod(shape), features), nn.ReLU())
 
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]

@@ -1,6 +1,6 @@
 """A conditional generator of common features."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..base.seeding import derive_seed
 from ..losses import diversity_loss, ensemble_loss
 from .adam import adam_step
+from .stacked import LayerNorm, Linear, StandIns, linear
 
 
 class Generator(nn.Module):
@@ -50,10 +51,10 @@ class Generator(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, "init", "generator"))
             self.layers = nn.Sequential(
-                nn.Linear(noise_dim + num_classes, hidden_dim),
-                nn.LayerNorm(hidden_dim),
+                Linear(noise_dim + num_classes, hidden_dim),
+                LayerNorm(hidden_dim),
                 nn.ReLU(),
-                nn.Linear(hidden_dim, common_dim),
+                Linear(hidden_dim, common_dim),
             )
 
     def noise(self, size: int, generator: torch.Generator) -> Tensor:
@@ -61,9 +62,9 @@ class Generator(nn.Module):
         return torch.rand(size, self.noise_dim, generator=generator)
 
     def forward(self, labels: Tensor, noise: Tensor) -> Tensor:
-        """Generate features for ``labels`` ``[batch]``: ``[batch, common_dim]``."""
+        """Generate features for ``labels`` ``[..., batch]``: ``[..., batch, common_dim]``."""
         condition = F.one_hot(labels, self.num_classes).to(noise.dtype)
-        features: Tensor = self.layers(torch.cat([noise, condition], dim=1))
+        features: Tensor = self.layers(torch.cat([noise, condition], dim=-1))
         return features
 
 
@@ -78,50 +79,67 @@ class GeneratorTraining:
     diversity_weight: float = 1.0
 
 
-def train_generator(
-    generator: Generator,
-    heads: Callable[[Tensor], Tensor],
+def train_generators(
+    generators: Sequence[Generator],
+    heads: tuple[Tensor, Tensor],
     label_weights: Tensor,
-    label_distribution: Tensor,
+    label_distributions: Sequence[Tensor],
     how: GeneratorTraining,
-    rng: torch.Generator,
+    rngs: Sequence[torch.Generator],
 ) -> None:
-    """Train a generator so that an ensemble of heads recognises what it makes.
+    """Train devices' generators so that ensembles of heads recognise what they make.
 
     ``L_G = E_{y, eps} sum_j omega_j(y) CE(head_j(G(y, eps)), y) + eta L_div(eps, G)``
 
     Parameters
     ----------
-    generator : Generator
-        Trained in place.
-    heads : callable
-        Features ``[batch, common_dim]`` -> every head's logits ``[heads, batch, classes]``.
+    generators : sequence of Generator
+        Alike; trained in place.
+    heads : tuple of Tensor
+        Weights ``[device, heads, classes, common_dim]`` and biases ``[device, heads, classes]``.
     label_weights : Tensor
-        ``omega`` ``[heads, classes]``, see :func:`~flwr_dmml.losses.label_weights`.
-    label_distribution : Tensor
-        Which labels to draw ``[classes]``, on the CPU.
+        ``omega`` ``[device, heads, classes]``, see :func:`~flwr_dmml.losses.label_weights`.
+    label_distributions : sequence of Tensor
+        Which labels a device draws ``[classes]``, on the CPU.
     how : GeneratorTraining
         Steps and weights.
-    rng : torch.Generator
-        Draws labels and noise.
+    rngs : sequence of torch.Generator
+        Draw labels and noise, a device's each.
 
     References
     ----------
     FedGen (Zhu et al., ICML 2021), whose server does this; here every node does, with its
     neighbours' heads (this project).
     """
-    device, parameters = label_weights.device, list(generator.parameters())
-    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-    for step in range(1, how.steps + 1):
-        labels = draw_labels(label_distribution, how.batch_size, rng).to(device)
-        noise = generator.noise(how.batch_size, rng).to(device)
-        generated = generator(labels, noise)
-        loss = ensemble_loss(heads(generated), labels, label_weights)
-        loss = loss + how.diversity_weight * diversity_loss(noise, generated)
-        gradients = torch.autograd.grad(loss, parameters)
-        for p, g, (first, second) in zip(parameters, gradients, moments, strict=True):
-            decay = how.weight_decay
-            adam_step(p, g, first, second, step, lr=how.learning_rate, weight_decay=decay)
+    first, size = generators[0], how.steps * how.batch_size
+    device, (devices, count, classes) = label_weights.device, heads[1].shape
+    pairs = zip(label_distributions, rngs, strict=True)
+    drawn = [(draw_labels(near, size, rng), first.noise(size, rng)) for near, rng in pairs]
+    every_label = torch.stack([labels for labels, _ in drawn]).to(device)
+    every_noise = torch.stack([noise for _, noise in drawn]).to(device)
+    weight, bias = heads[0].flatten(1, 2), heads[1].flatten(1)
+    own = [list(g.parameters()) for g in generators]
+    stacks = [
+        torch.stack([p.detach() for p in ps]).requires_grad_() for ps in zip(*own, strict=True)
+    ]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in stacks]
+    with StandIns([first]) as stand_ins:
+        stand_ins.put(dict(zip(map(id, own[0]), stacks, strict=True)))
+        for step in range(how.steps):
+            now = slice(step * how.batch_size, (step + 1) * how.batch_size)
+            labels, noise = every_label[:, now], every_noise[:, now]
+            generated = first(labels, noise)  # [device, batch, common_dim]
+            logits = linear(generated, weight, bias).view(devices, -1, count, classes)
+            loss = ensemble_loss(logits, labels, label_weights)
+            loss = loss + how.diversity_weight * diversity_loss(noise, generated)
+            gradients = torch.autograd.grad(loss.sum(), stacks)
+            for p, g, (m, v) in zip(stacks, gradients, moments, strict=True):
+                decay = how.weight_decay
+                adam_step(p, g, m, v, step + 1, lr=how.learning_rate, weight_decay=decay)
+    with torch.no_grad():
+        for k, parameters in enumerate(own):
+            for p, trained in zip(parameters, stacks, strict=True):
+                p.copy_(trained[k])
 
 
 def draw_labels(distribution: Tensor, size: int, rng: torch.Generator) -> Tensor:

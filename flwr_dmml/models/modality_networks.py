@@ -10,6 +10,7 @@ from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
+from .stacked import Linear, encode
 
 
 class FusionHead(nn.Module):
@@ -21,13 +22,14 @@ class FusionHead(nn.Module):
 
     def __init__(self, modalities: Sequence[str], width: int, num_classes: int) -> None:
         super().__init__()
-        layers = {m: nn.Linear(width, num_classes, bias=False) for m in modalities}
+        layers = {m: Linear(width, num_classes, bias=False) for m in modalities}
         self.layers = nn.ModuleDict(layers)
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Classify features ``[batch, width]`` by modality: ``[batch, classes]``."""
-        return self.bias + torch.stack([self.layers[m](f) for m, f in features.items()]).sum(dim=0)
+        total = torch.stack([self.layers[m](f) for m, f in features.items()]).sum(dim=0)
+        return total + (self.bias if self.bias.dim() == 1 else self.bias[:, None])
 
 
 class ModalityNetworks(ModalityModel):
@@ -75,7 +77,7 @@ class ModalityNetworks(ModalityModel):
                 fresh(f"encoder.{name}")
                 self.encoders[name] = make_encoder(modality, width, choice)
                 fresh(f"head.{name}")
-                self.heads[name] = nn.Linear(width, num_classes)
+                self.heads[name] = Linear(width, num_classes)
             self.fuses = len(modalities) > 1
             """Whether there is a fusion network."""
             if self.fuses:
@@ -102,10 +104,10 @@ class ModalityNetworks(ModalityModel):
 
     def alone(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Classify each modality by its own network: ``[batch, classes]`` each."""
-        return {m: self.heads[m](self.encoders[m](x)) for m, x in inputs.items()}
+        return {m: self.heads[m](encode(self.encoders[m], x)) for m, x in inputs.items()}
 
     def fused(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Classify any non-empty subset of the modalities together: ``[batch, classes]``."""
-        features = {m: self.fusion_encoders[m](x) for m, x in inputs.items()}
+        features = {m: encode(self.fusion_encoders[m], x) for m, x in inputs.items()}
         logits: Tensor = self.fusion_head(features)
         return logits

@@ -3,13 +3,15 @@
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .stacked import Stackable
 
 _constants: set[int] = set()
 """Where the matrices of this process lie; they are never freed."""
 
 
-class AveragePool(nn.Module):
+class AveragePool(Stackable):
     """Mean over ``size`` x ``size`` regions: ``[batch, channels, height, width]`` to a square.
 
     The regions are those of ``nn.AdaptiveAvgPool2d``, which takes a third of a small encoder's

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import DataError
+from .stacked import Conv1d, GroupNorm, LayerNorm, Linear, Stackable
 
 SHORTEST = 8
 """A convolution halves the number of steps only where there are this many."""
@@ -53,16 +54,23 @@ def conv1d_encoder(
     layers: list[nn.Module] = []
     for width, stride in zip(widths, _strides(steps, len(widths)), strict=True):
         layers += [
-            nn.Conv1d(channels, width, size, stride=stride, padding=size // 2),
-            nn.GroupNorm(width // 4, width),
+            Conv1d(channels, width, size, stride=stride, padding=size // 2),
+            GroupNorm(width // 4, width),
             nn.ReLU(),
         ]
         channels = width
-    pool = nn.AdaptiveAvgPool1d(1)  # [batch, channels, 1]
-    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels, features))
+    return nn.Sequential(*layers, MeanOverSteps(), Linear(channels, features))
 
 
-class MaskedConvolutions(nn.Module):
+class MeanOverSteps(Stackable):
+    """Mean over the steps of a series."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[..., channels, steps]`` to ``[..., channels]``."""
+        return x.mean(dim=-1)
+
+
+class MaskedConvolutions(Stackable):
     """The network of :func:`conv1d_encoder` for sequences, blind to what is behind their end.
 
     What is behind the end is set to zero before every convolution, as if it were the zeros with
@@ -101,25 +109,25 @@ class MaskedConvolutions(nn.Module):
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for width, stride in zip(widths, self.strides, strict=True):
             self.convolutions.append(
-                nn.Conv1d(channels, width, size, stride=stride, padding=size // 2)
+                Conv1d(channels, width, size, stride=stride, padding=size // 2)
             )
-            self.norms.append(nn.LayerNorm(width))
+            self.norms.append(LayerNorm(width))
             channels = width
-        self.linear = nn.Linear(channels, features)
+        self.linear = Linear(channels, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode sequences ``[batch, features + 1, steps]``: ``[batch, features]``."""
-        x, mask = x[:, :-1], x[:, -1:]
+        """Encode sequences ``[..., batch, features + 1, steps]``: ``[..., batch, features]``."""
+        x, mask = x[..., :-1, :], x[..., -1:, :]
         x = x * mask
         for stride, conv, norm in zip(self.strides, self.convolutions, self.norms, strict=True):
-            mask = mask[:, :, ::stride]  # a step is there if the one it is centred on is
-            x = torch.relu(norm(conv(x).transpose(1, 2))).transpose(1, 2) * mask
-        pooled = x.sum(dim=2) / mask.sum(dim=2).clamp(min=1)
+            mask = mask[..., ::stride]  # a step is there if the one it is centred on is
+            x = torch.relu(norm(conv(x).mT)).mT * mask
+        pooled = x.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
         encoded: Tensor = self.linear(pooled)
         return encoded
 
 
-class Gru(nn.Module):
+class Gru(Stackable):
     """A gated recurrent unit of one layer; its last state goes through a linear layer.
 
     Made of linear layers, so that its operations can be counted and its parameters stacked, on a
@@ -160,21 +168,21 @@ class Gru(nn.Module):
         super().__init__()
         channels, _ = _channels_and_steps(shape, masked)
         self.masked, self.width = masked, width
-        self.of_input = nn.Linear(channels, 3 * width)
-        self.of_state = nn.Linear(width, 3 * width)
+        self.of_input = Linear(channels, 3 * width)
+        self.of_state = Linear(width, 3 * width)
         self.gate, self.activation = nn.Sigmoid(), nn.Tanh()
-        self.linear = nn.Linear(width, features)
+        self.linear = Linear(width, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode ``[batch, channels, steps]``: ``[batch, features]``."""
-        steps = x.transpose(1, 2)  # [batch, steps, channels]
-        there = torch.ones_like(steps[:, :, :1])
+        """Encode ``[..., batch, channels, steps]``: ``[..., batch, features]``."""
+        steps = x.mT  # [..., batch, steps, channels]
+        there = torch.ones_like(steps[..., :1])
         if self.masked:
-            steps, there = steps[:, :, :-1], steps[:, :, -1:]
-        state = x.new_zeros(len(x), self.width)
-        for step, is_there in zip(self.of_input(steps).unbind(1), there.unbind(1), strict=True):
-            reset, update, new = step.chunk(3, dim=1)
-            own_reset, own_update, own_new = self.of_state(state).chunk(3, dim=1)
+            steps, there = steps[..., :-1], steps[..., -1:]
+        state = x.new_zeros(*x.shape[:-2], self.width)
+        for step, is_there in zip(self.of_input(steps).unbind(-2), there.unbind(-2), strict=True):
+            reset, update, new = step.chunk(3, dim=-1)
+            own_reset, own_update, own_new = self.of_state(state).chunk(3, dim=-1)
             keep = self.gate(update + own_update)
             new = self.activation(new + self.gate(reset + own_reset) * own_new)
             state = state + (new - state) * (1 - keep) * is_there

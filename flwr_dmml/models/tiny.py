@@ -4,6 +4,7 @@ from torch import nn
 
 from .pooling import AveragePool
 from .series import MaskedConvolutions, conv1d_encoder
+from .stacked import Conv2d, GroupNorm, Linear
 
 WIDTHS = (8, 16)
 
@@ -29,13 +30,13 @@ def tiny_image(shape: tuple[int, ...], features: int) -> nn.Module:
     channels, layers = shape[0], list[nn.Module]()
     for width in WIDTHS:
         layers += [
-            nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1),
-            nn.GroupNorm(width // 4, width),
+            Conv2d(channels, width, kernel_size=3, stride=2, padding=1),
+            GroupNorm(width // 4, width),
             nn.ReLU(),
         ]
         channels = width
     pool = AveragePool(2)  # [batch, 16, 2, 2]
-    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(4 * channels, features))
+    return nn.Sequential(*layers, pool, nn.Flatten(-3), Linear(4 * channels, features))
 
 
 def tiny_series(shape: tuple[int, ...], features: int) -> nn.Module:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
+from .stacked import Linear, encode, linear
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ class TwoProjectorClassifier(ModalityModel):
                 torch.default_generator.manual_seed(derive_seed(seed, "init", name))
 
             fresh("fusion")
-            self.fusion = nn.Linear(len(self.slots) * width, num_classes)
+            self.fusion = Linear(len(self.slots) * width, num_classes)
             self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
             self.heads = nn.ModuleDict()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 self.encoders[name] = make_encoder(modality, width, choice)
                 fresh(f"projectors.{name}")
-                self.projectors[name] = nn.Linear(width, 2 * width)  # own, infiltration
+                self.projectors[name] = Linear(width, 2 * width)  # own, infiltration
                 fresh(f"head.{name}")
-                self.heads[name] = nn.Linear(width, num_classes)
+                self.heads[name] = Linear(width, num_classes)
 
     def blocks(self) -> dict[str, nn.Module]:
         """Return the parts that are mixed apart from one another, by name."""
@@ -104,8 +104,8 @@ class TwoProjectorClassifier(ModalityModel):
         """Project every modality in ``inputs`` (``[batch, *shape]`` each) in both ways."""
         own, infiltration = dict[str, Tensor](), dict[str, Tensor]()
         for name, x in inputs.items():
-            encoded = self.encoders[name](x)
-            own[name], infiltration[name] = self.projectors[name](encoded).chunk(2, dim=1)
+            encoded = encode(self.encoders[name], x)
+            own[name], infiltration[name] = self.projectors[name](encoded).chunk(2, dim=-1)
         return Projections(own, infiltration)
 
     def head(self, modality: str, projection: Tensor) -> Tensor:
@@ -119,10 +119,10 @@ class TwoProjectorClassifier(ModalityModel):
         if not self.fill:
             missing = torch.zeros_like(missing)
         own = projections.own
-        slots = torch.cat([own.get(name, missing) for name in self.slots], dim=1)
-        weights = zip(self.slots, self.fusion.weight.chunk(len(self.slots), dim=1), strict=True)
+        slots = torch.cat([own.get(name, missing) for name in self.slots], dim=-1)
+        weights = zip(self.slots, self.fusion.weight.chunk(len(self.slots), dim=-1), strict=True)
         trained = [w if m in own or self.train_filled else w.detach() for m, w in weights]
-        return F.linear(slots, torch.cat(trained, dim=1), self.fusion.bias)
+        return linear(slots, torch.cat(trained, dim=-1), self.fusion.bias)
 
     def logits(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]

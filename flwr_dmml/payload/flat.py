@@ -1,14 +1,19 @@
 """A model's blocks as slices of one flat vector; the model's parameters are views of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+LINE = 16
+"""Numbers in a cache line. BLAS chooses its kernels by where a matrix begins: rows, and what is
+computed for many devices at once, begin on a line, or a device's bits would depend on which row is
+its own."""
+
 
 class Flat:
-    """The parameters of one device: a row of a matrix ``[rows, length]``, float32.
+    """The parameters of one device: a row of a matrix ``[rows, width]``, float32.
 
     A block is a slice of the row, and a parameter a view of its part of the slice, so that mixing,
     a training step or a checkpoint is an operation on slices. Devices of one process whose models
@@ -28,38 +33,45 @@ class Flat:
         In the order of the row.
     places : list of slice
         Where each of them lies.
+    modules : dict of str to nn.Module
+        By block name.
     """
 
     def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
         self.slices: dict[str, slice] = {}
         self.parameters: list[nn.Parameter] = []
         self.places: list[slice] = []
-        self._modules = dict(blocks)
+        self.modules = dict(blocks)
+        self._block_of: list[str] = []
         at = 0
         for name, module in blocks.items():
             begun = at
             for p in module.parameters():
+                self._block_of.append(name)
                 self.parameters.append(p)
                 self.places.append(slice(at, at + p.numel()))
                 at += p.numel()
             self.slices[name] = slice(begun, at)
         self._index = {id(p): i for i, p in enumerate(self.parameters)}
+        self.length = at
         values = [p.detach().reshape(-1).float() for p in self.parameters]
-        self._take(torch.cat(values)[None] if values else torch.zeros(1, 0), 0)
+        device = values[0].device if values else None
+        values.append(torch.zeros(-at % LINE, device=device))
+        self._take(torch.cat(values)[None], 0)
 
     def _take(self, matrix: Tensor, row: int) -> None:
         self.matrix, self.row = matrix, row
-        self.vector = matrix[row]
+        self.vector = matrix[row, : self.length]
         for p, place in zip(self.parameters, self.places, strict=True):
             p.data = self.vector[place].view(p.shape)
 
     def move_to(self, matrix: Tensor, row: int) -> None:
         """Copy the numbers to a row of another matrix ``[rows, length]``, and live there."""
-        matrix[row] = self.vector
+        matrix[row] = self.matrix[self.row]
         self._take(matrix, row)
 
     def __len__(self) -> int:
-        return self.matrix.shape[1]
+        return self.length
 
     @property
     def rows(self) -> Tensor:
@@ -78,18 +90,7 @@ class Flat:
 
     def block_of(self, index: int) -> str:
         """Return the block of the parameter at a position."""
-        at = self.places[index].start
-        return next(name for name, place in self.slices.items() if place.start <= at < place.stop)
-
-    def places_of(self, parameters: Sequence[nn.Parameter]) -> list[slice]:
-        """Return where these parameters lie, in their order, neighbours joined.
-
-        Raises
-        ------
-        KeyError
-            One of them is in no block.
-        """
-        return joined([self.places[self._index[id(p)]] for p in parameters])
+        return self._block_of[index]
 
     def copy(self) -> dict[str, Tensor]:
         """Return a copy of every block, ``[length]`` on the CPU: slices of one new vector."""
@@ -113,8 +114,16 @@ class Flat:
 
     def views(self, matrix: Tensor) -> list[Tensor]:
         """Return the parts ``[rows, *shape]`` of a matrix ``[rows, length]`` by parameter."""
-        pairs = zip(self.parameters, self.places, strict=True)
-        return [matrix[:, place].view(-1, *p.shape) for p, place in pairs]
+        return self.views_of(matrix, range(len(self.parameters)))
+
+    def views_of(self, matrix: Tensor, indices: Iterable[int]) -> list[Tensor]:
+        """Return the parts of a matrix at some positions, as :meth:`views` does."""
+        parameters, places = self.parameters, self.places
+        return [matrix[:, places[i]].view(-1, *parameters[i].shape) for i in indices]
+
+    def blocks_of(self, indices: Iterable[int]) -> list[str]:
+        """Return the blocks that hold the parameters at some positions."""
+        return list(dict.fromkeys(self.block_of(i) for i in indices))
 
 
 def stack(flats: Sequence[Flat]) -> Tensor:
@@ -124,7 +133,7 @@ def stack(flats: Sequence[Flat]) -> Tensor:
         flat.matrix is matrix and flat.row == k for k, flat in enumerate(flats)
     )
     if not together:
-        matrix = torch.empty(len(flats), len(flats[0]), device=matrix.device)
+        matrix = torch.empty(len(flats), matrix.shape[1], device=matrix.device)
         for k, flat in enumerate(flats):
             flat.move_to(matrix, k)
     return matrix

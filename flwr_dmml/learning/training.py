@@ -1,0 +1,181 @@
+"""The local iterations of a round: of a stack of devices, or of one as its method has it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..models.stacked import StandIns
+from ..payload.flat import stack
+from ..payload.plan import Plan
+from .batch import Batch, mean_over
+from .mixing import Taken
+from .optimisers import Iteration, LocalSteps
+from .speedometer import Odometer
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+Part = tuple["Learner", Plan]
+"""A device and its plan, which trains at least one of its modalities."""
+
+
+def train(parts: Sequence[Part]) -> list[Taken]:
+    """Train devices that are alike, for as many iterations as each one's plan says.
+
+    What comes of it is noted in each learner.
+
+    Parameters
+    ----------
+    parts : sequence of (Learner, Plan)
+        Alike by :func:`~.together.likeness`; or a single one.
+
+    Returns
+    -------
+    list of Taken
+        The steps of each device.
+    """
+    first = parts[0][0]
+    matrix = stack([learner.flat for learner, _ in parts])
+    local = first.local_steps([learner for learner, _ in parts], parts[0][1], matrix)
+    odometer = first.speedometer.odometer(matrix)
+    if first.stacks_now():
+        losses = _stacked(parts, matrix, local, odometer)
+    else:
+        losses = [_alone(*parts[0], local, odometer)]
+    phases = odometer.phases([learner.speedometer.start for learner, _ in parts])
+    taken: list[Taken] = []
+    for row, ((learner, _), loss) in enumerate(zip(parts, losses, strict=True)):
+        learner.keep_optimizer(local, row)
+        learner.note_training(*loss, phases[row])
+        taken.append(Taken(local.how.lr, first.settings.momentum, local.taken[row]))
+    return taken
+
+
+def _alone(
+    learner: "Learner", plan: Plan, local: LocalSteps, odometer: Odometer
+) -> tuple[float, int]:
+    """Train one device; return its mean loss and its iterations."""
+    learner.model.train()
+    flat, steps = learner.flat, learner.steps(learner.updates(plan))
+    total = torch.zeros((), dtype=torch.float64, device=learner.device)
+    iteration = Iteration(flat.rows, flat.parameters)
+    trained = [flat.parameters[i] for i in local.trained]
+    for modalities, batch in zip(steps, learner.batches(len(steps)), strict=True):
+        with learner.precision():
+            loss = mean_over(batch.only(modalities), learner.loss_of)
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        local.take(iteration, gradients)
+        _modulate(learner, iteration, modalities, batch)
+        iteration.gradients = {i: g[None] for i, g in iteration.gradients.items()}
+        _step(local, odometer, iteration, modalities)
+        total += loss.detach()
+    return float(total) / len(steps), len(steps)
+
+
+def _stacked(
+    parts: Sequence[Part], matrix: Tensor, local: LocalSteps, odometer: Odometer
+) -> list[tuple[float, int]]:
+    """Train a stack; return each device's mean loss and its iterations.
+
+    Devices whose next iteration trains the same modalities take it together.
+    """
+    first, flat, count = parts[0][0], parts[0][0].flat, len(parts)
+    first.model.train()
+    schedules = [learner.steps(learner.updates(plan)) for learner, plan in parts]
+    batches = [
+        learner.batches(len(steps)) for (learner, _), steps in zip(parts, schedules, strict=True)
+    ]
+    done = [0] * count
+    fixed = _stack_all([learner.fixed() for learner, _ in parts])
+    frozen = [learner.frozen() for learner, _ in parts]
+    stand_ins = StandIns([*flat.modules.values(), *frozen[0].values()])
+    constant = {
+        id(p): torch.stack([row.detach() for row in rows])
+        for name in frozen[0]
+        for p, *rows in zip(
+            frozen[0][name].parameters(), *(each[name].parameters() for each in frozen), strict=True
+        )
+    }
+    trained = set(local.trained)
+    every = _leaves(flat.views(matrix), trained)
+    total = torch.zeros(count, dtype=torch.float64, device=first.device)
+    with stand_ins:
+        while (chosen := _next(schedules, done)) is not None:
+            modalities, devices = chosen
+            if len(devices) == count:
+                iteration = Iteration(matrix, every)
+            else:
+                rows = torch.tensor(devices, device=matrix.device)
+                x = matrix[rows]
+                iteration = Iteration(x, _leaves(flat.views(x), trained), rows)
+            ids = map(id, flat.parameters)
+            stand_ins.put(
+                dict(zip(ids, iteration.leaves, strict=True))
+                | {key: iteration.of(value) for key, value in constant.items()}
+            )
+            own = [next(batches[k]).only(modalities) for k in devices]
+            drawn = [parts[k][0].draw(batch) for k, batch in zip(devices, own, strict=True)]
+            given = {name: iteration.of(value) for name, value in fixed.items()}
+            batch = Batch(
+                {m: torch.stack([b.inputs[m] for b in own]) for m in modalities},
+                torch.stack([b.labels for b in own]),
+                given=given | _stack_all(drawn),
+            )
+            with first.precision():
+                losses = first.local_loss(batch)
+            wanted = [iteration.leaves[i] for i in local.trained]
+            gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+            local.take(iteration, gradients)
+            _modulate(first, iteration, modalities, batch)
+            _step(local, odometer, iteration, modalities)
+            iteration.add(total, losses.detach().double())
+            for k in devices:
+                done[k] += 1
+    return [(loss / n, n) for loss, n in zip(total.tolist(), done, strict=True)]
+
+
+def _next(
+    schedules: Sequence[Sequence[tuple[str, ...]]], done: Sequence[int]
+) -> tuple[tuple[str, ...], list[int]] | None:
+    """Return the modalities that most devices train next, and these devices; None at the end."""
+    waiting: dict[tuple[str, ...], list[int]] = {}
+    for k, (steps, at) in enumerate(zip(schedules, done, strict=True)):
+        if at < len(steps):
+            waiting.setdefault(steps[at], []).append(k)
+    return max(waiting.items(), key=lambda item: len(item[1])) if waiting else None
+
+
+def _leaves(views: Sequence[Tensor], trained: set[int]) -> list[Tensor]:
+    return [v.detach().requires_grad_(i in trained) for i, v in enumerate(views)]
+
+
+def _stack_all(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors of devices by name, stacked."""
+    return {name: torch.stack([own[name] for own in each]) for name in each[0]}
+
+
+def _modulate(
+    learner: "Learner", iteration: Iteration, modalities: tuple[str, ...], batch: Batch
+) -> None:
+    """Let a method change the gradients, where it wants to."""
+    if not learner.modulates:
+        return
+    for i, g in iteration.gradients.items():
+        iteration.leaves[i].grad = g
+    learner.modulate(modalities, batch)
+    changed = {i: iteration.leaves[i].grad for i in iteration.gradients}
+    iteration.gradients = {i: g for i, g in changed.items() if g is not None}
+    for i in changed:
+        iteration.leaves[i].grad = None
+
+
+def _step(
+    local: LocalSteps, odometer: Odometer, iteration: Iteration, modalities: tuple[str, ...]
+) -> None:
+    """Clip, measure and step."""
+    local.clip(iteration)
+    odometer.before_step(iteration, modalities)
+    local.step(iteration)
+    odometer.after_step(iteration, modalities)
