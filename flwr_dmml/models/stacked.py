@@ -49,7 +49,7 @@ class _Padded(torch.autograd.Function):
     """A product of matrices that are filled up with zeros to whole lines."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None
     ) -> Tensor:
         inner, columns = b.shape[1:]
@@ -63,7 +63,7 @@ class _Padded(torch.autograd.Function):
         return torch.baddbmm(F.pad(bias, (0, wide))[:, None], a, b)[..., :columns]
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, g: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
@@ -209,7 +209,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ..
         convolve = F.conv1d if weight.dim() == 4 else F.conv2d
         y = convolve(channels, kernel, offset, stride, padding, dilation, devices * groups)
         return y.view(batch, devices, -1, *y.shape[2:]).transpose(0, 1)
-    out: Tensor = _Each.apply(x, weight, bias, how)  # type: ignore[no-untyped-call]
+    out: Tensor = _Each.apply(x, weight, bias, how)
     return out
 
 
@@ -217,7 +217,7 @@ class _Each(torch.autograd.Function):
     """Convolutions one device after the other, in one step of the graph."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -228,7 +228,7 @@ class _Each(torch.autograd.Function):
         return torch.stack([convolve(a, w, b, *how) for a, w, b in pairs])
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, g: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
@@ -288,7 +288,7 @@ class StandIns:
         """Replace parameters by tensors ``[device, *shape]``, by the ids of the parameters."""
         for table, name, p in self._slots.values():
             if id(p) in tensors:
-                table[name] = tensors[id(p)]
+                table[name] = tensors[id(p)]  # type: ignore[assignment]
 
     def __enter__(self) -> Self:
         self._token = _in_stack.set(True)
