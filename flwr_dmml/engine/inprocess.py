@@ -12,7 +12,7 @@ from flwr.common.logger import log
 
 from ..tracking import Tracker
 from .grid import SimulationGrid
-from .nodes import SimulatedNode
+from .nodes import Hosted, SimulatedNode, host
 
 _POLL_S = 0.005
 
@@ -68,11 +68,17 @@ class InProcessGrid(SimulationGrid):
     ) -> None:
         super().__init__(num_nodes, run_id, trackers, on_reply)
         self._client_app = client_app
+        self._hosted = host(client_app, self._nodes.values(), run_config)
         self._run_config = dict(run_config)
         self._stall_s = stall_s
         self._inbox: dict[int, list[Message]] = {node_id: [] for node_id in self._nodes}
         self._jobs: dict[int, _Job] = {}  # by node id
         self._lock = threading.Lock()
+
+    @property
+    def hosted(self) -> Hosted | None:
+        """All devices, to run whole rounds; None of a ClientApp that takes messages only."""
+        return self._hosted
 
     # ---- Flower's interface -----------------------------------------------------------------
 
@@ -84,6 +90,8 @@ class InProcessGrid(SimulationGrid):
         ValueError
             A message is for a node that does not exist.
         """
+        if self._hosted:
+            self._hosted.settle()
         ids: list[str] = []
         for message in messages:
             ids.append(self._accept(message))

@@ -16,7 +16,7 @@ from flwr.app import Array, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ..data.store import FOLDER
-from .nodes import SimulatedNode, answers
+from .nodes import SimulatedNode
 from .wire import Buffers, Export, find_in, read, write
 
 FLUSH_S = 0.5
@@ -130,11 +130,10 @@ class Shard:
         replies, seconds, flushed = list[Message](), dict[int, float](), time.monotonic()
         asked = [(self._nodes[message.metadata.dst_node_id], message) for message in batch]
         left, begun = len(asked), time.perf_counter()
-        for some in answers(self._client_app, asked, self._run_id, self._run_config):
-            each = (time.perf_counter() - begun) / len(some)
-            seconds |= {node.node_id: each for node, _ in some}
-            replies += [reply for _, reply in some]
-            left, begun = left - len(some), time.perf_counter()
+        for node, message in asked:
+            replies.append(node.answer(self._client_app, message, self._run_id, self._run_config))
+            seconds[node.node_id] = time.perf_counter() - begun
+            left, begun = left - 1, time.perf_counter()
             if not left or time.monotonic() - flushed > FLUSH_S:
                 yield from self._hand_over(replies, seconds, more=left > 0)
                 replies, seconds, flushed = [], {}, time.monotonic()

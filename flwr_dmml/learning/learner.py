@@ -3,7 +3,7 @@
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,7 @@ class Learner:
         me, nodes = self.partition.partition_id, self.settings.num_nodes
         self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
+        self.block_names = tuple(self.blocks())
         self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
@@ -247,7 +248,8 @@ class Learner:
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
-        return self.mixer.mix(plan.weights, plan.neighbours, inbox, plan.recipients)
+        given = plan.weights, plan.neighbours, inbox, plan.recipients
+        return self.mixer.mix(*given, measure=plan.evaluate)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
@@ -313,15 +315,25 @@ class Learner:
 
         Returns what the neighbours published, as it is once nothing of it is compressed.
         """
-        own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.blocks()}
+        self.flat.attach()
+        own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         inbox, why = self.compressor.decode(inbox, own, self.partition.partition_id)
-        disagreement, rejected = self.mix(plan, inbox)
-        self.rejected = [why.get(line, line) for line in rejected]
-        self.measured |= {"mix.disagreement": disagreement} if plan.neighbours else {}
+        apart, rejected = self.mix(plan, inbox)
+        self.begin_mixed(plan, inbox, apart if plan.neighbours and plan.evaluate else None)
+        self.rejected = [why.get(line, line) for line in rejected] + self.rejected
+        return inbox
+
+    def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
+        """Go on from rows that have been mixed; ``apart`` is the disagreement, where measured."""
+        self.rejected = []
+        if apart is not None:
+            self.measured["mix.disagreement"] = apart
+        if self.listens:
+            self.flat.attach()
         self.after_mixing(plan, inbox)
         if plan.evaluate:
+            self.flat.attach()
             self.measured |= self.evaluate()
-        return inbox
 
     def finish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Outcome:
         """Do the part of a round after training: publish.
@@ -434,19 +446,56 @@ class Learner:
         ``test.accuracy`` uses all owned modalities; ``test.accuracy.<m>`` gives modality m alone.
         """
         self.model.eval()
+        self.flat.attach()
         return accuracy_metrics(self.predict, self.partition, self.test_data, self.validation_data)
 
     def _publish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Payload:
-        snapshot, names = self.flat.copy(), self.blocks()
+        snapshot, names = self.flat.copy(), self.block_names
         check_finite(self.server_round, snapshot)
         sends = self.sends(plan)
         blocks = self.mixer.publish(snapshot, names, sends, taken, plan.recipients)
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
-        payload = self.compressor.encode(written, self.block_lengths())
-        payload[SPEEDS] = self.speedometer.report(self.modalities)
-        return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
+        return self.compressor.encode(written, self.block_lengths()) | self.told()
+
+    def told(self) -> Payload:
+        """Return what is published besides the blocks."""
+        told = {STATISTICS + key: value for key, value in self.statistics().items()}
+        return {SPEEDS: self.speedometer.report(self.modalities), **told}
+
+    @property
+    def plain(self) -> bool:
+        """Whether what is mixed of a device is its parameters as they are, by weighted means."""
+        kind, rule = type(self), type(self.rule)
+        return (
+            kind.mix is Learner.mix
+            and kind.sends is Learner.sends
+            and kind.outgoing is Learner.outgoing
+            and rule.mixed is GossipRule.mixed
+            and rule.publish is GossipRule.publish
+            and rule.weigh is GossipRule.weigh
+            and type(self.aggregation) is Mean
+            and not self.compressor.active
+        )
+
+    @property
+    def listens(self) -> bool:
+        """Whether the method does something with what its neighbours publish besides mixing it."""
+        hooks = "after_mixing", "before_training", "after_training", "after_stack"
+        return any(getattr(type(self), hook) is not getattr(Learner, hook) for hook in hooks)
+
+    def kept(self) -> tuple[Any, ...]:
+        """Return what a device keeps besides its parameters, to :meth:`take_back`."""
+        own = dict(self.optimizer_state), dict(self.memory)
+        return *own, self.mixer.kept(), self.speedometer.state(), self.compressor.state()
+
+    def take_back(self, kept: tuple[Any, ...]) -> None:
+        """Go back to what was :meth:`kept`, after a round that failed."""
+        self.optimizer_state, self.memory, mixer, speeds, compressor = kept
+        self.mixer.take_back(mixer)
+        self.speedometer.load_state(speeds)
+        self.compressor.load_state(compressor)
 
     def _check_format(self, written: Payload, blocks: Payload) -> None:
         """Refuse what neighbours would take for damaged blocks.
@@ -487,7 +536,7 @@ class Learner:
     def block_lengths(self) -> dict[str, int]:
         """Return the length of every block this device publishes."""
         lengths = {name: place.stop - place.start for name, place in self.flat.slices.items()}
-        return {name: lengths[name] for name in self.blocks()}
+        return {name: lengths[name] for name in self.block_names}
 
 
 def method_stacks(method: type[Learner]) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..models.stacked import StandIns
-from ..payload.flat import stack
+from ..payload.flat import Stack
 from ..payload.plan import Plan
 from .batch import Batch, mean_over
 from .mixing import Taken
@@ -37,13 +37,15 @@ def train(parts: Sequence[Part]) -> list[Taken]:
         The steps of each device.
     """
     first = parts[0][0]
-    matrix = stack([learner.flat for learner, _ in parts])
+    rows = Stack([learner.flat for learner, _ in parts])
+    matrix = rows.matrix
     local = first.local_steps([learner for learner, _ in parts], parts[0][1], matrix)
     odometer = first.speedometer.odometer(matrix)
     if first.stacks_now():
         losses = _stacked(parts, matrix, local, odometer)
     else:
         losses = [_alone(*parts[0], local, odometer)]
+    rows.put_back()
     phases = odometer.phases([learner.speedometer.start for learner, _ in parts])
     taken: list[Taken] = []
     for row, ((learner, _), loss) in enumerate(zip(parts, losses, strict=True)):
@@ -58,6 +60,7 @@ def _alone(
 ) -> tuple[float, int]:
     """Train one device; return its mean loss and its iterations."""
     learner.model.train()
+    learner.flat.attach()
     flat, steps = learner.flat, learner.steps(learner.updates(plan))
     total = torch.zeros((), dtype=torch.float64, device=learner.device)
     iteration = Iteration(flat.rows, flat.parameters)

@@ -165,7 +165,7 @@ class RoundPlanner:
                 iterations=self.local_iterations,
                 evaluate=mixed >= 1 and mixed % self.evaluate_every == 0,
                 neighbours=around[p].neighbours,
-                weights=dict(around[p].weights),
+                weights=around[p].weights,
                 num_rounds=self._num_rounds,
                 by_modality=updates,
                 budget_j=float(budget.budget_j[p]),
@@ -188,7 +188,7 @@ class RoundPlanner:
                 iterations=0,
                 evaluate=True,
                 neighbours=near.neighbours,
-                weights=dict(near.weights),
+                weights=near.weights,
                 num_rounds=self._num_rounds,
                 budget_j=0.0,
             )
