@@ -77,7 +77,7 @@ KD = {
     "DMML-KD, 2 workers": Arm("dmml-kd", 2),
 }
 NODES, KD_NODES, GPU_NODES = [16, 64, 256, 1024], [12, 64], [64, 1024]
-GPU_ARMS = [name for name, arm in ENGINES.items() if arm.kind in ("loop", "learner")]
+GPU_ARMS = ["plain loop", "learner, in process", "learner, 2 workers", "learner, batched"]
 ARMS = ENGINES | KD
 PEERS = ["fluke", "pfl"]
 """Other packages, see ``speed_peers.py``; they do something else."""
