@@ -4,19 +4,20 @@ With all that comes with one: blocks, checks of what arrives, mixing in float64 
 training speeds, records of every round.
 """
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, ClassVar
 
-from flwr.app import ArrayRecord, Context, Message
+import numpy as np
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from speed_app import STEPS, TOPOLOGY, Mlp, Run
+from speed_app import STEPS, TOPOLOGY, Clock, Mlp, Run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, Learner, make_client_app
+from flwr_dmml.engine import SimulationGrid
 from flwr_dmml.strategies import PeerStrategy
-from flwr_dmml.transport.messages import PAYLOAD
 
 
 class SmallMlp(Learner):
@@ -27,7 +28,7 @@ class SmallMlp(Learner):
 
     def build_model(self) -> nn.Module:  # type: ignore[override]
         """Return the model."""
-        return Mlp()
+        return Mlp(prod(self.partition.source_modalities["image"].shape))
 
     def blocks(self) -> dict[str, nn.Module]:
         """Mix it as a whole."""
@@ -49,27 +50,13 @@ class SmallMlp(Learner):
 client_app = make_client_app(SmallMlp)
 
 
-class Watched(PeerStrategy):
-    """Notes when rounds begin, and keeps the last models."""
+def models_of(strategy: PeerStrategy) -> Callable[[int], np.ndarray]:
+    """Return what gives a device's parameters as it published them in the last round.
 
-    def start(self, *args: Any, **options: Any) -> Any:
-        """Run."""
-        self.times, self.models = list[float](), dict[int, ArrayRecord]()
-        return super().start(*args, **options)
-
-    def configure_train(self, *args: Any) -> list[Message]:
-        """Begin a round."""
-        self.times.append(time.perf_counter())
-        return super().configure_train(*args)
-
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
-        """End it."""
-        kept = list(replies)
-        done = super().aggregate_train(server_round, kept)
-        self.end = time.perf_counter()
-        contents, _ = self.roster.sort(kept)
-        self.models = {k: content.array_records[PAYLOAD] for k, content in contents.items()}
-        return done
+    The only place in this benchmark that knows where they are.
+    """
+    payloads = strategy.exchange.payloads
+    return lambda k: payloads[k]["model"].numpy()
 
 
 def server_app(results: list[Run], nodes: int, rounds: int) -> ServerApp:
@@ -78,17 +65,18 @@ def server_app(results: list[Run], nodes: int, rounds: int) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        if hasattr(grid, "arrange"):
+        if isinstance(grid, SimulationGrid):
             grid.arrange(TOPOLOGY.graph(nodes))
-        strategy = Watched(
+        clock = Clock()
+        strategy = PeerStrategy(
             TOPOLOGY,
             num_nodes=nodes,
             method=SmallMlp.name,
             local_iterations=STEPS,
             evaluate_every=rounds,
+            trackers=[clock],
         )
         strategy.start(grid, num_rounds=rounds)
-        times = [*strategy.times, strategy.end]
-        results.append(Run.of(times, nodes, lambda k: strategy.models[k]["model"].numpy()))
+        results.append(Run.of(clock.begun, clock.ended[:-1], nodes, models_of(strategy)))
 
     return app
