@@ -8,7 +8,7 @@ first two rounds are apart (they load data and build models); of the others the 
 
 engines     A small D-PSGD: a plain PyTorch loop; a Flower app written by hand, on this package's
             engines and on Flower's; this package's own D-PSGD (the learner) in process, on two
-            workers, devices one by one and batched, and batched on two Ray nodes of this machine;
+            workers, devices one by one and stacked, and stacked on two Ray nodes of this machine;
             with --peers two other packages, which do something else (``speed_peers.py``).
 many        10,000 devices with a smaller model, five rounds: plain loop and learner.
 dmml-kd     The quickstart's DMML-KD with 12 and 64 devices, and a bare loop of it by hand.
@@ -55,7 +55,7 @@ class Arm:
 
     kind: Literal["loop", "by hand", "flower", "learner", "bare loop", "dmml-kd"]
     workers: int = 0
-    batched: str = "auto"
+    exact: bool = False
     ray_nodes: int = 1
 
 
@@ -65,19 +65,19 @@ ENGINES = {
     "sharded, 1 worker": Arm("by hand", 1),
     "sharded, 2 workers": Arm("by hand", 2),
     "learner, in process": Arm("learner"),
-    "learner, 2 workers": Arm("learner", 2, batched="never"),
-    "learner, batched": Arm("learner", 2, batched="always"),
-    "learner, two Ray nodes": Arm("learner", 2, batched="always", ray_nodes=2),
+    "learner, one by one": Arm("learner", 2, exact=True),
+    "learner, 2 workers": Arm("learner", 2),
+    "learner, two Ray nodes": Arm("learner", 2, ray_nodes=2),
     "flower": Arm("flower"),
 }
-MANY = ["plain loop", "learner, in process", "learner, batched"]
+MANY = ["plain loop", "learner, in process", "learner, 2 workers"]
 KD = {
     BARE: Arm("bare loop"),
     "DMML-KD, in process": Arm("dmml-kd"),
     "DMML-KD, 2 workers": Arm("dmml-kd", 2),
 }
 NODES, KD_NODES, GPU_NODES = [16, 64, 256, 1024], [12, 64], [64, 1024]
-GPU_ARMS = ["plain loop", "learner, in process", "learner, 2 workers", "learner, batched"]
+GPU_ARMS = ["plain loop", "learner, in process", "learner, one by one", "learner, 2 workers"]
 ARMS = ENGINES | KD
 PEERS = ["fluke", "pfl"]
 """Other packages, see ``speed_peers.py``; they do something else."""
@@ -138,7 +138,7 @@ def dpsgd(arm: Arm, nodes: int, rounds: int, dataset: str, device: str) -> "Run"
         import speed_learner
 
         app = speed_learner.server_app(results, nodes, rounds)
-        own = FlowerApp(config | {"batched": arm.batched}, app, speed_learner.client_app)
+        own = FlowerApp(config | {"exact": arm.exact}, app, speed_learner.client_app)
         with ray_nodes(arm.ray_nodes) as address:
             run_app(own, nodes, workers=arm.workers, ray_address=address)
     return results[0]

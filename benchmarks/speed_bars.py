@@ -9,16 +9,16 @@ from speed_start import LIBRARIES
 
 Found = Mapping[tuple[str, int, str], dict[str, Any]]
 """(part, devices, arm) to what was measured."""
-HERE, BATCHED, NODES = "learner, in process", "learner, batched", "learner, two Ray nodes"
+HERE, STACKED, NODES = "learner, in process", "learner, 2 workers", "learner, two Ray nodes"
 BARE, KD = "bare loop", "DMML-KD, in process"
 RATIOS = [
     ("engines", 64, HERE, "plain loop", 0.5),
-    ("engines", 64, BATCHED, "plain loop", 0.35),
-    ("engines", 64, BATCHED, "flower", 1 / 30),
+    ("engines", 64, STACKED, "plain loop", 0.35),
+    ("engines", 64, STACKED, "flower", 1 / 30),
     ("engines", 64, HERE, "pfl", 1.0),
     ("engines", 64, HERE, "fluke", 1.0),
-    ("engines", 1024, BATCHED, "plain loop", 0.4),
-    ("engines", 1024, NODES, BATCHED, 1.3),
+    ("engines", 1024, STACKED, "plain loop", 0.4),
+    ("engines", 1024, NODES, STACKED, 1.3),
     ("dmml-kd", 12, KD, BARE, 0.6),
     ("dmml-kd", 64, KD, BARE, 0.6),
 ]
@@ -56,12 +56,12 @@ class Judge:
             if (part, nodes, arm) in found and (part, nodes, other) in found:
                 rounds = [found[part, nodes, name]["round_s"] for name in (arm, other)]
                 self.bar(f"{nodes:,} devices, {arm} over {other}", rounds[0] / rounds[1], most)
-        few, many = ("engines", 64, BATCHED), ("engines", 1024, BATCHED)
+        few, many = ("engines", 64, STACKED), ("engines", 1024, STACKED)
         if few in found and many in found:
             growth = (found[many]["round_s"] / 1024) / (found[few]["round_s"] / 64)
-            self.bar(f"time a device, 1,024 over 64, {BATCHED}", growth, GROWTH)
+            self.bar(f"time a device, 1,024 over 64, {STACKED}", growth, GROWTH)
         for (part, nodes, arm), result in found.items():
-            if (part, nodes) in MEMORY_GB and arm in (HERE, BATCHED):
+            if (part, nodes) in MEMORY_GB and arm in (HERE, STACKED):
                 most = MEMORY_GB[part, nodes]
                 self.bar(f"{nodes:,} devices, {arm}, GB of memory", result["peak_gb"], most)
 
@@ -77,8 +77,8 @@ class Judge:
                 first = next(iter(models.values()))
                 apart = max(float(np.abs(x - first).max()) for x in models.values())
                 self.bar(f"{nodes:,} devices, largest difference of a parameter", apart, CLOSE)
-            if NODES in arms and BATCHED in arms:
-                different = arms[NODES]["digest"] != arms[BATCHED]["digest"]
+            if NODES in arms and STACKED in arms:
+                different = arms[NODES]["digest"] != arms[STACKED]["digest"]
                 self.bar(f"{nodes:,} devices, different results on two Ray nodes", different, 0)
             if BARE in arms:
                 self._trained(nodes, {k: r for k, r in arms.items() if k != BARE}, arms[BARE])

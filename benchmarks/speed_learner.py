@@ -1,7 +1,7 @@
 """The speed benchmark's workload as a method of this package.
 
-With all that comes with one: blocks, checks of what arrives, mixing in float64 (batched: float32),
-training speeds, records of every round.
+With all that comes with one: blocks, checks of what is mixed, training speeds, records of every
+round.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,26 +9,43 @@ from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from speed_app import STEPS, TOPOLOGY, Clock, Mlp, Run
+from speed_app import STEPS, TOPOLOGY, Clock, Run
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, Learner, make_client_app
 from flwr_dmml.engine import SimulationGrid
+from flwr_dmml.losses import cross_entropy
+from flwr_dmml.models.stacked import Linear, Stackable
 from flwr_dmml.strategies import PeerStrategy
+
+
+class StackedMlp(Stackable):
+    """The MLP of layers that compute for many devices at once."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.hidden, self.out = Linear(pixels, 64), Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``[..., batch, 10]``."""
+        logits: Tensor = self.out(self.hidden(images.flatten(-3)).relu())
+        return logits
 
 
 class SmallMlp(Learner):
     """D-PSGD of the MLP."""
 
     name: ClassVar[str] = "small-mlp"
-    batched: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def build_model(self) -> nn.Module:  # type: ignore[override]
         """Return the model."""
-        return Mlp(prod(self.partition.source_modalities["image"].shape))
+        return StackedMlp(prod(self.partition.source_modalities["image"].shape))
 
     def blocks(self) -> dict[str, nn.Module]:
         """Mix it as a whole."""
@@ -40,7 +57,7 @@ class SmallMlp(Learner):
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy."""
-        return F.cross_entropy(self.model(batch.inputs["image"]), batch.labels)  # type: ignore[arg-type]
+        return cross_entropy(self.model(batch.inputs["image"]), batch.labels)  # type: ignore[arg-type]
 
     def predict(self, inputs: Any, subsets: Sequence[tuple[str, ...]]) -> list[Tensor]:
         """Return classes."""

@@ -15,6 +15,7 @@ from ..payload.blocks import LARGEST
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import cut, wanted
+from .batch import pooled, view_of
 from .learner import Learner
 from .mixing import Taken, disagreement
 from .nonfinite import check_finite
@@ -32,9 +33,11 @@ class Kind:
     flat: Flat  # of the first
     now: Tensor  # [device, width]
     next: Tensor
+    sent: Tensor = field(init=False)  # the one that holds what was last published
     row: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sent = self.now
         self.row = {partition: k for k, partition in enumerate(self.partitions)}
 
 
@@ -84,7 +87,18 @@ class Crew:
                 self.learners[partition].flat.move_to(now, row)
                 self._kind_of[partition] = kind
             self._kinds.append(kind)
+            self._pool([self.learners[p] for p in partitions])
         self.measure()
+
+    def _pool(self, learners: list[Learner]) -> None:
+        """Bring the training samples of devices with one layout together."""
+        if any(learner.train_data.present for learner in learners):
+            return
+        counts = [len(learner.train_data) for learner in learners]
+        for learner, pool, count in zip(
+            learners, pooled([x.train_data for x in learners]), counts, strict=True
+        ):
+            learner.pool, learner.train_data = pool, view_of(pool, count)
 
     def run(
         self, plans: Mapping[int, Plan], told: Callable[[int], None] = lambda done: None
@@ -154,7 +168,10 @@ class Crew:
                 self._norms[id(kind)][row] = torch.linalg.vector_norm(kind.now[row])
                 self.learners[p].take_back(before[p])
         good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
-        self.published = {p: r.payload for p, r in good.items() if plans[p].iterations}
+        if any(plan.iterations for plan in plans.values()):  # the closing message publishes nothing
+            self.published = {p: r.payload for p, r in good.items()}
+            for kind in self._kinds:
+                kind.sent = kind.now
         self._reports = {p: self._report(p) for p in good}
         return dict(sorted(results.items()))
 
@@ -177,6 +194,9 @@ class Crew:
                 if learner.trains(plan):
                     learner.before_training(plan, inbox)
             return inbox
+        if not learner.listens and not plan.evaluate:  # nothing is asked of it, or drawn
+            learner.server_round, learner.measured, learner.rejected = plan.server_round, {}, []
+            return {}
         inbox = self._inbox(p, plan) if learner.listens else {}
         with learner.in_round(plan):
             apart = self._disagreement(p, plan) if plan.evaluate else None
@@ -308,7 +328,7 @@ class Crew:
 
     def payload(self, p: int) -> Payload:
         """Return what a device published in the last round."""
-        return self.published[p] or self._payload(p, self._kind_of[p].now)
+        return self.published[p] or self._payload(p, self._kind_of[p].sent)
 
     def _payload(self, p: int, matrix: Tensor) -> Payload:
         kind, learner = self._kind_of[p], self.learners[p]

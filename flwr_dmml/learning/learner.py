@@ -25,7 +25,7 @@ from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from .balance import LocalPhase, schedule
-from .batch import Batch, draw_batches
+from .batch import Batch, Pool, batch_of, draw_rows
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
 from .mixing import Mixer, Taken, direction
@@ -43,6 +43,7 @@ from .training import train
 
 IN_A_STACK = {"local_loss", "task_loss", "modulate", "build_model", "batches", "make_optimizer"}
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
+HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
@@ -114,6 +115,7 @@ class Learner:
         self.train_data = on_device(partition.train, self.device)
         self.validation_data = on_device(partition.validation, self.device)
         self.test_data = on_device(partition.test, self.device)
+        self.pool = Pool(self.train_data, 0)
         self.reset()
 
     def reset(self) -> None:
@@ -368,7 +370,12 @@ class Learner:
     @property
     def modulates(self) -> bool:
         """Whether the method changes gradients."""
-        return type(self).modulate is not Learner.modulate
+        return overrides(type(self), ("modulate",))
+
+    @property
+    def draws(self) -> bool:
+        """Whether an iteration draws something at random."""
+        return overrides(type(self), ("draw",))
 
     def stack_key(self) -> Hashable:
         """Return what of this round, besides its plan, devices of one stack must have in common."""
@@ -437,8 +444,18 @@ class Learner:
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
+        for rows in self.batch_rows(iterations):
+            yield batch_of(self.train_data.subset(rows))
+
+    def batch_rows(self, iterations: int) -> Tensor:
+        """Return which training samples each mini-batch holds, ``[iterations, batch]`` int64."""
         rng, size = self.rng("batches"), self.settings.batch_size
-        return draw_batches(self.train_data, iterations, size, rng)
+        return draw_rows(len(self.train_data), iterations, size, rng)
+
+    @property
+    def batches_of_rows(self) -> bool:
+        """Whether its mini-batches are just these rows."""
+        return not overrides(type(self), ("batches",)) and not self.train_data.present
 
     def evaluate(self) -> dict[str, float]:
         """Return accuracies in [0, 1] on the global test set and the own validation samples.
@@ -467,11 +484,9 @@ class Learner:
     @property
     def plain(self) -> bool:
         """Whether what is mixed of a device is its parameters as they are, by weighted means."""
-        kind, rule = type(self), type(self.rule)
+        rule = type(self.rule)
         return (
-            kind.mix is Learner.mix
-            and kind.sends is Learner.sends
-            and kind.outgoing is Learner.outgoing
+            not overrides(type(self), ("mix", "sends", "outgoing"))
             and rule.mixed is GossipRule.mixed
             and rule.publish is GossipRule.publish
             and rule.weigh is GossipRule.weigh
@@ -482,8 +497,7 @@ class Learner:
     @property
     def listens(self) -> bool:
         """Whether the method does something with what its neighbours publish besides mixing it."""
-        hooks = "after_mixing", "before_training", "after_training", "after_stack"
-        return any(getattr(type(self), hook) is not getattr(Learner, hook) for hook in hooks)
+        return overrides(type(self), HOOKS)
 
     def kept(self) -> tuple[Any, ...]:
         """Return what a device keeps besides its parameters, to :meth:`take_back`."""
@@ -537,6 +551,19 @@ class Learner:
         """Return the length of every block this device publishes."""
         lengths = {name: place.stop - place.start for name, place in self.flat.slices.items()}
         return {name: lengths[name] for name in self.block_names}
+
+
+_overrides: dict[tuple[object, tuple[str, ...]], bool] = {}
+
+
+def overrides(method: object, names: tuple[str, ...]) -> bool:
+    """Return whether a method, a subclass of :class:`Learner`, has one of these members itself."""
+    key = method, names
+    if key not in _overrides:
+        assert isinstance(method, type)
+        own = method.__mro__[: method.__mro__.index(Learner)]
+        _overrides[key] = any(name in vars(kind) for kind in own for name in names)
+    return _overrides[key]
 
 
 def method_stacks(method: type[Learner]) -> bool:

@@ -1,6 +1,6 @@
 """The local iterations of a round: of a stack of devices, or of one as its method has it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,9 +87,7 @@ def _stacked(
     first, flat, count = parts[0][0], parts[0][0].flat, len(parts)
     first.model.train()
     schedules = [learner.steps(learner.updates(plan)) for learner, plan in parts]
-    batches = [
-        learner.batches(len(steps)) for (learner, _), steps in zip(parts, schedules, strict=True)
-    ]
+    batches = _Batches([learner for learner, _ in parts], [len(steps) for steps in schedules])
     done = [0] * count
     fixed = _stack_all([learner.fixed() for learner, _ in parts])
     frozen = [learner.frozen() for learner, _ in parts]
@@ -118,14 +116,18 @@ def _stacked(
                 dict(zip(ids, iteration.leaves, strict=True))
                 | {key: iteration.of(value) for key, value in constant.items()}
             )
-            own = [next(batches[k]).only(modalities) for k in devices]
-            drawn = [parts[k][0].draw(batch) for k, batch in zip(devices, own, strict=True)]
+            inputs, labels = batches.of(devices, modalities)
             given = {name: iteration.of(value) for name, value in fixed.items()}
-            batch = Batch(
-                {m: torch.stack([b.inputs[m] for b in own]) for m in modalities},
-                torch.stack([b.labels for b in own]),
-                given=given | _stack_all(drawn),
-            )
+            if first.draws:
+                each = zip(
+                    devices, *(x.unbind() for x in inputs.values()), labels.unbind(), strict=True
+                )
+                drawn = [
+                    parts[k][0].draw(Batch(dict(zip(inputs, own[:-1], strict=True)), own[-1]))
+                    for k, *own in each
+                ]
+                given |= _stack_all(drawn)
+            batch = Batch(inputs, labels, given=given)
             with first.precision():
                 losses = first.local_loss(batch)
             wanted = [iteration.leaves[i] for i in local.trained]
@@ -137,6 +139,38 @@ def _stacked(
             for k in devices:
                 done[k] += 1
     return [(loss / n, n) for loss, n in zip(total.tolist(), done, strict=True)]
+
+
+class _Batches:
+    """The mini-batches of a stack."""
+
+    def __init__(self, learners: Sequence["Learner"], counts: Sequence[int]) -> None:
+        first = learners[0]
+        self._at = [0] * len(learners)
+        self._samples = first.pool.samples
+        self._rows: list[Tensor] = []
+        self._each: list[Iterator[Batch]] = []
+        if first.batches_of_rows and all(x.pool.samples is self._samples for x in learners):
+            for learner, count in zip(learners, counts, strict=True):
+                self._rows.append(learner.batch_rows(count) + learner.pool.start)
+        else:
+            self._each = [x.batches(count) for x, count in zip(learners, counts, strict=True)]
+
+    def of(
+        self, devices: Sequence[int], modalities: tuple[str, ...]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the next inputs and labels of some devices, ``[device, batch, ...]``."""
+        if self._each:
+            own = [next(self._each[k]).only(modalities) for k in devices]
+            inputs = {m: torch.stack([batch.inputs[m] for batch in own]) for m in modalities}
+            return inputs, torch.stack([batch.labels for batch in own])
+        rows = torch.stack([self._rows[k][self._at[k]] for k in devices])
+        for k in devices:
+            self._at[k] += 1
+        flat, shape, samples = rows.flatten(), rows.shape, self._samples
+        found = {m: samples.inputs[m].index_select(0, flat) for m in modalities}
+        inputs = {m: x.view(*shape, *x.shape[1:]) for m, x in found.items()}
+        return inputs, samples.labels.index_select(0, flat).view(*shape, *samples.labels.shape[1:])
 
 
 def _next(

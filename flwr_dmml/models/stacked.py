@@ -27,8 +27,8 @@ class Stackable(nn.Module):
     """Base of modules that compute in a stack, and alone."""
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``a b + bias`` of each device, ``[device, rows, columns]``.
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a b`` of each device, ``[device, rows, columns]``.
 
     Parameters
     ----------
@@ -36,39 +36,35 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         ``[device, rows, inner]``.
     b : Tensor
         ``[device, inner, columns]``.
-    bias : Tensor, optional
-        ``[device, columns]``.
     """
     if a.shape[2] % LINE or b.shape[2] % LINE:
-        out: Tensor = _Padded.apply(a, b, bias)
+        out: Tensor = _Padded.apply(a, b)
         return out
-    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias[:, None], a, b)
+    return torch.bmm(a, b)
 
 
 class _Padded(torch.autograd.Function):
     """A product of matrices that are filled up with zeros to whole lines."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         inner, columns = b.shape[1:]
         more, wide = -inner % LINE, -columns % LINE
-        a = F.pad(a, (0, more)) if more else a
-        b = F.pad(b, (0, wide, 0, more))
+        a, b = F.pad(a, (0, more)), F.pad(b, (0, wide, 0, more))
         ctx.save_for_backward(a, b)
-        ctx.sizes, ctx.biased = (inner, columns), bias is not None
-        if bias is None:
-            return torch.bmm(a, b)[..., :columns]
-        return torch.baddbmm(F.pad(bias, (0, wide))[:, None], a, b)[..., :columns]
+        ctx.sizes = inner, columns
+        return torch.bmm(a, b)[..., :columns]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         inner, columns = ctx.sizes
         wide = F.pad(g, (0, b.shape[2] - columns))
-        needs = ctx.needs_input_grad
-        of_a = torch.bmm(wide, b.mT)[..., :inner] if needs[0] else None
-        of_b = torch.bmm(a.mT, wide)[:, :inner, :columns] if needs[1] else None
-        return of_a, of_b, g.sum(dim=1) if ctx.biased and needs[2] else None
+        of_a, of_b = ctx.needs_input_grad
+        return (
+            torch.bmm(wide, b.mT)[..., :inner] if of_a else None,
+            torch.bmm(a.mT, wide)[:, :inner, :columns] if of_b else None,
+        )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -85,10 +81,42 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    if x.dim() == 3:
-        return product(x, weight.mT, bias)
-    rows = x.reshape(len(x), -1, x.shape[-1])
-    return product(rows, weight.mT, bias).reshape(*x.shape[:-1], -1)
+    rows = x if x.dim() == 3 else x.reshape(len(x), -1, x.shape[-1])
+    out: Tensor = _Linear.apply(rows, weight, bias)
+    return out if x.dim() == 3 else out.reshape(*x.shape[:-1], -1)
+
+
+class _Linear(torch.autograd.Function):
+    """``x W^T + b``, with the gradient of W laid out as W is: torch transposes it instead."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        columns, inner = weight.shape[1:]
+        wide, more = -columns % LINE, -inner % LINE
+        ctx.sizes, ctx.biased = (columns, inner), bias is not None
+        if more:
+            x = F.pad(x, (0, more))
+        if more or wide:
+            weight = F.pad(weight, (0, more, 0, wide))
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return torch.bmm(x, weight.mT)[..., :columns]
+        if wide:
+            bias = F.pad(bias, (0, wide))
+        out = torch.baddbmm(bias[:, None], x, weight.mT)
+        return out[..., :columns] if wide else out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        columns, inner = ctx.sizes
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        wide = F.pad(g, (0, weight.shape[1] - columns)) if weight.shape[1] > columns else g
+        return (
+            torch.bmm(wide, weight)[..., :inner] if of_x else None,
+            torch.bmm(wide.mT, x)[:, :columns, :inner] if of_weight else None,
+            g.sum(dim=1) if ctx.biased and of_bias else None,
+        )
 
 
 class Linear(nn.Linear, Stackable):
