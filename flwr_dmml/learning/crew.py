@@ -1,18 +1,19 @@
 """The devices that a process hosts: their parameters are rows, and a round is done for all at once.
 
 What a device publishes stays where it is, its row of one of two matrices: while a round writes the
-new rows into the other one, the neighbours read it. Nothing is packed, sent or copied.
+new rows into the other one, the neighbours read it. Nothing is packed, sent or copied. Processes of
+one machine can have these matrices in shared memory: then the rows of all devices are there, and
+each process writes those of its own.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..payload.blocks import LARGEST
-from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import cut, wanted
 from .batch import pooled, view_of
@@ -23,32 +24,76 @@ from .together import Turn, likeness, train_together
 
 STACK = 64
 """Devices of a stack at most: on a CPU more are no faster, and take memory."""
+Columns = tuple[tuple[str, int, int], ...]
+"""Where each block lies in a row: (name, begin, end)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Devices whose rows are laid out alike.
+
+    Attributes
+    ----------
+    columns : tuple
+        Where each block lies.
+    width : int
+        Numbers in a row.
+    partitions : tuple of int
+        In the order of the rows; those of a process follow one another.
+    """
+
+    columns: Columns
+    width: int
+    partitions: tuple[int, ...]
+
+
+def layout_of(learner: Learner) -> tuple[Columns, int]:
+    """Return where a device's blocks lie in its row, and how many numbers that has."""
+    columns = tuple((name, s.start, s.stop) for name, s in learner.flat.slices.items())
+    return columns, learner.flat.matrix.shape[1]
+
+
+def layouts(found: Mapping[int, tuple[Columns, int]], order: Iterable[int]) -> list[Layout]:
+    """Return all layouts, with their devices in an order."""
+    alike: dict[tuple[Columns, int], list[int]] = {}
+    for p in order:
+        alike.setdefault(found[p], []).append(p)
+    return [Layout(*key, tuple(partitions)) for key, partitions in alike.items()]
+
+
+MakeMatrix = Callable[[int, Layout], tuple[Tensor, Tensor]]
+"""(number of the layout, layout) to two matrices ``[device, width]``."""
 
 
 @dataclass
-class Kind:
-    """Devices with one layout: rows of one matrix, and of the one that the next round writes."""
+class _Kind:
+    """A layout, and the rows of its devices."""
 
-    partitions: list[int]
-    flat: Flat  # of the first
+    layout: Layout
     now: Tensor  # [device, width]
     next: Tensor
-    sent: Tensor = field(init=False)  # the one that holds what was last published
-    row: dict[int, int] = field(init=False)
+    own: list[int]  # partitions of this process, rows that follow one another
+    sent: Tensor = field(init=False)  # the matrix that holds what was last published
 
     def __post_init__(self) -> None:
         self.sent = self.now
-        self.row = {partition: k for k, partition in enumerate(self.partitions)}
+        self.row = {partition: k for k, partition in enumerate(self.layout.partitions)}
+        first = self.row[self.own[0]] if self.own else 0
+        self.mine = slice(first, first + len(self.own))
+        self.slices = {name: slice(a, b) for name, a, b in self.layout.columns}
+        self.known: list[Plan] = []
+        self.mixings: list[_Mixing] = []
+        self.norms = torch.zeros(0)
 
 
 @dataclass(frozen=True)
 class _Mixing:
-    """Who mixes a run of a kind's columns with whom."""
+    """Who mixes a run of a layout's columns with whom."""
 
     columns: slice
-    tables: list[tuple[Kind, slice]]  # that hold the blocks there, one below the other
-    rows: Tensor  # [device, 1 + neighbours] int64, of these tables; the own first
-    weights: Tensor  # [device, 1 + neighbours]
+    tables: list[tuple[_Kind, slice]]  # that hold the blocks there, one below the other
+    rows: Tensor  # [own device, 1 + neighbours] int64, of these tables; the own first
+    weights: Tensor  # [own device, 1 + neighbours]
 
 
 class Crew:
@@ -58,47 +103,52 @@ class Crew:
     ----------
     learners : mapping of int to Learner
         By partition id, with the state of the round before.
+    every : sequence of Layout, optional
+        Those of all processes' devices; by default of these alone.
+    make : callable, optional
+        Makes or opens the matrices.
     """
 
-    def __init__(self, learners: Mapping[int, Learner]) -> None:
-        self.learners = dict(learners)
+    def __init__(
+        self,
+        learners: Mapping[int, Learner],
+        every: Sequence[Layout] | None = None,
+        make: MakeMatrix | None = None,
+    ) -> None:
+        self.learners = dict(sorted(learners.items()))
         self.published: dict[int, Payload] = {}
-        """What each device published in the last round, by partition id."""
-        self._reports: dict[int, list[float]] = {}
-        self._kinds: list[Kind] = []
-        self._kind_of: dict[int, Kind] = {}
-        self._known: dict[int, list[tuple[int, Plan]]] = {}  # by the id of a kind
-        self._mixings: dict[int, list[_Mixing]] = {}
-        self._norms: dict[int, Tensor] = {}
-        by_layout: dict[Hashable, list[int]] = {}
-        for partition, learner in sorted(self.learners.items()):
-            flat = learner.flat
-            key = (
-                tuple((name, s.start, s.stop) for name, s in flat.slices.items()),
-                flat.vector.device,
-            )
-            by_layout.setdefault(key, []).append(partition)
-        for partitions in by_layout.values():
-            first = self.learners[partitions[0]].flat
-            shape = len(partitions), first.matrix.shape[1]
-            now, other = (torch.zeros(shape, device=first.matrix.device) for _ in range(2))
-            kind = Kind(partitions, first, now, other)
-            for row, partition in enumerate(partitions):
-                self.learners[partition].flat.move_to(now, row)
-                self._kind_of[partition] = kind
+        """What devices published in the last round, by partition id: empty where nobody asks."""
+        self.reports: dict[int, list[float]] = {}
+        """The speeds that they reported, in the order of the modalities."""
+        self._kinds: list[_Kind] = []
+        self._kind_of: dict[int, _Kind] = {}
+        if every is None:
+            every = layouts({p: layout_of(x) for p, x in self.learners.items()}, self.learners)
+        make = make or self._matrices
+        for number, layout in enumerate(every):
+            own = [p for p in layout.partitions if p in self.learners]
+            kind = _Kind(layout, *make(number, layout), own)
+            self._kind_of |= dict.fromkeys(layout.partitions, kind)
             self._kinds.append(kind)
-            self._pool([self.learners[p] for p in partitions])
+            for p in own:
+                self.learners[p].flat.move_to(kind.now, kind.row[p])
+            self._pool([self.learners[p] for p in own])
         self.measure()
 
-    def _pool(self, learners: list[Learner]) -> None:
+    def _matrices(self, number: int, layout: Layout) -> tuple[Tensor, Tensor]:
+        device = self.learners[layout.partitions[0]].device
+        shape = len(layout.partitions), layout.width
+        return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+
+    def _pool(self, learners: Sequence[Learner]) -> None:
         """Bring the training samples of devices with one layout together."""
-        if any(learner.train_data.present for learner in learners):
+        if not learners or any(learner.train_data.present for learner in learners):
             return
-        counts = [len(learner.train_data) for learner in learners]
-        for learner, pool, count in zip(
-            learners, pooled([x.train_data for x in learners]), counts, strict=True
-        ):
-            learner.pool, learner.train_data = pool, view_of(pool, count)
+        for learner, pool in zip(learners, pooled([x.train_data for x in learners]), strict=True):
+            own = view_of(pool, len(learner.train_data))
+            learner.pool, learner.train_data = pool, own
+            if learner.device.type == "cpu":
+                learner.partition = replace(learner.partition, train=own)
 
     def run(
         self, plans: Mapping[int, Plan], told: Callable[[int], None] = lambda done: None
@@ -118,40 +168,31 @@ class Crew:
             By partition id. A device that fails keeps the state of the round before, and publishes
             nothing.
         """
-        plain = all(self.learners[p].plain for p in plans) and self._sound()
+        plain = self._plain(plans)
+        before = {p: self.learners[p].kept() for p in plans}
         if plain:
             self._mix_rows(plans)
-        results: dict[int, Outcome | Exception] = {}
-        going: dict[int, Turn] = {}
-        before = {p: self.learners[p].kept() for p in plans}
         for kind in self._kinds:
-            for row, partition in enumerate(kind.partitions):
-                flat = self.learners[partition].flat
+            for p in kind.own:
+                flat, row = self.learners[p].flat, kind.row[p]
                 if plain:
                     flat.stand_at(kind.next, row)
                 else:
                     flat.move_to(kind.next, row)
+        results: dict[int, Outcome | Exception] = {}
+        going: dict[int, Turn] = {}
         for p, plan in plans.items():
-            learner = self.learners[p]
             try:
-                going[p] = Turn(learner, plan, self._begin(p, plan, plain))
+                going[p] = Turn(self.learners[p], plan, self._begin(p, plan, plain))
             except Exception as error:  # its result says so; the others go on
                 results[p] = error
-        stacks: dict[Hashable, list[int]] = {}
-        for p, turn in going.items():
-            if turn.plan.iterations and turn.learner.trains(turn.plan):
-                stacks.setdefault(likeness(turn.learner, turn.plan) or p, []).append(p)
         taken: dict[int, Taken] = {}
-        told(len(plans) - sum(map(len, stacks.values())))
-        for stack in stacks.values():
-            for start in range(0, len(stack), STACK):
-                some = stack[start : start + STACK]
-                try:
-                    found = train_together([going[p] for p in some])
-                    taken |= dict(zip(some, found, strict=True))
-                except Exception as error:
-                    results |= dict.fromkeys(some, error)
-                told(len(some))
+        for stack in self._stacks(going, told):
+            try:
+                taken |= dict(zip(stack, train_together([going[p] for p in stack]), strict=True))
+            except Exception as error:
+                results |= dict.fromkeys(stack, error)
+            told(len(stack))
         for kind in self._kinds:
             kind.now, kind.next = kind.next, kind.now
         self.measure()
@@ -163,17 +204,36 @@ class Crew:
                     results[p] = error
         for p, result in results.items():
             if isinstance(result, Exception):
-                kind, row = self._kind_of[p], self._kind_of[p].row[p]
-                kind.now[row] = kind.next[row]
-                self._norms[id(kind)][row] = torch.linalg.vector_norm(kind.now[row])
+                self._take_back(p)
                 self.learners[p].take_back(before[p])
-        good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
         if any(plan.iterations for plan in plans.values()):  # the closing message publishes nothing
+            good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
             self.published = {p: r.payload for p, r in good.items()}
+            self.reports = {p: self._report(p) for p in good}
             for kind in self._kinds:
                 kind.sent = kind.now
-        self._reports = {p: self._report(p) for p in good}
         return dict(sorted(results.items()))
+
+    def _plain(self, plans: Mapping[int, Plan]) -> bool:
+        """Return whether rows can be mixed as they are."""
+        sound = all(bool((kind.norms <= LARGEST).all()) for kind in self._kinds)
+        return sound and self.foreign_sound and all(self.learners[p].plain for p in plans)
+
+    foreign_sound: bool = True
+    """Whether what other processes' devices have published is known to be in range."""
+
+    def _stacks(self, going: Mapping[int, Turn], told: Callable[[int], None]) -> list[list[int]]:
+        """Return who trains together; tell how many do not train."""
+        alike: dict[Hashable, list[int]] = {}
+        for p, turn in going.items():
+            if turn.plan.iterations and turn.learner.trains(turn.plan):
+                alike.setdefault(likeness(turn.learner, turn.plan) or p, []).append(p)
+        told(len(going) - sum(map(len, alike.values())))
+        return [
+            stack[start : start + STACK]
+            for stack in alike.values()
+            for start in range(0, len(stack), STACK)
+        ]
 
     def load(self, payloads: Mapping[int, Payload]) -> None:
         """Go on from what devices published at an earlier time, whose state they have."""
@@ -182,144 +242,140 @@ class Crew:
             learner = self.learners[p]
             own = self._payload(p, self._kind_of[p].now) if learner.listens else {}
             self.published[p] = own if learner.plain else payload
-        self._reports = {p: self._report(p) for p in payloads}
+        self.reports = {p: self._report(p) for p in payloads}
 
     # ---- before training --------------------------------------------------------------------
 
     def _begin(self, p: int, plan: Plan, plain: bool) -> Inbox:
         learner = self.learners[p]
-        if not plain:
-            with learner.in_round(plan):
-                inbox = learner.begin(plan, self._inbox(p, plan))
-                if learner.trains(plan):
-                    learner.before_training(plan, inbox)
-            return inbox
-        if not learner.listens and not plan.evaluate:  # nothing is asked of it, or drawn
+        if plain and not learner.listens and not plan.evaluate:  # nothing asked of it, or drawn
             learner.server_round, learner.measured, learner.rejected = plan.server_round, {}, []
             return {}
-        inbox = self._inbox(p, plan) if learner.listens else {}
+        inbox = self._inbox(p, plan) if learner.listens or not plain else {}
         with learner.in_round(plan):
-            apart = self._disagreement(p, plan) if plan.evaluate else None
-            learner.begin_mixed(plan, inbox, apart)
+            if plain:
+                learner.begin_mixed(plan, inbox, self._apart(p, plan) if plan.evaluate else None)
+            else:
+                inbox = learner.begin(plan, inbox)
             if learner.trains(plan):
                 learner.before_training(plan, inbox)
         return inbox
 
     def _inbox(self, p: int, plan: Plan) -> Inbox:
         """Return what a device gets of its neighbours."""
-        return {
-            n: cut(self.published[n], wanted(plan, at, p, self.published[n]))
-            for at, n in enumerate(plan.neighbours, start=1)
-        }
-
-    # ---- rows -------------------------------------------------------------------------------
+        inbox: Inbox = {}
+        for position, n in enumerate(plan.neighbours, start=1):
+            payload = self.payload(n)
+            inbox[n] = cut(payload, wanted(plan, position, p, payload))
+        return inbox
 
     @torch.no_grad()
     def _mix_rows(self, plans: Mapping[int, Plan]) -> None:
         """Write the weighted means of rows into the next matrices; others stay as they are."""
         for kind in self._kinds:
-            for mixing in self._mixing_of(kind, plans):
+            if not kind.own:
+                continue
+            for mixing in self._mixings(kind, plans):
                 parts = [k.now[:, columns] for k, columns in mixing.tables]
                 table = parts[0] if len(parts) == 1 else torch.cat(parts)
-                kind.next[:, mixing.columns] = F.embedding_bag(
+                kind.next[kind.mine, mixing.columns] = F.embedding_bag(
                     mixing.rows, table, mode="sum", per_sample_weights=mixing.weights
                 )
 
-    def _mixing_of(self, kind: Kind, plans: Mapping[int, Plan]) -> list[_Mixing]:
-        """Return how a kind's columns are mixed: as in the round before, where nothing changes."""
-        asked = [(p, plans.get(p, _NONE)) for p in kind.partitions]
-        key = id(kind)
-        known = self._known.get(key)
-        if known is not None and all(
-            old.weights is new.weights and old.neighbours == new.neighbours
-            for (_, old), (_, new) in zip(known, asked, strict=True)
-        ):
-            return self._mixings[key]
-        self._known[key] = asked
-        self._mixings[key] = list(self._new_mixings(kind, dict(asked)))
-        return self._mixings[key]
+    def _mixings(self, kind: _Kind, plans: Mapping[int, Plan]) -> list[_Mixing]:
+        """Return how a layout's columns are mixed: as in the round before, if nothing changes."""
+        asked = [plans.get(p, _RESTS) for p in kind.own]
+        pairs = zip(kind.known, asked, strict=False)
+        same = all(a.weights is b.weights and a.neighbours == b.neighbours for a, b in pairs)
+        if not (kind.known and same):
+            kind.known, kind.mixings = asked, list(self._new_mixings(kind, asked))
+        return kind.mixings
 
-    def _new_mixings(self, kind: Kind, plans: Mapping[int, Plan]) -> Iterator[_Mixing]:
-        width = kind.now.shape[1]
-        if not any(plan.weights for plan in plans.values()):
-            yield _as_it_is(kind, slice(0, width))
-            return
-        for block, columns in kind.flat.slices.items():
-            rows = [_row_of(plan, block) for plan in plans.values()]
+    def _new_mixings(self, kind: _Kind, plans: Sequence[Plan]) -> Iterator[_Mixing]:
+        end = 0
+        for block, columns in kind.slices.items():
+            rows = [_row_of(plan, block) for plan in plans]
+            end = columns.stop
             if not any(others for _, others in rows):
                 yield _as_it_is(kind, columns)
                 continue
-            tables: list[tuple[Kind, slice]] = []
-            first: dict[int, int] = {}
+            tables = [(k, k.slices[block]) for k in self._kinds if block in k.slices]
+            begin: dict[int, int] = {}
             at = 0
-            for other in self._kinds:
-                if block in other.flat.slices:
-                    tables.append((other, other.flat.slices[block]))
-                    first[id(other)] = at
-                    at += len(other.partitions)
+            for k, _ in tables:
+                begin[id(k)] = at
+                at += len(k.layout.partitions)
 
-            def place(p: int, first: Mapping[int, int] = first) -> int:
+            def place(p: int, begin: Mapping[int, int] = begin) -> int:
                 found = self._kind_of[p]
-                return first[id(found)] + found.row[p]
+                return begin[id(found)] + found.row[p]
 
             count = 1 + max(len(others) for _, others in rows)
-            index = torch.empty(len(rows), count, dtype=torch.int64)
-            weights = torch.zeros(len(rows), count)
-            for k, (p, (own, others)) in enumerate(zip(plans, rows, strict=True)):
-                index[k] = place(p)
-                weights[k, 0] = own
-                for n, (neighbour, weight) in enumerate(others, start=1):
-                    index[k, n], weights[k, n] = place(neighbour), weight
+            index, weights = list[list[int]](), list[list[float]]()
+            for p, (own, others) in zip(kind.own, rows, strict=True):
+                fill = count - 1 - len(others)
+                index.append([place(p), *(place(n) for n, _ in others), *[place(p)] * fill])
+                weights.append([own, *(weight for _, weight in others), *[0.0] * fill])
             device = kind.now.device
-            yield _Mixing(columns, tables, index.to(device), weights.to(device))
-        if kind.flat.length < width:
-            yield _as_it_is(kind, slice(kind.flat.length, width))
+            yield _Mixing(
+                columns,
+                tables,
+                torch.tensor(index, device=device),
+                torch.tensor(weights, dtype=torch.float32, device=device),
+            )
+        if end < kind.layout.width:
+            yield _as_it_is(kind, slice(end, kind.layout.width))
 
-    def _disagreement(self, p: int, plan: Plan) -> float | None:
-        """Return ``sum_j w_kj ||x_k - x_j||^2`` over all that a device mixes."""
+    def _apart(self, p: int, plan: Plan) -> float | None:
+        """Return the disagreement of a device with its neighbours, over all that it mixes."""
         if not plan.neighbours:
             return None
         kind, total = self._kind_of[p], 0.0
         own = kind.now[kind.row[p]]
-        for block, columns in kind.flat.slices.items():
+        for block, columns in kind.slices.items():
             _, others = _row_of(plan, block)
             if others:
-                near = [self._row_of_block(n, block) for n, _ in others]
+                near = torch.stack([self._block(n, block) for n, _ in others])
                 weights = own.new_tensor([[weight for _, weight in others]])
-                total += disagreement(own[None, columns], torch.stack(near)[None], weights)
+                total += disagreement(own[None, columns], near[None], weights)
         return total
 
-    def _row_of_block(self, p: int, block: str) -> Tensor:
+    def _block(self, p: int, block: str) -> Tensor:
         kind = self._kind_of[p]
-        return kind.now[kind.row[p], kind.flat.slices[block]]
-
-    def _sound(self) -> bool:
-        """Return whether all that is published can be mixed without a further look."""
-        return all(bool((self._norms[id(kind)] <= LARGEST).all()) for kind in self._kinds)
+        return kind.now[kind.row[p], kind.slices[block]]
 
     # ---- after training ---------------------------------------------------------------------
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Look at every new row once: its norm is at least its largest value, and shows a NaN."""
+        """Look at every own row once: its norm is at least its largest value, and shows a NaN."""
         for kind in self._kinds:
-            self._norms[id(kind)] = torch.linalg.vector_norm(kind.now, dim=1).cpu()
+            kind.norms = torch.linalg.vector_norm(kind.now[kind.mine], dim=1).cpu()
+
+    @property
+    def sound(self) -> bool:
+        """Whether all that the own devices have published is in range."""
+        return all(bool((kind.norms <= LARGEST).all()) for kind in self._kinds)
+
+    def _take_back(self, p: int) -> None:
+        """Go back to the row of the round before."""
+        kind, row = self._kind_of[p], self._kind_of[p].row[p]
+        kind.now[row] = kind.next[row]
+        kind.norms[row - kind.mine.start] = torch.linalg.vector_norm(kind.now[row])
 
     def _end(self, p: int, turn: Turn, taken: Taken | None, plain: bool) -> Outcome:
         learner, plan, kind = turn.learner, turn.plan, self._kind_of[p]
+        learner.flat.stand_at(kind.now, kind.row[p])
         if not plan.iterations:
             return Outcome({}, learner.measured, learner.rejected)
         if not plain:
             return learner.finish(plan, turn.inbox, taken)
-        row = kind.row[p]
-        if not self._norms[id(kind)][row] <= LARGEST:
+        if not kind.norms[kind.row[p] - kind.mine.start] <= LARGEST:
             check_finite(plan.server_round, learner.flat.copy())
-        near = [self._reports[n] for n in plan.neighbours]
-        payload: Payload = {}
-        if learner.listens:
-            payload = self._payload(p, kind.now)
-        metrics = learner.measured | learner.speedometer.near_of(learner.modalities, near)
-        return Outcome(payload, metrics, learner.rejected)
+        near = [self.reports[n] for n in plan.neighbours]
+        payload = self._payload(p, kind.now) if learner.listens else {}
+        speeds = learner.speedometer.near_of(learner.modalities, near)
+        return Outcome(payload, learner.measured | speeds, learner.rejected)
 
     def _report(self, p: int) -> list[float]:
         learner = self.learners[p]
@@ -331,12 +387,17 @@ class Crew:
         return self.published[p] or self._payload(p, self._kind_of[p].sent)
 
     def _payload(self, p: int, matrix: Tensor) -> Payload:
-        kind, learner = self._kind_of[p], self.learners[p]
-        row, slices = matrix[kind.row[p]], kind.flat.slices
-        return {name: row[slices[name]] for name in learner.block_names} | learner.told()
+        learner = self.learners[p]
+        return self.rows_of(p, learner.block_names, matrix) | learner.told()
+
+    def rows_of(self, p: int, names: Iterable[str], matrix: Tensor | None = None) -> Payload:
+        """Return blocks of a device, of any process: views of what it has published."""
+        kind = self._kind_of[p]
+        row = (kind.sent if matrix is None else matrix)[kind.row[p]]
+        return {name: row[kind.slices[name]] for name in names}
 
 
-_NONE = Plan(0, 0)
+_RESTS = Plan(0, 0)
 
 
 def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[int, float]]]:
@@ -346,7 +407,7 @@ def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[int, float]]]:
     return own, [(n, weight) for n, weight in pairs if weight]
 
 
-def _as_it_is(kind: Kind, columns: slice) -> _Mixing:
-    count = len(kind.partitions)
-    rows = torch.arange(count, device=kind.now.device)[:, None]
-    return _Mixing(columns, [(kind, columns)], rows, torch.ones(count, 1, device=kind.now.device))
+def _as_it_is(kind: _Kind, columns: slice) -> _Mixing:
+    device = kind.now.device
+    rows = torch.arange(kind.mine.start, kind.mine.stop, device=device)[:, None]
+    return _Mixing(columns, [(kind, columns)], rows, torch.ones(len(rows), 1, device=device))
