@@ -31,7 +31,11 @@ def simulate(
     overrides: Overrides = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes to spread the devices over; 0: all in this one."),
+        typer.Option(
+            min=0,
+            help="Processes to spread the devices over; 0: all in this one. By default the size of "
+            "the run decides.",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -62,12 +66,13 @@ def simulate(
         bool, typer.Option("--list-settings", help="List every run-config key, and stop.")
     ] = False,
 ) -> None:
-    """Run a Flower app on this machine: many devices in each of a few processes, no server.
+    """Run a Flower app on this machine: its devices in one process or a few, without a server.
 
     PATH is the app's folder, the one with its pyproject.toml (default: the current folder).
 
-    There is a process a core unless --workers (or the setting [bold]workers[/bold]) says otherwise;
-    with --workers 0, on a single core, and without Ray the devices take turns in this process.
+    A small run has all devices in this process, where they take turns. From about two minutes of
+    training on, there is a process a core if Ray is installed, and on a Ray cluster always; the log
+    says which. --workers (or the setting [bold]workers[/bold]) chooses yourself; 0 is this process.
 
     The app, its settings and (on a CPU) its numbers are those of [bold]flwr run[/bold], bit for bit
     for the same seed. Log lines and a live table show how it goes; the run folder holds

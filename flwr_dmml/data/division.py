@@ -155,7 +155,8 @@ def _rounded_shares(counts: np.ndarray, total: int, rng: np.random.RandomState) 
         chosen = rng.choice(tied, size=min(len(tied), lacking), replace=False)
         rounded[chosen] += 1
         lacking -= len(chosen)
-    return rounded.astype(np.int64)
+    integers: np.ndarray = rounded.astype(np.int64)
+    return integers
 
 
 def _own(total: int, num_nodes: int, samples_per_node: int, seed: int) -> list[np.ndarray]:

@@ -120,8 +120,9 @@ def _cumulative(shares: NDArray[np.float64], alpha: float, size: int) -> NDArray
             f"alpha: with alpha {alpha} and {size} samples a node, the classes that a node draws "
             "from run out of samples; raise alpha or lower samples-per-node"
         )
-    summed: NDArray[np.float64] = shares.cumsum()
-    return summed / summed[-1]
+    summed = shares.cumsum()
+    cumulative: NDArray[np.float64] = summed / summed[-1]
+    return cumulative
 
 
 @contextlib.contextmanager
