@@ -5,10 +5,13 @@ Ray takes seconds to start, most of them waiting. Nothing here imports Ray befor
 
 import logging
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 
 PRELOADED = ("flwr_dmml.engine.shard", "flwr_dmml.clients")
 """Modules that processes which are about to become workers import, while the driver goes on."""
@@ -41,7 +44,7 @@ def ahead(workers: int) -> Iterator[None]:
     if not workers:
         yield
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="ray") as pool:
+    with _sigterm_exits(), ThreadPoolExecutor(1, thread_name_prefix="ray") as pool:
         _ahead = _Ahead(workers, pool.submit(start, workers))
         try:
             yield
@@ -81,14 +84,28 @@ def start(workers: int) -> None:
             address="local",
             num_cpus=workers,
             include_dashboard=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,  # in a thread it warns of the signal that we handle
         )
+    logging.getLogger("ray").setLevel(logging.WARNING)
 
 
 def _stop() -> None:
     import ray
 
     ray.shutdown()
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM end the process in good order, as Ray does where it starts in the main thread."""
+    if current_thread() is not main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
