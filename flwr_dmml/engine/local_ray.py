@@ -79,7 +79,7 @@ def start(workers: int) -> None:
     os.environ.setdefault("RAY_preload_python_modules", ",".join(PRELOADED))
     import ray
 
-    with _on_loopback():
+    with _for_one_run():
         ray.init(
             address="local",
             num_cpus=workers,
@@ -109,16 +109,29 @@ def _sigterm_exits() -> Iterator[None]:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Let Ray use 127.0.0.1 as its address while the block runs, not one that others can reach.
+def _for_one_run() -> Iterator[None]:
+    """Let Ray start no more than a run on this machine needs, on 127.0.0.1, while the block runs.
 
-    It has no argument for that: 127.0.0.1 given as address is replaced by the machine's.
+    It has no arguments for that: 127.0.0.1 given as address is replaced by the machine's, and even
+    without a dashboard its process is started and waited for, and an autoscaler, which take two
+    seconds of a core, and one more at the end. The release of Ray is the one that Flower pins.
     """
-    from ray._private import ray_constants
+    from ray._private import node, ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    changes = [
+        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+        (node.Node, "start_api_server", _start_nothing),
+        (node.Node, "start_monitor", _start_nothing),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _start_nothing(node: object, **options: object) -> None:
+    """Stand in for a method of Ray that starts a process."""
