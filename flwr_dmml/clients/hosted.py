@@ -1,13 +1,16 @@
 """Rounds of all devices that a process simulates, without a message for each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..learning.crew import Crew
-from ..learning.learner import method_stacks
+from ..learning.crew import Columns, Crew, Layout, MakeMatrix, layout_of
+from ..learning.learner import Learner, method_stacks
 from ..payload.plan import Outcome, Payload, Plan
 from ..settings import OwnParts
 from ..transport.arrays import TensorArray
@@ -29,7 +32,7 @@ class Reply:
         What was wrong with neighbours' payloads.
     entries : dict of str to int
         Bytes of what it has published, by name in the payload; the same object as in the round
-        before, where they are the same.
+        before, where they are the same; None where it is known elsewhere.
     confusion : list of int
         After the closing message, see :func:`~.state.confusion_of`.
     error : str
@@ -38,9 +41,25 @@ class Reply:
 
     metrics: dict[str, float] = field(default_factory=dict)
     rejected: list[str] = field(default_factory=list)
-    entries: dict[str, int] = field(default_factory=dict)
+    entries: dict[str, int] | None = field(default_factory=dict)
     confusion: list[int] = field(default_factory=list)
     error: str = ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a process that has died has left of its devices, besides their rows.
+
+    Attributes
+    ----------
+    rounds : int
+        That they had done: it says which of two matrices holds their rows.
+    kept : dict of str to NDArray
+        See :meth:`HostedDevices.kept`.
+    """
+
+    rounds: int
+    kept: dict[str, NDArray[Any]]
 
 
 class HostedDevices:
@@ -66,9 +85,12 @@ class HostedDevices:
         self._own, self._states = own, states
         self._config: RunConfigItems = tuple(sorted(run_config.items()))
         self._method = ""
+        self._learners: dict[int, Learner] = {}
+        self._rows: tuple[Sequence[Layout] | None, MakeMatrix | None] = (None, None)
         self._crew: Crew | None = None
         self._entries: dict[int, dict[str, int]] = {}
         self._ahead = False  # of what the nodes keep
+        self._current = False  # with what they keep, or further
 
     def takes(self, method: str) -> bool:
         """Return whether a method stacks, and nothing asks for devices one by one."""
@@ -97,26 +119,75 @@ class HostedDevices:
         told : callable
             Called with the number of devices that have just been done.
         """
-        crew = self._crew_of(method)
+        crew = self.ready(method)
         for p, record in initial.items():
             crew.learners[p].load_state(unpack(record))
         self._ahead = True
         results = crew.run(plans, told)
         return {p: self._reply(p, plans[p], result) for p, result in results.items()}
 
-    def _crew_of(self, method: str) -> Crew:
-        states = self._states()
-        if self._crew is None or method != self._method:
-            self.settle()
-            learners = {p: learner_of(method, self._config, self._own, p) for p in states}
-            for p, learner in learners.items():
-                take_up(learner, states[p])
-            self._crew, self._method, self._entries = Crew(learners), method, {}
-        elif not self._ahead:  # somebody may have restored them meanwhile
-            for p, learner in self._crew.learners.items():
-                take_up(learner, states[p])
+    def begin(self, method: str) -> dict[int, tuple[Columns, int]]:
+        """Take up the devices' states for a method; return how their rows are laid out."""
+        self.settle()
+        self._crew, self._method, self._entries = None, method, {}
+        self._learners = {p: learner_of(method, self._config, self._own, p) for p in self._states()}
+        self._take_up()
+        return {p: layout_of(learner) for p, learner in self._learners.items()}
+
+    def enter(
+        self,
+        every: Sequence[Layout] | None = None,
+        make: MakeMatrix | None = None,
+        left: Left | None = None,
+    ) -> Crew:
+        """Give the devices their rows: among those of other processes, or alone.
+
+        ``left`` is what a process that has died has left of them.
+        """
+        self._rows = every, make
+        kept: dict[int, Payload] = {}
+        if left is not None:
+            for key, numbers in left.kept.items():
+                partition, _, name = key.partition("/")
+                kept.setdefault(int(partition), {})[name] = torch.from_numpy(numbers)
+        self._crew = Crew(self._learners, every, make, None if left is None else left.rounds)
+        for p, learner in self._learners.items() if left is not None else ():
+            learner.load_state(kept.get(p, dict[str, Tensor]()))
+        self._ahead = left is not None
+        return self._crew
+
+    def ready(self, method: str) -> Crew:
+        """Return the devices in the state that their nodes keep, or further."""
+        if method != self._method:
+            self.begin(method)
+        if self._crew is None:
+            return self.enter()
+        if not self._current:
+            self._take_up()
+            if not self._crew.stands():
+                return self.enter(*self._rows)
             self._crew.measure()
         return self._crew
+
+    def _take_up(self) -> None:
+        states = self._states()
+        for p, learner in self._learners.items():
+            take_up(learner, states[p])
+        self._current = True
+
+    @property
+    def crew(self) -> Crew:
+        """The devices; there is a method."""
+        assert self._crew is not None
+        return self._crew
+
+    def kept(self) -> dict[str, NDArray[Any]]:
+        """Return what the devices keep besides their rows, ``<partition id>/<name>``."""
+        return {
+            f"{p}/{name}": value.numpy()
+            for p, learner in self._learners.items()
+            for name, value in learner.kept_state().items()
+        }
 
     def _reply(self, p: int, plan: Plan, result: Outcome | Exception) -> Reply:
         if isinstance(result, Exception):
@@ -136,6 +207,7 @@ class HostedDevices:
 
     def settle(self) -> None:
         """Write into the nodes' states what the devices keep, before a message asks for it."""
+        self._current = False  # a message may restore them
         if self._crew is None or not self._ahead:
             return
         for p, state in self._states().items():
@@ -154,7 +226,7 @@ class HostedDevices:
 
     def load_payloads(self, method: str, payloads: Mapping[int, ArrayRecord]) -> None:
         """Go on from payloads of an earlier time, when the nodes' states have been restored."""
-        self._crew_of(method).load({p: unpack(record) for p, record in payloads.items()})
+        self.ready(method).load({p: unpack(record) for p, record in payloads.items()})
 
 
 def bytes_of(payload: Payload) -> dict[str, int]:

@@ -104,13 +104,19 @@ class HostsDevices(Protocol):
 
 
 def host(
-    client_app: ClientApp, nodes: Iterable[SimulatedNode], run_config: Mapping[str, object]
+    client_app: ClientApp,
+    states: Callable[[], Mapping[int, RecordDict]],
+    run_config: Mapping[str, object],
 ) -> Hosted | None:
     """Return the devices of a process as their ClientApp hosts them; None where it cannot."""
     if not isinstance(client_app, HostsDevices):
         return None
-    every = list(nodes)
-    return client_app.hosted(lambda: {n.partition_id: n.state for n in every}, run_config)
+    return client_app.hosted(states, run_config)
+
+
+def states_of(nodes: Iterable[SimulatedNode]) -> dict[int, RecordDict]:
+    """Return what nodes keep, by partition id."""
+    return {node.partition_id: node.state for node in nodes}
 
 
 def simulated_nodes(num_nodes: int) -> dict[int, SimulatedNode]:

@@ -107,6 +107,9 @@ class Crew:
         Those of all processes' devices; by default of these alone.
     make : callable, optional
         Makes or opens the matrices.
+    rounds : int, optional
+        The matrices hold the devices' rows already, after so many rounds; otherwise the learners'
+        numbers are copied there.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Crew:
         learners: Mapping[int, Learner],
         every: Sequence[Layout] | None = None,
         make: MakeMatrix | None = None,
+        rounds: int | None = None,
     ) -> None:
         self.learners = dict(sorted(learners.items()))
         self.published: dict[int, Payload] = {}
@@ -127,11 +131,14 @@ class Crew:
         make = make or self._matrices
         for number, layout in enumerate(every):
             own = [p for p in layout.partitions if p in self.learners]
-            kind = _Kind(layout, *make(number, layout), own)
+            pair = make(number, layout)
+            kind = _Kind(layout, *(pair[::-1] if (rounds or 0) % 2 else pair), own)
             self._kind_of |= dict.fromkeys(layout.partitions, kind)
             self._kinds.append(kind)
             for p in own:
-                self.learners[p].flat.move_to(kind.now, kind.row[p])
+                flat = self.learners[p].flat
+                stay = flat.move_to if rounds is None else flat.stand_at
+                stay(kind.now, kind.row[p])
             self._pool([self.learners[p] for p in own])
         self.measure()
 
@@ -235,6 +242,12 @@ class Crew:
             for start in range(0, len(stack), STACK)
         ]
 
+    def stands(self) -> bool:
+        """Return whether all devices are where their rows are: one that begins afresh is not."""
+        return all(
+            learner.flat.matrix is self._kind_of[p].now for p, learner in self.learners.items()
+        )
+
     def load(self, payloads: Mapping[int, Payload]) -> None:
         """Go on from what devices published at an earlier time, whose state they have."""
         self.published = {}
@@ -243,6 +256,11 @@ class Crew:
             own = self._payload(p, self._kind_of[p].now) if learner.listens else {}
             self.published[p] = own if learner.plain else payload
         self.reports = {p: self._report(p) for p in payloads}
+
+    def hear(self, p: int, report: list[float], entries: Payload) -> None:
+        """Take up what another process's device has published, besides its row."""
+        self.reports[p] = report
+        self.published[p] = entries and self.rows_of(p) | entries
 
     # ---- before training --------------------------------------------------------------------
 
@@ -384,17 +402,19 @@ class Crew:
 
     def payload(self, p: int) -> Payload:
         """Return what a device published in the last round."""
-        return self.published[p] or self._payload(p, self._kind_of[p].sent)
+        if self.published[p]:
+            return self.published[p]
+        return self._payload(p, self._kind_of[p].sent) if p in self.learners else self.rows_of(p)
 
     def _payload(self, p: int, matrix: Tensor) -> Payload:
-        learner = self.learners[p]
-        return self.rows_of(p, learner.block_names, matrix) | learner.told()
+        learner, kind = self.learners[p], self._kind_of[p]
+        row = matrix[kind.row[p]]
+        return {name: row[kind.slices[name]] for name in learner.block_names} | learner.told()
 
-    def rows_of(self, p: int, names: Iterable[str], matrix: Tensor | None = None) -> Payload:
-        """Return blocks of a device, of any process: views of what it has published."""
+    def rows_of(self, p: int) -> Payload:
+        """Return all blocks of a device, of any process: views of its row."""
         kind = self._kind_of[p]
-        row = (kind.sent if matrix is None else matrix)[kind.row[p]]
-        return {name: row[kind.slices[name]] for name in names}
+        return {name: kind.sent[kind.row[p], columns] for name, columns in kind.slices.items()}
 
 
 _RESTS = Plan(0, 0)

@@ -530,10 +530,14 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of everything that must survive until the next round."""
+        return self.flat.copy() | self.kept_state()
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """Return copies of what must survive besides the blocks."""
         memory = {MEMORY + name: value for name, value in self.memory.items()}
         others = self.optimizer_state | self.speedometer.state() | self.compressor.state() | memory
         copies = {name: value.clone() for name, value in others.items()}
-        return self.flat.copy() | self.mixer.state() | copies
+        return self.mixer.state() | copies
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that :meth:`state` gave, or blocks to start from."""
