@@ -24,6 +24,8 @@ from .together import Turn, likeness, train_together
 
 STACK = 64
 """Devices of a stack at most: on a CPU more are no faster, and take memory."""
+CACHED = 2**20
+"""Numbers that are mixed at a time, so that a processor's cache holds what is read many times."""
 Columns = tuple[tuple[str, int, int], ...]
 """Where each block lies in a row: (name, begin, end)."""
 
@@ -296,9 +298,13 @@ class Crew:
             for mixing in self._mixings(kind, plans):
                 parts = [k.now[:, columns] for k, columns in mixing.tables]
                 table = parts[0] if len(parts) == 1 else torch.cat(parts)
-                kind.next[kind.mine, mixing.columns] = F.embedding_bag(
-                    mixing.rows, table, mode="sum", per_sample_weights=mixing.weights
-                )
+                mixed = kind.next[kind.mine, mixing.columns]
+                step = max(256, CACHED // len(table))
+                for at in range(0, table.shape[1], step):
+                    some = slice(at, at + step)
+                    mixed[:, some] = F.embedding_bag(
+                        mixing.rows, table[:, some], mode="sum", per_sample_weights=mixing.weights
+                    )
 
     def _mixings(self, kind: _Kind, plans: Mapping[int, Plan]) -> list[_Mixing]:
         """Return how a layout's columns are mixed: as in the round before, if nothing changes."""
