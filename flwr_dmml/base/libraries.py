@@ -64,7 +64,9 @@ LIBRARIES: dict[str, Library] = {
         "scikit-learn", "IDKD's detector, and the images of the data set digits",
         beside=("numpy", "scipy"),
     ),
-    "scipy": Library("scipy", "tests for chance in comparisons", source="scikit-learn"),
+    "scipy": Library(
+        "scipy", "tests for chance in comparisons, large graphs", source="scikit-learn"
+    ),
     "soundfile": Library("soundfile", "reading sound"),
     "PIL": Library("pillow", "reading images"),
     "safetensors": Library("safetensors", "checkpoints and cached data"),
