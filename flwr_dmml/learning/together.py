@@ -81,10 +81,15 @@ def run_together(turns: Sequence[Turn]) -> list[Outcome | Exception]:
     training = [k for k, turn in going.items() if turn.learner.trains(turn.plan)]
     taken: dict[int, Taken] = {}
     if training:
-        parts = [(going[k].learner, going[k].plan) for k in training]
-        taken = dict(zip(training, train(parts), strict=True))
-        stack = [(going[k].learner, going[k].plan, going[k].inbox) for k in training]
-        type(parts[0][0]).after_stack(stack)
+        groups: dict[Hashable, list[int]] = {}
+        for k in training:  # again: a round's stage or labels are known once it has begun
+            alike = likeness(going[k].learner, going[k].plan)
+            groups.setdefault(alike if alike is not None else k, []).append(k)
+        for group in groups.values():
+            stack = [(going[k].learner, going[k].plan, going[k].inbox) for k in group]
+            steps = train([(learner, plan) for learner, plan, _ in stack])
+            taken |= dict(zip(group, steps, strict=True))
+            type(stack[0][0]).after_stack(stack)
     for k, turn in going.items():
         try:
             results[k] = turn.learner.finish(turn.plan, turn.inbox, taken.get(k))

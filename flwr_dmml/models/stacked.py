@@ -49,9 +49,7 @@ class _Padded(torch.autograd.Function):
     """A product of matrices that are filled up with zeros to whole lines."""
 
     @staticmethod
-    def forward(
-        ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         inner, columns = b.shape[1:]
         more, wide = -inner % LINE, -columns % LINE
         a = F.pad(a, (0, more)) if more else a
@@ -63,9 +61,7 @@ class _Padded(torch.autograd.Function):
         return torch.baddbmm(F.pad(bias, (0, wide))[:, None], a, b)[..., :columns]
 
     @staticmethod
-    def backward(
-        ctx: Any, g: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         inner, columns = ctx.sizes
         wide = F.pad(g, (0, b.shape[2] - columns))
@@ -228,9 +224,7 @@ class _Each(torch.autograd.Function):
         return torch.stack([convolve(a, w, b, *how) for a, w, b in pairs])
 
     @staticmethod
-    def backward(
-        ctx: Any, g: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.how
         wanted = [*ctx.needs_input_grad[:2], ctx.biased and ctx.needs_input_grad[2]]
