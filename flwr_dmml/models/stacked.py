@@ -40,9 +40,21 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         ``[device, columns]``.
     """
     if a.shape[2] % LINE or b.shape[2] % LINE:
-        out: Tensor = _Padded.apply(a, b, bias)
+        out: Tensor = _Padded.apply(*_cast(a, b, bias))
         return out
     return torch.bmm(a, b) if bias is None else torch.baddbmm(bias[:, None], a, b)
+
+
+def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return tensors in the type of mixed precision, for functions that it does not see into."""
+    kind = next(x.device.type for x in tensors if x is not None)
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [None if x is None else x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+
+
+padding: ContextVar[tuple[int, int]] = ContextVar("padding", default=(1, 1))
+"""Of the product under way: its multiplications, and as many as there are with its padding."""
 
 
 class _Padded(torch.autograd.Function):
@@ -56,9 +68,13 @@ class _Padded(torch.autograd.Function):
         b = F.pad(b, (0, wide, 0, more))
         ctx.save_for_backward(a, b)
         ctx.sizes, ctx.biased = (inner, columns), bias is not None
+        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
         if bias is None:
-            return torch.bmm(a, b)[..., :columns]
-        return torch.baddbmm(F.pad(bias, (0, wide))[:, None], a, b)[..., :columns]
+            out = torch.bmm(a, b)
+        else:
+            out = torch.baddbmm(F.pad(bias, (0, wide))[:, None], a, b)
+        padding.reset(token)
+        return out[..., :columns]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -66,8 +82,10 @@ class _Padded(torch.autograd.Function):
         inner, columns = ctx.sizes
         wide = F.pad(g, (0, b.shape[2] - columns))
         needs = ctx.needs_input_grad
+        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
         of_a = torch.bmm(wide, b.mT)[..., :inner] if needs[0] else None
         of_b = torch.bmm(a.mT, wide)[:, :inner, :columns] if needs[1] else None
+        padding.reset(token)
         return of_a, of_b, g.sum(dim=1) if ctx.biased and needs[2] else None
 
 
@@ -205,7 +223,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ..
         convolve = F.conv1d if weight.dim() == 4 else F.conv2d
         y = convolve(channels, kernel, offset, stride, padding, dilation, devices * groups)
         return y.view(batch, devices, -1, *y.shape[2:]).transpose(0, 1)
-    out: Tensor = _Each.apply(x, weight, bias, how)
+    out: Tensor = _Each.apply(*_cast(x, weight, bias), how)
     return out
 
 
