@@ -23,6 +23,10 @@ DENSE = 3
 positions as its kernel: a quarter less time than a convolution for each device."""
 
 
+_in_stack: ContextVar[bool] = ContextVar("_in_stack", default=False)
+"""Whether parameters of a stack stand in for those of the modules that are called."""
+
+
 class Stackable(nn.Module):
     """Base of modules that compute in a stack, and alone."""
 
@@ -238,7 +242,7 @@ class _Each(torch.autograd.Function):
         ctx.how, ctx.biased = how, bias is not None
         convolve = F.conv1d if weight.dim() == 4 else F.conv2d
         biases = [None] * len(x) if bias is None else bias.unbind()
-        pairs = zip(x.unbind(), weight.unbind(), biases, strict=True)
+        pairs = zip(_on_lines(x), weight.unbind(), biases, strict=True)
         return torch.stack([convolve(a, w, b, *how) for a, w, b in pairs])
 
     @staticmethod
@@ -251,7 +255,7 @@ class _Each(torch.autograd.Function):
             torch.ops.aten.convolution_backward(
                 gi, xi, wi, sizes, stride, padding, dilation, False, nothing, groups, wanted
             )
-            for gi, xi, wi in zip(g.unbind(), x.unbind(), weight.unbind(), strict=True)
+            for gi, xi, wi in zip(_on_lines(g), _on_lines(x), weight.unbind(), strict=True)
         ]
         found = [
             torch.stack([part[i] for part in parts]) if want else None
@@ -260,7 +264,38 @@ class _Each(torch.autograd.Function):
         return found[0], found[1], found[2], None
 
 
-SIMPLE = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity)
+def _on_lines(stack: Tensor) -> list[Tensor]:
+    """Return each device's part, copied where it does not begin on a line."""
+    return [part.clone() if part.data_ptr() % (4 * LINE) else part for part in stack.unbind()]
+
+
+class Sigmoid(nn.Sigmoid, Stackable):
+    """``nn.Sigmoid``, also in a stack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``1 / (1 + exp(-x))`` of each value."""
+        if not _in_stack.get():
+            return super().forward(x)
+        out: Tensor = _Sigmoid.apply(x)
+        return out
+
+
+class _Sigmoid(torch.autograd.Function):
+    """A sigmoid of equal bits wherever a value lies: at the end of a tensor torch's own differs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.exp(-x).add_(1).reciprocal_()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        found: Tensor = torch.ops.aten.sigmoid_backward(g, *ctx.saved_tensors)
+        return found
+
+
+SIMPLE = (nn.ReLU, nn.Tanh, nn.Identity)
 """Layers of torch that compute in a stack: each value by itself."""
 
 
@@ -271,10 +306,6 @@ def stackable(module: nn.Module) -> bool:
     if isinstance(module, nn.Flatten):
         return module.start_dim < 0
     return isinstance(module, Stackable) or type(module) in SIMPLE
-
-
-_in_stack: ContextVar[bool] = ContextVar("_in_stack", default=False)
-"""Whether parameters of a stack stand in for those of the modules that are called."""
 
 
 class StandIns:
