@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..payload.flat import LINE
+from .strided import input_gradient, pays
 
 DENSE = 3
 """A convolution in a stack is one matrix product where its input has at most so many times as many
@@ -250,6 +251,11 @@ class _Each(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.how
         wanted = [*ctx.needs_input_grad[:2], ctx.biased and ctx.needs_input_grad[2]]
+        of_x: Tensor | None = None
+        plain = groups == 1 and {*dilation} == {1}
+        if wanted[0] and plain and pays(weight.shape[3:], stride, padding):
+            size, wanted[0] = (x.shape[-2], x.shape[-1]), False
+            of_x = input_gradient(g, weight, size, stride[0], padding[0], _on_lines)
         nothing, sizes = [0] * len(stride), [weight.shape[1]]
         parts = [
             torch.ops.aten.convolution_backward(
@@ -261,7 +267,7 @@ class _Each(torch.autograd.Function):
             torch.stack([part[i] for part in parts]) if want else None
             for i, want in enumerate(wanted)
         ]
-        return found[0], found[1], found[2], None
+        return of_x if of_x is not None else found[0], found[1], found[2], None
 
 
 def _on_lines(stack: Tensor) -> list[Tensor]:

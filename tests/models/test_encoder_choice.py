@@ -124,7 +124,8 @@ def test_devices_train_together_as_they_do_alone(kind: str, name: str) -> None:
         alone = learner(kind, name, "dpsgd", number, **tiny).run_round(plan, {})
         exact = learner(kind, name, "dpsgd", number, exact=True, **tiny).run_round(plan, {})
         assert result.metrics == alone.metrics
-        assert result.metrics["train.loss"] == pytest.approx(exact.metrics["train.loss"])
+        loss = exact.metrics["train.loss"]
+        assert result.metrics["train.loss"] == pytest.approx(loss, rel=1e-4)
         for block, value in alone.payload.items():
             assert torch.equal(result.payload[block], value), block
             assert torch.allclose(exact.payload[block], value, rtol=1e-3, atol=1e-4), block

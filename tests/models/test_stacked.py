@@ -36,6 +36,7 @@ from flwr_dmml.models.stacked import (
     product,
     stackable,
 )
+from flwr_dmml.models.strided import pays
 from flwr_dmml.models.two_projector import TwoProjectorClassifier
 from flwr_dmml.payload.flat import Flat, stack
 
@@ -178,6 +179,28 @@ def test_conv2d_as_a_product_and_device_by_device(dense: bool, stride: int) -> N
     assert (side * side <= DENSE * 25) == dense
     make = partial(Conv2d, 3, 8, 5, stride=stride, padding=2)
     check(make, batches(7, 3, side, side))
+
+
+@few(max_examples=40)
+@given(
+    st.sampled_from([(5, 2), (6, 2), (7, 2), (7, 3), (8, 3)]),
+    st.integers(0, 6),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.tuples(st.integers(16, 21), st.integers(16, 21)),
+)
+def test_strided_convolutions(
+    how: tuple[int, int], padding: int, channels: int, out: int, shape: tuple[int, int]
+) -> None:
+    """Where the input's gradient is computed as a convolution without a stride."""
+    size, stride = how
+    assert pays((size, size), (stride, stride), (padding, padding))
+    check(partial(Conv2d, channels, out, size, stride, padding), batches(2, channels, *shape))
+
+
+def test_where_that_pays() -> None:
+    assert not pays((3, 3), (2, 2), (1, 1)) and not pays((5, 5), (1, 1), (2, 2))
+    assert not pays((5, 7), (2, 2), (2, 2)) and not pays((5,), (2,), (2,))
 
 
 @pytest.mark.parametrize("how", [{"groups": 2}, {"dilation": 2}, {"padding": (0, 2)}])
