@@ -26,7 +26,8 @@ class Batch:
     others : tuple of Batch
         Further rows of the same mini-batch, with other modalities or labels of another kind.
     given : dict of str to Tensor
-        What the method's :meth:`~.learner.Learner.fixed` and :meth:`~.learner.Learner.draw` return.
+        What the method's :meth:`~.learner.Learner.fixed`, :meth:`~.learner.Learner.running` and
+        :meth:`~.learner.Learner.draw` return.
 
     In a stack of devices every tensor has a first dimension more, for these.
     """

@@ -9,13 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..models.pooling import is_constant
+from ..models.stacked import padding
 
 
 class FlopCounter(TorchDispatchMode):
     """Context that counts what ``torch.utils.flop_counter`` counts, by its formulas.
 
     These are matrix products, convolutions and attention, forward and back; a multiply-add is 2.
-    Average pooling is not counted, although it is computed as a product here.
+    Average pooling is not counted, although it is computed as a product here, nor are the zeros
+    with which the products of a stack are filled up.
     torch's own counter imports a compiler when it is first used, which takes two seconds and 90 MB
     in every process.
 
@@ -56,5 +58,6 @@ class FlopCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         pools = any(isinstance(x, Tensor) and is_constant(x) for x in args)
         if packet in flop_registry and not pools:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+            counted, done = padding.get()
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=result) * counted // done
         return result

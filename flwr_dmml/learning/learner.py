@@ -35,6 +35,7 @@ from .optimisers import (
     LocalSteps,
     StepRule,
     load_optimizer,
+    total,
 )
 from .options import Options
 from .settings import DeviceSettings
@@ -198,8 +199,8 @@ class Learner:
         loss = cross_entropy(self.model.fuse(features), labels)
         if self.settings.modality_loss and len(features.common) > 1:
             alone = [self.model.fuse(features.only([m])) for m in features.common]
-            own = torch.stack([cross_entropy(logits, labels) for logits in alone])
-            loss = loss + self.settings.modality_loss * own.sum(dim=0)
+            own = total(cross_entropy(logits, labels) for logits in alone)
+            loss = loss + self.settings.modality_loss * own
         return loss
 
     def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]:
@@ -215,18 +216,31 @@ class Learner:
         return {}
 
     def draw(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what an iteration draws at random; it is in ``batch.given``."""
+        """Return what else an iteration has of this device, such as what it draws at random.
+
+        It is in ``batch.given``; equal modalities, equal names and shapes on all devices.
+        """
+        return {}
+
+    def running(self) -> dict[str, Tensor]:
+        """Return what :meth:`modulate` brings up to date, in place, from iteration to iteration.
+
+        It is in ``batch.given``, and in ``memory`` after the last iteration of a round.
+        """
         return {}
 
     def frozen(self) -> dict[str, nn.Module]:
         """Return further modules that the loss calls in this round, and that it does not train."""
         return {}
 
-    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> Mapping[str, Tensor] | None:
         """Change the gradients of an iteration of these modalities, before they are clipped.
 
-        Those of :meth:`trained_parameters`; None of what the loss has not reached.
+        Those of :meth:`trained_parameters`; None of what the loss has not reached, or is not to be
+        stepped. Return by block which devices let it rest, ``[...]`` bool: it stays as it is there,
+        its momentum too, as if the loss had not reached it.
         """
+        return None
 
     def statistics(self) -> dict[str, Tensor]:
         """Return small tensors that travel with the blocks and are not mixed."""
@@ -430,7 +444,8 @@ class Learner:
 
     def loss_of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, with what the method has fixed and drawn for it."""
-        return self.local_loss(replace(batch, given=self.fixed() | self.draw(batch)))
+        given = self.fixed() | self.running() | self.draw(batch)
+        return self.local_loss(replace(batch, given=given))
 
     def keep_optimizer(self, local: LocalSteps, row: int) -> None:
         """Keep the momentum and the like of a row, where the gossip rule does."""

@@ -1,7 +1,7 @@
 """Local steps of a round: SGD or Adam on the rows of devices, each parameter of all at once."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Literal
 
@@ -105,6 +105,31 @@ class Iteration:
         """Replace what these devices have of ``values``, where it was copied out."""
         if self.rows is not None:
             values[self.rows] = new
+
+    def apart(self, resting: Mapping[int, Tensor]) -> Iterator["Iteration"]:
+        """Yield the iteration, cut into devices that step the same parameters.
+
+        Parameters
+        ----------
+        resting : mapping of int to Tensor
+            Who does not step a parameter, ``[rows]`` bool.
+        """
+        if not resting:
+            yield self
+            return
+        table = torch.stack(list(resting.values()), dim=1)  # [rows, parameter]
+        patterns = torch.unique(table, dim=0)
+        for pattern in patterns:
+            rest = {i for i, rests in zip(resting, pattern.tolist(), strict=True) if rests}
+            stepped = {i: g for i, g in self.gradients.items() if i not in rest}
+            if len(patterns) == 1:
+                yield replace(self, gradients=stepped)
+                return
+            own = torch.nonzero((table == pattern).all(dim=1)).flatten()
+            rows = own if self.rows is None else self.rows[own]
+            part = Iteration(self.x[own], [], rows, {i: g[own] for i, g in stepped.items()})
+            yield part
+            self.x[own] = part.x
 
 
 class LocalSteps:

@@ -81,7 +81,11 @@ def run_together(turns: Sequence[Turn]) -> list[Outcome | Exception]:
     training = [k for k, turn in going.items() if turn.learner.trains(turn.plan)]
     taken: dict[int, Taken] = {}
     if training:
-        taken = dict(zip(training, train_together([going[k] for k in training]), strict=True))
+        groups: dict[Hashable, list[int]] = {}
+        for k in training:  # again: a round's stage or labels are known once it has begun
+            groups.setdefault(likeness(going[k].learner, going[k].plan) or k, []).append(k)
+        for group in groups.values():
+            taken |= dict(zip(group, train_together([going[k] for k in group]), strict=True))
     for k, turn in going.items():
         try:
             results[k] = turn.learner.finish(turn.plan, turn.inbox, taken.get(k))

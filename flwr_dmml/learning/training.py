@@ -1,6 +1,7 @@
 """The local iterations of a round: of a stack of devices, or of one as its method has it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,15 +66,25 @@ def _alone(
     total = torch.zeros((), dtype=torch.float64, device=learner.device)
     iteration = Iteration(flat.rows, flat.parameters)
     trained = [flat.parameters[i] for i in local.trained]
+    fixed, running = learner.fixed(), _running([learner])
+    running = {name: value[0] for name, value in running.items()}
     for modalities, batch in zip(steps, learner.batches(len(steps)), strict=True):
+        seen = dict(running)
+
+        def loss_of(part: Batch, seen: dict[str, Tensor] = seen) -> Tensor:
+            given = fixed | running | learner.draw(part)
+            seen |= given
+            return learner.local_loss(replace(part, given=given))
+
         with learner.precision():
-            loss = mean_over(batch.only(modalities), learner.loss_of)
+            loss = mean_over(batch.only(modalities), loss_of)
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         local.take(iteration, gradients)
-        _modulate(learner, iteration, modalities, batch)
+        resting = _modulate(learner, iteration, modalities, replace(batch, given=fixed | seen))
         iteration.gradients = {i: g[None] for i, g in iteration.gradients.items()}
-        _step(local, odometer, iteration, modalities)
+        _step(local, odometer, iteration, modalities, resting)
         total += loss.detach()
+    learner.memory |= {name: value.cpu() for name, value in running.items()}
     return float(total) / len(steps), len(steps)
 
 
@@ -90,6 +101,7 @@ def _stacked(
     batches = _Batches([learner for learner, _ in parts], [len(steps) for steps in schedules])
     done = [0] * count
     fixed = _stack_all([learner.fixed() for learner, _ in parts])
+    running = _running([learner for learner, _ in parts])
     frozen = [learner.frozen() for learner, _ in parts]
     stand_ins = StandIns([*flat.modules.values(), *frozen[0].values()])
     constant = {
@@ -117,7 +129,8 @@ def _stacked(
                 | {key: iteration.of(value) for key, value in constant.items()}
             )
             inputs, labels = batches.of(devices, modalities)
-            given = {name: iteration.of(value) for name, value in fixed.items()}
+            now = {name: iteration.of(value) for name, value in running.items()}
+            given = now | {name: iteration.of(value) for name, value in fixed.items()}
             if first.draws:
                 each = zip(
                     devices, *(x.unbind() for x in inputs.values()), labels.unbind(), strict=True
@@ -133,11 +146,15 @@ def _stacked(
             wanted = [iteration.leaves[i] for i in local.trained]
             gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
             local.take(iteration, gradients)
-            _modulate(first, iteration, modalities, batch)
-            _step(local, odometer, iteration, modalities)
+            resting = _modulate(first, iteration, modalities, batch)
+            _step(local, odometer, iteration, modalities, resting)
+            for name, value in now.items():
+                iteration.put(running[name], value)
             iteration.add(total, losses.detach().double())
             for k in devices:
                 done[k] += 1
+    for row, (learner, _) in enumerate(parts):
+        learner.memory |= {name: value[row].cpu().clone() for name, value in running.items()}
     return [(loss / n, n) for loss, n in zip(total.tolist(), done, strict=True)]
 
 
@@ -193,26 +210,42 @@ def _stack_all(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([own[name] for own in each]) for name in each[0]}
 
 
+def _running(learners: Sequence["Learner"]) -> dict[str, Tensor]:
+    """Return copies of what the methods bring up to date in iterations, ``[device, ...]``."""
+    stacks = _stack_all([learner.running() for learner in learners])
+    return {name: value.to(learners[0].device) for name, value in stacks.items()}
+
+
 def _modulate(
     learner: "Learner", iteration: Iteration, modalities: tuple[str, ...], batch: Batch
-) -> None:
-    """Let a method change the gradients, where it wants to."""
+) -> dict[int, Tensor]:
+    """Let a method change the gradients; return who lets which parameter rest, ``[rows]`` bool."""
     if not learner.modulates:
-        return
+        return {}
     for i, g in iteration.gradients.items():
         iteration.leaves[i].grad = g
-    learner.modulate(modalities, batch)
+    resting = learner.modulate(modalities, batch) or {}
     changed = {i: iteration.leaves[i].grad for i in iteration.gradients}
     iteration.gradients = {i: g for i, g in changed.items() if g is not None}
     for i in changed:
         iteration.leaves[i].grad = None
+    blocks = {i: learner.flat.block_of(i) for i in iteration.gradients}
+    return {i: resting[name].view(-1) for i, name in blocks.items() if name in resting}
 
 
 def _step(
-    local: LocalSteps, odometer: Odometer, iteration: Iteration, modalities: tuple[str, ...]
+    local: LocalSteps,
+    odometer: Odometer,
+    iteration: Iteration,
+    modalities: tuple[str, ...],
+    resting: Mapping[int, Tensor],
 ) -> None:
     """Clip, measure and step."""
+    for i, rests in resting.items():
+        g = iteration.gradients[i]
+        iteration.gradients[i] = g.masked_fill(rests.view(-1, *[1] * (g.dim() - 1)), 0.0)
     local.clip(iteration)
     odometer.before_step(iteration, modalities)
-    local.step(iteration)
+    for part in iteration.apart(resting):
+        local.step(part)
     odometer.after_step(iteration, modalities)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.optimisers import total
 from ..learning.options import Options
 from ..losses import (
     cross_entropy,
@@ -146,8 +147,8 @@ class DmmlKd(Learner):
         o, common, specific = self.options, features.common, features.specific
         classify = [cross_entropy(self.model.common_logits(c), labels) for c in common.values()]
         apart = [orthogonality_loss(common[m], specific[m]) for m in common]
-        loss = o.common_weight * torch.stack(classify).mean(dim=0)
-        loss = loss + o.orthogonality_weight * torch.stack(apart).mean(dim=0)
+        loss = o.common_weight * total(classify) / len(classify)
+        loss = loss + o.orthogonality_weight * total(apart) / len(apart)
         if len(common) > 1:
             loss = loss + o.similarity_weight * similarity_loss(list(common.values()))
         return loss
@@ -172,7 +173,7 @@ class DmmlKd(Learner):
             teacher = self.model.common_logits(self._generate(batch.labels, given["noise"]))
             students = [self.model.common_logits(c) for c in features.common.values()]
             terms = [latent_distillation_loss(student, teacher) for student in students]
-            loss = loss + torch.stack(terms).mean(dim=0)  # L_kd
+            loss = loss + total(terms) / len(terms)  # L_kd
         return loss
 
     @torch.no_grad()

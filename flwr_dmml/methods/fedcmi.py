@@ -1,18 +1,19 @@
 """FedCMI: the modality that is ahead teaches a second projector of the others."""
 
 import copy
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..learning.batch import Batch, every_part
 from ..learning.learner import Learner
+from ..learning.optimisers import total
 from ..learning.options import Options
-from ..losses import class_temperatures, infiltration_loss
+from ..losses import class_temperatures, cross_entropy, infiltration_loss
 from ..models import Projections, TwoProjectorClassifier
 from ..payload.plan import Inbox, Plan
 
@@ -68,6 +69,7 @@ class FedCmi(Learner):
     name: ClassVar[str] = "fedcmi"
     paper: ClassVar[str] = "Fan et al., arXiv 2401.00894, 2024"
     options_type: ClassVar[type[Options]] = FedCmiOptions
+    stacks: ClassVar[bool] = True
     options: FedCmiOptions
     model: TwoProjectorClassifier  # type: ignore[assignment]
 
@@ -100,6 +102,18 @@ class FedCmi(Learner):
                 temperatures = class_temperatures(first, second, **how)
                 self._temperatures[frozenset((a, b))] = o.softening * temperatures
 
+    def frozen(self) -> dict[str, nn.Module]:
+        """Return the mixed model."""
+        needed = self._teaches or self.options.proximal
+        return {"teacher": self._teacher} if needed else {}
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Return the temperatures ``[classes]`` of each pair, ``<a> <b>`` both ways round."""
+        if not self._teaches:
+            return {}
+        pairs = self._temperatures.items()
+        return {" ".join(p): t for pair, t in pairs for p in permutations(pair)}
+
     @torch.no_grad()
     def _true_class_probabilities(self) -> dict[str, Tensor]:
         """Return the probability of each own sample's class by modality, ``[n]``.
@@ -128,12 +142,12 @@ class FedCmi(Learner):
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
         o, y, p = self.options, batch.labels, self.model.encode(batch.inputs)
-        loss = F.cross_entropy(self.model.fuse(p), y)
+        loss = cross_entropy(self.model.fuse(p), y)
         several = len(p.own) > 1
         if o.head_weight and (several or o.uni_modal_heads):
             read = list(p.own.items()) if several else [*p.own.items(), *p.infiltration.items()]
-            terms = [F.cross_entropy(self.model.head(m, z), y) for m, z in read]
-            loss = loss + o.head_weight * torch.stack(terms).sum()
+            terms = [cross_entropy(self.model.head(m, z), y) for m, z in read]
+            loss = loss + o.head_weight * total(terms)
         if several and self._teaches:
             loss = loss + o.infiltration_weight * self._infiltration(batch, p)
         return loss
@@ -147,27 +161,36 @@ class FedCmi(Learner):
                 w.grad.add_(w - mixed, alpha=self.options.proximal)
 
     def _infiltration(self, batch: Batch, p: Projections) -> Tensor:
-        """Return the mean distillation loss of the modalities that are not ahead."""
-        y, d = batch.labels, self.dominant(p, batch.labels)
-        with torch.no_grad():
-            teacher = self._teacher.encode({d: batch.inputs[d]}).own[d]
-            logits = self._teacher.head(d, teacher)
-        terms: list[Tensor] = []
-        for m, z in p.infiltration.items():
-            if m == d:
+        """Return the mean distillation loss of the modalities that are not ahead, ``[...]``.
+
+        Of devices in a stack each may have another one ahead: each takes the terms that are its
+        own, and 0 for the others.
+        """
+        terms, given, y = list[Tensor](), batch.given, batch.labels
+        for d, leads in self.dominant(p, y).items():
+            if not bool(leads.any()):
                 continue
-            if self.options.infiltrate == "features":
-                terms.append(F.mse_loss(z, teacher))
-            else:
-                temperature = self._temperatures[frozenset((m, d))][y]
-                terms.append(infiltration_loss(self.model.head(m, z), logits, temperature))
-        return torch.stack(terms).mean()
+            with torch.no_grad():
+                teacher = self._teacher.encode({d: batch.inputs[d]}).own[d]
+                logits = self._teacher.head(d, teacher)
+            for m, z in p.infiltration.items():
+                if m == d:
+                    continue
+                if self.options.infiltrate == "features":
+                    apart = (z - teacher).square().flatten(-2).mean(dim=-1)
+                else:
+                    temperature = given[f"{m} {d}"].take_along_dim(y, dim=-1)
+                    apart = infiltration_loss(self.model.head(m, z), logits, temperature)
+                terms.append(torch.where(leads, apart, 0.0))
+        return total(terms) / (len(p.own) - 1)
 
     @torch.no_grad()
-    def dominant(self, p: Projections, labels: Tensor) -> str:
-        """Return the modality whose head gives the true classes the highest summed probability."""
-        sums = {
-            m: float(F.softmax(self.model.head(m, z), dim=1).gather(1, labels[:, None]).sum())
-            for m, z in p.own.items()
-        }
-        return max(sums, key=lambda m: sums[m])
+    def dominant(self, p: Projections, labels: Tensor) -> dict[str, Tensor]:
+        """Return whether a modality is ahead, ``[...]`` bool; the first one of equals.
+
+        Its head gives the true classes the highest summed probability.
+        """
+        shares = {m: F.softmax(self.model.head(m, z), dim=-1) for m, z in p.own.items()}
+        true = [x.gather(-1, labels.unsqueeze(-1)).squeeze(-1) for x in shares.values()]
+        best = torch.stack([x.sum(dim=-1) for x in true], dim=-1).argmax(dim=-1)
+        return {m: best == k for k, m in enumerate(shares)}

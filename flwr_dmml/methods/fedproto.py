@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..learning.batch import BATCH, Batch, batch_of
 from ..learning.learner import Learner
+from ..learning.optimisers import total
 from ..learning.options import Options
 from ..payload.blocks import STATISTICS
 from ..payload.plan import Inbox, Plan
@@ -47,6 +48,7 @@ class FedProto(Learner):
     name: ClassVar[str] = "fedproto"
     paper: ClassVar[str] = "Tan et al., AAAI 2022"
     options_type: ClassVar[type[Options]] = FedProtoOptions
+    stacks: ClassVar[bool] = True
     options: FedProtoOptions
 
     def statistics(self) -> dict[str, Tensor]:
@@ -72,13 +74,17 @@ class FedProto(Learner):
         averaged = torch.where(counts[:, None] > 0, sums / counts[:, None], 0.0)
         self._prototypes = averaged.to(self.device)
 
+    def fixed(self) -> dict[str, Tensor]:
+        """Return the prototypes ``[classes, common_dim]``, and which of them there are."""
+        return {"prototypes": self._prototypes, "has": self._has}
+
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
-        features, y = self.model.encode(batch.inputs), batch.labels
-        goal = self._prototypes[y]  # [batch, common_dim]
-        terms = [((c - goal) ** 2).sum(dim=1) for c in features.common.values()]
-        distance = (torch.stack(terms).mean(dim=0) * self._has[y]).mean()
-        return self.task_loss(features, y) + self.options.weight * distance
+        features, y, given = self.model.encode(batch.inputs), batch.labels, batch.given
+        goal = given["prototypes"].take_along_dim(y.unsqueeze(-1), dim=-2)  # [..., batch, common]
+        terms = [(c - goal).square().sum(dim=-1) for c in features.common.values()]
+        distance = total(terms) / len(terms) * given["has"].take_along_dim(y, dim=-1)
+        return self.task_loss(features, y) + self.options.weight * distance.mean(dim=-1)
 
     @torch.no_grad()
     def after_training(self, plan: Plan, inbox: Inbox) -> None:

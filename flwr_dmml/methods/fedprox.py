@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
@@ -36,15 +37,20 @@ class FedProx(Learner):
     name: ClassVar[str] = "fedprox"
     paper: ClassVar[str] = "Li et al., MLSys 2020"
     options_type: ClassVar[type[Options]] = FedProxOptions
+    stacks: ClassVar[bool] = True
     options: FedProxOptions
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Keep the mixed model."""
         self._mixed = [w.detach().clone() for w in self.trained_parameters()]
 
+    def fixed(self) -> dict[str, Tensor]:
+        """Return the mixed model, ``mixed.<k>`` in the order of the trained parameters."""
+        return {f"mixed.{k}": w for k, w in enumerate(self._mixed)}
+
     @torch.no_grad()
     def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
         """Add the gradient of the proximal term."""
-        for w, mixed in zip(self.trained_parameters(), self._mixed, strict=True):
+        for k, w in enumerate(self.trained_parameters()):
             if w.grad is not None:
-                w.grad.add_(w - mixed, alpha=self.options.mu)
+                w.grad.add_(w - batch.given[f"mixed.{k}"], alpha=self.options.mu)

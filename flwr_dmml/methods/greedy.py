@@ -1,13 +1,15 @@
 """The greedy learner, guided: the encoder that learns faster waits for the other."""
 
-from math import log10
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.optimisers import total
 from ..learning.options import Options
 
 
@@ -44,35 +46,42 @@ class Greedy(Learner):
     name: ClassVar[str] = "greedy"
     paper: ClassVar[str] = "Wu et al., ICML 2022"
     options_type: ClassVar[type[Options]] = GreedyOptions
+    stacks: ClassVar[bool] = True
     options: GreedyOptions
 
-    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
-        """Drop the gradients of frozen encoders, or measure all speeds and choose whom to freeze.
+    def running(self) -> dict[str, Tensor]:
+        """Return M and the joint iterations still to be frozen, by modality."""
+        modalities = self.partition.modalities if len(self.partition.modalities) > 1 else ()
+        speeds = {f"speed.{m}": torch.tensor(0.0, dtype=torch.float64) for m in modalities}
+        kept = speeds | {f"frozen.{m}": torch.tensor(0) for m in modalities}
+        return kept | {name: self.memory[name] for name in kept if name in self.memory}
 
-        The memory holds M and the joint iterations still to be frozen, by modality.
-        """
+    @torch.no_grad()
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> Mapping[str, Tensor]:
+        """Let frozen encoders rest; where none is, measure all and choose whom to freeze."""
         if len(modalities) < 2:
-            return
-        frozen = {m: int(self.memory.get(f"frozen.{m}", 0)) for m in modalities}
-        if any(frozen.values()):
-            for m, left in frozen.items():
-                if left:
-                    self.encoders()[m].zero_grad(set_to_none=True)
-                    self.memory[f"frozen.{m}"] = torch.tensor(left - 1)
-            return
-        speeds = {m: self._measure(m) for m in modalities}
-        slowest = min(speeds.values())
-        if self.server_round < 2 or slowest <= 0:
-            return
-        for m, speed in speeds.items():
-            if log10(speed / slowest) > self.options.threshold:
-                self.memory[f"frozen.{m}"] = torch.tensor(self.options.steps)
+            return {}
+        left = {m: batch.given[f"frozen.{m}"] for m in modalities}  # [...]
+        frozen = {m: n > 0 for m, n in left.items()}
+        none_is = ~torch.stack(list(frozen.values())).any(dim=0)
+        speeds = {m: batch.given[f"speed.{m}"] for m in modalities}
+        for m in modalities:
+            speeds[m] += torch.where(none_is, self._ratio(m, none_is.dim()), 0.0)
+            left[m] -= frozen[m].long()
+        slowest = torch.stack(list(speeds.values())).amin(dim=0)
+        if self.server_round >= 2:
+            factor = 10**self.options.threshold
+            for m, speed in speeds.items():
+                faster = none_is & (slowest > 0) & (speed > factor * slowest)
+                left[m].masked_fill_(faster, self.options.steps)
+        return {f"encoder.{m}": rests for m, rests in frozen.items()}
 
-    def _measure(self, m: str) -> float:
-        """Add this iteration to the speed of modality m and return it."""
-        parameters = [w.detach() for w in self.encoders()[m].parameters()]
-        gradients = [w.grad for w in self.encoders()[m].parameters() if w.grad is not None]
-        g, w = (sum(float((x**2).sum()) for x in xs) for xs in (gradients, parameters))
-        total = float(self.memory.get(f"speed.{m}", 0.0)) + g / (w + 1e-12)
-        self.memory[f"speed.{m}"] = torch.tensor(total, dtype=torch.float64)
-        return total
+    def _ratio(self, m: str, lead: int) -> Tensor:
+        """Return ``||g_m||^2 / ||w_m||^2``, float64, of ``lead`` dimensions."""
+        parameters = list(self.encoders()[m].parameters())
+        gradients = [w.grad for w in parameters if w.grad is not None]
+        g, w = (
+            total(x.flatten(lead).square().sum(dim=-1).double() for x in xs)
+            for xs in (gradients, parameters)
+        )
+        return g / (w + 1e-12)

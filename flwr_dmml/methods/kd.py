@@ -1,6 +1,6 @@
 """KD: neighbours exchange soft labels of a public set and train on them beside their own data."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -82,6 +82,7 @@ class Kd(Learner):
     paper: ClassVar[str] = "baseline of Ravikumar et al., TMLR 2024"
     gossip: ClassVar[str] = "qg-dsgdm-n"
     options_type: ClassVar[type[Options]] = KdOptions
+    stacks: ClassVar[bool] = True
 
     @cached_property
     def public_set(self) -> PublicSet:
@@ -137,10 +138,33 @@ class Kd(Learner):
 
     # ---- training on the labels -------------------------------------------------------------
 
+    @property
+    def learns(self) -> bool:
+        """Whether this device has labels to train on."""
+        return f"{TAUGHT}.index" in self.memory and len(self.memory[f"{TAUGHT}.index"]) > 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether every sample, own or public, has all of this device's modalities."""
+        return not self.train_data.present and set(self.partition.modalities) <= {
+            *self.public_set.inputs
+        }
+
+    def stack_key(self) -> Hashable:
+        """Return whether there are labels to train on."""
+        return self.learns
+
+    def stacks_now(self) -> bool:
+        """Return False while rows of a mini-batch have different modalities: each by itself."""
+        return super().stacks_now() and (not self.learns or self.whole)
+
     def batches(self, iterations: int) -> Iterator[Batch]:
-        """Yield mini-batches of own and labelled public samples, from passes over both together."""
+        """Yield mini-batches of own and labelled public samples, from passes over both together.
+
+        Where all have the same modalities, own labels are written as probabilities, too.
+        """
         labels = self._kept(TAUGHT)
-        if labels is None or not len(labels.index):
+        if labels is None or not self.learns:
             yield from super().batches(iterations)
             return
         public = self.public.subset(labels.index)
@@ -148,9 +172,13 @@ class Kd(Learner):
         own, size = len(self.train_data), self.settings.batch_size
         for rows in draw_indices(own + len(public), iterations, size, self.rng("batches")):
             private, others = batch_of(self.train_data.subset(rows[rows < own])), rows[rows >= own]
-            drawn = public.subset(others - own)
-            taught = Batch(dict(drawn.inputs), targets[others - own])
-            yield replace(private, others=(*private.others, taught))
+            drawn, soft = public.subset(others - own), targets[others - own]
+            if not self.whole:
+                yield replace(private, others=(*private.others, Batch(dict(drawn.inputs), soft)))
+                continue
+            known = F.one_hot(private.labels, self.partition.num_classes).to(soft)
+            inputs = {m: torch.cat([x, drawn.inputs[m]]) for m, x in private.inputs.items()}
+            yield Batch(inputs, torch.cat([known, soft]))
 
     # ---- labels in the state ----------------------------------------------------------------
 

@@ -1,17 +1,17 @@
 """ModalityMirror: a fusion of the modalities teaches the network of one of them."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..learning.batch import Batch, draw_batches, draw_indices, numbered
+from ..learning.optimisers import total
 from ..learning.options import Options
 from ..learning.settings import DeviceSettings
-from ..losses import distillation_loss
+from ..losses import cross_entropy, distillation_loss
 from ..payload.plan import Inbox, Plan
 from .staged import Staged
 from .stages import DISTIL, FUSION, UNI_MODAL, StagedOptions, fleet
@@ -98,6 +98,7 @@ class ModalityMirror(Staged):
     name: ClassVar[str] = "modality-mirror"
     paper: ClassVar[str] = "Feng et al., NOSSDAV 2025 (reconstruction)"
     options_type: ClassVar[type[Options]] = MirrorOptions
+    stacks: ClassVar[bool] = True
     options: MirrorOptions
 
     def reset(self) -> None:
@@ -152,13 +153,24 @@ class ModalityMirror(Staged):
         size = self.settings.batch_size
         return draw_batches(numbered(self.train_data), iterations, size, self.rng("batches"))
 
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the classes and the teacher's logits of a batch, with lessons."""
+        if self._lessons is None:
+            return {}
+        rows = batch.labels
+        return {"classes": self.train_data.labels[rows], "lessons": self._lessons[rows]}
+
+    def stack_key(self) -> Hashable:
+        """Return the stage, and whether there are lessons."""
+        return super().stack_key(), self._lessons is not None
+
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the stage; with lessons, that of the class docstring."""
         if self._lessons is None:
             return super().local_loss(batch)
-        o, rows, own = self.options, batch.labels, self.model.alone(batch.inputs)
-        losses = {m: F.cross_entropy(x, self.train_data.labels[rows]) for m, x in own.items()}
+        o, given, own = self.options, batch.given, self.model.alone(batch.inputs)
+        losses = {m: cross_entropy(x, given["classes"]) for m, x in own.items()}
         if o.student in own:
-            taught = distillation_loss(own[o.student], self._lessons[rows], o.temperature)
+            taught = distillation_loss(own[o.student], given["lessons"], o.temperature)
             losses[o.student] = (1 - o.lam) * losses[o.student] + o.lam * taught
-        return torch.stack(list(losses.values())).sum()
+        return total(losses.values())

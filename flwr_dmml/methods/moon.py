@@ -6,12 +6,14 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.optimisers import total
 from ..learning.options import Options
+from ..losses import cross_entropy
 from ..models import DecomposedClassifier, Features
 from ..payload.blocks import flatten, load_flat
 from ..payload.plan import Inbox, Plan
@@ -48,6 +50,7 @@ class Moon(Learner):
     name: ClassVar[str] = "moon"
     paper: ClassVar[str] = "Li, He and Song, CVPR 2021"
     options_type: ClassVar[type[Options]] = MoonOptions
+    stacks: ClassVar[bool] = True
     options: MoonOptions
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
@@ -57,6 +60,12 @@ class Moon(Learner):
         for m, encoder in self._previous.encoders.items():
             if m in self.memory:
                 load_flat(encoder, self.memory[m])
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Return both frozen models."""
+        if self.server_round < 2:
+            return {}
+        return {"mixed": self._mixed, "previous": self._previous}
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
@@ -74,16 +83,16 @@ class Moon(Learner):
 
 
 def representation(features: Features) -> Tensor:
-    """Return what the heads read ``[batch, common_dim + modalities * specific_dim]``."""
-    common = torch.stack(list(features.common.values())).mean(dim=0)
-    return torch.cat([common, *features.specific.values()], dim=1)
+    """Return what the heads read ``[..., batch, common_dim + modalities * specific_dim]``."""
+    common = total(features.common.values()) / len(features.common)
+    return torch.cat([common, *features.specific.values()], dim=-1)
 
 
 def contrastive_loss(z: Tensor, z_glob: Tensor, z_prev: Tensor, tau: float) -> Tensor:
-    """Return MOON's loss of representations ``[batch, length]``, averaged over the batch."""
-    similarities = [F.cosine_similarity(z, other, dim=1) / tau for other in (z_glob, z_prev)]
-    first = torch.zeros(len(z), dtype=torch.long, device=z.device)
-    return F.cross_entropy(torch.stack(similarities, dim=1), first)
+    """Return MOON's loss ``[...]`` of representations ``[..., batch, length]``."""
+    similarities = [F.cosine_similarity(z, other, dim=-1) / tau for other in (z_glob, z_prev)]
+    first = torch.zeros(z.shape[:-1], dtype=torch.long, device=z.device)
+    return cross_entropy(torch.stack(similarities, dim=-1), first)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """OGM-GE: the encoder that is ahead gets smaller gradients, and noise to generalise."""
 
-from math import tanh
+from collections.abc import Iterator, Mapping
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.optimisers import total
 from ..learning.options import Options
 from ..models import Features
 from ..payload.plan import Inbox, Plan
@@ -48,12 +50,24 @@ class OgmGe(Learner):
     name: ClassVar[str] = "ogm-ge"
     paper: ClassVar[str] = "Peng et al., CVPR 2022"
     options_type: ClassVar[type[Options]] = OgmGeOptions
+    stacks: ClassVar[bool] = True
     options: OgmGeOptions
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Start the noise of this round."""
         self._rng = self.rng("noise")
         self._scores: dict[str, list[Tensor]] = {}  # of the iteration under way
+        weights = {m: encoder.parameters() for m, encoder in self.encoders().items()}
+        self._shapes = {m: [w.shape for w in own if w.dim() == 4] for m, own in weights.items()}
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """Draw the noise of a joint iteration, ``noise.<m>`` for all convolutions of an encoder."""
+        if not self.options.noise or len(batch.inputs) < 2:
+            return {}
+        lengths = {m: sum(map(prod, self._shapes[m])) for m in batch.inputs}
+        noise = torch.randn(sum(lengths.values()), generator=self._rng).to(self.device)
+        parts = torch.split(noise, list(lengths.values()))
+        return {f"noise.{m}": own for m, own in zip(lengths, parts, strict=True)}
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the task's loss, and note how well each modality does alone."""
@@ -65,35 +79,44 @@ class OgmGe(Learner):
     @torch.no_grad()
     def _note(self, features: Features, labels: Tensor) -> None:
         for m in features.common:
-            probabilities = F.softmax(self.model.fuse(features.only([m])), dim=1)
-            true = probabilities.gather(1, labels[:, None]).squeeze(1)  # [batch]
+            probabilities = F.softmax(self.model.fuse(features.only([m])), dim=-1)
+            true = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [..., batch]
             self._scores.setdefault(m, []).append(true)
 
     @torch.no_grad()
     def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
         """Scale the gradients of the encoders that are ahead."""
-        scores = {m: float(torch.cat(true).mean()) for m, true in self._scores.items()}
+        scores = {m: torch.cat(true, dim=-1).mean(dim=-1) for m, true in self._scores.items()}
         self._scores = {}
         for m, k in coefficients(scores, self.options.alpha).items():
-            if k == 1.0:
+            if bool((k < 1).any()):
+                self._hold_back(m, k, batch)
+
+    def _hold_back(self, m: str, k: Tensor, batch: Batch) -> None:
+        """Scale the gradients of an encoder by ``k`` ``[...]``; add noise where that is below 1."""
+        noise: Iterator[Tensor] = iter(())
+        if self.options.noise:
+            lengths = list(map(prod, self._shapes[m]))
+            noise = iter(torch.split(batch.given[f"noise.{m}"], lengths, dim=-1))
+        for w in self.encoders()[m].parameters():
+            drawn = next(noise, None) if w.dim() - k.dim() == 4 else None
+            if w.grad is None:
                 continue
-            for w in self.encoders()[m].parameters():
-                if w.grad is None:
-                    continue
-                deviation = w.grad.std(correction=0)
-                w.grad *= k
-                if self.options.noise and w.dim() == 4:  # the weights of a convolution
-                    noise = torch.randn(w.shape, generator=self._rng)
-                    w.grad += deviation * noise.to(w.device)
+            of_all = [*k.shape, *[1] * (w.dim() - k.dim())]
+            scaled = w.grad * k.view(of_all)
+            if drawn is not None:
+                deviation = w.grad.flatten(k.dim()).std(dim=-1, correction=0) * (k < 1)
+                scaled += deviation.view(of_all) * drawn.reshape(w.shape)
+            w.grad = scaled
 
 
-def coefficients(scores: dict[str, float], alpha: float) -> dict[str, float]:
-    """Return ``k_m`` of each modality from its score in (0, 1]; nothing from fewer than two."""
+def coefficients(scores: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Return ``k_m`` ``[...]`` of each modality from its score in (0, 1]; of one alone, nothing."""
     if len(scores) < 2:
         return {}
-    found: dict[str, float] = {}
+    found: dict[str, Tensor] = {}
     for m, own in scores.items():
-        others = [s for o, s in scores.items() if o != m]
-        rho = own * len(others) / max(sum(others), 1e-12)
-        found[m] = 1.0 - tanh(alpha * rho) if rho > 1 else 1.0
+        others = [s.double() for o, s in scores.items() if o != m]
+        rho = own * len(others) / total(others).clamp_min(1e-12)
+        found[m] = torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0).float()
     return found

@@ -1,6 +1,6 @@
 """The base of methods in stages: a network of each modality first, then a fusion of them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
+from ..learning.optimisers import total
 from ..learning.options import Options
+from ..losses import cross_entropy
 from ..models import ModalityNetworks
 from ..payload.plan import Inbox, Payload, Plan
 from .stages import FUSION, STAGES, UNI_MODAL, StagedOptions
@@ -30,6 +32,7 @@ class Staged(Learner):
     """
 
     options_type: ClassVar[type[Options]] = StagedOptions
+    stacks: ClassVar[bool] = True
     options: StagedOptions
     model: ModalityNetworks  # type: ignore[assignment]
 
@@ -78,9 +81,13 @@ class Staged(Learner):
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
         if self.stage == FUSION and self.model.fuses:
-            return F.cross_entropy(self.model.fused(batch.inputs), batch.labels)
+            return cross_entropy(self.model.fused(batch.inputs), batch.labels)
         own = self.model.alone(batch.inputs).values()
-        return torch.stack([F.cross_entropy(logits, batch.labels) for logits in own]).sum()
+        return total(cross_entropy(logits, batch.labels) for logits in own)
+
+    def stack_key(self) -> Hashable:
+        """Return the stage."""
+        return self.stage
 
     def outgoing(self, plan: Plan, inbox: Inbox, blocks: Payload) -> Payload:
         """Note in which stage this was published."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,8 @@ class DecomposedClassifier(ModalityModel):
 
     def fuse(self, features: Features) -> Tensor:
         """Classify from every modality in ``features``: ``[batch, classes]``."""
-        logits = self.common_logits(torch.stack(list(features.common.values())).mean(dim=0))
+        common = features.common.values()
+        logits = self.common_logits(reduce(torch.add, common) / len(common))
         for name, specific in features.specific.items():
             logits = logits + self.heads[name](specific)
         return logits

@@ -111,6 +111,8 @@ def train_generators(
     FedGen (Zhu et al., ICML 2021), whose server does this; here every node does, with its
     neighbours' heads (this project).
     """
+    if not how.steps:
+        return
     first, size = generators[0], how.steps * how.batch_size
     device, (devices, count, classes) = label_weights.device, heads[1].shape
     pairs = zip(label_distributions, rngs, strict=True)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class FusionHead(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Classify features ``[batch, width]`` by modality: ``[batch, classes]``."""
-        total = torch.stack([self.layers[m](f) for m, f in features.items()]).sum(dim=0)
+        total: Tensor = reduce(torch.add, [self.layers[m](f) for m, f in features.items()])
         return total + (self.bias if self.bias.dim() == 1 else self.bias[:, None])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import DataError
-from .stacked import Conv1d, GroupNorm, LayerNorm, Linear, Stackable
+from .stacked import Conv1d, GroupNorm, LayerNorm, Linear, Sigmoid, Stackable
 
 SHORTEST = 8
 """A convolution halves the number of steps only where there are this many."""
@@ -170,7 +170,7 @@ class Gru(Stackable):
         self.masked, self.width = masked, width
         self.of_input = Linear(channels, 3 * width)
         self.of_state = Linear(width, 3 * width)
-        self.gate, self.activation = nn.Sigmoid(), nn.Tanh()
+        self.gate, self.activation = Sigmoid(), nn.Tanh()
         self.linear = Linear(width, features)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..payload.flat import LINE
+from .strided import input_gradient, pays
 
 DENSE = 3
 """A convolution in a stack is one matrix product where its input has at most so many times as many
 positions as its kernel: a quarter less time than a convolution for each device."""
+
+
+_in_stack: ContextVar[bool] = ContextVar("_in_stack", default=False)
+"""Whether parameters of a stack stand in for those of the modules that are called."""
 
 
 class Stackable(nn.Module):
@@ -38,9 +43,21 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         ``[device, inner, columns]``.
     """
     if a.shape[2] % LINE or b.shape[2] % LINE:
-        out: Tensor = _Padded.apply(a, b)
+        out: Tensor = _Padded.apply(*_cast(a, b))
         return out
     return torch.bmm(a, b)
+
+
+def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return tensors in the type of mixed precision, for functions that it does not see into."""
+    kind = next(x.device.type for x in tensors if x is not None)
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [None if x is None else x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+
+
+padding: ContextVar[tuple[int, int]] = ContextVar("padding", default=(1, 1))
+"""Of the product under way: its multiplications, and as many as there are with its padding."""
 
 
 class _Padded(torch.autograd.Function):
@@ -53,18 +70,22 @@ class _Padded(torch.autograd.Function):
         a, b = F.pad(a, (0, more)), F.pad(b, (0, wide, 0, more))
         ctx.save_for_backward(a, b)
         ctx.sizes = inner, columns
-        return torch.bmm(a, b)[..., :columns]
+        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
+        out = torch.bmm(a, b)[..., :columns]
+        padding.reset(token)
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         inner, columns = ctx.sizes
         wide = F.pad(g, (0, b.shape[2] - columns))
-        of_a, of_b = ctx.needs_input_grad
-        return (
-            torch.bmm(wide, b.mT)[..., :inner] if of_a else None,
-            torch.bmm(a.mT, wide)[:, :inner, :columns] if of_b else None,
-        )
+        needs = ctx.needs_input_grad
+        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
+        of_a = torch.bmm(wide, b.mT)[..., :inner] if needs[0] else None
+        of_b = torch.bmm(a.mT, wide)[:, :inner, :columns] if needs[1] else None
+        padding.reset(token)
+        return of_a, of_b
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,7 +103,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     rows = x if x.dim() == 3 else x.reshape(len(x), -1, x.shape[-1])
-    out: Tensor = _Linear.apply(rows, weight, bias)
+    out: Tensor = _Linear.apply(*_cast(rows, weight, bias))
     return out if x.dim() == 3 else out.reshape(*x.shape[:-1], -1)
 
 
@@ -99,11 +120,13 @@ class _Linear(torch.autograd.Function):
         if more or wide:
             weight = F.pad(weight, (0, more, 0, wide))
         ctx.save_for_backward(x, weight)
+        token = padding.set((columns * inner, weight.shape[1] * weight.shape[2]))
         if bias is None:
-            return torch.bmm(x, weight.mT)[..., :columns]
-        if wide:
-            bias = F.pad(bias, (0, wide))
-        out = torch.baddbmm(bias[:, None], x, weight.mT)
+            out = torch.bmm(x, weight.mT)
+        else:
+            bias = F.pad(bias, (0, wide)) if wide else bias
+            out = torch.baddbmm(bias[:, None], x, weight.mT)
+        padding.reset(token)
         return out[..., :columns] if wide else out
 
     @staticmethod
@@ -112,11 +135,14 @@ class _Linear(torch.autograd.Function):
         columns, inner = ctx.sizes
         of_x, of_weight, of_bias = ctx.needs_input_grad
         wide = F.pad(g, (0, weight.shape[1] - columns)) if weight.shape[1] > columns else g
-        return (
+        token = padding.set((columns * inner, weight.shape[1] * weight.shape[2]))
+        found = (
             torch.bmm(wide, weight)[..., :inner] if of_x else None,
             torch.bmm(wide.mT, x)[:, :columns, :inner] if of_weight else None,
             g.sum(dim=1) if ctx.biased and of_bias else None,
         )
+        padding.reset(token)
+        return found
 
 
 class Linear(nn.Linear, Stackable):
@@ -233,7 +259,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ..
         convolve = F.conv1d if weight.dim() == 4 else F.conv2d
         y = convolve(channels, kernel, offset, stride, padding, dilation, devices * groups)
         return y.view(batch, devices, -1, *y.shape[2:]).transpose(0, 1)
-    out: Tensor = _Each.apply(x, weight, bias, how)
+    out: Tensor = _Each.apply(*_cast(x, weight, bias), how)
     return out
 
 
@@ -248,7 +274,7 @@ class _Each(torch.autograd.Function):
         ctx.how, ctx.biased = how, bias is not None
         convolve = F.conv1d if weight.dim() == 4 else F.conv2d
         biases = [None] * len(x) if bias is None else bias.unbind()
-        pairs = zip(x.unbind(), weight.unbind(), biases, strict=True)
+        pairs = zip(_on_lines(x), weight.unbind(), biases, strict=True)
         return torch.stack([convolve(a, w, b, *how) for a, w, b in pairs])
 
     @staticmethod
@@ -256,21 +282,57 @@ class _Each(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.how
         wanted = [*ctx.needs_input_grad[:2], ctx.biased and ctx.needs_input_grad[2]]
+        of_x: Tensor | None = None
+        plain = groups == 1 and {*dilation} == {1}
+        if wanted[0] and plain and pays(weight.shape[3:], stride, padding):
+            size, wanted[0] = (x.shape[-2], x.shape[-1]), False
+            of_x = input_gradient(g, weight, size, stride[0], padding[0], _on_lines)
         nothing, sizes = [0] * len(stride), [weight.shape[1]]
         parts = [
             torch.ops.aten.convolution_backward(
                 gi, xi, wi, sizes, stride, padding, dilation, False, nothing, groups, wanted
             )
-            for gi, xi, wi in zip(g.unbind(), x.unbind(), weight.unbind(), strict=True)
+            for gi, xi, wi in zip(_on_lines(g), _on_lines(x), weight.unbind(), strict=True)
         ]
         found = [
             torch.stack([part[i] for part in parts]) if want else None
             for i, want in enumerate(wanted)
         ]
-        return found[0], found[1], found[2], None
+        return of_x if of_x is not None else found[0], found[1], found[2], None
 
 
-SIMPLE = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity)
+def _on_lines(stack: Tensor) -> list[Tensor]:
+    """Return each device's part, copied where it does not begin on a line."""
+    return [part.clone() if part.data_ptr() % (4 * LINE) else part for part in stack.unbind()]
+
+
+class Sigmoid(nn.Sigmoid, Stackable):
+    """``nn.Sigmoid``, also in a stack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``1 / (1 + exp(-x))`` of each value."""
+        if not _in_stack.get():
+            return super().forward(x)
+        out: Tensor = _Sigmoid.apply(x)
+        return out
+
+
+class _Sigmoid(torch.autograd.Function):
+    """A sigmoid of equal bits wherever a value lies: at the end of a tensor torch's own differs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.exp(-x).add_(1).reciprocal_()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        found: Tensor = torch.ops.aten.sigmoid_backward(g, *ctx.saved_tensors)
+        return found
+
+
+SIMPLE = (nn.ReLU, nn.Tanh, nn.Identity)
 """Layers of torch that compute in a stack: each value by itself."""
 
 
@@ -281,10 +343,6 @@ def stackable(module: nn.Module) -> bool:
     if isinstance(module, nn.Flatten):
         return module.start_dim < 0
     return isinstance(module, Stackable) or type(module) in SIMPLE
-
-
-_in_stack: ContextVar[bool] = ContextVar("_in_stack", default=False)
-"""Whether parameters of a stack stand in for those of the modules that are called."""
 
 
 class StandIns:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,8 @@ class TwoProjectorClassifier(ModalityModel):
 
     def fuse(self, projections: Projections) -> Tensor:
         """Classify from the modalities in ``projections``: ``[batch, classes]``."""
-        missing = torch.stack(list(projections.infiltration.values())).mean(dim=0)
+        infiltration = projections.infiltration.values()
+        missing = reduce(torch.add, infiltration) / len(infiltration)
         if not self.fill:
             missing = torch.zeros_like(missing)
         own = projections.own

@@ -49,13 +49,13 @@ def test_it_counts_as_torch_does(config: dict[str, str]) -> None:
     learner.before_training(Plan(2, 1), {})
     batch = next(iter(learner.batches(1)))
     with FlopCounter() as counter:
-        learner.local_loss(batch).backward()
+        learner.loss_of(batch).backward()
     for encoder in learner.encoders().values():
         for name, module in encoder.named_modules():
             if isinstance(module, AveragePool):
                 encoder.set_submodule(name, nn.AdaptiveAvgPool2d(module.size))
     with FlopCounterMode(display=False) as theirs:
-        learner.local_loss(batch).backward()
+        learner.loss_of(batch).backward()
     assert counter.flops == theirs.get_total_flops() > 0
 
 

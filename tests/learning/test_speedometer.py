@@ -5,6 +5,8 @@ import torch
 from helpers import FAST, make_learner
 from torch import nn
 
+from flwr_dmml.learning.balance import LocalPhase
+from flwr_dmml.learning.optimisers import Iteration
 from flwr_dmml.learning.speedometer import SPEEDS, Speedometer
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.flat import Flat
@@ -24,10 +26,53 @@ def test_speed_by_hand():
     meter = Speedometer(flat, {"audio": encoder}, "conditional")
     odometer = meter.odometer(flat.rows)
     gradient = torch.tensor([[1.0, 2.0]])
-    odometer.before_step(gradient, ["audio"])
-    flat.rows.sub_(0.5 * gradient)
-    odometer.after_step(["audio"])
-    assert meter.take(odometer.phases(0, meter.start)) == pytest.approx({"speed.audio": 0.2})
+    iteration = Iteration(flat.rows, flat.parameters, gradients={0: gradient[None]})
+    odometer.before_step(iteration, ["audio"])
+    flat.vector.sub_(0.5 * gradient[0])
+    odometer.after_step(iteration, ["audio"])
+    (phases,) = odometer.phases([meter.start])
+    assert phases["audio"].iterations == 1
+    assert meter.take(phases) == pytest.approx({"speed.audio": 0.2})
+
+
+@pytest.mark.parametrize("metric", ["relative", "path", "conditional"])
+def test_devices_of_a_stack_are_measured_each_by_itself(metric: str):
+    """Audio and image of all, the image of devices 0 and 2, and both of device 2."""
+    start, steps = torch.randn(3, 16), torch.randn(3, 3, 16)
+    turns = [([0, 1, 2], ["audio", "image"]), ([0, 2], ["image"]), ([2], ["audio", "image"])]
+
+    def measured(devices: list[int]) -> list[dict[str, LocalPhase]]:
+        encoders: dict[str, nn.Module] = {"audio": nn.Linear(3, 2), "image": nn.Linear(2, 1)}
+        flat, x = Flat(encoders), start[devices].clone()
+        meter = Speedometer(flat, encoders, metric)
+        odometer = meter.odometer(x)
+        for step, (those, modalities) in zip(steps, turns, strict=True):
+            rows = [at for at, k in enumerate(devices) if k in those]
+            g = step[[devices[at] for at in rows]]
+            own, every = x[rows], rows == list(range(len(devices)))
+            iteration = Iteration(
+                x if every else own,
+                [],
+                None if every else torch.tensor(rows),
+                dict(enumerate(flat.views(g))),
+            )
+            if rows:
+                odometer.before_step(iteration, modalities)
+                iteration.x -= 0.1 * g
+                iteration.put(x, iteration.x)
+                odometer.after_step(iteration, modalities)
+        return odometer.phases([meter.start] * len(devices))
+
+    together = measured([0, 1, 2])
+    counts = [(each["audio"].iterations, each["image"].iterations) for each in together]
+    assert counts == [(1, 2), (1, 1), (2, 3)]
+    for k, phases in enumerate(together):
+        (alone,) = measured([k])
+        for m, phase in alone.items():
+            other = phases[m]
+            assert phase.gradient_ratio == other.gradient_ratio
+            assert phase.path_length == other.path_length
+            assert torch.equal(phase.after, other.after)
 
 
 def meter_of(**encoders: nn.Module) -> tuple[Flat, Speedometer]:
@@ -41,9 +86,11 @@ def _speedometer_at_a_fifth() -> Speedometer:
     encoder.weight.data = torch.tensor([[3.0, 4.0]])
     flat, meter = meter_of(audio=encoder, image=nn.Linear(2, 1))
     odometer = meter.odometer(flat.rows)
-    odometer.before_step(torch.tensor([[1.0, 2.0, 0.0, 0.0, 0.0]]), ["audio"])
-    odometer.after_step(["audio"])
-    meter.take(odometer.phases(0, meter.start))
+    gradients = {0: torch.tensor([[[1.0, 2.0]]])}
+    iteration = Iteration(flat.rows, flat.parameters, gradients=gradients)
+    odometer.before_step(iteration, ["audio"])
+    odometer.after_step(iteration, ["audio"])
+    meter.take(odometer.phases([meter.start])[0])
     return meter
 
 

@@ -203,7 +203,7 @@ def test_ensemble_loss_by_hand() -> None:
 
     The loss is 1/4 ln(4/3) + 3/4 ln 2.
     """
-    logits = torch.tensor([[[log(3), 0.0]], [[0.0, 0.0]]])
+    logits = torch.tensor([[[log(3), 0.0], [0.0, 0.0]]])  # [batch, heads, classes]
     weights = torch.tensor([[0.25, 0.0], [0.75, 0.0]])
     loss = ensemble_loss(logits, torch.tensor([0]), weights)
     assert loss.item() == pytest.approx(0.25 * log(4 / 3) + 0.75 * log(2), rel=1e-6)
@@ -212,12 +212,12 @@ def test_ensemble_loss_by_hand() -> None:
 @settings(deadline=None, max_examples=30)
 @given(SEEDS, st.integers(1, 4), st.integers(1, 6))
 def test_ensemble_loss_is_a_loop_over_samples_and_heads(seed: int, heads: int, batch: int) -> None:
-    logits, weights = normal(seed, heads, batch, 3), normal(seed, heads, 3).abs()
+    logits, weights = normal(seed, batch, heads, 3), normal(seed, heads, 3).abs()
     labels = torch.randint(3, (batch,), generator=torch.Generator().manual_seed(seed))
     total = torch.tensor(0.0)
     for i in range(batch):
         for j in range(heads):
-            cross_entropy = F.cross_entropy(logits[j, i : i + 1], labels[i : i + 1])
+            cross_entropy = F.cross_entropy(logits[i, j : j + 1], labels[i : i + 1])
             total = total + weights[j, labels[i]] * cross_entropy
     torch.testing.assert_close(ensemble_loss(logits, labels, weights), total / batch)
 
@@ -228,7 +228,7 @@ def test_a_head_without_weight_for_the_class_does_not_matter() -> None:
     weights = label_weights(torch.tensor([0.5, 0.5]), torch.tensor([[5.0, 0.0], [5.0, 5.0]]))
     logits = normal(0, 2, 2, 2)
     other = logits.clone()
-    other[0, 1] = torch.tensor([1e4, -1e4])  # head 1 on the feature of class 1
+    other[1, 0] = torch.tensor([1e4, -1e4])  # head 1 on the feature of class 1
     assert ensemble_loss(other, labels, weights) == ensemble_loss(logits, labels, weights)
     other[0, 0] += torch.tensor([1.0, -1.0])  # head 1 on the feature of class 0, which it knows
     assert ensemble_loss(other, labels, weights) < ensemble_loss(logits, labels, weights)

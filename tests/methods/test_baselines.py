@@ -28,7 +28,7 @@ def learner_of(method: str, node: int = 0, **options: Any) -> Learner:
 
 def batch_for(learner: Learner) -> Batch:
     samples = learner.train_data.subset(torch.arange(8))
-    return Batch(dict(samples.inputs), samples.labels)
+    return Batch(dict(samples.inputs), samples.labels, given=learner.fixed())
 
 
 def prepared(learner: Learner, server_round: int = 2) -> Learner:
@@ -141,7 +141,7 @@ def test_the_gradient_of_the_proximal_term_by_hand():
             w += 2
     for w in audio.parameters():
         w.grad = torch.full_like(w, 3.0)
-    learner.modulate(("audio",))
+    learner.modulate(("audio",), batch_for(learner))
     assert all(torch.allclose(w.grad, torch.tensor(4.0), atol=1e-6) for w in audio.parameters())
     assert all(w.grad is None for w in image.parameters())
 
@@ -157,7 +157,7 @@ def test_the_proximal_term_is_the_gradient_of_half_mu_times_the_squared_distance
     expected = [w.grad.clone() for w in learner.trained_parameters()]
     for w in learner.trained_parameters():
         w.grad = torch.zeros_like(w)
-    learner.modulate(("audio", "image"))
+    learner.modulate(("audio", "image"), batch_for(learner))
     for w, gradient in zip(learner.trained_parameters(), expected, strict=True):
         assert torch.allclose(w.grad, gradient, atol=1e-6)
 

@@ -40,7 +40,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
         expected = expected + 0.7 / 2 * F.cross_entropy(logits, batch.labels)
         expected = expected + 0.2 / 2 * orthogonality_loss(f.common[m], f.specific[m])
     expected = expected + 0.4 * similarity_loss(list(f.common.values()))
-    assert torch.allclose(learner.local_loss(batch), expected, atol=1e-6)
+    assert torch.allclose(learner.loss_of(batch), expected, atol=1e-6)
 
 
 def test_guidance_starts_in_round_two_and_decays():
@@ -60,7 +60,7 @@ def test_guidance_adds_both_generator_terms():
     learner.server_round = 2
     learner.before_training(Plan(2, 1), {})
     batch = _batch(learner)
-    loss = learner.local_loss(batch)
+    loss = learner.loss_of(batch)
 
     learner.before_training(Plan(2, 1), {})  # the same random stream once more
     model, rng = learner.model, learner._rng
@@ -81,7 +81,7 @@ def test_training_the_model_leaves_the_generator_alone():
     learner = _learner()
     learner.server_round = 2
     learner.before_training(Plan(2, 1), {})
-    learner.local_loss(_batch(learner)).backward()
+    learner.loss_of(_batch(learner)).backward()
     assert all(p.grad is None for p in learner.generator.parameters())
     assert learner.model.head_common.weight.grad is not None
 
@@ -102,7 +102,7 @@ def test_each_ingredient_can_be_switched_off():
     plain.before_training(Plan(5, 1), {})
     batch = _batch(plain)
     expected = F.cross_entropy(plain.model(batch.inputs), batch.labels)
-    assert torch.equal(plain.local_loss(batch), expected)
+    assert torch.equal(plain.loss_of(batch), expected)
 
 
 def test_a_generator_that_is_not_gossiped_stays_at_home_and_is_kept():
@@ -223,7 +223,9 @@ def test_the_neighbours_heads_teach_the_generator_what_they_know():
 def test_the_generator_is_asked_for_labels_that_somebody_near_holds():
     learner = _learner(generator_steps=5)
     asked: set[int] = set()
-    learner.generator.register_forward_pre_hook(lambda _, inputs: asked.update(inputs[0].tolist()))
+    learner.generator.register_forward_pre_hook(
+        lambda _, inputs: asked.update(inputs[0].flatten().tolist())
+    )
     _taught_by(learner, [3], [7], flatten(learner.model.head_common))
     assert asked == {3, 7}
 

@@ -43,7 +43,13 @@ def begun(learner: FedCmi, server_round: int = 2) -> FedCmi:
 
 def first(learner: FedCmi, count: int = 16) -> Batch:
     rows = learner.train_data.subset(torch.arange(count))
-    return Batch(dict(rows.inputs), rows.labels)
+    return Batch(dict(rows.inputs), rows.labels, given=learner.fixed())
+
+
+def leading(learner: FedCmi, p: Projections, labels: Tensor) -> str:
+    """Return the modality that is ahead."""
+    (d,) = (m for m, leads in learner.dominant(p, labels).items() if bool(leads))
+    return d
 
 
 # Temperatures and the loss
@@ -185,8 +191,17 @@ def test_dominance_is_decided_by_the_summed_true_class_probability():
         "audio": torch.log(torch.tensor([[0.9, 0.1], [0.8, 0.2]])),
         "image": torch.log(torch.tensor([[0.6, 0.4], [0.4, 0.6]])),
     }
-    assert learner.dominant(Projections(own, own), torch.tensor([0, 1])) == "image"
-    assert learner.dominant(Projections(own, own), torch.tensor([0, 0])) == "audio"  # 1.7, 1.0
+    p, labels = Projections(own, own), torch.tensor([[0, 1], [0, 0]])
+    assert leading(learner, p, labels[0]) == "image"
+    assert leading(learner, p, labels[1]) == "audio"  # 1.7, 1.0
+    twice = {m: torch.stack([x, x]) for m, x in own.items()}
+    of_both = learner.dominant(Projections(twice, twice), labels)  # of two devices
+    assert {m: x.tolist() for m, x in of_both.items()} == {
+        "audio": [False, True],
+        "image": [True, False],
+    }
+    equal = dict.fromkeys(own, own["audio"])
+    assert leading(learner, Projections(equal, equal), labels[0]) == "audio"
 
 
 def test_the_loss_is_the_sum_of_its_terms():
@@ -196,20 +211,20 @@ def test_the_loss_is_the_sum_of_its_terms():
     y, p = batch.labels, learner.model.encode(batch.inputs)
     fused = F.cross_entropy(learner.model.fuse(p), y)
     heads = sum(F.cross_entropy(learner.model.head(m, z), y) for m, z in p.own.items())
-    d = learner.dominant(p, y)
+    d = leading(learner, p, y)
     (m,) = {"audio", "image"} - {d}
     teacher = learner.model.head(d, p.own[d])  # the frozen model is still the current one
     t = learner._temperatures[frozenset(("audio", "image"))][y]
     infiltration = infiltration_loss(learner.model.head(m, p.infiltration[m]), teacher, t)
     expected = float((fused + 2 * heads + 3 * infiltration).detach())
-    assert float(learner.local_loss(batch).detach()) == pytest.approx(expected, rel=1e-6)
+    assert float(learner.loss_of(batch).detach()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_only_the_weak_modalitys_infiltration_projector_and_encoder_are_taught():
     learner = begun(learner_of(BOTH, head_weight=0.0))
     batch = first(learner)
     p = learner.model.encode(batch.inputs)
-    d = learner.dominant(p, batch.labels)
+    d = leading(learner, p, batch.labels)
     learner._infiltration(batch, p).backward()
     (m,) = {"audio", "image"} - {d}
     moved = {n for n, x in learner.model.named_parameters() if x.grad is not None and x.grad.any()}
@@ -226,9 +241,9 @@ def test_one_sensor_trains_its_head_on_both_projections_unless_told_as_in_the_co
     fused = F.cross_entropy(learner.model.fuse(p), batch.labels)
     both = [learner.model.head("audio", z["audio"]) for z in (p.own, p.infiltration)]
     heads = sum(F.cross_entropy(logits, batch.labels) for logits in both)
-    assert learner.local_loss(batch).item() == pytest.approx((fused + heads).item(), rel=1e-6)
+    assert learner.loss_of(batch).item() == pytest.approx((fused + heads).item(), rel=1e-6)
     code = begun(learner_of(MIXED, uni_modal_heads=False))
-    assert code.local_loss(batch).item() == pytest.approx(fused.item(), rel=1e-6)
+    assert code.loss_of(batch).item() == pytest.approx(fused.item(), rel=1e-6)
 
 
 def test_the_temperatures_compare_true_class_probabilities_by_class():
@@ -280,9 +295,9 @@ def test_the_proximal_term_pulls_what_is_trained_back_to_the_mixed_model():
     with torch.no_grad():
         for w in learner.model.parameters():
             w += 0.1
-    learner.local_loss(first(learner).only(["audio"])).backward()
+    learner.loss_of(first(learner).only(["audio"])).backward()
     before = {n: w.grad.clone() for n, w in learner.model.named_parameters() if w.grad is not None}
-    learner.modulate(("audio",))
+    learner.modulate(("audio",), first(learner))
     for name, w in learner.model.named_parameters():
         assert (w.grad is None) == (name not in before) == (".image." in name)
         if w.grad is not None:
@@ -293,7 +308,7 @@ def test_features_infiltrate_by_their_mean_squared_difference():
     learner = begun(learner_of(BOTH, infiltrate="features"))
     batch = first(learner)
     p = learner.model.encode(batch.inputs)
-    d = learner.dominant(p, batch.labels)
+    d = leading(learner, p, batch.labels)
     (m,) = {"audio", "image"} - {d}
     expected = ((p.infiltration[m] - p.own[d]) ** 2).mean()
     assert learner._infiltration(batch, p).item() == pytest.approx(expected.item(), rel=1e-6)

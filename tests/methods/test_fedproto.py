@@ -74,13 +74,13 @@ def test_the_distance_to_the_prototypes_by_hand():
     image = torch.tensor([[3.0, 0.0, 0.0], [9.0, 9.0, 0.0]])
     batch = Batch({"audio": audio, "image": image}, torch.tensor([0, 1]))
     task = learner.task_loss(learner.model.encode(batch.inputs), batch.labels)
-    assert (learner.local_loss(batch) - task).item() == pytest.approx(1.0, abs=1e-5)
+    assert (learner.loss_of(batch) - task).item() == pytest.approx(1.0, abs=1e-5)
     alone = batch.only(["audio"])  # 4 of audio, over two samples
     task = learner.task_loss(learner.model.encode(alone.inputs), alone.labels)
-    assert (learner.local_loss(alone) - task).item() == pytest.approx(1.0, abs=1e-5)
+    assert (learner.loss_of(alone) - task).item() == pytest.approx(1.0, abs=1e-5)
     only = Batch({"image": torch.tensor([[1.0, 3.0, 0.0]])}, torch.tensor([0]))  # 9
     task = learner.task_loss(learner.model.encode(only.inputs), only.labels)
-    assert (learner.local_loss(only) - task).item() == pytest.approx(4.5, abs=1e-5)
+    assert (learner.loss_of(only) - task).item() == pytest.approx(4.5, abs=1e-5)
 
 
 def test_prototypes_are_the_mean_common_features_of_the_own_samples():

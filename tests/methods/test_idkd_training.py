@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from flwr_dmml.clients import Batch, Idkd, Kd, Learner
 from flwr_dmml.data import PublicSet, load_public
 from flwr_dmml.learning.batch import draw_indices, mean_over
+from flwr_dmml.learning.optimisers import Iteration
 from flwr_dmml.methods import kd as kd_module
 from flwr_dmml.methods.teaching import logits_of
 from flwr_dmml.payload.plan import Outcome, Payload, Plan
@@ -85,14 +86,18 @@ def test_no_row_at_all_steps_nothing(momentum: float):
     """Not even by momentum and weight decay: the iteration has nothing to say."""
     learner: Kd = echo(Kd, {"a": [[0.0, 0.0]]}, momentum=momentum, weight_decay=0.1)
     batch = both(NOTHING, [], PUBLIC_ROWS, [[0.25, 0.75], [0.5, 0.5]]).only(["b"])
-    local = learner.local_steps(Plan(1, 1), learner.flat.parameters, learner.flat.rows)
+    flat = learner.flat
+    local = learner.local_steps([learner], Plan(1, 1), flat.rows)
+    iteration = Iteration(flat.rows, flat.parameters)
     loss = mean_over(batch, learner.local_loss)
     assert loss.item() == 0.0
-    local.take(torch.autograd.grad(loss, local.trained, allow_unused=True))
-    local.settle()
-    local.step()
+    gradients = torch.autograd.grad(loss, flat.parameters, allow_unused=True)
+    local.take(iteration, gradients)
+    local.clip(iteration)
+    local.step(iteration)
+    assert gradients == (None,) and iteration.gradients == {}
     assert float(learner.model.scale.detach()) == 1.0
-    assert local.taken.tolist() == [0]
+    assert local.taken.tolist() == [[0]]
 
 
 def test_one_hot_soft_labels_are_hard_labels():
@@ -114,14 +119,12 @@ def test_one_hot_soft_labels_are_hard_labels():
 
 
 def drawn(learner: Learner, iterations: int) -> list[tuple[list[float], list[float]]]:
-    """Return (row, target) of all that is drawn, own and public; hard labels as one number."""
+    """Return (row, target) of all that is drawn, own and public."""
     rows: list[tuple[list[float], list[float]]] = []
     for batch in learner.batches(iterations):
-        assert len(batch.others) == 1
-        assert len(batch.labels) + len(batch.others[0].labels) == learner.settings.batch_size
+        assert batch.others == () and batch.labels.dtype == torch.float32
+        assert len(batch.labels) == learner.settings.batch_size
         for x, y in zip(batch.inputs["a"], batch.labels, strict=True):
-            rows.append((x.tolist(), [float(y)]))
-        for x, y in zip(batch.others[0].inputs["a"], batch.others[0].labels, strict=True):
             rows.append((x.tolist(), y.tolist()))
     return rows
 
@@ -138,7 +141,8 @@ def test_a_pass_draws_every_own_and_every_labelled_row_once():
     inbox = {1: message(labels)}
     learner.run_round(Plan(2, 1, neighbours=(1,)), inbox)
     expected = [([float(k), 0.0], target) for k, target in labels.items()]
-    expected += [([10.0, 0.0], [0.0]), ([11.0, 0.0], [1.0]), ([12.0, 0.0], [0.0])]
+    of_class = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    expected += list(zip(own, of_class, strict=True))
     learner.server_round = 3
     assert sorted(drawn(learner, 3)) == sorted(expected)
     assert sorted(drawn(learner, 6)) == sorted(expected * 2)
@@ -194,7 +198,7 @@ def test_dropout_and_such_are_off_for_labels_and_on_for_training():
     learner = on_digits(method="idkd")
     modes: list[tuple[int, bool]] = []
     learner.model.register_forward_pre_hook(
-        lambda model, inputs: modes.append((len(inputs[0]["image"]), model.training))
+        lambda model, inputs: modes.append((inputs[0]["image"].shape[-4], model.training))
     )
     label(learner)
     assert modes == [(60, False), (4, False), (16, True), (16, True)]
@@ -216,7 +220,7 @@ def test_labels_cross_the_modality_gap():
     assert set(labels) == set(sent(there)) | set(sent(own))
     assert all(labels[i] == pytest.approx(sent(there)[i], abs=1e-3) for i in only_camera)
     (batch,) = microphone.batches(1)
-    assert len(batch.others) == 1 and set(batch.others[0].inputs) == {"audio"}
+    assert batch.others == () and set(batch.inputs) == {"audio"} and microphone.stacks_now()
 
 
 def test_a_device_that_sends_nothing_is_taught_by_the_one_that_does(
@@ -256,6 +260,7 @@ def test_a_public_set_without_one_of_the_modalities(
     outcome = learner.run_round(Plan(2, 6, evaluate=True), {})
     assert 0 < outcome.metrics["train.loss"] < 10 and set(taught(learner) or {}) == set(found)
     assert outcome.metrics["train.iterations"] == (12 if stagger else 6)
+    assert not learner.stacks_now(), "own rows have both modalities, public ones the image"
     for batch in learner.batches(3):
         assert len(batch.others) == 1
         assert set(batch.others[0].inputs) == {"image"} and set(batch.inputs) == {"audio", "image"}

@@ -1,6 +1,7 @@
 """Baselines that balance the modalities of a device: OGM-GE, the greedy learner, ModDrop."""
 
 from collections import Counter
+from dataclasses import replace
 from math import tanh
 from typing import Any
 
@@ -55,21 +56,34 @@ def modulated(learner: OgmGe, audio: float, image: float) -> dict[str, list[torc
     learner.task_loss(learner.model.encode(batch.inputs), batch.labels).backward()
     old = {f"{m}.old": gradients(learner, m) for m in BOTH}
     learner._scores = {"audio": [torch.full((8,), audio)], "image": [torch.full((8,), image)]}
-    learner.modulate(BOTH)
+    learner.modulate(BOTH, replace(batch, given=learner.draw(batch)))
     return old | {m: gradients(learner, m) for m in BOTH}
+
+
+def k_of(alpha: float, **scores: float) -> dict[str, float]:
+    found = coefficients({m: torch.tensor(s) for m, s in scores.items()}, alpha)
+    return {m: float(k) for m, k in found.items()}
 
 
 def test_the_coefficients_by_hand():
     """rho = 0.6 / 0.3 = 2: k = 1 - tanh(0.5 * 2). The other has rho = 1/2: k = 1."""
-    found = coefficients({"audio": 0.6, "image": 0.3}, alpha=0.5)
-    assert found == pytest.approx({"audio": 1 - tanh(1.0), "image": 1.0})
-    assert coefficients({"audio": 0.4, "image": 0.4}, alpha=0.5) == {"audio": 1.0, "image": 1.0}
-    assert coefficients({"audio": 0.6}, alpha=0.5) == {}
+    assert k_of(0.5, audio=0.6, image=0.3) == pytest.approx({"audio": 1 - tanh(1.0), "image": 1.0})
+    assert k_of(0.5, audio=0.4, image=0.4) == {"audio": 1.0, "image": 1.0}
+    assert k_of(0.5, audio=0.6) == {}
+
+
+def test_the_coefficients_of_devices_in_a_stack_are_their_own():
+    """Device 0 as above, device 1 the other way round, device 2 in balance."""
+    scores = {"audio": torch.tensor([0.6, 0.3, 0.4]), "image": torch.tensor([0.3, 0.6, 0.4])}
+    found = {m: k.tolist() for m, k in coefficients(scores, alpha=0.5).items()}
+    k = 1 - tanh(1.0)
+    assert found["audio"] == pytest.approx([k, 1.0, 1.0])
+    assert found["image"] == pytest.approx([1.0, k, 1.0])
 
 
 def test_more_than_two_modalities_stand_against_the_mean_of_the_others():
     """0.6 against (0.3 + 0.1) / 2: rho = 3. 0.3 against 0.35 and 0.1 against 0.45 are behind."""
-    found = coefficients({"a": 0.6, "b": 0.3, "c": 0.1}, alpha=0.2)
+    found = k_of(0.2, a=0.6, b=0.3, c=0.1)
     assert found == pytest.approx({"a": 1 - tanh(0.6), "b": 1.0, "c": 1.0})
 
 
@@ -81,14 +95,17 @@ def test_the_encoder_that_is_ahead_gets_smaller_gradients():
 
 
 def test_the_noise_has_the_deviation_of_the_gradient_and_hits_convolutions_only():
-    """(g' - k g) / std(g) is what the round's generator draws, in the order of the weights."""
+    """(g' - k g) / std(g) is what the round's generator draws: first audio's, then the image's."""
     learner = ogm(alpha=0.5)
     found = modulated(learner, audio=0.3, image=0.6)
     rng, k, convolutions = learner.rng("noise"), 1 - tanh(1.0), 0
+    sizes = {m: [w.numel() for w in found[m] if w.dim() == 4] for m in BOTH}
+    drawn = torch.randn(sum(map(sum, sizes.values())), generator=rng)[sum(sizes["audio"]) :]
     for new, old in zip(found["image"], found["image.old"], strict=True):
         noise = (new - k * old) / old.std(correction=0)
         if new.dim() == 4:
-            assert torch.allclose(noise, torch.randn(new.shape, generator=rng), atol=1e-3)
+            own, drawn = drawn[: new.numel()], drawn[new.numel() :]
+            assert torch.allclose(noise, own.view(new.shape), atol=1e-3)
             convolutions += 1
         else:
             assert float(noise.abs().max()) < 1e-3
@@ -141,7 +158,7 @@ def test_rows_with_one_modality_have_no_say_and_scores_end_with_the_iteration():
     learner.local_loss(batch)
     learner.local_loss(batch)
     assert [len(true) for true in learner._scores["image"]] == [8, 8]
-    learner.modulate(BOTH)
+    learner.modulate(BOTH, replace(batch, given=learner.draw(batch)))
     assert learner._scores == {}
 
 
@@ -158,15 +175,23 @@ def greedy(server_round: int = 2, **options: Any) -> Greedy:
     return learner
 
 
+def modulate(learner: Greedy, *modalities: str) -> set[str]:
+    """Modulate as an iteration does, and keep what it brings up to date; return who steps."""
+    running = {name: value.clone() for name, value in learner.running().items()}
+    batch = replace(batch_for(learner), given=running)
+    resting = learner.modulate(modalities, batch)
+    learner.memory |= running
+    assert set(resting) <= {f"encoder.{m}" for m in modalities}
+    rest = {name.removeprefix("encoder.") for name, rests in resting.items() if bool(rests)}
+    return set(learner.partition.modalities) - rest
+
+
 def iterate(learner: Greedy, audio: float, image: float, *modalities: str) -> set[str]:
-    """Give every weight of an encoder this gradient; return who keeps its gradients."""
+    """Give every weight of an encoder this gradient; return whose encoder does not rest."""
     for m, value in (("audio", audio), ("image", image)):
         for w in learner.encoders()[m].parameters():
             w.grad = torch.full_like(w, value)
-    learner.modulate(modalities or BOTH)
-    kept = {m: [w.grad is not None for w in learner.encoders()[m].parameters()] for m in BOTH}
-    assert all(len(set(grads)) == 1 for grads in kept.values())
-    return {m for m, grads in kept.items() if grads[0]}
+    return modulate(learner, *(modalities or BOTH))
 
 
 def speeds(learner: Greedy) -> list[float]:
@@ -223,8 +248,7 @@ def test_of_three_modalities_all_but_the_slowest_wait():
             for w in learner.encoders()[m].parameters():
                 w.data.fill_(1.0)
                 w.grad = torch.full_like(w, value)
-        learner.modulate(("a", "b", "c"))
-        return {m for m, e in learner.encoders().items() if next(e.parameters()).grad is not None}
+        return modulate(learner, *"abc")
 
     assert kept() == {"a", "b", "c"}
     assert kept() == {"a"}

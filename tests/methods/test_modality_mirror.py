@@ -105,7 +105,7 @@ ALONE = {"audio": (NONE, 2 * THREE), "image": (NONE, NONE)}
 
 def loss_of(device: Any, label: int, *modalities: str) -> float:
     inputs = {m: torch.zeros(1, *SENSORS[m].shape) for m in modalities}
-    return float(device.local_loss(Batch(inputs, torch.tensor([label]))).detach())
+    return float(device.loss_of(Batch(inputs, torch.tensor([label]))).detach())
 
 
 def test_uni_modal_and_fusion_losses_by_hand() -> None:
@@ -147,9 +147,9 @@ def test_the_student_s_loss_by_hand(lam: float, expected: float) -> None:
     device.before_training(plan, {})
     (batch,) = device.batches(1)
     assert batch.labels.tolist() == [0, 0]  # a sample is drawn again: positions, not classes
-    found = device.local_loss(batch.only(["audio"]))
+    found = device.loss_of(batch.only(["audio"]))
     assert float(found.detach()) == pytest.approx(expected, abs=1e-5)
-    others = device.local_loss(batch.only(["image"]))  # its own loss, where it is asked for
+    others = device.loss_of(batch.only(["image"]))  # its own loss, where it is asked for
     assert float(others.detach()) == pytest.approx(log(2))
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers import FAST, make_learner
 from helpers_staged import Records, numbers, run, same, watching
-from torch.utils.flop_counter import FlopCounterMode
 
 from flwr_dmml.clients import ModalityMirror
 from flwr_dmml.energy.costs import Work
+from flwr_dmml.learning.flops import FlopCounter
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.payload.plan import Plan
 
@@ -62,10 +62,10 @@ def test_an_iteration_takes_what_is_billed_for_it(phase: str) -> None:
     device.before_training(plan, {})
     trained = device.options.trained(phase, ("audio", "image"))  # type: ignore[attr-defined]
     batch = next(iter(device.batches(1))).only(trained)
-    with FlopCounterMode(display=False) as counter:
-        device.local_loss(batch).backward()
+    with FlopCounter() as counter:
+        device.loss_of(batch).backward()
     billed = work.solo["audio"] if phase == "distil" else work.joint
-    assert counter.get_total_flops() == billed
+    assert counter.flops == billed
 
 
 # Runs: devices 0 and 3 hear, 1 and 4 see, 2 and 5 do both; stages of 3, 1 and 2 rounds

@@ -18,7 +18,7 @@ from flwr_dmml.models import (
     GeneratorTraining,
     draw_labels,
     make_encoder,
-    train_generator,
+    train_generators,
 )
 from flwr_dmml.payload.blocks import check_mixable, flatten, num_parameters
 
@@ -349,6 +349,12 @@ def prototype_head(classes: int = 4, common_dim: int = 6) -> nn.Linear:
     return head.requires_grad_(False)
 
 
+def heads_of(*heads: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return the weights and biases of the heads that one device hears."""
+    weights, biases = ([getattr(h, name) for h in heads] for name in ("weight", "bias"))
+    return torch.stack(weights)[None], torch.stack(biases)[None]
+
+
 def test_a_generator_learns_what_a_head_recognises_without_collapsing() -> None:
     """Features of a class stay apart, and further apart than without the diversity loss."""
     head, labels = prototype_head(), torch.arange(4).repeat_interleave(50)
@@ -356,13 +362,13 @@ def test_a_generator_learns_what_a_head_recognises_without_collapsing() -> None:
 
     def features_after(steps: int, diversity_weight: float = 1.0) -> Tensor:
         generator = Generator(4, 6, noise_dim=8, hidden_dim=32)
-        train_generator(
-            generator,
-            lambda features: head(features)[None],
-            label_weights=torch.ones(1, 4),
-            label_distribution=torch.full((4,), 0.25),
+        train_generators(
+            [generator],
+            heads_of(head),
+            label_weights=torch.ones(1, 1, 4),
+            label_distributions=[torch.full((4,), 0.25)],
             how=GeneratorTraining(steps, learning_rate=5e-3, diversity_weight=diversity_weight),
-            rng=rng(),
+            rngs=[rng()],
         )
         return generator(labels, noise).detach()
 
@@ -389,13 +395,13 @@ def test_a_generator_follows_the_head_that_knows_the_class() -> None:
     counts = torch.tensor([[10.0, 10, 0, 0], [0, 0, 10, 10]])
     mixing = torch.tensor([0.5, 0.5])
     generator = Generator(4, 6, noise_dim=8, hidden_dim=32)
-    train_generator(
-        generator,
-        lambda features: torch.stack([one(features), two(features)]),
-        label_weights(mixing, counts),
-        sampling_distribution(mixing, counts),
+    train_generators(
+        [generator],
+        heads_of(one, two),
+        label_weights(mixing, counts)[None],
+        [sampling_distribution(mixing, counts)],
         GeneratorTraining(steps=150, learning_rate=5e-3),
-        rng(),
+        [rng()],
     )
     for head, known in ((one, (0, 1)), (two, (2, 3))):
         labels = torch.tensor(known).repeat_interleave(50)
@@ -409,16 +415,41 @@ def test_training_a_generator_touches_nothing_else() -> None:
     trained = []
     for _ in range(2):
         generator = Generator(4, 6)
-        train_generator(
-            generator,
-            lambda features: head(features)[None],
-            torch.ones(1, 4),
-            torch.full((4,), 0.25),
+        train_generators(
+            [generator],
+            heads_of(head),
+            torch.ones(1, 1, 4),
+            [torch.full((4,), 0.25)],
             GeneratorTraining(steps=3),
-            rng(5),
+            [rng(5)],
         )
         trained.append(flatten(generator))
     assert torch.equal(trained[0], trained[1])
     assert not torch.equal(trained[0], flatten(Generator(4, 6)))
     assert torch.equal(flatten(head), before)
     assert head.weight.grad is None
+
+
+def test_generators_that_are_trained_together_are_those_trained_alone() -> None:
+    """To the last bit: three devices, each with heads, labels and draws of its own."""
+    heads = [torch.randn(3, 2, 4, 6, generator=rng(1)), torch.randn(3, 2, 4, generator=rng(2))]
+    omega = torch.rand(3, 2, 4, generator=rng(3))
+    near = list(torch.rand(3, 4, generator=rng(4)))
+    how = GeneratorTraining(steps=4, batch_size=7)
+
+    def trained(devices: list[int]) -> list[Tensor]:
+        generators = [Generator(4, 6, noise_dim=5, hidden_dim=9, seed=k) for k in devices]
+        train_generators(
+            generators,
+            (heads[0][devices], heads[1][devices]),
+            omega[devices],
+            [near[k] for k in devices],
+            how,
+            [rng(10 + k) for k in devices],
+        )
+        return [flatten(generator) for generator in generators]
+
+    together = trained([0, 1, 2])
+    for k in range(3):
+        assert torch.equal(trained([k])[0], together[k])
+    assert torch.equal(trained([2, 0])[1], together[0])

@@ -1,15 +1,18 @@
 """Flat vectors: parameters as views of a row, steps on rows, and what neighbours send."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
+from helpers import FAST, make_learner
 from torch import Tensor, nn
 
-from flwr_dmml.learning.optimisers import OPTIMIZER, STEPS, LocalSteps, StepRule
+from flwr_dmml.clients import Batch, Learner
+from flwr_dmml.learning.optimisers import OPTIMIZER, STEPS, Iteration, LocalSteps, StepRule
 from flwr_dmml.payload.flat import Flat, joined, part, stack
-from flwr_dmml.payload.plan import Inbox
+from flwr_dmml.payload.plan import Inbox, Plan
 from flwr_dmml.payload.received import received
 
 
@@ -54,7 +57,9 @@ def test_devices_come_together_in_one_matrix_and_stay_themselves() -> None:
     x = torch.randn(2, 4)
     outputs = [module["b"](module["a"](x)) for module in modules]
     matrix = stack(flats)
-    assert torch.equal(matrix, torch.stack(before)) and stack(flats) is matrix
+    assert torch.equal(matrix[:, :58], torch.stack(before)) and stack(flats) is matrix
+    assert matrix.shape == (3, 64) and matrix.data_ptr() % 64 == 0, "rows begin on a cache line"
+    assert not matrix[:, 58:].any()
     for module, output in zip(modules, outputs, strict=True):
         assert torch.equal(module["b"](module["a"](x)), output)
     matrix[1].zero_()
@@ -97,12 +102,45 @@ def gradients(module: nn.ModuleDict, i: int) -> list[Tensor | None]:
     return list(torch.autograd.grad(loss, list(module.parameters()), allow_unused=True))
 
 
+class Steps:
+    """Local steps of modules with one layout: a row each."""
+
+    def __init__(
+        self,
+        modules: Sequence[nn.ModuleDict],
+        how: dict[str, Any],
+        kept: Sequence[dict[str, Tensor]] = (),
+    ) -> None:
+        self.flats = [Flat(blocks(module)) for module in modules]
+        self.matrix = stack(self.flats)
+        count = range(len(self.flats[0].parameters))
+        rule = StepRule(0.1, **how)
+        self.local = LocalSteps(self.flats[0], self.matrix, count, rule, kept=kept)
+
+    def step(
+        self,
+        gradients: Sequence[list[Tensor | None]],
+        rows: list[int] | None = None,
+        resting: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """Step some rows, or all, by a module's gradients each."""
+        chosen = None if rows is None else torch.tensor(rows)
+        x = self.matrix if chosen is None else self.matrix[chosen]
+        iteration = Iteration(x, [], chosen)
+        columns = zip(*gradients, strict=True)
+        found = [None if c[0] is None else torch.stack(c) for c in columns]  # type: ignore[arg-type]
+        self.local.take(iteration, found)
+        self.local.clip(iteration)
+        for part_of in iteration.apart(resting or {}):
+            self.local.step(part_of)
+        assert torch.equal(iteration.x, x)
+        assert chosen is None or torch.equal(self.matrix[chosen], iteration.x)
+
+
 def steps_of(
     module: nn.ModuleDict, how: dict[str, Any], kept: dict[str, Tensor] | None = None
-) -> LocalSteps:
-    flat = Flat(blocks(module))
-    count = range(len(flat.parameters))
-    return LocalSteps(flat, flat.rows, flat.parameters, count, StepRule(0.1, **how), kept=kept)
+) -> Steps:
+    return Steps([module], how, [kept] if kept else [])
 
 
 def optimiser_of(module: nn.Module, how: dict[str, Any]) -> torch.optim.Optimizer:
@@ -117,12 +155,10 @@ def optimiser_of(module: nn.Module, how: dict[str, Any]) -> torch.optim.Optimize
 def test_steps_are_those_of_torch(how: dict[str, Any]) -> None:
     """What an iteration does not reach keeps its value and its momentum."""
     module, other = network(0), network(0)
-    local = steps_of(module, how)
+    steps = steps_of(module, how)
     theirs = optimiser_of(other, how)
     for i in range(6):
-        local.take(gradients(module, i))
-        local.settle()
-        local.step()
+        steps.step([gradients(module, i)])
         for p, g in zip(other.parameters(), gradients(other, i), strict=True):
             p.grad = g
         if most := how.get("clip_norm"):
@@ -130,82 +166,112 @@ def test_steps_are_those_of_torch(how: dict[str, Any]) -> None:
         theirs.step()
         for p, q in zip(module.parameters(), other.parameters(), strict=True):
             assert torch.allclose(p, q, atol=1e-6), i
-    assert local.taken.tolist() == [6, 6, 3, 3, 3]
-    local.end()
+    assert steps.local.taken.tolist() == [[6, 6, 3, 3, 3]]
     assert all(p.grad is None for p in module.parameters())
     kept = ["first", "second"] if "family" in how else ["momentum"] * ("momentum" in how)
     expected = {OPTIMIZER + name for name in kept} | ({STEPS} if "family" in how else set())
-    assert set(local.state(0)) == expected
+    assert set(steps.local.state(0)) == expected
 
 
 @pytest.mark.parametrize("how", HOW[1:], ids=str)
 def test_steps_go_on_from_what_was_kept(how: dict[str, Any]) -> None:
     """Six steps in one go are four, state out, state in, two more."""
     straight, broken = network(0), network(0)
-    local = steps_of(straight, how)
+    steps = steps_of(straight, how)
     for i in range(6):
-        local.take(gradients(straight, i))
-        local.settle()
-        local.step()
+        steps.step([gradients(straight, i)])
     kept: dict[str, Tensor] = {}
     for part_of in (range(4), range(4, 6)):
         again = steps_of(broken, how, kept)
         for i in part_of:
-            again.take(gradients(broken, i))
-            again.settle()
-            again.step()
-        kept = again.state(0)
+            again.step([gradients(broken, i)])
+        kept = again.local.state(0)
     for p, q in zip(straight.parameters(), broken.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
 def test_rows_step_as_one_by_one_to_the_last_bit(how: dict[str, Any]) -> None:
+    """All, then some: their steps are counted, and their moments kept, row by row."""
     alone, together = [network(k) for k in range(3)], [network(k) for k in range(3)]
     one_by_one = [steps_of(module, how) for module in alone]
-    flats = [Flat(blocks(module)) for module in together]
-    matrix = stack(flats)
-    leaves = [v.detach() for v in flats[0].views(matrix)]
-    local = LocalSteps(flats[0], matrix, leaves, range(5), StepRule(0.1, **how))
-    for i in range(4):
-        every = [gradients(module, i) for module in together]
-        columns: list[Any] = list(zip(*every, strict=True))
-        local.take([None if column[0] is None else torch.stack(column) for column in columns])
-        local.settle()
-        local.step()
-        for module, steps in zip(alone, one_by_one, strict=True):
-            steps.take(gradients(module, i))
-            steps.settle()
-            steps.step()
-    for flat, steps in zip(flats, one_by_one, strict=True):
-        assert torch.equal(flat.vector, steps.matrix[0])
+    every = Steps(together, how)
+    for i, rows in enumerate([None, None, [0, 2], [1], [2, 1], None]):
+        chosen = rows if rows is not None else [0, 1, 2]
+        every.step([gradients(together[k], i) for k in chosen], rows)
+        for k in chosen:
+            one_by_one[k].step([gradients(alone[k], i)])
+    for k, steps in enumerate(one_by_one):
+        assert torch.equal(every.matrix[k], steps.matrix[0])
+        assert torch.equal(every.local.taken[k], steps.local.taken[0])
+        kept, expected = every.local.state(k), steps.local.state(0)
+        assert kept.keys() == expected.keys()
+        assert all(torch.equal(kept[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("rows", [None, [0, 1, 2], [2, 0]], ids=str)
+def test_what_rests_on_a_device_is_as_if_the_loss_had_not_reached_it(
+    how: dict[str, Any], rows: list[int] | None
+) -> None:
+    """Device 0 lets both parameters of a rest, device 2 those of c: neither moves, nor its moments.
+
+    The others are stepped, to the last bit.
+    """
+    how = {key: value for key, value in how.items() if key != "clip_norm"}
+    alone, together = [network(k) for k in range(3)], [network(k) for k in range(3)]
+    one_by_one, every = [steps_of(module, how) for module in alone], Steps(together, how)
+    chosen = rows if rows is not None else [0, 1, 2]
+    rest = {0: {0, 1}, 1: set(), 2: {3, 4}}
+    for i in (1, 3):
+        if i == 1:  # there are moments, by then
+            every.step([gradients(module, i) for module in together])
+        else:
+            resting = {p: torch.tensor([p in rest[k] for k in chosen]) for p in (0, 1, 3, 4)}
+            every.step([gradients(together[k], i) for k in chosen], rows, resting)
+        for k in range(3) if i == 1 else chosen:
+            own = gradients(alone[k], i)
+            dropped = rest[k] if i == 3 else set()
+            one_by_one[k].step([[None if p in dropped else g for p, g in enumerate(own)]])
+    for k, steps in enumerate(one_by_one):
+        assert torch.equal(every.matrix[k], steps.matrix[0])
+        assert torch.equal(every.local.taken[k], steps.local.taken[0])
+        kept, expected = every.local.state(k), steps.local.state(0)
+        assert all(torch.equal(kept[name], value) for name, value in expected.items())
+
+
+class Changing(Learner):
+    """Replaces one gradient, drops another, changes a third."""
+
+    name = "changing"
+
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
+        """Change the gradients of the three layers of the common head and the image's."""
+        self.model.head_common.weight.grad = torch.ones_like(self.model.head_common.weight)
+        self.model.head_common.bias.grad = None
+        self.model.heads["image"].weight.grad.mul_(0)
 
 
 def test_a_method_may_change_replace_and_drop_gradients() -> None:
-    module = network(0)
-    local = steps_of(module, {})
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    local.take(gradients(module, 0))
-    weight, bias = module["a"][0].weight, module["a"][0].bias
-    weight.grad = torch.ones_like(weight)  # replaced
-    bias.grad = None  # dropped
-    module["b"].weight.grad.mul_(0)  # changed
-    local.settle()
-    local.step()
-    assert torch.allclose(weight, before["a.0.weight"] - 0.1)
-    for name in ("a.0.bias", "b.weight", "c.weight"):
-        assert torch.equal(dict(module.named_parameters())[name], before[name])
-    assert local.taken.tolist() == [1, 0, 1, 0, 0]
+    made = make_learner({**FAST, "modality-pattern": "image", "learning-rate": 0.1, "clip-norm": 0})
+    learner = Changing(made.partition, made.settings, made.options)
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    learner.run_round(Plan(1, 1), {})
+    after = dict(learner.model.named_parameters())
+    expected = before["head_common.weight"] - 0.1
+    assert torch.allclose(after["head_common.weight"], expected)
+    for name in ("head_common.bias", "heads.image.weight"):
+        assert torch.equal(after[name], before[name])
+    assert any(not torch.equal(after[n], p) for n, p in before.items() if "encoders" in n)
+    assert all(p.grad is None for p in learner.model.parameters())
 
 
 def test_blocks_have_learning_rates_of_their_own() -> None:
     module = network(0)
-    flat = Flat(blocks(module))
-    how = StepRule(0.1, rates={"b": 0.5})
-    local = LocalSteps(flat, flat.rows, flat.parameters, range(5), how)
+    steps = steps_of(module, {"rates": {"b": 0.5}})
+    flat = steps.flats[0]
     before = flat.vector.clone()
-    local.take([torch.ones_like(p) for p in flat.parameters])
-    local.step()
+    steps.step([[torch.ones_like(p) for p in flat.parameters]])
     moved = before - flat.vector
     assert torch.allclose(moved[flat.slices["a"]], torch.tensor(0.1))
     assert torch.allclose(moved[flat.slices["b"]], torch.tensor(0.05))

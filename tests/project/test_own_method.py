@@ -111,10 +111,6 @@ def test_a_method_can_be_compared_with_a_registered_one(own_app, tmp_path: Path)
         ),
         ("class Mine(DPSGD): pass", "two methods are named 'dpsgd': "),
         ("class Mine(Learner): name = 'energy'", "a method cannot be named 'energy': that is a "),
-        (
-            "class Mine(Learner):\n    name, batched = 'mine', True\n    def modulate(self, m): 0",
-            "method 'mine' is declared batched, but it overrides modulate",
-        ),
     ],
 )
 def test_a_method_that_cannot_be_is_one_line(tmp_path: Path, learner: str, problem: str):

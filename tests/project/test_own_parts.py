@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 from flwr.clientapp import ClientApp
-from helpers import FAST, ROOT, run_peers
+from helpers import FAST, ROOT, make_learner, run_peers
 from helpers_docs import write_files
 from test_gossip import OnAParabola, tracked
 
@@ -28,10 +28,13 @@ from flwr_dmml.base.options import Group
 from flwr_dmml.data import LoadOptions, load_source
 from flwr_dmml.engine import FlowerApp, load_app, run_app
 from flwr_dmml.graph.topology import TopologyError
+from flwr_dmml.learning.together import Turn, likeness, run_together
+from flwr_dmml.payload.plan import Plan
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
 
 HOWTO = ROOT / "docs" / "howto"
 SMALL: dict[str, Any] = {**FAST, "partition": "iid", "compare-with": "", "evaluate-every": 3}
+ALIKE = {"method": "dpsgd", "modality-pattern": "audio+image"}
 VIEWS = {"dataset": "clouds", "modality-pattern": "left,right,left+right"}
 
 
@@ -85,6 +88,30 @@ def test_the_smallest_app_of_the_page(tmp_path: Path, rounds: Any) -> None:
         (tmp_path / "app" / name).write_text(content)
     app = load_app(tmp_path / "app")
     assert losses(rounds(app)) != losses(rounds(app, smooth__smoothing=0.3))
+
+
+def test_a_method_for_many_devices_at_once(parts: FlowerApp, rounds: Any) -> None:
+    """Each of three is what it is alone, to the last bit; and row by row, but for rounding."""
+    from my_app.steady import Steady  # type: ignore[import-not-found]
+
+    def devices(**changed: Any) -> list[Learner]:
+        made = [make_learner({**SMALL, "num-nodes": 3, **ALIKE, **changed}, k) for k in range(3)]
+        return [Steady(x.partition, x.settings, x.options) for x in made]
+
+    plan = Plan(1, 3)
+    together, alone, exact = devices(), devices(), devices(exact=True)
+    assert len({likeness(x, plan) for x in together} - {None}) == 1
+    assert {likeness(x, plan) for x in exact} == {None}
+    found = run_together([Turn(x, plan, {}) for x in together])
+    for one, two, three in zip(found, alone, exact, strict=True):
+        assert not isinstance(one, Exception)
+        expected, near = two.run_round(plan, {}), three.run_round(plan, {})
+        for name, value in expected.payload.items():
+            assert torch.equal(one.payload[name], value), name
+            assert torch.allclose(one.payload[name], near.payload[name], atol=1e-4), name
+    steady, exactly = (losses(rounds(parts, method="steady", exact=e)) for e in (False, True))
+    assert steady == pytest.approx(exactly, rel=1e-4)
+    assert steady != losses(rounds(parts, method="dpsgd"))
 
 
 def test_a_method_reads_its_neighbours_and_records_numbers_of_its_own(
