@@ -417,6 +417,11 @@ class Crew:
         row = matrix[kind.row[p]]
         return {name: row[kind.slices[name]] for name in learner.block_names} | learner.told()
 
+    def row(self, p: int) -> Tensor:
+        """Return what a device of any process has published, as it lies in its row ``[width]``."""
+        kind = self._kind_of[p]
+        return kind.sent[kind.row[p]]
+
     def rows_of(self, p: int) -> Payload:
         """Return all blocks of a device, of any process: views of its row."""
         kind = self._kind_of[p]
