@@ -299,7 +299,8 @@ class Crew:
                 parts = [k.now[:, columns] for k, columns in mixing.tables]
                 table = parts[0] if len(parts) == 1 else torch.cat(parts)
                 mixed = kind.next[kind.mine, mixing.columns]
-                step = max(256, CACHED // len(table))
+                cached = table.device.type == "cpu"
+                step = max(256, CACHED // len(table)) if cached else table.shape[1]
                 for at in range(0, table.shape[1], step):
                     some = slice(at, at + step)
                     mixed[:, some] = F.embedding_bag(
