@@ -28,7 +28,8 @@ from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.settings import Settings
 from flwr_dmml.tracking import RoundRecord
 
-ROWS, TOTAL, BATCH, STEPS, RATE, DEGREE = 60, 60_000, 32, 2, 0.05, 8
+ROWS, TOTAL, BATCH, STEPS, RATE = 60, 60_000, 32, 2, 0.05
+DEGREE = int(os.environ.get("SPEED_DEGREE", "8"))  # scale.py has others
 TOPOLOGY = make_topology("random-regular", degree=DEGREE)
 
 
