@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from hashlib import blake2b
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from flwr_dmml.base.seeding import derive_seed
 from flwr_dmml.data import load_partition
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.settings import Settings
+from flwr_dmml.tracking import RoundRecord
 
 ROWS, TOTAL, BATCH, STEPS, RATE, DEGREE = 60, 60_000, 32, 2, 0.05, 8
 TOPOLOGY = make_topology("random-regular", degree=DEGREE)
@@ -32,14 +34,20 @@ TOPOLOGY = make_topology("random-regular", degree=DEGREE)
 
 @dataclass(frozen=True)
 class Run:
-    """When each round began and the last ended; a digest and a sample of the last models."""
+    """When it began, when rounds ended, and a digest and a sample of the last models.
 
-    times: Sequence[float]
+    ``ended`` leaves out what is not a round like the others: the first, and a closing one.
+    """
+
+    begun: float
+    ended: Sequence[float]
     digest: str
-    sample: list[list[float]]
+    models: list[list[float]]
 
     @classmethod
-    def of(cls, times: Sequence[float], nodes: int, model: Callable[[int], np.ndarray]) -> "Run":
+    def of(
+        cls, begun: float, ended: Sequence[float], nodes: int, model: Callable[[int], np.ndarray]
+    ) -> "Run":
         """Look at one model after another: all at once would count as the engine's memory."""
         whole, sample = blake2b(), list[list[float]]()
         for k in range(nodes):
@@ -47,35 +55,55 @@ class Run:
             whole.update(vector.tobytes())
             if k % max(1, nodes // 16) == 0:
                 sample.append(vector[::97].tolist())
-        return cls(times, whole.hexdigest(), sample)
+        return cls(begun, ended, whole.hexdigest(), sample)
 
 
-def settings(nodes: int, data: str) -> dict[str, Any]:
-    """Return the run config."""
+class Clock:
+    """A tracker that notes when rounds end.
+
+    A round ends when its models are mixed. Where the next round's messages carry that, it is when
+    the next has been trained, and the last round ends with a closing message that trains nothing.
+    """
+
+    def run_started(self, method: str, num_rounds: int, node_modalities: Sequence[str]) -> None:
+        """Note the beginning."""
+        self.begun = time.perf_counter()
+        self.ended, self.records = list[float](), list[RoundRecord]()
+
+    def round_ended(self, record: RoundRecord) -> None:
+        """Note the end of a round."""
+        self.ended.append(time.perf_counter())
+        self.records.append(record)
+
+
+def settings(nodes: int, data: str, dataset: str = "mnist", device: str = "cpu") -> dict[str, Any]:
+    """Return the run config; ``digits`` has too few samples to divide, devices share them."""
+    divided = {"partition": "iid", "samples-per-node": min(ROWS, TOTAL // nodes)}
+    shared = {"partition": "own", "samples-per-node": ROWS}
     return {
         "method": "small-mlp",
         "num-nodes": nodes,
-        "dataset": "mnist",
+        "dataset": dataset,
         "data-path": data,
-        "partition": "iid",
-        "samples-per-node": min(ROWS, TOTAL // nodes),
+        **(divided if dataset == "mnist" else shared),
         "validation-fraction": 0.0,
         "modality-pattern": "image",
         "batch-size": BATCH,
         "learning-rate": RATE,
         "momentum": 0.0,
         "clip-norm": 0.0,
+        "device": device,
     }
 
 
 class Mlp(nn.Module):
-    """An MLP 784-64-10."""
+    """An MLP pixels-64-10: 50,890 parameters for 28x28 pixels, 4,810 for 8x8."""
 
-    def __init__(self) -> None:
+    def __init__(self, pixels: int) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            self.hidden, self.out = nn.Linear(784, 64), nn.Linear(64, 10)
+            self.hidden, self.out = nn.Linear(pixels, 64), nn.Linear(64, 10)
         self.flatten, self.relu = nn.Flatten(), nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -90,11 +118,12 @@ class Mlp(nn.Module):
 class Node:
     """A model and its images: 60, or fewer where there are not as many."""
 
-    def __init__(self, index: int, nodes: int, data: str) -> None:
-        config = {key.replace("-", "_"): v for key, v in settings(nodes, data).items()}
-        train = load_partition(Settings(**config).partition_options(), index).train
-        self.index, self.x, self.y = index, train.inputs["image"], train.labels
-        self.model = Mlp()
+    def __init__(self, index: int, config: dict[str, Any]) -> None:
+        parsed = Settings(**{key.replace("-", "_"): value for key, value in config.items()})
+        train = load_partition(parsed.partition_options(), index).train
+        self.index, self.y = index, train.labels.to(parsed.device)
+        self.x = train.inputs["image"].to(parsed.device)
+        self.model = Mlp(prod(self.x.shape[1:])).to(parsed.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=RATE)
 
     def vector(self) -> Tensor:
@@ -120,22 +149,26 @@ def train(node: Node, own: Tensor, others: Iterable[Tensor], server_round: int) 
     return loss.item()
 
 
-def plain_loop(nodes: int, rounds: int, data: str) -> Run:
+def plain_loop(nodes: int, rounds: int, config: dict[str, Any]) -> Run:
     """Do all in one loop, without messages."""
-    every, near = [Node(k, nodes, data) for k in range(nodes)], TOPOLOGY.graph(nodes)
-    times = list[float]()
+    every, near = [Node(k, config) for k in range(nodes)], TOPOLOGY.graph(nodes)
+    begun, ended = time.perf_counter(), list[float]()
     for server_round in range(1, rounds + 1):
-        times.append(time.perf_counter())
         vectors = [node.vector() for node in every]
         for node in every:
             heard = sorted(near[node.index]) if server_round > 1 else []
             train(node, vectors[node.index], [vectors[j] for j in heard], server_round)
-    times.append(time.perf_counter())
-    return Run.of(times, nodes, lambda k: every[k].vector().numpy())
+        ended.append(time.perf_counter())
+    return Run.of(begun, ended[1:], nodes, lambda k: every[k].vector().cpu().numpy())
 
 
 client_app = ClientApp()
-node_of = lru_cache(maxsize=None)(Node)
+
+
+@cache
+def node_of(index: int, nodes: int) -> Node:
+    """Return a node of this process."""
+    return Node(index, settings(nodes, os.environ["FLWR_DMML_DATA"]))
 
 
 @client_app.train()
@@ -143,8 +176,7 @@ def on_train(message: Message, context: Context) -> Message:
     """Take up the model, run a round, and send the new one."""
     torch.set_num_threads(1)
     config, place = message.content.config_records["config"], context.node_config
-    nodes = int(place["num-partitions"])
-    node = node_of(int(place["partition-id"]), nodes, os.environ["FLWR_DMML_DATA"])
+    node = node_of(int(place["partition-id"]), int(place["num-partitions"]))
     if "model" in context.state:
         own = torch.from_numpy(context.state.array_records["model"]["vector"].numpy())
     else:
@@ -169,7 +201,7 @@ def on_who(message: Message, context: Context) -> Message:
 
 def run_rounds(grid: Grid, nodes: int, rounds: int) -> Run:
     """Relay models between neighbours."""
-    near, models, times = TOPOLOGY.graph(nodes), dict[int, ArrayRecord](), list[float]()
+    near, models, ended = TOPOLOGY.graph(nodes), dict[int, ArrayRecord](), list[float]()
     if hasattr(grid, "arrange"):
         grid.arrange(near)
     while len(ids := grid.get_node_ids()) < nodes:
@@ -179,8 +211,8 @@ def run_rounds(grid: Grid, nodes: int, rounds: int) -> Run:
     partitions = [int(r.content.metric_records["who"]["partition"]) for r in replies]
     node_ids = dict(zip(partitions, (r.metadata.src_node_id for r in replies), strict=True))
     of_node = {node_id: k for k, node_id in node_ids.items()}
+    begun = time.perf_counter()
     for server_round in range(1, rounds + 1):
-        times.append(time.perf_counter())
         messages: list[Message] = []
         for k in range(nodes):
             inbox = {f"{j:05d}": models[j] for j in sorted(near[k])} if models else {}
@@ -190,8 +222,8 @@ def run_rounds(grid: Grid, nodes: int, rounds: int) -> Run:
         models = {
             of_node[r.metadata.src_node_id]: r.content.array_records["model"] for r in replies
         }
-    times.append(time.perf_counter())
-    return Run.of(times, nodes, lambda k: models[k]["vector"].numpy())
+        ended.append(time.perf_counter())
+    return Run.of(begun, ended[1:], nodes, lambda k: models[k]["vector"].numpy())
 
 
 def server_app(results: list[Run], nodes: int, rounds: int) -> ServerApp:

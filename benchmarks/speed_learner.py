@@ -1,33 +1,51 @@
 """The speed benchmark's workload as a method of this package.
 
-With all that comes with one: blocks, checks of what arrives, mixing in float64 (batched: float32),
-training speeds, records of every round.
+With all that comes with one: blocks, checks of what is mixed, training speeds, records of every
+round.
 """
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, ClassVar
 
-from flwr.app import ArrayRecord, Context, Message
+import numpy as np
+import torch
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from speed_app import STEPS, TOPOLOGY, Mlp, Run
+from speed_app import STEPS, TOPOLOGY, Clock, Run
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, Learner, make_client_app
+from flwr_dmml.engine import SimulationGrid
+from flwr_dmml.losses import cross_entropy
+from flwr_dmml.models.stacked import Linear, Stackable
 from flwr_dmml.strategies import PeerStrategy
-from flwr_dmml.transport.messages import PAYLOAD
+
+
+class StackedMlp(Stackable):
+    """The MLP of layers that compute for many devices at once."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.hidden, self.out = Linear(pixels, 64), Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``[..., batch, 10]``."""
+        logits: Tensor = self.out(self.hidden(images.flatten(-3)).relu())
+        return logits
 
 
 class SmallMlp(Learner):
     """D-PSGD of the MLP."""
 
     name: ClassVar[str] = "small-mlp"
-    batched: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def build_model(self) -> nn.Module:  # type: ignore[override]
         """Return the model."""
-        return Mlp()
+        return StackedMlp(prod(self.partition.source_modalities["image"].shape))
 
     def blocks(self) -> dict[str, nn.Module]:
         """Mix it as a whole."""
@@ -39,7 +57,7 @@ class SmallMlp(Learner):
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy."""
-        return F.cross_entropy(self.model(batch.inputs["image"]), batch.labels)  # type: ignore[arg-type]
+        return cross_entropy(self.model(batch.inputs["image"]), batch.labels)  # type: ignore[arg-type]
 
     def predict(self, inputs: Any, subsets: Sequence[tuple[str, ...]]) -> list[Tensor]:
         """Return classes."""
@@ -49,27 +67,13 @@ class SmallMlp(Learner):
 client_app = make_client_app(SmallMlp)
 
 
-class Watched(PeerStrategy):
-    """Notes when rounds begin, and keeps the last models."""
+def models_of(strategy: PeerStrategy) -> Callable[[int], np.ndarray]:
+    """Return what gives a device's parameters as it published them in the last round.
 
-    def start(self, *args: Any, **options: Any) -> Any:
-        """Run."""
-        self.times, self.models = list[float](), dict[int, ArrayRecord]()
-        return super().start(*args, **options)
-
-    def configure_train(self, *args: Any) -> list[Message]:
-        """Begin a round."""
-        self.times.append(time.perf_counter())
-        return super().configure_train(*args)
-
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
-        """End it."""
-        kept = list(replies)
-        done = super().aggregate_train(server_round, kept)
-        self.end = time.perf_counter()
-        contents, _ = self.roster.sort(kept)
-        self.models = {k: content.array_records[PAYLOAD] for k, content in contents.items()}
-        return done
+    The only place in this benchmark that knows where they are.
+    """
+    payloads = strategy.exchange.payloads
+    return lambda k: payloads[k]["model"].numpy()
 
 
 def server_app(results: list[Run], nodes: int, rounds: int) -> ServerApp:
@@ -78,17 +82,18 @@ def server_app(results: list[Run], nodes: int, rounds: int) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        if hasattr(grid, "arrange"):
+        if isinstance(grid, SimulationGrid):
             grid.arrange(TOPOLOGY.graph(nodes))
-        strategy = Watched(
+        clock = Clock()
+        strategy = PeerStrategy(
             TOPOLOGY,
             num_nodes=nodes,
             method=SmallMlp.name,
             local_iterations=STEPS,
             evaluate_every=rounds,
+            trackers=[clock],
         )
         strategy.start(grid, num_rounds=rounds)
-        times = [*strategy.times, strategy.end]
-        results.append(Run.of(times, nodes, lambda k: strategy.models[k]["model"].numpy()))
+        results.append(Run.of(clock.begun, clock.ended[:-1], nodes, models_of(strategy)))
 
     return app

@@ -125,14 +125,26 @@ def resnet() -> None:
     resnet18((3, 32, 32), 4)
 
 
+def calibrate_a_detector() -> None:
+    from flwr_dmml.methods.detector import calibrate
+
+    calibrate(torch.ones(2), torch.zeros(2))
+
+
+def divide_by_natural_ids() -> None:
+    from flwr_dmml.data.partitioners import natural
+
+    natural(np.array([0, 1, 0]))
+
+
 NEEDED: dict[str, tuple[type[Exception], Callable[[], tuple[str, str]]]] = {
     "torchaudio": (OSError, lambda: shown(lambda: simulate("quickstart"))),
     "torchvision": (RuntimeError, lambda: calls(resnet)),
     "cvxpy": (ImportError, lambda: calls(share_a_band)),
-    "sklearn": (ImportError, lambda: shown(lambda: simulate("quickstart"))),
+    "sklearn": (ImportError, lambda: calls(calibrate_a_detector)),
     "soundfile": (OSError, lambda: calls(read_sound)),
     "PIL": (ImportError, lambda: calls(read_picture)),
-    "flwr_datasets": (ImportError, lambda: shown(lambda: simulate("quickstart", "partition=iid"))),
+    "flwr_datasets": (ImportError, lambda: calls(divide_by_natural_ids)),
     "ray": (OSError, lambda: shown(lambda: simulate("quickstart", workers=2))),
     "zenoh": (ImportError, lambda: calls(open_link)),
     "plotly": (ImportError, lambda: shown(lambda: command("report", str(RUN)))),

@@ -61,10 +61,12 @@ LIBRARIES: dict[str, Library] = {
     "cvxpy": Library("cvxpy", "the solver of the shared radio band", beside=("numpy", "scipy")),
     "networkx": Library("networkx", "all topologies"),
     "sklearn": Library(
-        "scikit-learn", "the data sets digits and cifar10, and IDKD's detector",
+        "scikit-learn", "IDKD's detector, and the images of the data set digits",
         beside=("numpy", "scipy"),
     ),
-    "scipy": Library("scipy", "tests for chance in comparisons", source="scikit-learn"),
+    "scipy": Library(
+        "scipy", "tests for chance in comparisons, large graphs", source="scikit-learn"
+    ),
     "soundfile": Library("soundfile", "reading sound"),
     "PIL": Library("pillow", "reading images"),
     "safetensors": Library("safetensors", "checkpoints and cached data"),
@@ -74,7 +76,7 @@ LIBRARIES: dict[str, Library] = {
     "packaging": Library("packaging", "comparing versions", beside=()),
     "ray": Library("ray", "several processes, and flwr run", "simulation", "flwr", ("flwr",)),
     "flwr_datasets": Library(
-        "flwr-datasets", "dividing a data set over simulated devices", "simulation",
+        "flwr-datasets", "dividing a data set by natural ids", "simulation",
         beside=("datasets", "pyarrow", "numpy"),
     ),
     "pyarrow": Library("pyarrow", "Parquet and Arrow files", "simulation", "flwr-datasets"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import SettingsError
+from ..engine.project import parse_override
 
 if TYPE_CHECKING:
     from ..engine import FlowerApp
@@ -30,8 +31,6 @@ def changed_settings(overrides: list[str] | None, nodes: int | None) -> dict[str
     typer.BadParameter
         One of them is not KEY=VALUE.
     """
-    from ..engine import parse_override
-
     try:
         changed = dict(parse_override(item) for item in overrides or [])
     except ValueError as error:

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from logging import INFO
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
@@ -13,7 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..base.log import log
 from ..base.machine import cores
+from ..engine.choice import Choice, choose, devices
+from ..engine.local_ray import ahead
+from ..engine.project import read_project
 from .arguments import AppFolder, Nodes, Overrides, changed_settings, check_known
 from .output import STOPPED, errors_in_words, labelled, say
 
@@ -26,7 +31,11 @@ def simulate(
     overrides: Overrides = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes to spread the devices over; 0: all in this one."),
+        typer.Option(
+            min=0,
+            help="Processes to spread the devices over; 0: all in this one. By default the size of "
+            "the run decides.",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -57,12 +66,13 @@ def simulate(
         bool, typer.Option("--list-settings", help="List every run-config key, and stop.")
     ] = False,
 ) -> None:
-    """Run a Flower app on this machine: many devices in each of a few processes, no server.
+    """Run a Flower app on this machine: its devices in one process or a few, without a server.
 
     PATH is the app's folder, the one with its pyproject.toml (default: the current folder).
 
-    There is a process a core unless --workers (or the setting [bold]workers[/bold]) says otherwise;
-    with --workers 0, on a single core, and without Ray the devices take turns in this process.
+    A small run has all devices in this process, where they take turns. From about two minutes of
+    training on, there is a process a core if Ray is installed, and on a Ray cluster always; the log
+    says which. --workers (or the setting [bold]workers[/bold]) chooses yourself; 0 is this process.
 
     The app, its settings and (on a CPU) its numbers are those of [bold]flwr run[/bold], bit for bit
     for the same seed. Log lines and a live table show how it goes; the run folder holds
@@ -91,18 +101,8 @@ def simulate(
     [bold]Exit status[/bold]  0: all rounds ran.  1: the run failed, or could not start; standard
     error says why.  2: wrong command line.  130: stopped with Ctrl-C.
     """
-    from flwr.common.logger import update_console_handler
-
-    from ..engine import load_app, run_app
-    from ..settings import Settings
-    from ..strategies import RunStoppedError
-    from ..tracking.live import LiveTable
-    from .describe import describe, tables
-
-    out, err = Console(), Console(stderr=True)
-    update_console_handler(colored=err.is_terminal and not err.no_color)
     if list_settings:
-        out.print(_settings_table())
+        Console().print(_settings_table())
         return
     if list_methods or list_gossip or list_aggregation:
         asked: list[tuple[bool, Kind]] = [
@@ -112,43 +112,80 @@ def simulate(
         ]
         for wanted, kind in asked:
             if wanted:
-                out.print(_parts_table(kind))
+                Console().print(_parts_table(kind))
         return
     try:
         with errors_in_words():
             changed = changed_settings(overrides, nodes)
-            loaded = load_app(path)
-            check_known(loaded, changed)
-            if resume is not None:
-                changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
-            count = {**loaded.run_config, **changed}.get("num-nodes", Settings().num_nodes)
-            count = count if isinstance(count, int) and count > 0 else 1  # the settings will object
+            config = {**read_project(path)[1], **changed}
             if ray_address is not None:
-                changed["ray-address"] = ray_address
-            config = {**loaded.run_config, **changed}
-            if description:
-                out.print(tables(describe(loaded, config)))
-                return
-            if workers == 0 and config.get("ray-address"):
-                raise typer.BadParameter(
-                    "--workers 0 and ray-address: one process needs no cluster"
-                )
-            with LiveTable(err) as live, _stop_after_round(err) as stopping:
-                run_app(
-                    loaded,
-                    count,
-                    changed,
-                    workers=_processes(workers, config),
-                    ray_address=str(config.get("ray-address", "")),
-                    trackers=[live],
-                    on_reply=live.on_reply,
-                    stopping=stopping,
-                )
-    except RunStoppedError as error:
-        say(str(error), err=True)
-        raise typer.Exit(STOPPED) from error
+                config["ray-address"] = ray_address
+            chosen = None if resume or description else _processes(workers, config)
+            early = 0
+            if chosen is not None and not config.get("ray-address"):
+                early = min(chosen.workers, devices(config))
+            with ahead(early):  # Ray starts while the app, Flower and torch are loaded
+                _run(path, changed, workers, ray_address, resume, description, chosen)
     except KeyboardInterrupt as error:
         say("Stopped. Go on from the last checkpoint with --resume and the run folder.", err=True)
+        raise typer.Exit(STOPPED) from error
+
+
+def _run(
+    path: Path,
+    changed: dict[str, Any],
+    workers: int | None,
+    ray_address: str | None,
+    resume: str | None,
+    description: bool,
+    chosen: Choice | None,
+) -> None:
+    """Load the app and run it, or describe it; choose the processes where that is still open.
+
+    Raises
+    ------
+    typer.Exit
+        The run was stopped.
+    """
+    from flwr.common.logger import update_console_handler
+
+    from ..engine import load_app, run_app
+    from ..strategies import RunStoppedError
+    from ..tracking.live import LiveTable
+    from .describe import describe, tables
+
+    err = Console(stderr=True)
+    update_console_handler(colored=err.is_terminal and not err.no_color)
+    loaded = load_app(path)
+    check_known(loaded, changed)
+    if resume is not None:
+        changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
+    if ray_address is not None:
+        changed["ray-address"] = ray_address
+    config = {**loaded.run_config, **changed}
+    if description:
+        Console().print(tables(describe(loaded, config)))
+        return
+    if workers == 0 and config.get("ray-address"):
+        raise typer.BadParameter("--workers 0 and ray-address: one process needs no cluster")
+    chosen = chosen or _processes(workers, config)
+    if chosen.reason:
+        where = f"{chosen.workers} processes" if chosen.workers else "this process"
+        log(INFO, "Devices run in %s: %s (--workers N chooses yourself)", where, chosen.reason)
+    try:
+        with LiveTable(err) as live, _stop_after_round(err) as stopping:
+            run_app(
+                loaded,
+                devices(config),
+                changed,
+                workers=chosen.workers,
+                ray_address=str(config.get("ray-address", "")),
+                trackers=[live],
+                on_reply=live.on_reply,
+                stopping=stopping,
+            )
+    except RunStoppedError as error:
+        say(str(error), err=True)
         raise typer.Exit(STOPPED) from error
 
 
@@ -181,25 +218,19 @@ def _stop_after_round(console: Console) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _processes(asked: int | None, config: Mapping[str, Any]) -> int:
-    """Return how many worker processes to start; 0 runs all devices in this one."""
+def _processes(asked: int | None, config: Mapping[str, Any]) -> Choice:
+    """Return how many worker processes to start; none where they cannot be and nobody asked."""
     from ..base.libraries import LibraryError, require
 
-    if asked is not None:
-        return asked
-    chosen = config.get("workers", 0)
-    if isinstance(chosen, int) and chosen > 0:
+    chosen = choose(asked, config, cores=cores(), ray=find_spec("ray") is not None)
+    if not chosen.workers or not chosen.reason:
         return chosen
-    if config.get("ray-address") or config.get("engine") == "sharded":
-        return cores()
-    if cores() == 1 or find_spec("ray") is None:
-        return 0
     try:
         require("ray")
     except LibraryError as error:
         labelled("Warning", "bold yellow", f"all devices run in this process: {error}")
-        return 0
-    return cores()
+        return Choice(0)
+    return chosen
 
 
 def _parts_table(kind: Kind) -> Table:

@@ -40,12 +40,19 @@ def learner_for(message: Message, context: Context, own_parts: OwnParts) -> Lear
     run_config = tuple(sorted({**context.run_config, **own}.items()))
     method = str(message.content.config_records[PLAN]["method"])
     try:
-        settings = _configure(run_config, own_parts).settings
+        settings = configuration(run_config, own_parts).settings
         return _build_learner(method, run_config, own_parts, _partition_id(context, settings))
     except UserError as error:
         raise type(error)(_of_partition(context) + str(error)) from error
     except OSError as error:
         raise DataError(f"{_of_partition(context)}the data cannot be read: {error}") from error
+
+
+def learner_of(
+    method: str, run_config: RunConfigItems, own_parts: OwnParts, partition_id: int
+) -> Learner:
+    """Return the learner of a device that is simulated in this process, which has been built."""
+    return _build_learner(method, run_config, own_parts, partition_id)
 
 
 def _of_partition(context: Context) -> str:
@@ -54,7 +61,7 @@ def _of_partition(context: Context) -> str:
 
 
 @lru_cache(maxsize=64)
-def _configure(run_config: RunConfigItems, own_parts: OwnParts) -> RunConfig:
+def configuration(run_config: RunConfigItems, own_parts: OwnParts) -> RunConfig:
     """Find all parts and validate the run config, once per process."""
     return parse_settings(dict(run_config), find_parts(own_parts), side="device")
 
@@ -64,7 +71,7 @@ def _build_learner(
     method: str, run_config: RunConfigItems, own_parts: OwnParts, partition_id: int
 ) -> Learner:
     """Build a learner once per process; its state is loaded anew for every message."""
-    config = _configure(run_config, own_parts)
+    config = configuration(run_config, own_parts)
     torch.set_num_threads(config.settings.torch_threads)
     partition = load_partition(config.settings.partition_options(), partition_id)
     return config.learner(method, partition)

@@ -14,11 +14,12 @@ from ..base.errors import SettingsError
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.plan import Inbox, Outcome, Plan
+from ..payload.routing import cut, wanted
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.direct.tls import Tls
 from ..transport.letter import Letter, LetterError
 from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES, SIMULATED, pack, read_inbox
-from ..transport.relay import cut, size_bytes, wanted
+from ..transport.relay import size_bytes
 from .direct import TLS_KEYS, read_tls
 from .metering import run_metered
 

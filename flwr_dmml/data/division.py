@@ -49,8 +49,9 @@ def partition_indices(
     Raises
     ------
     DataError
-        If there are too few samples, ids or natural ids, the classes run out at a small alpha,
-        or flwr-datasets is not installed.
+        If there are too few samples, ids or natural ids, or the classes run out at a small alpha.
+    LibraryError
+        If the scheme is "natural" and flwr-datasets is missing or does not load.
 
     References
     ----------
@@ -112,6 +113,50 @@ def split_validation(
     shuffled = generator.permutation(indices)
     count = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
     return shuffled[count:], shuffled[:count]
+
+
+def stratified_split(
+    labels: np.ndarray, test: int, random_state: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of training and of test samples, both with the class shares of all.
+
+    The same draws as in scikit-learn's ``train_test_split(..., test_size=test, stratify=labels)``,
+    whose import takes a second.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        ``[n]``, with two samples of each class at least.
+    test : int
+        Number of test samples, at least one a class, and so many left for training.
+    random_state : int
+        Seed of the draws, at least 0.
+    """
+    rng = np.random.RandomState(random_state)
+    classes, counts = np.unique_inverse(labels)[1], np.unique_counts(labels)[1]
+    rows = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    of_training = _rounded_shares(counts, len(labels) - test, rng)
+    of_test = _rounded_shares(counts - of_training, test, rng)
+    shuffled = [row[rng.permutation(len(row))] for row in rows]
+    training = [row[:a] for row, a in zip(shuffled, of_training, strict=True)]
+    tested = [row[a : a + b] for row, a, b in zip(shuffled, of_training, of_test, strict=True)]
+    return rng.permutation(np.concatenate(training)), rng.permutation(np.concatenate(tested))
+
+
+def _rounded_shares(counts: np.ndarray, total: int, rng: np.random.RandomState) -> np.ndarray:
+    """Return integers of sum ``total`` in the ratio of ``counts``; equal remainders by lot."""
+    shares = counts / counts.sum() * total
+    rounded = np.floor(shares)
+    remainders, lacking = shares - rounded, total - int(rounded.sum())
+    for remainder in np.unique(remainders)[::-1]:
+        if lacking <= 0:
+            break
+        (tied,) = np.nonzero(remainders == remainder)
+        chosen = rng.choice(tied, size=min(len(tied), lacking), replace=False)
+        rounded[chosen] += 1
+        lacking -= len(chosen)
+    integers: np.ndarray = rounded.astype(np.int64)
+    return integers
 
 
 def _own(total: int, num_nodes: int, samples_per_node: int, seed: int) -> list[np.ndarray]:

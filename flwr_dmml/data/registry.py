@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..base.options import Group
+from ..base.registry import installed
 from .cache import cached
 from .options import LoadOptions, PartitionOptions
 from .samples import DataError, Partition, Source, hide_rows
@@ -101,14 +101,14 @@ def add_datasets(datasets: Iterable[Dataset]) -> None:
     for dataset in datasets:
         if not isinstance(dataset, Dataset):
             raise DataError(f"datasets: {dataset!r} is not a flwr_dmml.data.Dataset")
-        if entry_points(group=ENTRY_POINT_GROUP, name=dataset.name):
+        if dataset.name in installed(ENTRY_POINT_GROUP):
             raise DataError(f"datasets: '{dataset.name}' is the name of an installed data set")
         _of_apps[dataset.name] = dataset
 
 
 def available_datasets() -> list[str]:
     """Return the names of all known data sets, sorted."""
-    return sorted({entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)} | _of_apps.keys())
+    return sorted(installed(ENTRY_POINT_GROUP).keys() | _of_apps.keys())
 
 
 def find_dataset(name: str) -> Dataset:
@@ -121,14 +121,14 @@ def find_dataset(name: str) -> Dataset:
     """
     if name in _of_apps:
         return _of_apps[name]
-    entries = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
-    if not entries:
+    entry = installed(ENTRY_POINT_GROUP).get(name)
+    if entry is None:
         allowed = ", ".join(available_datasets())
         raise DataError(f"dataset: there is no data set '{name}'; allowed: {allowed}")
-    dataset = entries[0].load()
+    dataset = entry.load()
     if not isinstance(dataset, Dataset):
         raise DataError(
-            f"dataset: the entry point '{name}' ({entries[0].value}) is a "
+            f"dataset: the entry point '{name}' ({entry.value}) is a "
             f"{type(dataset).__name__}, it must be a flwr_dmml.data.Dataset"
         )
     return dataset

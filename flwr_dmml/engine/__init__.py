@@ -1,33 +1,48 @@
 """Simulation engines: all devices in this process, or sharded over several processes by Ray.
 
-Ray is imported only when it is used. Flower's own engines need nothing from here.
+Each name is imported when it is first used: a command reads an app's settings, and starts Ray,
+before it loads Flower and torch; a worker loads what a worker needs. Flower's own engines need
+nothing from here.
 """
 
-from .apps import (
-    AppError,
-    FlowerApp,
-    flatten_config,
-    load_app,
-    parse_override,
-    run_app,
-    sharded_grid,
-)
-from .errors import EngineError
-from .grid import SimulationGrid, never
-from .identity import server_identity
-from .inprocess import InProcessGrid
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AppError",
-    "EngineError",
-    "FlowerApp",
-    "InProcessGrid",
-    "SimulationGrid",
-    "flatten_config",
-    "load_app",
-    "never",
-    "parse_override",
-    "run_app",
-    "server_identity",
-    "sharded_grid",
-]
+if TYPE_CHECKING:
+    from .apps import FlowerApp as FlowerApp
+    from .apps import load_app as load_app
+    from .apps import run_app as run_app
+    from .apps import sharded_grid as sharded_grid
+    from .errors import AppError as AppError
+    from .errors import EngineError as EngineError
+    from .grid import SimulationGrid as SimulationGrid
+    from .grid import never as never
+    from .identity import server_identity as server_identity
+    from .inprocess import InProcessGrid as InProcessGrid
+    from .project import flatten_config as flatten_config
+    from .project import parse_override as parse_override
+
+_HOME = {
+    "AppError": "errors",
+    "EngineError": "errors",
+    "FlowerApp": "apps",
+    "InProcessGrid": "inprocess",
+    "SimulationGrid": "grid",
+    "flatten_config": "project",
+    "load_app": "apps",
+    "never": "grid",
+    "parse_override": "project",
+    "run_app": "apps",
+    "server_identity": "identity",
+    "sharded_grid": "apps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*_HOME]

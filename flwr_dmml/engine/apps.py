@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,16 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from ..base.errors import UserError
 from ..base.libraries import LibraryError, require
 from ..tracking import Tracker
+from .errors import AppError
 from .grid import never
 from .identity import SERVER_NODE_ID, server_identity
 from .inprocess import InProcessGrid
+from .project import read_project
 
 if TYPE_CHECKING:
     from .sharded import ShardedGrid
-
-
-class AppError(UserError, ValueError):
-    """A folder that is no Flower app: says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +30,6 @@ class FlowerApp:
     run_config: dict[str, Any]
     server_app: ServerApp
     client_app: ClientApp
-
-
-def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested tables into dotted keys, as Flower does with an app's config."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten_config(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``key=value``; the value is read as TOML, or taken as a string if it is none.
-
-    Raises
-    ------
-    ValueError
-        There is no key, or no ``=``.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"{text!r}: give KEY=VALUE, e.g. method=dpsgd")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
 
 
 def load_app(folder: str | Path) -> FlowerApp:
@@ -74,21 +42,11 @@ def load_app(folder: str | Path) -> FlowerApp:
         cannot be found or is not what it should be.
     """
     path = Path(folder).expanduser().resolve()
-    project = path / "pyproject.toml"
-    if not project.is_file():
-        raise AppError(f"{path} is no Flower app: it has no pyproject.toml")
-    with project.open("rb") as file:
-        try:
-            app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
-        except tomllib.TOMLDecodeError as error:
-            raise AppError(f"{project} is not valid TOML: {error}") from error
-    components = app.get("components", {})
-    if not {"serverapp", "clientapp"} <= set(components):
-        raise AppError(f"{project} names no serverapp and clientapp in [tool.flwr.app.components]")
+    components, run_config = read_project(path)
     _make_importable(path, components.values())
     server_app = _load(components["serverapp"], ServerApp)
     client_app = _load(components["clientapp"], ClientApp)
-    return FlowerApp(flatten_config(app.get("config", {})), server_app, client_app)
+    return FlowerApp(run_config, server_app, client_app)
 
 
 def _make_importable(path: Path, references: Iterable[str]) -> None:

@@ -1,17 +1,15 @@
 """Connecting to Ray: a cluster of one's own on this machine, an existing one, or the one in use."""
 
 import logging
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 import torch
-from ray._private import ray_constants
 
+from . import local_ray
 from .errors import EngineError
 
 REACH_S = 5.0
@@ -37,7 +35,8 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     ----------
     address : str
         An existing cluster: "auto" (that of ``ray start`` on this machine) or ``host:port``. Empty
-        starts one on this machine, on loopback, without a dashboard, which ends with the run.
+        starts one on this machine, on loopback, without a dashboard, which ends with the run, or
+        takes the one of :func:`~.local_ray.ahead`.
     workers : int
         Workers to come; they share the GPUs.
     patience_s : float (default: 0)
@@ -49,25 +48,17 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     EngineError
         There is no cluster at ``address``, or it has fewer CPUs than there are to be workers.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: beside other work it would starve
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local_ray.settle()
+    if not address and local_ray.take(workers):
+        return _own(workers)
     deadline = time.monotonic() + patience_s
     while not ray.is_initialized() and time.monotonic() < deadline:
         time.sleep(0.05)
     if ray.is_initialized():
         return Cluster(0, _share(_of_cluster("GPU"), workers), lambda: None)
     if not address:
-        # Processes that are about to become workers import what they need meanwhile.
-        os.environ.setdefault("RAY_preload_python_modules", "flwr_dmml.engine.shard")
-        with _on_loopback():
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-            )
-        return Cluster(1, _share(torch.cuda.device_count(), workers), ray.shutdown)
+        local_ray.start(workers)
+        return _own(workers)
     try:
         _reach(address)
         ray.init(address=address, logging_level=logging.WARNING)
@@ -82,18 +73,8 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     return Cluster(1, _share(_of_cluster("GPU"), workers), ray.shutdown)
 
 
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Let Ray use 127.0.0.1 as its address while the block runs, not one that others can reach.
-
-    It has no argument for that: 127.0.0.1 given as address is replaced by the machine's.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+def _own(workers: int) -> Cluster:
+    return Cluster(1, _share(torch.cuda.device_count(), workers), ray.shutdown)
 
 
 def _reach(address: str) -> None:

@@ -1,7 +1,11 @@
-"""The error of an engine that cannot start (:class:`EngineError`); nodes' errors are not here."""
+"""Errors of what is to be run: an engine that cannot start, a folder that is no app."""
 
 from ..base.errors import UserError
 
 
 class EngineError(UserError, RuntimeError):
     """An engine cannot start: says what is missing."""
+
+
+class AppError(UserError, ValueError):
+    """A folder that is no Flower app: says what is missing."""

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from ..tracking import Tracker
-from .nodes import simulated_nodes
+from .nodes import Hosted, simulated_nodes
 
 
 def never() -> bool:
@@ -45,6 +45,16 @@ class SimulationGrid(Grid):
         self._nodes = simulated_nodes(num_nodes)
         self._run = Run.create_empty(run_id)
         self._count = 0
+
+    @property
+    def hosted(self) -> Hosted | None:
+        """All devices, to run whole rounds; None of a ClientApp that takes messages only."""
+        return None
+
+    def tell(self, there: int, of: int) -> None:
+        """Tell how many devices of an exchange are done."""
+        if self._on_reply:
+            self._on_reply(there, of)
 
     def arrange(self, graph: nx.Graph, costs: Sequence[float] | None = None) -> None:
         """Take note of who exchanges with whom, on partition ids, and of each device's work."""

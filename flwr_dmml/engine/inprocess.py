@@ -12,7 +12,7 @@ from flwr.common.logger import log
 
 from ..tracking import Tracker
 from .grid import SimulationGrid
-from .nodes import SimulatedNode
+from .nodes import Hosted, SimulatedNode, host, states_of
 
 _POLL_S = 0.005
 
@@ -68,11 +68,17 @@ class InProcessGrid(SimulationGrid):
     ) -> None:
         super().__init__(num_nodes, run_id, trackers, on_reply)
         self._client_app = client_app
+        self._hosted = host(client_app, lambda: states_of(self._nodes.values()), run_config)
         self._run_config = dict(run_config)
         self._stall_s = stall_s
-        self._inbox: dict[int, list[Message]] = {node_id: [] for node_id in self._nodes}
+        self._inbox: dict[int, list[Message]] = {}  # of the nodes that have any
         self._jobs: dict[int, _Job] = {}  # by node id
         self._lock = threading.Lock()
+
+    @property
+    def hosted(self) -> Hosted | None:
+        """All devices, to run whole rounds; None of a ClientApp that takes messages only."""
+        return self._hosted
 
     # ---- Flower's interface -----------------------------------------------------------------
 
@@ -84,18 +90,22 @@ class InProcessGrid(SimulationGrid):
         ValueError
             A message is for a node that does not exist.
         """
+        if self._hosted:
+            self._hosted.settle()
         ids: list[str] = []
         for message in messages:
             ids.append(self._accept(message))
-            self._inbox[message.metadata.dst_node_id].append(message)
+            self._inbox.setdefault(message.metadata.dst_node_id, []).append(message)
         self._work()
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there by now; each is returned once."""
         self._work()
+        wanted = message_ids if isinstance(message_ids, set) else set(message_ids)
         with self._lock:
-            return [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
+            there = [key for key in self._replies if key in wanted]  # a few of very many
+            return [self._replies.pop(key) for key in there]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -132,7 +142,7 @@ class InProcessGrid(SimulationGrid):
                 message.metadata.message_id
                 for job in self._jobs.values()
                 if now - job.started > timeout
-                for message in self._inbox[job.node.node_id]
+                for message in self._inbox.get(job.node.node_id, ())
             }
             return waiting <= late | queued and not waiting & set(self._replies)
 
@@ -149,11 +159,12 @@ class InProcessGrid(SimulationGrid):
                     job.stalled = True
                     text = "Node %s takes longer than %g s: the others go on beside it"
                     log(WARNING, text, job.node.partition_id, self._stall_s)
-            ready = (n for n, inbox in self._inbox.items() if inbox and n not in self._jobs)
-            node_id = next(ready, None)
+            node_id = next((n for n in self._inbox if n not in self._jobs), None)
             if node_id is None:
                 return
             node, message = self._nodes[node_id], self._inbox[node_id].pop(0)
+            if not self._inbox[node_id]:
+                del self._inbox[node_id]
             thread = threading.Thread(target=self._answer, args=(node, message), daemon=True)
             self._jobs[node.node_id] = _Job(node, message, now, thread)
         thread.start()

@@ -1,16 +1,14 @@
 """A simulated SuperNode: its state, and how it answers a message."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from logging import WARNING
 from typing import Any, Protocol, runtime_checkable
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
-from flwr.common.logger import log
 
 from ..transport.arrays import copy_records
 from ..transport.messages import SIMULATED
@@ -70,57 +68,55 @@ class SimulatedNode:
         return answer
 
 
+class Hosted(Protocol):
+    """All devices of a process, whose rounds run without a message for each."""
+
+    def run(
+        self,
+        method: str,
+        plans: Mapping[int, Any],
+        initial: Mapping[int, ArrayRecord],
+        told: Callable[[int], None],
+    ) -> dict[int, Any]:
+        """Run a round of the devices that have a plan, by partition id."""
+
+    def takes(self, method: str) -> bool:
+        """Return whether rounds of a method can be run so."""
+
+    def settle(self) -> None:
+        """Write into the nodes' states what the devices keep."""
+
+    def payloads(self) -> dict[int, ArrayRecord]:
+        """Return what the devices published in the last round, by partition id."""
+
+    def load_payloads(self, method: str, payloads: Mapping[int, ArrayRecord]) -> None:
+        """Go on from payloads of an earlier time."""
+
+
 @runtime_checkable
-class AnswersTogether(Protocol):
-    """A ClientApp that can answer for several nodes at once."""
+class HostsDevices(Protocol):
+    """A ClientApp that can run the rounds of all devices of a process."""
 
-    def groups(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[list[int]]:
-        """Return the positions of messages by who can answer together; all, each once.
-
-        It must not raise: who cannot answer is alone, and says so when asked.
-        """
-
-    def answer_together(
-        self, messages: Sequence[Message], contexts: Sequence[Context]
-    ) -> Sequence[Message | Exception]:
-        """Answer the messages of one group: a reply or what went wrong, for each."""
+    def hosted(
+        self, states: Callable[[], Mapping[int, RecordDict]], run_config: Mapping[str, object]
+    ) -> Hosted:
+        """Return these devices, given what the nodes keep, by partition id."""
 
 
-def answers(
+def host(
     client_app: ClientApp,
-    asked: Sequence[tuple[SimulatedNode, Message]],
-    run_id: int,
-    run_config: Mapping[str, Any],
-) -> Iterator[list[tuple[SimulatedNode, Message]]]:
-    """Run the ClientApp on messages to nodes; yield nodes and replies as they are there.
+    states: Callable[[], Mapping[int, RecordDict]],
+    run_config: Mapping[str, object],
+) -> Hosted | None:
+    """Return the devices of a process as their ClientApp hosts them; None where it cannot."""
+    if not isinstance(client_app, HostsDevices):
+        return None
+    return client_app.hosted(states, run_config)
 
-    Nodes answer one after another, or together where the ClientApp says that they can.
-    """
-    once = len({node.node_id for node, _ in asked}) == len(asked)
-    if not (once and isinstance(client_app, AnswersTogether)):
-        for node, message in asked:
-            yield [(node, node.answer(client_app, message, run_id, run_config))]
-        return
-    contexts = [node.context(run_id, run_config) for node, _ in asked]
-    for group in client_app.groups([message for _, message in asked], contexts):
-        if len(group) == 1:
-            node, message = asked[group[0]]
-            yield [(node, node.answer(client_app, message, run_id, run_config))]
-            continue
-        some = [asked[i] for i in group]
-        their = [contexts[i] for i in group]
-        try:
-            results = client_app.answer_together([_own_copy(m) for _, m in some], their)
-        except Exception as error:  # whoever is to blame says so when asked alone
-            text = "%s nodes cannot answer together, but are asked one by one: %r"
-            log(WARNING, text, len(group), error)
-            for node, message in some:
-                yield [(node, node.answer(client_app, message, run_id, run_config))]
-            continue
-        yield [
-            (node, node.reply(message, context, result))
-            for (node, message), context, result in zip(some, their, results, strict=True)
-        ]
+
+def states_of(nodes: Iterable[SimulatedNode]) -> dict[int, RecordDict]:
+    """Return what nodes keep, by partition id."""
+    return {node.partition_id: node.state for node in nodes}
 
 
 def simulated_nodes(num_nodes: int) -> dict[int, SimulatedNode]:

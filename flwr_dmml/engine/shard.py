@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,8 +16,11 @@ import torch
 from flwr.app import Array, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..clients.hosted import HostedDevices, Left
+from ..clients.shares import Order, Publications, Report, Share
 from ..data.store import FOLDER
-from .nodes import SimulatedNode, answers
+from ..learning.crew import Columns, Layout
+from .nodes import SimulatedNode, host, states_of
 from .wire import Buffers, Export, find_in, read, write
 
 FLUSH_S = 0.5
@@ -56,6 +60,8 @@ class Shard:
         The run config that every node sees.
     store : str
         Folder in which the workers of a machine share the data sets that they load.
+    memory : str
+        Folder in its memory in which they share the devices' rows.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Shard:
         run_id: int,
         run_config: Mapping[str, Any],
         store: str,
+        memory: str,
     ) -> None:
         sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
         os.environ[FOLDER] = self._store = store
@@ -76,10 +83,13 @@ class Shard:
         self._next_chunk, self._settled = number * CHUNKS, False
         self._nodes: dict[int, SimulatedNode] = {}
         self._chunks: dict[int, list[Array]] = {}
+        self._share: Share | None = None
+        self._memory = Path(memory)
 
     def close(self) -> None:
-        """Remove what the workers of this machine share in files."""
+        """Remove what the workers of this machine share in files, and in memory."""
         shutil.rmtree(self._store, ignore_errors=True)
+        shutil.rmtree(self._memory, ignore_errors=True)
 
     def take(
         self,
@@ -124,23 +134,57 @@ class Shard:
         unused : sequence of int
             Chunks of this worker that nobody asks for any more.
         """
+        if self._share:
+            self._share.devices.settle()
         for number in unused:
             self._chunks.pop(number, None)
         batch: list[Message] = read(messages, find_in(self._chunks, _fetcher(refs)))
         replies, seconds, flushed = list[Message](), dict[int, float](), time.monotonic()
         asked = [(self._nodes[message.metadata.dst_node_id], message) for message in batch]
         left, begun = len(asked), time.perf_counter()
-        for some in answers(self._client_app, asked, self._run_id, self._run_config):
-            each = (time.perf_counter() - begun) / len(some)
-            seconds |= {node.node_id: each for node, _ in some}
-            replies += [reply for _, reply in some]
-            left, begun = left - len(some), time.perf_counter()
+        for node, message in asked:
+            replies.append(node.answer(self._client_app, message, self._run_id, self._run_config))
+            seconds[node.node_id] = time.perf_counter() - begun
+            left, begun = left - 1, time.perf_counter()
             if not left or time.monotonic() - flushed > FLUSH_S:
                 yield from self._hand_over(replies, seconds, more=left > 0)
                 replies, seconds, flushed = [], {}, time.monotonic()
         if not self._settled:
             gc.freeze()  # so do data, models, and what was imported for them
             self._settled = True
+
+    # ---- rounds without messages ------------------------------------------------------------
+
+    def begin(self, method: str) -> dict[int, tuple[Columns, int]]:
+        """See :meth:`.Share.begin`; by partition id."""
+        if self._share is None:
+            states = lambda: states_of(self._nodes.values())  # noqa: E731
+            devices = host(self._client_app, states, self._run_config)
+            assert isinstance(devices, HostedDevices)
+            self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._share = Share(devices, self._memory)
+        return self._share.begin(method)
+
+    def enter(self, number: int, every: Sequence[Layout], left: Left | None = None) -> None:
+        """See :meth:`.Share.enter`."""
+        self._of_round.enter(number, every, left)
+
+    def run(self, order: Order, *come: Publications) -> tuple[Report, Publications, dict[str, Any]]:
+        """See :meth:`.Share.run`."""
+        return self._of_round.run(order, *come)
+
+    def load(self, method: str, payloads: Mapping[int, dict[str, Any]]) -> Publications:
+        """See :meth:`.Share.load`."""
+        return self._of_round.load(method, payloads)
+
+    def payloads(self) -> dict[int, dict[str, Any]]:
+        """See :meth:`.Share.payloads`."""
+        return self._of_round.payloads()
+
+    @property
+    def _of_round(self) -> Share:
+        assert self._share is not None
+        return self._share
 
     def _hand_over(
         self, replies: list[Message], seconds: dict[int, float], *, more: bool

@@ -21,8 +21,10 @@ from flwr.common.logger import log
 from ..tracking import Tracker
 from .cluster import Cluster, connect
 from .grid import SimulationGrid
+from .nodes import Hosted, HostsDevices
 from .placement import links_between, place
 from .shard import Shard
+from .spread import SpreadDevices
 from .worker import REMEMBERED, Worker
 
 UNEVEN = 1.25
@@ -92,6 +94,14 @@ class ShardedGrid(SimulationGrid):
         self._workers: list[Worker] = []
         self._home: dict[int, Worker] = {}  # by node id; empty until the first message
         self._exchanges = 0
+        self._devices: SpreadDevices | None = None
+
+    @property
+    def hosted(self) -> Hosted | None:
+        """All devices, to run whole rounds; None of a ClientApp that takes messages only."""
+        if self._devices is None and isinstance(self._app[0], HostsDevices):
+            self._devices = SpreadDevices(*self._app, lambda: self._workers)
+        return self._devices
 
     def __enter__(self) -> Self:
         return self
@@ -209,7 +219,9 @@ class ShardedGrid(SimulationGrid):
         client_app, run_config = self._app
         pickled: bytes = ray.cloudpickle.dumps(client_app)  # type: ignore[no-untyped-call]
         store = Path(tempfile.gettempdir()) / f"flwr-dmml-{uuid4().hex}"  # new for each run
-        given = pickled, list(sys.path), self._run.run_id, run_config, str(store)
+        shared = Path("/dev/shm")  # memory, on Linux
+        memory = (shared if shared.is_dir() else store) / f"flwr-dmml-{uuid4().hex}"
+        given = pickled, list(sys.path), self._run.run_id, run_config, str(store), str(memory)
         actor = ray.remote(Shard).options(
             num_cpus=self._cluster.cpus_per_worker,
             num_gpus=self._cluster.gpus_per_worker,

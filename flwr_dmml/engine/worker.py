@@ -95,6 +95,20 @@ class Worker:
         refs = {s.chunk.number: s.chunk.ref for s in known.values()}
         return self.actor.take.remote(list(added.values()), states, refs)
 
+    def restart(self) -> None:
+        """Start the worker again, with its nodes as their snapshots say.
+
+        A snapshot that is lost with its machine leaves a node that starts afresh.
+        """
+        self.number = next(self.numbers)
+        self.actor = self.start(self.number)
+        try:
+            ray.get(self.host(list(self.nodes.values())))
+        except RayError as lost:
+            text = "The states of these nodes are lost with the machine that held them: %s"
+            log(WARNING, text, str(lost).strip().splitlines()[-1])
+            self._snapshots.clear()
+
     def dismiss(self, node_ids: Iterable[int]) -> tuple[list[SimulatedNode], dict[int, Snapshot]]:
         """Host these nodes no longer; return them with their snapshots."""
         gone = list(node_ids)
@@ -151,16 +165,10 @@ class Worker:
 
     def _revive(self, error: RayActorError) -> list[Message]:
         """Start the worker again with its nodes and ask again; return replies of those given up."""
-        self.number = next(self.numbers)
         text = "A worker died (%s); it is started again, its %s nodes as after their last replies"
         log(WARNING, text, str(error).strip().splitlines()[0], len(self.nodes))
-        self.actor, waiting = self.start(self.number), list(self.batches)
-        try:
-            ray.get(self.host(list(self.nodes.values())))
-        except RayError as lost:
-            text = "The states of these nodes are lost with the machine that held them: %s"
-            log(WARNING, text, str(lost).strip().splitlines()[-1])
-            self._snapshots.clear()
+        waiting = list(self.batches)
+        self.restart()
         self.batches.clear()
         waiting[0].deaths += 1
         given_up = waiting.pop(0) if waiting[0].deaths > MOST_DEATHS else Batch({})

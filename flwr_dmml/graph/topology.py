@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from importlib.metadata import entry_points
 from math import isfinite, isqrt
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_type_hints
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, cast, get_type_hints
 import networkx as nx
 import numpy as np
 
+from ..base.registry import installed
 from ..base.seeding import derive_seed, numpy_generator
 from .positions import uniform_positions
 from .weights import components, metropolis_weights, spectral_gap
@@ -283,7 +283,7 @@ def add_topologies(topologies: Iterable[type[Topology]]) -> None:
         sound = isinstance(family, type) and issubclass(family, Topology)
         _require(sound, f"topologies: {family!r} is no subclass of Topology")
         _require(bool(family.name), f"{family.__name__}.name must be set, as in name = 'mine'")
-        taken = family.name in TOPOLOGIES or bool(entry_points(group=GROUP, name=family.name))
+        taken = family.name in TOPOLOGIES or family.name in installed(GROUP)
         _require(not taken, f"topologies: '{family.name}' is the name of an installed topology")
         _of_apps[family.name] = family
 
@@ -298,7 +298,7 @@ def find_topology(name: str) -> type[Topology]:
     """
     if family := TOPOLOGIES.get(name) or _of_apps.get(name):
         return family
-    others = {point.name: point for point in entry_points(group=GROUP)}
+    others = installed(GROUP)
     more = sorted((others.keys() | _of_apps.keys()) - TOPOLOGIES.keys())
     allowed = ", ".join([*TOPOLOGIES, *more])
     _require(name in others, f"unknown topology {name!r}; allowed: {allowed}")

@@ -13,32 +13,52 @@ def components(graph: nx.Graph, nodes: Iterable[int] | None = None) -> list[list
     return sorted(sorted(component) for component in nx.connected_components(members))
 
 
-def metropolis_weights(graph: nx.Graph, nodes: Iterable[int] | None = None) -> NDArray[np.float64]:
-    """Return the Metropolis-Hastings weights of the subgraph induced by ``nodes``.
+def metropolis_rows(graph: nx.Graph, nodes: Iterable[int]) -> dict[int, dict[int, float]]:
+    """Return the Metropolis-Hastings weights of the subgraph induced by ``nodes``, without zeros.
 
-    ``w_ij = 1 / (1 + max(d_i, d_j))`` on a link, 0 without one, ``w_ii = 1 - sum_j w_ij``, with d
-    the degrees in the subgraph. Source: Xiao, Boyd and Lall, "A Scheme for Robust Distributed
-    Sensor Fusion Based on Average Consensus", IPSN 2005.
+    ``w_ij = 1 / (1 + max(d_i, d_j))`` on a link, ``w_ii = 1 - sum_j w_ij``, with d the degrees in
+    the subgraph. Source: Xiao, Boyd and Lall, "A Scheme for Robust Distributed Sensor Fusion Based
+    on Average Consensus", IPSN 2005.
+
+    Parameters
+    ----------
+    graph : nx.Graph
+        Links from a node to itself do not count.
+    nodes : iterable of int
+        The members, e.g. the live owners of a block; unknown ids are ignored.
+
+    Returns
+    -------
+    dict of int to dict of int to float
+        A row for every member, its own weight included: symmetric, doubly stochastic, in [0, 1].
+    """
+    members = set(nodes) & set(graph)
+    near = {i: [j for j in sorted(graph[i]) if j in members and j != i] for i in sorted(members)}
+    rows: dict[int, dict[int, float]] = {}
+    for i, others in near.items():
+        row = {j: 1.0 / (1.0 + max(len(others), len(near[j]))) for j in others}
+        rows[i] = {i: 1.0 - sum(row.values()), **row}
+    return rows
+
+
+def metropolis_weights(graph: nx.Graph, nodes: Iterable[int] | None = None) -> NDArray[np.float64]:
+    """Return the weights of :func:`metropolis_rows` as a matrix.
 
     Parameters
     ----------
     graph : nx.Graph with the nodes ``0 .. n - 1``
     nodes : iterable of int, optional
-        The members, e.g. the live owners of a block (default: all); unknown ids are ignored.
+        The members (default: all).
 
     Returns
     -------
     NDArray[np.float64], shape ``[n, n]``
-        Symmetric, doubly stochastic, in [0, 1]; the rows of those who are no members are identity.
+        The rows of those who are no members are identity.
     """
-    n = len(graph)
-    members = graph if nodes is None else graph.subgraph(nodes)
-    adjacency = np.zeros((n, n))  # [n, n]
-    for i, j in members.edges:
-        adjacency[i, j] = adjacency[j, i] = float(i != j)
-    degree = adjacency.sum(axis=1)  # [n]
-    weights: NDArray[np.float64] = adjacency / (1.0 + np.maximum.outer(degree, degree))
-    np.fill_diagonal(weights, 1.0 - weights.sum(axis=1))
+    weights: NDArray[np.float64] = np.eye(len(graph))
+    for i, row in metropolis_rows(graph, graph if nodes is None else nodes).items():
+        for j, weight in row.items():
+            weights[i, j] = weight
     return weights
 
 

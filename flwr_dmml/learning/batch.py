@@ -1,7 +1,8 @@
 """Mini-batches of a device's samples."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -85,6 +86,46 @@ def every_part(samples: Samples) -> Iterator[Batch]:
     data = numbered(samples)
     for rows in torch.split(torch.arange(len(data)), BATCH):
         yield from batch_of(data.subset(rows)).parts
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training samples of several devices, one device's behind the other's.
+
+    Parameters
+    ----------
+    samples : Samples
+        Of all of them; each device has a view of its own.
+    start : int
+        Where a device's samples begin.
+    """
+
+    samples: Samples
+    start: int
+
+
+def pooled(each: Sequence[Samples]) -> list[Pool]:
+    """Bring devices' samples with equal modalities together, so that one look-up serves all."""
+    names = list(each[0].inputs)
+    inputs = {m: torch.cat([samples.inputs[m] for samples in each]) for m in names}
+    whole = Samples(inputs, torch.cat([samples.labels for samples in each]))
+    starts = [0, *accumulate(map(len, each))]
+    return [Pool(whole, start) for start in starts[:-1]]
+
+
+def view_of(pool: Pool, count: int) -> Samples:
+    """Return a device's samples in a pool, without a copy."""
+    rows = slice(pool.start, pool.start + count)
+    inputs = {m: x[rows] for m, x in pool.samples.inputs.items()}
+    return Samples(inputs, pool.samples.labels[rows])
+
+
+def draw_rows(total: int, count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Return ``[count, size]`` positions below ``total``, from reshuffled passes over all."""
+    needed = count * size
+    passes = [torch.randperm(total, generator=generator) for _ in range(-(-needed // total))]
+    whole = passes[0] if len(passes) == 1 else torch.cat(passes)
+    return whole[:needed].view(count, size)
 
 
 def draw_indices(total: int, count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

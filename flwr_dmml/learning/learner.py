@@ -3,7 +3,7 @@
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from .balance import LocalPhase, schedule
-from .batch import Batch, draw_batches
+from .batch import Batch, Pool, batch_of, draw_rows
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
 from .mixing import Mixer, Taken, direction
@@ -44,6 +44,7 @@ from .training import train
 
 IN_A_STACK = {"local_loss", "task_loss", "modulate", "build_model", "batches", "make_optimizer"}
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
+HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
@@ -115,6 +116,7 @@ class Learner:
         self.train_data = on_device(partition.train, self.device)
         self.validation_data = on_device(partition.validation, self.device)
         self.test_data = on_device(partition.test, self.device)
+        self.pool = Pool(self.train_data, 0)
         self.reset()
 
     def reset(self) -> None:
@@ -137,6 +139,7 @@ class Learner:
         me, nodes = self.partition.partition_id, self.settings.num_nodes
         self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
+        self.block_names = tuple(self.blocks())
         self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
@@ -261,7 +264,8 @@ class Learner:
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
-        return self.mixer.mix(plan.weights, plan.neighbours, inbox, plan.recipients)
+        given = plan.weights, plan.neighbours, inbox, plan.recipients
+        return self.mixer.mix(*given, measure=plan.evaluate)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
@@ -327,15 +331,25 @@ class Learner:
 
         Returns what the neighbours published, as it is once nothing of it is compressed.
         """
-        own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.blocks()}
+        self.flat.attach()
+        own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         inbox, why = self.compressor.decode(inbox, own, self.partition.partition_id)
-        disagreement, rejected = self.mix(plan, inbox)
-        self.rejected = [why.get(line, line) for line in rejected]
-        self.measured |= {"mix.disagreement": disagreement} if plan.neighbours else {}
+        apart, rejected = self.mix(plan, inbox)
+        self.begin_mixed(plan, inbox, apart if plan.neighbours and plan.evaluate else None)
+        self.rejected = [why.get(line, line) for line in rejected] + self.rejected
+        return inbox
+
+    def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
+        """Go on from rows that have been mixed; ``apart`` is the disagreement, where measured."""
+        self.rejected = []
+        if apart is not None:
+            self.measured["mix.disagreement"] = apart
+        if self.listens:
+            self.flat.attach()
         self.after_mixing(plan, inbox)
         if plan.evaluate:
+            self.flat.attach()
             self.measured |= self.evaluate()
-        return inbox
 
     def finish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Outcome:
         """Do the part of a round after training: publish.
@@ -370,7 +384,12 @@ class Learner:
     @property
     def modulates(self) -> bool:
         """Whether the method changes gradients."""
-        return type(self).modulate is not Learner.modulate
+        return overrides(type(self), ("modulate",))
+
+    @property
+    def draws(self) -> bool:
+        """Whether an iteration draws something at random."""
+        return overrides(type(self), ("draw",))
 
     def stack_key(self) -> Hashable:
         """Return what of this round, besides its plan, devices of one stack must have in common."""
@@ -440,8 +459,18 @@ class Learner:
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
+        for rows in self.batch_rows(iterations):
+            yield batch_of(self.train_data.subset(rows))
+
+    def batch_rows(self, iterations: int) -> Tensor:
+        """Return which training samples each mini-batch holds, ``[iterations, batch]`` int64."""
         rng, size = self.rng("batches"), self.settings.batch_size
-        return draw_batches(self.train_data, iterations, size, rng)
+        return draw_rows(len(self.train_data), iterations, size, rng)
+
+    @property
+    def batches_of_rows(self) -> bool:
+        """Whether its mini-batches are just these rows."""
+        return not overrides(type(self), ("batches",)) and not self.train_data.present
 
     def evaluate(self) -> dict[str, float]:
         """Return accuracies in [0, 1] on the global test set and the own validation samples.
@@ -449,19 +478,53 @@ class Learner:
         ``test.accuracy`` uses all owned modalities; ``test.accuracy.<m>`` gives modality m alone.
         """
         self.model.eval()
+        self.flat.attach()
         return accuracy_metrics(self.predict, self.partition, self.test_data, self.validation_data)
 
     def _publish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Payload:
-        snapshot, names = self.flat.copy(), self.blocks()
+        snapshot, names = self.flat.copy(), self.block_names
         check_finite(self.server_round, snapshot)
         sends = self.sends(plan)
         blocks = self.mixer.publish(snapshot, names, sends, taken, plan.recipients)
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
-        payload = self.compressor.encode(written, self.block_lengths())
-        payload[SPEEDS] = self.speedometer.report(self.modalities)
-        return payload | {STATISTICS + key: value for key, value in self.statistics().items()}
+        return self.compressor.encode(written, self.block_lengths()) | self.told()
+
+    def told(self) -> Payload:
+        """Return what is published besides the blocks."""
+        told = {STATISTICS + key: value for key, value in self.statistics().items()}
+        return {SPEEDS: self.speedometer.report(self.modalities), **told}
+
+    @property
+    def plain(self) -> bool:
+        """Whether what is mixed of a device is its parameters as they are, by weighted means."""
+        rule = type(self.rule)
+        return (
+            not overrides(type(self), ("mix", "sends", "outgoing"))
+            and rule.mixed is GossipRule.mixed
+            and rule.publish is GossipRule.publish
+            and rule.weigh is GossipRule.weigh
+            and type(self.aggregation) is Mean
+            and not self.compressor.active
+        )
+
+    @property
+    def listens(self) -> bool:
+        """Whether the method does something with what its neighbours publish besides mixing it."""
+        return overrides(type(self), HOOKS)
+
+    def kept(self) -> tuple[Any, ...]:
+        """Return what a device keeps besides its parameters, to :meth:`take_back`."""
+        own = dict(self.optimizer_state), dict(self.memory)
+        return *own, self.mixer.kept(), self.speedometer.state(), self.compressor.state()
+
+    def take_back(self, kept: tuple[Any, ...]) -> None:
+        """Go back to what was :meth:`kept`, after a round that failed."""
+        self.optimizer_state, self.memory, mixer, speeds, compressor = kept
+        self.mixer.take_back(mixer)
+        self.speedometer.load_state(speeds)
+        self.compressor.load_state(compressor)
 
     def _check_format(self, written: Payload, blocks: Payload) -> None:
         """Refuse what neighbours would take for damaged blocks.
@@ -482,10 +545,14 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of everything that must survive until the next round."""
+        return self.flat.copy() | self.kept_state()
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """Return copies of what must survive besides the blocks."""
         memory = {MEMORY + name: value for name, value in self.memory.items()}
         others = self.optimizer_state | self.speedometer.state() | self.compressor.state() | memory
         copies = {name: value.clone() for name, value in others.items()}
-        return self.flat.copy() | self.mixer.state() | copies
+        return self.mixer.state() | copies
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that :meth:`state` gave, or blocks to start from."""
@@ -502,7 +569,20 @@ class Learner:
     def block_lengths(self) -> dict[str, int]:
         """Return the length of every block this device publishes."""
         lengths = {name: place.stop - place.start for name, place in self.flat.slices.items()}
-        return {name: lengths[name] for name in self.blocks()}
+        return {name: lengths[name] for name in self.block_names}
+
+
+_overrides: dict[tuple[object, tuple[str, ...]], bool] = {}
+
+
+def overrides(method: object, names: tuple[str, ...]) -> bool:
+    """Return whether a method, a subclass of :class:`Learner`, has one of these members itself."""
+    key = method, names
+    if key not in _overrides:
+        assert isinstance(method, type)
+        own = method.__mro__[: method.__mro__.index(Learner)]
+        _overrides[key] = any(name in vars(kind) for kind in own for name in names)
+    return _overrides[key]
 
 
 def method_stacks(method: type[Learner]) -> bool:

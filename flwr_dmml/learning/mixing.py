@@ -110,6 +110,8 @@ class Mixer:
         neighbours: Sequence[int],
         inbox: Inbox,
         recipients: Sequence[int] = (),
+        *,
+        measure: bool = True,
     ) -> tuple[float, list[str]]:
         """Bring every block to where the round's training begins, in place.
 
@@ -120,11 +122,11 @@ class Mixer:
         Returns
         -------
         tuple of float and list of str
-            ``sum_j w_kj ||x_k - x_j||^2`` over all that is mixed (0 at consensus; this project's
-            measure), and what was wrong with neighbours' blocks (``"3: block head.audio is
+            The :func:`disagreement` over all that is mixed, 0 if that is not to be measured, and
+            what was wrong with neighbours' blocks (``"3: block head.audio is
             missing"``).
         """
-        disagreement, rejected = 0.0, list[str]()
+        apart, rejected = 0.0, list[str]()
         self._slots = sorted({*neighbours, *recipients}) if self.rule.addressed else []
         for block, place in self._flat.slices.items():
             x = self._flat.rows[:, place]
@@ -135,15 +137,14 @@ class Mixer:
             own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
             mix = self._mix(block, x, own_weight, found)
             state = self._states.get(block)
-            if len(mix.near[0][0]):
-                squares = (mix.near[0] - mix.own[0][:, None]).square().sum(dim=2)  # [1, near]
-                disagreement += float((mix.weights[:, 1:] * squares).sum())
+            if measure and len(mix.near[0][0]):
+                apart += disagreement(mix.own[0], mix.near[0], mix.weights[:, 1:])
             mixed, state = self.rule.mixed(mix, self.rule.start(x) if state is None else state)
             self._states[block] = state
             x.copy_(mixed)
             if self._publishes:
                 self._begun[block] = mixed if mixed is not x else x.clone()
-        return disagreement, rejected
+        return apart, rejected
 
     def _arrived(
         self, block: str, weights: Mapping[int, float], inbox: Inbox, x: Tensor
@@ -199,6 +200,15 @@ class Mixer:
         others = [found[j][0] if j in found else 0.0 for j in slots]
         row = x.new_tensor([[own_weight, *others]])
         return Mix(own, near, self.rule.weigh(row, near), self._aggregation)
+
+    def kept(self) -> tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]:
+        """Return what the rule keeps, to :meth:`take_back`."""
+        return dict(self._states), dict(self._sent)
+
+    def take_back(self, kept: tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]) -> None:
+        """Go back to what was :meth:`kept`."""
+        self._states, self._sent = kept
+        self._begun = {}
 
     def state_of(self, block: str) -> State:
         """Return what the rule keeps of a block, a row of each."""
@@ -296,6 +306,22 @@ class Mixer:
             else:
                 self._states.setdefault(block, {})[key] = row
         self._sent = {b: tuple(rows[i] for i in sorted(rows)) for b, rows in sent.items()}
+
+
+def disagreement(own: Tensor, near: Tensor, weights: Tensor) -> float:
+    """Return ``sum_j w_j ||x - x_j||^2``: 0 at consensus (this project's measure).
+
+    Parameters
+    ----------
+    own : Tensor
+        ``[1, length]``.
+    near : Tensor
+        ``[1, neighbours, length]``.
+    weights : Tensor
+        Of the neighbours, ``[1, neighbours]``.
+    """
+    squares = (near - own[:, None]).square().sum(dim=2)
+    return float((weights * squares).sum())
 
 
 def _near(

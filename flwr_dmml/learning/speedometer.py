@@ -166,10 +166,19 @@ class Speedometer:
             entries of 0 or less are unset.
         """
         reports, wrong = received(inbox, SPEEDS, len(modalities), optional=True)
-        table = torch.stack([self.report(modalities), *reports.values()])  # [device, modality]
-        known = {m: column[column > 0] for m, column in zip(modalities, table.T, strict=True)}
-        near = {NEAR + m: float(speeds.mean()) for m, speeds in known.items() if len(speeds)}
-        return near, wrong
+        return self.near_of(modalities, [report.tolist() for report in reports.values()]), wrong
+
+    def near_of(
+        self, modalities: Sequence[str], reports: Iterable[Sequence[float]]
+    ) -> dict[str, float]:
+        """Return the mean speeds, given the neighbours' reports as numbers."""
+        table = zip(self.report(modalities).tolist(), *reports, strict=True)
+        near: dict[str, float] = {}
+        for m, column in zip(modalities, table, strict=True):
+            known = [speed for speed in column if speed > 0]
+            if known:
+                near[NEAR + m] = sum(known) / len(known)
+        return near
 
     def state(self) -> dict[str, Tensor]:
         """Return what must survive until the next round."""

@@ -86,16 +86,23 @@ def run_together(turns: Sequence[Turn]) -> list[Outcome | Exception]:
             alike = likeness(going[k].learner, going[k].plan)
             groups.setdefault(alike if alike is not None else k, []).append(k)
         for group in groups.values():
-            stack = [(going[k].learner, going[k].plan, going[k].inbox) for k in group]
-            steps = train([(learner, plan) for learner, plan, _ in stack])
-            taken |= dict(zip(group, steps, strict=True))
-            type(stack[0][0]).after_stack(stack)
+            taken |= dict(zip(group, train_together([going[k] for k in group]), strict=True))
     for k, turn in going.items():
         try:
             results[k] = turn.learner.finish(turn.plan, turn.inbox, taken.get(k))
         except NonFiniteModelError as error:
             results[k] = error
     return [results[k] for k in range(len(turns))]
+
+
+def train_together(turns: Sequence[Turn]) -> list[Taken]:
+    """Train devices with the same likeness, which have begun their round; or a single one."""
+    found = train([(turn.learner, turn.plan) for turn in turns])
+    for turn in turns:
+        if turn.learner.listens:  # its hooks read the model
+            turn.learner.flat.attach()
+    type(turns[0].learner).after_stack([(turn.learner, turn.plan, turn.inbox) for turn in turns])
+    return found
 
 
 def _architecture(model: nn.Module) -> str:

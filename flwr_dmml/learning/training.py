@@ -1,6 +1,6 @@
 """The local iterations of a round: of a stack of devices, or of one as its method has it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.stacked import StandIns
-from ..payload.flat import stack
+from ..payload.flat import Stack
 from ..payload.plan import Plan
 from .batch import Batch, mean_over
 from .mixing import Taken
@@ -38,13 +38,15 @@ def train(parts: Sequence[Part]) -> list[Taken]:
         The steps of each device.
     """
     first = parts[0][0]
-    matrix = stack([learner.flat for learner, _ in parts])
+    rows = Stack([learner.flat for learner, _ in parts])
+    matrix = rows.matrix
     local = first.local_steps([learner for learner, _ in parts], parts[0][1], matrix)
     odometer = first.speedometer.odometer(matrix)
     if first.stacks_now():
         losses = _stacked(parts, matrix, local, odometer)
     else:
         losses = [_alone(*parts[0], local, odometer)]
+    rows.put_back()
     phases = odometer.phases([learner.speedometer.start for learner, _ in parts])
     taken: list[Taken] = []
     for row, ((learner, _), loss) in enumerate(zip(parts, losses, strict=True)):
@@ -59,6 +61,7 @@ def _alone(
 ) -> tuple[float, int]:
     """Train one device; return its mean loss and its iterations."""
     learner.model.train()
+    learner.flat.attach()
     flat, steps = learner.flat, learner.steps(learner.updates(plan))
     total = torch.zeros((), dtype=torch.float64, device=learner.device)
     iteration = Iteration(flat.rows, flat.parameters)
@@ -95,9 +98,7 @@ def _stacked(
     first, flat, count = parts[0][0], parts[0][0].flat, len(parts)
     first.model.train()
     schedules = [learner.steps(learner.updates(plan)) for learner, plan in parts]
-    batches = [
-        learner.batches(len(steps)) for (learner, _), steps in zip(parts, schedules, strict=True)
-    ]
+    batches = _Batches([learner for learner, _ in parts], [len(steps) for steps in schedules])
     done = [0] * count
     fixed = _stack_all([learner.fixed() for learner, _ in parts])
     running = _running([learner for learner, _ in parts])
@@ -127,15 +128,19 @@ def _stacked(
                 dict(zip(ids, iteration.leaves, strict=True))
                 | {key: iteration.of(value) for key, value in constant.items()}
             )
-            own = [next(batches[k]).only(modalities) for k in devices]
-            drawn = [parts[k][0].draw(batch) for k, batch in zip(devices, own, strict=True)]
+            inputs, labels = batches.of(devices, modalities)
             now = {name: iteration.of(value) for name, value in running.items()}
             given = now | {name: iteration.of(value) for name, value in fixed.items()}
-            batch = Batch(
-                {m: torch.stack([b.inputs[m] for b in own]) for m in modalities},
-                torch.stack([b.labels for b in own]),
-                given=given | _stack_all(drawn),
-            )
+            if first.draws:
+                each = zip(
+                    devices, *(x.unbind() for x in inputs.values()), labels.unbind(), strict=True
+                )
+                drawn = [
+                    parts[k][0].draw(Batch(dict(zip(inputs, own[:-1], strict=True)), own[-1]))
+                    for k, *own in each
+                ]
+                given |= _stack_all(drawn)
+            batch = Batch(inputs, labels, given=given)
             with first.precision():
                 losses = first.local_loss(batch)
             wanted = [iteration.leaves[i] for i in local.trained]
@@ -151,6 +156,38 @@ def _stacked(
     for row, (learner, _) in enumerate(parts):
         learner.memory |= {name: value[row].cpu().clone() for name, value in running.items()}
     return [(loss / n, n) for loss, n in zip(total.tolist(), done, strict=True)]
+
+
+class _Batches:
+    """The mini-batches of a stack."""
+
+    def __init__(self, learners: Sequence["Learner"], counts: Sequence[int]) -> None:
+        first = learners[0]
+        self._at = [0] * len(learners)
+        self._samples = first.pool.samples
+        self._rows: list[Tensor] = []
+        self._each: list[Iterator[Batch]] = []
+        if first.batches_of_rows and all(x.pool.samples is self._samples for x in learners):
+            for learner, count in zip(learners, counts, strict=True):
+                self._rows.append(learner.batch_rows(count) + learner.pool.start)
+        else:
+            self._each = [x.batches(count) for x, count in zip(learners, counts, strict=True)]
+
+    def of(
+        self, devices: Sequence[int], modalities: tuple[str, ...]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the next inputs and labels of some devices, ``[device, batch, ...]``."""
+        if self._each:
+            own = [next(self._each[k]).only(modalities) for k in devices]
+            inputs = {m: torch.stack([batch.inputs[m] for batch in own]) for m in modalities}
+            return inputs, torch.stack([batch.labels for batch in own])
+        rows = torch.stack([self._rows[k][self._at[k]] for k in devices])
+        for k in devices:
+            self._at[k] += 1
+        flat, shape, samples = rows.flatten(), rows.shape, self._samples
+        found = {m: samples.inputs[m].index_select(0, flat) for m in modalities}
+        inputs = {m: x.view(*shape, *x.shape[1:]) for m, x in found.items()}
+        return inputs, samples.labels.index_select(0, flat).view(*shape, *samples.labels.shape[1:])
 
 
 def _next(

@@ -54,12 +54,12 @@ def first_payload(learner: Learner) -> Payload:
     """Return what a device publishes in round 1 for one neighbour, trained or not.
 
     Its bytes are those that are planned with until a round has been run: whatever compresses a
-    payload, or writes it in another way, is in it. The learner is reset before and after.
+    payload, or writes it in another way, is in it. The learner must be as it begins, and is so
+    afterwards.
     """
     me, nodes = learner.partition.partition_id, learner.settings.num_nodes
     settings, phases = learner.settings, learner.options.phases(learner.settings.num_server_rounds)
     plan = Plan(1, settings.local_iterations, recipients=((me + 1) % nodes,), phase=phases[0])
-    learner.reset()
     with learner.in_round(plan):
         learner.begin(plan, {})
         payload = learner.finish(plan, {}, None).payload

@@ -7,9 +7,9 @@ is in it, to the last bit on a CPU (a test holds this for every layer): a number
 engine, changes nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
-from functools import cache
+from functools import cache, partial
 from typing import Any, Self
 
 import torch
@@ -32,8 +32,8 @@ class Stackable(nn.Module):
     """Base of modules that compute in a stack, and alone."""
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``a b + bias`` of each device, ``[device, rows, columns]``.
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a b`` of each device, ``[device, rows, columns]``.
 
     Parameters
     ----------
@@ -41,13 +41,11 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         ``[device, rows, inner]``.
     b : Tensor
         ``[device, inner, columns]``.
-    bias : Tensor, optional
-        ``[device, columns]``.
     """
     if a.shape[2] % LINE or b.shape[2] % LINE:
-        out: Tensor = _Padded.apply(*_cast(a, b, bias))
+        out: Tensor = _Padded.apply(*_cast(a, b))
         return out
-    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias[:, None], a, b)
+    return torch.bmm(a, b)
 
 
 def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -62,36 +60,39 @@ padding: ContextVar[tuple[int, int]] = ContextVar("padding", default=(1, 1))
 """Of the product under way: its multiplications, and as many as there are with its padding."""
 
 
+def _counted(
+    compute: Callable[..., Tensor], size: tuple[int, int], padded: Tensor, *tensors: Tensor
+) -> Tensor:
+    """Compute a product of matrices ``padded`` to more than ``size``, which says how many."""
+    token = padding.set((size[0] * size[1], padded.shape[1] * padded.shape[2]))
+    try:
+        return compute(*tensors)
+    finally:
+        padding.reset(token)
+
+
 class _Padded(torch.autograd.Function):
     """A product of matrices that are filled up with zeros to whole lines."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         inner, columns = b.shape[1:]
         more, wide = -inner % LINE, -columns % LINE
-        a = F.pad(a, (0, more)) if more else a
-        b = F.pad(b, (0, wide, 0, more))
+        a, b = F.pad(a, (0, more)), F.pad(b, (0, wide, 0, more))
         ctx.save_for_backward(a, b)
-        ctx.sizes, ctx.biased = (inner, columns), bias is not None
-        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
-        if bias is None:
-            out = torch.bmm(a, b)
-        else:
-            out = torch.baddbmm(F.pad(bias, (0, wide))[:, None], a, b)
-        padding.reset(token)
-        return out[..., :columns]
+        ctx.sizes = inner, columns
+        return _counted(torch.bmm, ctx.sizes, b, a, b)[..., :columns]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         inner, columns = ctx.sizes
         wide = F.pad(g, (0, b.shape[2] - columns))
-        needs = ctx.needs_input_grad
-        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
-        of_a = torch.bmm(wide, b.mT)[..., :inner] if needs[0] else None
-        of_b = torch.bmm(a.mT, wide)[:, :inner, :columns] if needs[1] else None
-        padding.reset(token)
-        return of_a, of_b, g.sum(dim=1) if ctx.biased and needs[2] else None
+        of_a, of_b = ctx.needs_input_grad
+        return (
+            _counted(torch.bmm, ctx.sizes, b, wide, b.mT)[..., :inner] if of_a else None,
+            _counted(torch.bmm, ctx.sizes, b, a.mT, wide)[:, :inner, :columns] if of_b else None,
+        )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -108,10 +109,43 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    if x.dim() == 3:
-        return product(x, weight.mT, bias)
-    rows = x.reshape(len(x), -1, x.shape[-1])
-    return product(rows, weight.mT, bias).reshape(*x.shape[:-1], -1)
+    rows = x if x.dim() == 3 else x.reshape(len(x), -1, x.shape[-1])
+    out: Tensor = _Linear.apply(*_cast(rows, weight, bias))
+    return out if x.dim() == 3 else out.reshape(*x.shape[:-1], -1)
+
+
+class _Linear(torch.autograd.Function):
+    """``x W^T + b``, with the gradient of W laid out as W is: torch transposes it instead."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        columns, inner = weight.shape[1:]
+        wide, more = -columns % LINE, -inner % LINE
+        ctx.sizes, ctx.biased = (columns, inner), bias is not None
+        if more:
+            x = F.pad(x, (0, more))
+        if more or wide:
+            weight = F.pad(weight, (0, more, 0, wide))
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return _counted(torch.bmm, ctx.sizes, weight, x, weight.mT)[..., :columns]
+        if wide:
+            bias = F.pad(bias, (0, wide))
+        out = _counted(torch.baddbmm, ctx.sizes, weight, bias[:, None], x, weight.mT)
+        return out[..., :columns] if wide else out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        columns, inner = ctx.sizes
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        wide = F.pad(g, (0, weight.shape[1] - columns)) if weight.shape[1] > columns else g
+        count = partial(_counted, torch.bmm, ctx.sizes, weight)
+        return (
+            count(wide, weight)[..., :inner] if of_x else None,
+            count(wide.mT, x)[:, :columns, :inner] if of_weight else None,
+            g.sum(dim=1) if ctx.biased and of_bias else None,
+        )
 
 
 class Linear(nn.Linear, Stackable):

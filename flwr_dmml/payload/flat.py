@@ -57,18 +57,35 @@ class Flat:
         values = [p.detach().reshape(-1).float() for p in self.parameters]
         device = values[0].device if values else None
         values.append(torch.zeros(-at % LINE, device=device))
-        self._take(torch.cat(values)[None], 0)
+        self._attached: tuple[Tensor | None, int] = (None, 0)
+        self.stand_at(torch.cat(values)[None], 0)
+        self.attach()
 
-    def _take(self, matrix: Tensor, row: int) -> None:
+    def stand_at(self, matrix: Tensor, row: int) -> None:
+        """Live in a row of a matrix ``[rows, width]`` from now on, with the numbers there.
+
+        The parameters follow when they are asked for, see :meth:`attach`.
+        """
         self.matrix, self.row = matrix, row
-        self.vector = matrix[row, : self.length]
-        for p, place in zip(self.parameters, self.places, strict=True):
-            p.data = self.vector[place].view(p.shape)
 
     def move_to(self, matrix: Tensor, row: int) -> None:
-        """Copy the numbers to a row of another matrix ``[rows, length]``, and live there."""
+        """Copy the numbers to a row of another matrix ``[rows, width]``, and live there."""
         matrix[row] = self.matrix[self.row]
-        self._take(matrix, row)
+        self.stand_at(matrix, row)
+
+    def attach(self) -> None:
+        """Make the parameters views of the row where they are none."""
+        if self._attached[0] is self.matrix and self._attached[1] == self.row:
+            return
+        vector = self.vector
+        for p, place in zip(self.parameters, self.places, strict=True):
+            p.data = vector[place].view(p.shape)
+        self._attached = self.matrix, self.row
+
+    @property
+    def vector(self) -> Tensor:
+        """The row's numbers, ``[length]``."""
+        return self.matrix[self.row, : self.length]
 
     def __len__(self) -> int:
         return self.length
@@ -126,17 +143,35 @@ class Flat:
         return list(dict.fromkeys(self.block_of(i) for i in indices))
 
 
-def stack(flats: Sequence[Flat]) -> Tensor:
-    """Bring devices with equal layouts together in one matrix ``[device, length]``; return it."""
-    matrix = flats[0].matrix
-    together = len(matrix) == len(flats) and all(
-        flat.matrix is matrix and flat.row == k for k, flat in enumerate(flats)
-    )
-    if not together:
-        matrix = torch.empty(len(flats), matrix.shape[1], device=matrix.device)
-        for k, flat in enumerate(flats):
-            flat.move_to(matrix, k)
-    return matrix
+class Stack:
+    """Rows of devices with equal layouts, brought together in one matrix.
+
+    Attributes
+    ----------
+    matrix : Tensor
+        ``[device, width]``: the rows themselves where they follow one another, else a copy.
+    """
+
+    def __init__(self, flats: Sequence[Flat]) -> None:
+        self._flats = flats
+        home, rows = flats[0].matrix, [flat.row for flat in flats]
+        self._rows: Tensor | None = None
+        if all(flat.matrix is home for flat in flats):
+            if rows == list(range(rows[0], rows[0] + len(rows))):
+                self.matrix = home[rows[0] : rows[0] + len(rows)]
+            else:
+                self._rows = torch.tensor(rows, device=home.device)
+                self.matrix = home[self._rows]
+        else:
+            self.matrix = home.new_empty(len(flats), home.shape[1])
+            for k, flat in enumerate(flats):
+                flat.move_to(self.matrix, k)
+        self._home = home
+
+    def put_back(self) -> None:
+        """Copy the numbers to where the devices' rows are."""
+        if self._rows is not None:
+            self._home[self._rows] = self.matrix
 
 
 def joined(places: Sequence[slice]) -> list[slice]:

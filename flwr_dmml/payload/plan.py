@@ -1,6 +1,6 @@
 """Plan of a node for a round, and outcome of the round. Independent of Flower."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -47,7 +47,7 @@ class Plan:
     iterations: int
     evaluate: bool = False
     neighbours: tuple[int, ...] = ()
-    weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     num_rounds: int = 0
     by_modality: dict[str, int] = field(default_factory=dict)
     budget_j: float = inf

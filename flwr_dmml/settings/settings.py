@@ -1,9 +1,9 @@
 """All settings of a run but those of its methods (:class:`Settings`)."""
 
 import os
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from ..base.machine import RUNS
 from ..base.options import Group
@@ -12,6 +12,12 @@ from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from ..graph.topology import Topology, make_topology
 from ..learning.settings import DeviceSettings
 from ..payload.options import ExchangeOptions
+
+
+def _number_of_processes(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError('must be "auto" or a whole number, at least 0')
 
 
 class Settings(DeviceSettings):
@@ -38,7 +44,9 @@ class Settings(DeviceSettings):
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
     )
-    workers: int = Field(0, ge=0, description="processes of the sharded engine; 0: one a core")
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_number_of_processes)] = Field(
+        "auto", description="processes of the sharded engine; auto: by the size of the run"
+    )
     ray_address: str = Field(
         "", description="existing Ray cluster of the sharded engine: auto, or host:port"
     )

@@ -190,11 +190,12 @@ def _engine(
         grid.arrange(*layout(settings))
         yield grid
     elif settings.engine == "sharded":
+        asked = 0 if settings.workers == "auto" else settings.workers
         sharded = sharded_grid(
             client_app,
             settings.num_nodes,
             context.run_config,
-            workers=settings.workers or cores(),
+            workers=asked or cores(),
             address=settings.ray_address,
             run_id=context.run_id,
             patience_s=FLOWERS_RAY_S.get(Path(sys.argv[0]).name, 10.0),

@@ -142,9 +142,7 @@ class Exchange:
         for partition, content in good.items():
             self._logbook.mixing(server_round, partition, content)
         self._logbook.failures(failed)
-        counts = [found for content in good.values() if (found := read_confusion(content))]
-        alike = len({len(found) for found in counts}) == 1
-        self.confusion = [sum(cell) for cell in zip(*counts, strict=True)] if alike else []
+        self.confusion = added_up([read_confusion(content) for content in good.values()])
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs besides the payloads, as JSON."""
@@ -156,3 +154,10 @@ class Exchange:
         self._begun = set(state["begun"])
         self.speeds = {int(k): dict(v) for k, v in state["speeds"].items()}
         self._relay.take(payloads)
+
+
+def added_up(tables: Iterable[Sequence[int]]) -> list[int]:
+    """Return the sum of confusion tables, row by row; empty where they are of different sizes."""
+    counts = [table for table in tables if table]
+    alike = len({len(table) for table in counts}) == 1
+    return [sum(cell) for cell in zip(*counts, strict=True)] if alike else []

@@ -110,16 +110,27 @@ class Logbook:
         if not position:
             self.notes(partition, content)
         self._meter(server_round + 1, partition, content, position)
+        rejected = read_rejected(content, position)
+        self.mixed(server_round, partition, read_metrics(content, position), rejected)
+
+    def mixed(
+        self,
+        server_round: int,
+        partition: int,
+        metrics: Mapping[str, float],
+        rejected: Sequence[str],
+    ) -> None:
+        """Note the same of a node that has no more to say."""
         if server_round < 1:
             return
-        rejected, node = read_rejected(content, position), self.node(server_round, partition)
+        node = self.node(server_round, partition)
         for line in rejected:
             log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
             sender, _, problem = line.partition(": ")
             if sender.isdigit() and int(sender) in self._members:
                 failed = self.records[server_round - 1].failed
                 failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
-        node.measured(read_metrics(content, position))
+        node.measured(metrics)
         node.rejected = len(rejected)
 
     def _meter(self, server_round: int, partition: int, content: RecordDict, position: int) -> None:

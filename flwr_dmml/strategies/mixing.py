@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
-from ..graph.topology import components, metropolis_weights
+from ..graph.topology import components
+from ..graph.weights import metropolis_rows
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ def neighbourhoods(
     blocks : mapping of int to collection of str
         The blocks of every *live* node; other nodes of the graph take no part.
     """
-    by_owners = {
-        nodes: metropolis_weights(graph, nodes) for nodes in owners_by_block(blocks).values()
-    }
-    weights = {name: by_owners[nodes] for name, nodes in owners_by_block(blocks).items()}
+    owners = owners_by_block(blocks)
+    by_owners = {nodes: metropolis_rows(graph, nodes) for nodes in owners.values()}
+    weights = {name: by_owners[nodes] for name, nodes in owners.items()}
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
         near = [j for j in sorted(graph[node]) if j in blocks]
         if near:
-            rows = {b: tuple(float(weights[b][node, j]) for j in (node, *near)) for b in owned}
+            rows = {b: tuple(weights[b][node].get(j, 0.0) for j in (node, *near)) for b in owned}
             result[node] = Neighbourhood(tuple(near), rows)
         else:
             result[node] = Neighbourhood()

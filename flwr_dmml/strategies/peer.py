@@ -14,6 +14,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from ..base.options import Group
 from ..energy.allocation import Allocation, RoundProblem
 from ..energy.ledger import Floats
+from ..engine.grid import SimulationGrid
+from ..engine.nodes import Hosted
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
@@ -24,6 +26,7 @@ from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
 from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
+from .hosted import HostedExchange
 from .logbook import Logbook
 from .planner import RoundPlanner
 from .roster import Roster, handshake, wait_for_nodes
@@ -210,6 +213,10 @@ class PeerStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the messages of a round, or of several: plans, inbox, ``arrays`` to start from."""
+        return self.exchange.messages(self._plans(server_round, grid), "train", arrays)
+
+    def _plans(self, server_round: int, grid: Grid) -> list[dict[int, Plan]]:
+        """Open a round, or several, and return the plans of each."""
         self._logbook.open(server_round)
         invited = self._take_part(server_round, self._invite(grid))
         sizes, speeds = self.exchange.sizes, self.exchange.speeds
@@ -223,7 +230,7 @@ class PeerStrategy(Strategy):
             plans, budget = self.planner.plans(t, invited, sizes, speeds)
             self._logbook.budget(budget)
             rounds.append(plans)
-        return self.exchange.messages(rounds, "train", arrays)
+        return rounds
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -239,8 +246,10 @@ class PeerStrategy(Strategy):
         """Return the closing messages after the last round; until then training carries them."""
         if server_round < self._num_rounds:
             return []
-        plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
-        return self.exchange.messages([plans], "evaluate")
+        return self.exchange.messages([self._closing_plans(grid)], "evaluate")
+
+    def _closing_plans(self, grid: Grid) -> dict[int, Plan]:
+        return self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -300,7 +309,13 @@ class PeerStrategy(Strategy):
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
-        self.exchange = self._make_exchange(self.method, self.roster, self._logbook)
+        given = self.method, self.roster, self._logbook
+        devices = self._hosted(grid)
+        self.exchange = (
+            HostedExchange(*given, devices, grid.tell)
+            if isinstance(grid, SimulationGrid) and devices
+            else self._make_exchange(*given)
+        )
         phases = self.options.phases(num_rounds)
         self.planner.begin(
             self.roster.members,
@@ -323,10 +338,15 @@ class PeerStrategy(Strategy):
         done = first - 1
         while done < num_rounds:
             before, begun = done, time.monotonic()
-            messages = self.configure_train(before + 1, arrays, config, grid)
-            replies = self.roster.send(grid, messages, timeout)
-            done = self.records[-1].round  # the last one of these messages
-            self.aggregate_train(before + 1, replies)
+            if isinstance(self.exchange, HostedExchange):
+                (plans,) = self._plans(before + 1, grid)
+                self.exchange.run(before + 1, plans, arrays)
+                done = before + 1
+            else:
+                messages = self.configure_train(before + 1, arrays, config, grid)
+                replies = self.roster.send(grid, messages, timeout)
+                done = self.records[-1].round  # the last one of these messages
+                self.aggregate_train(before + 1, replies)
             for record in self.records[before:]:
                 record.seconds = (time.monotonic() - begun) / (done - before)
             complete = self.records[max(0, before - 1) : -1]
@@ -339,13 +359,28 @@ class PeerStrategy(Strategy):
                 num_rounds = self._num_rounds = done
                 self.planner.end_at(done)
                 self._logbook.end_at(done)
-        closing = self.configure_evaluate(num_rounds, arrays, config, grid)
-        self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
+        if isinstance(self.exchange, HostedExchange):
+            self.exchange.run(num_rounds, self._closing_plans(grid))
+        else:
+            closing = self.configure_evaluate(num_rounds, arrays, config, grid)
+            self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
         self._complete(self.records[-1])
         if self.keeper:
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
         return self._logbook.result()
+
+    def _hosted(self, grid: Grid) -> Hosted | None:
+        """Return the devices of an engine that runs whole rounds; None where messages go.
+
+        They do where the engine is another, the method's rounds are not run so, or the strategy has
+        messages or an exchange of its own.
+        """
+        own = "configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate"
+        if self._make_exchange is not Exchange or any(map(self._overrides, own)):
+            return None
+        devices = grid.hosted if isinstance(grid, SimulationGrid) else None
+        return devices if devices and devices.takes(self.method) else None
 
     # ---- checkpoints ------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class RoundPlanner:
         self.seed = seed
         self.addressed = addressed
         self._own_graph: Callable[[int], nx.Graph] | None = None
+        self._fixed_graph: nx.Graph | None = None
 
     def summary(self) -> list[str]:
         """Return what is known before the first round, in a few lines for the log."""
@@ -99,7 +100,7 @@ class RoundPlanner:
         own = {p: member.equipment for p, member in members.items()}
         self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own, allocate)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
-        self._known: tuple[object, tuple[int, ...]] = (None, ())
+        self._known: tuple[nx.Graph | None, tuple[int, ...]] = (None, ())
         self._found: dict[int, Neighbourhood] = {}
         self._flat: Collection[int] = ()
 
@@ -120,7 +121,12 @@ class RoundPlanner:
 
     def of_topology(self, server_round: int) -> nx.Graph:
         """Return the graph of a round as the topology has it, on all nodes."""
-        return self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
+        if self._fixed_graph is None:
+            graph = self.topology.graph(self.num_nodes, server_round=server_round, seed=self.seed)
+            if self.topology.time_varying:
+                return graph
+            self._fixed_graph = nx.freeze(graph)
+        return self._fixed_graph
 
     @property
     def battery_j(self) -> Floats | None:
@@ -165,7 +171,7 @@ class RoundPlanner:
                 iterations=self.local_iterations,
                 evaluate=mixed >= 1 and mixed % self.evaluate_every == 0,
                 neighbours=around[p].neighbours,
-                weights=dict(around[p].weights),
+                weights=around[p].weights,
                 num_rounds=self._num_rounds,
                 by_modality=updates,
                 budget_j=float(budget.budget_j[p]),
@@ -188,7 +194,7 @@ class RoundPlanner:
                 iterations=0,
                 evaluate=True,
                 neighbours=near.neighbours,
-                weights=dict(near.weights),
+                weights=near.weights,
                 num_rounds=self._num_rounds,
                 budget_j=0.0,
             )
@@ -229,8 +235,10 @@ class RoundPlanner:
     ) -> dict[int, Neighbourhood]:
         """Return who mixes with whom: those that published and go on."""
         owners = tuple(p for p in sorted(going) if p in published)
-        known = frozenset(graph.edges), owners
-        if known != self._known:  # most rounds are like the one before
+        before, of = self._known
+        if graph is not before or owners != of:  # most rounds are like the one before
             blocks = {p: self._members[p].blocks for p in owners}
-            self._known, self._found = known, neighbourhoods(graph, blocks)
+            if before is None or owners != of or set(graph.edges) != set(before.edges):
+                self._found = neighbourhoods(graph, blocks)
+            self._known = graph, owners
         return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}

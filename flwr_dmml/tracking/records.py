@@ -155,7 +155,11 @@ class RoundRecord:
 
     def node(self, partition: int, modalities: Iterable[str]) -> NodeResult:
         """Return the entry of a node, new if it has none yet."""
-        return self.by_partition.setdefault(partition, NodeResult(partition, "+".join(modalities)))
+        found = self.by_partition.get(partition)
+        if found is None:
+            found = NodeResult(partition, "+".join(modalities))
+            self.by_partition[partition] = found
+        return found
 
     @property
     def nodes(self) -> list[NodeResult]:

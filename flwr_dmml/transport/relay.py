@@ -1,15 +1,12 @@
 """The relay transport: the strategy hands each node's payload to its neighbours, unread."""
 
-from collections.abc import Collection, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
 
-from ..payload.blocks import STATISTICS, addressed, without_companion
 from ..payload.plan import Plan
+from ..payload.routing import cut, wanted
 from .arrays import record_of, serialised_bytes
-
-T = TypeVar("T")
 
 
 class Relay:
@@ -52,24 +49,6 @@ class Relay:
                 self._cut[key] = record_of(cut(payload, names))
             records[neighbour] = self._cut[key]
         return records
-
-
-def wanted(plan: Plan, position: int, recipient: int, published: Collection[str]) -> frozenset[str]:
-    """Return which blocks of a payload with these names the recipient of a plan is to get.
-
-    The payload is that of its n-th neighbour, from 1.
-    """
-    names = {name for name, weights in plan.weights.items() if weights[position] > 0}
-    return frozenset(names | {addressed(name, recipient) for name in names - set(published)})
-
-
-def cut(payload: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
-    """Return a payload's blocks of these names, with what belongs to them, and its statistics."""
-    return {
-        name: value
-        for name, value in payload.items()
-        if without_companion(name) in names or name.startswith(STATISTICS)
-    }
 
 
 def size_bytes(record: ArrayRecord, prefix: str = "") -> int:

@@ -1,9 +1,10 @@
 import math
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 
+from flwr_dmml.base.registry import installed
 from flwr_dmml.data import (
     DataError,
     Dataset,
@@ -78,12 +79,11 @@ MADE = {d.name: name for name, d in globals().items() if isinstance(d, Dataset)}
 def _made_data_sets(monkeypatch):
     """Register the data sets made here besides the real ones."""
 
-    def both(*, group: str, name: str | None = None):
-        mine = [EntryPoint(key, f"{__name__}:{MADE[key]}", group) for key in MADE]
-        wanted = [entry for entry in mine if name in (None, entry.name)]
-        return [*wanted, *entry_points(group=group, **({"name": name} if name else {}))]
+    def both(group: str) -> dict[str, EntryPoint]:
+        mine = {key: EntryPoint(key, f"{__name__}:{MADE[key]}", group) for key in MADE}
+        return {**installed(group), **mine}
 
-    monkeypatch.setattr(registry, "entry_points", both)
+    monkeypatch.setattr(registry, "installed", both)
 
 
 # What no node got

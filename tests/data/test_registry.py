@@ -42,7 +42,7 @@ def test_an_unknown_name_lists_the_allowed_ones():
 
 def test_an_entry_point_must_be_a_dataset(monkeypatch):
     entry = EntryPoint("broken", "math:pi", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda **_: [entry])
+    monkeypatch.setattr(registry, "installed", lambda group: {entry.name: entry})
     with pytest.raises(DataError, match=r"'broken' \(math:pi\) is a float"):
         find_dataset("broken")
 

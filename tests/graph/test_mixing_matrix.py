@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.graph.topology import Complete, Line, Ring
+from flwr_dmml.graph import spectral
+from flwr_dmml.graph.spectral import effective_spectral_gap
+from flwr_dmml.graph.topology import (
+    Complete,
+    ErdosRenyi,
+    Line,
+    OnePeerExponential,
+    RandomRegular,
+    Ring,
+    Topology,
+)
 from flwr_dmml.graph.weights import components, metropolis_weights, spectral_gap
 
 
@@ -114,3 +124,14 @@ def test_spectral_gap_agrees_with_eigenvalues(graph: nx.Graph) -> None:
     assert gap == pytest.approx(1 - magnitudes[-2] if len(graph) > 1 else 1, abs=1e-12)
     assert 0 <= gap <= 1
     assert (gap > 1e-9) == nx.is_connected(graph)
+
+
+@pytest.mark.parametrize(
+    "topology", [Ring(), RandomRegular(4), ErdosRenyi(0.3), OnePeerExponential()]
+)
+def test_the_gap_of_many_devices_is_found_without_a_matrix_of_all_pairs(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = effective_spectral_gap(topology, 64, seed=3)
+    monkeypatch.setattr(spectral, "DENSE", 10)
+    assert effective_spectral_gap(topology, 64, seed=3) == pytest.approx(dense, abs=1e-5)

@@ -352,7 +352,7 @@ def test_packages_may_register_topologies(monkeypatch: pytest.MonkeyPatch) -> No
         EntryPoint(name, f"{__name__}:{value}", topologies.GROUP)
         for name, value in (("pairs", "Pairs"), ("three", "NOT_A_TOPOLOGY"), ("ring", "Pairs"))
     ]
-    monkeypatch.setattr(topologies, "entry_points", lambda group: points)
+    monkeypatch.setattr(topologies, "installed", lambda group: {p.name: p for p in points})
     assert edges(make_topology("pairs").graph(4)) == {(0, 1), (2, 3)}
     assert type(make_topology("ring")) is Ring  # a built-in name stays what it is
     with pytest.raises(TopologyError, match=r"ring, .+, geometric, pairs, three\Z"):

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
-from flwr_dmml.engine.apps import flatten_config
+from flwr_dmml.engine import flatten_config
 from flwr_dmml.settings import find_parts, parse_settings
 
 EXAMPLES = ROOT / "examples"

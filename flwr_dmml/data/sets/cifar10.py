@@ -9,7 +9,7 @@ import torch
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from ...base.libraries import needed
+from ..division import stratified_split
 from ..options import LoadOptions
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
@@ -56,11 +56,7 @@ def load(options: LoadOptions) -> Source:
         {"image": torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)},
         torch.from_numpy(labels.astype(np.int64)),
     )
-    with needed("sklearn"):
-        from sklearn.model_selection import train_test_split
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=NUM_TEST, stratify=labels, random_state=0
-    )
+    train, test = stratified_split(labels, NUM_TEST, random_state=0)
     return Source(
         name="cifar10",
         modalities={"image": Modality("image", (3, 32, 32))},

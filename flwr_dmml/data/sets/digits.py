@@ -1,10 +1,16 @@
 """``digits``: small images of digits, each with the keypad tone of the digit. No download."""
 
+import gzip
+from importlib.metadata import PackageNotFoundError, distribution
+from math import ceil
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...base.libraries import needed
 from ...base.seeding import torch_generator
+from ..division import stratified_split
 from ..options import LoadOptions
 from ..reading.audio import add_noise, log_mel
 from ..registry import Dataset
@@ -31,10 +37,7 @@ def load(options: LoadOptions) -> Source:
     Images: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
     Learning Repository, 1998 (test part), as shipped with scikit-learn. Pairing: this project.
     """
-    with needed("sklearn"):
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    pixels, digits = load_digits(return_X_y=True)  # [1797, 64] in 0..16, [1797]
+    pixels, digits = _read()
     images = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     labels = torch.tensor(digits, dtype=torch.int64)
 
@@ -42,9 +45,7 @@ def load(options: LoadOptions) -> Source:
     noisy = add_noise(tones, options.snr_db, torch_generator(options.seed, "digits", "noise"))
     samples = Samples({"audio": log_mel(noisy), "image": images}, labels)
 
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=0.2, stratify=digits, random_state=0
-    )
+    train, test = stratified_split(digits, ceil(0.2 * len(digits)), random_state=0)
     return Source(
         name="digits",
         modalities={"audio": Modality("audio", (1, 32, 16)), "image": Modality("image", (1, 8, 8))},
@@ -52,6 +53,28 @@ def load(options: LoadOptions) -> Source:
         train=samples.subset(train).gathered(),
         test=samples.subset(test).gathered(),
     )
+
+
+def _read() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return what scikit-learn's ``load_digits`` does: pixels ``[1797, 64]`` in 0..16, classes.
+
+    From its file: to import scikit-learn takes a second.
+
+    Raises
+    ------
+    LibraryError
+        scikit-learn is missing, or keeps the file elsewhere and does not load.
+    """
+    try:
+        file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+        with gzip.open(str(file), "rt", encoding="ascii") as opened:
+            table = np.loadtxt(opened, delimiter=",")  # [1797, 65]
+    except (PackageNotFoundError, FileNotFoundError):
+        with needed("sklearn"):
+            from sklearn.datasets import load_digits
+        pixels, classes = load_digits(return_X_y=True)
+        return pixels, classes
+    return table[:, :-1], table[:, -1].astype(np.int64)
 
 
 DIGITS = Dataset(

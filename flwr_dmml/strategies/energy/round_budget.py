@@ -15,6 +15,8 @@ Updates = dict[str, int]
 
 def among(graph: nx.Graph, live: Collection[int]) -> nx.Graph:
     """Return all nodes of ``graph``, with only the links between those that are live."""
+    if len(live) == len(graph):
+        return graph
     between = nx.create_empty_copy(graph)
     between.add_edges_from(graph.subgraph(live).edges)
     return between

@@ -1,0 +1,238 @@
+"""Rounds of all devices that a process simulates, without a message for each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..learning.crew import Columns, Crew, Layout, MakeMatrix, layout_of
+from ..learning.learner import Learner, method_stacks
+from ..payload.plan import Outcome, Payload, Plan
+from ..settings import OwnParts
+from ..transport.arrays import TensorArray
+from ..transport.messages import STATE, pack, unpack
+from .hosting import RunConfigItems, configuration, learner_of
+from .metering import metered_alone
+from .state import confusion_of, hold, take_up
+
+
+@dataclass
+class Reply:
+    """What a device gives back after a round.
+
+    Attributes
+    ----------
+    metrics : dict of str to float
+        See :class:`~flwr_dmml.payload.plan.Outcome`.
+    rejected : list of str
+        What was wrong with neighbours' payloads.
+    entries : dict of str to int
+        Bytes of what it has published, by name in the payload; the same object as in the round
+        before, where they are the same; None where it is known elsewhere.
+    confusion : list of int
+        After the closing message, see :func:`~.state.confusion_of`.
+    error : str
+        Why it failed; empty if it did not.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    rejected: list[str] = field(default_factory=list)
+    entries: dict[str, int] | None = field(default_factory=dict)
+    confusion: list[int] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a process that has died has left of its devices, besides their rows.
+
+    Attributes
+    ----------
+    rounds : int
+        That they had done: it says which of two matrices holds their rows.
+    kept : dict of str to NDArray
+        See :meth:`HostedDevices.kept`.
+    """
+
+    rounds: int
+    kept: dict[str, NDArray[Any]]
+
+
+class HostedDevices:
+    """The devices of a process, for one method at a time.
+
+    Parameters
+    ----------
+    own : OwnParts
+        Parts of the app's own.
+    states : mapping of int to RecordDict
+        What the nodes keep, by partition id: read when a method begins or is restored, written by
+        :meth:`settle`.
+    run_config : mapping
+        The run config that every node sees.
+    """
+
+    def __init__(
+        self,
+        own: OwnParts,
+        states: Callable[[], Mapping[int, RecordDict]],
+        run_config: Mapping[str, object],
+    ) -> None:
+        self._own, self._states = own, states
+        self._config: RunConfigItems = tuple(sorted(run_config.items()))
+        self._method = ""
+        self._learners: dict[int, Learner] = {}
+        self._rows: tuple[Sequence[Layout] | None, MakeMatrix | None] = (None, None)
+        self._crew: Crew | None = None
+        self._entries: dict[int, dict[str, int]] = {}
+        self._ahead = False  # of what the nodes keep
+        self._current = False  # with what they keep, or further
+
+    def takes(self, method: str) -> bool:
+        """Return whether a method stacks, and nothing asks for devices one by one."""
+        found = configuration(self._config, self._own)
+        kind = found.parts.methods.get(method)
+        one_by_one = found.settings.exact or metered_alone(dict(self._config))
+        return kind is not None and method_stacks(kind) and not one_by_one
+
+    def run(
+        self,
+        method: str,
+        plans: Mapping[int, Plan],
+        initial: Mapping[int, ArrayRecord],
+        told: Callable[[int], None],
+    ) -> dict[int, Reply]:
+        """Run a round of the devices that have a plan.
+
+        Parameters
+        ----------
+        method : str
+            What they run.
+        plans : mapping of int to Plan
+            By partition id.
+        initial : mapping of int to ArrayRecord
+            Blocks that a device starts from, by partition id.
+        told : callable
+            Called with the number of devices that have just been done.
+        """
+        crew = self.ready(method)
+        for p, record in initial.items():
+            crew.learners[p].load_state(unpack(record))
+        self._ahead = True
+        results = crew.run(plans, told)
+        return {p: self._reply(p, plans[p], result) for p, result in results.items()}
+
+    def begin(self, method: str) -> dict[int, tuple[Columns, int]]:
+        """Take up the devices' states for a method; return how their rows are laid out."""
+        self.settle()
+        self._crew, self._method, self._entries = None, method, {}
+        self._learners = {p: learner_of(method, self._config, self._own, p) for p in self._states()}
+        self._take_up()
+        return {p: layout_of(learner) for p, learner in self._learners.items()}
+
+    def enter(
+        self,
+        every: Sequence[Layout] | None = None,
+        make: MakeMatrix | None = None,
+        left: Left | None = None,
+    ) -> Crew:
+        """Give the devices their rows: among those of other processes, or alone.
+
+        ``left`` is what a process that has died has left of them.
+        """
+        self._rows = every, make
+        kept: dict[int, Payload] = {}
+        if left is not None:
+            for key, numbers in left.kept.items():
+                partition, _, name = key.partition("/")
+                kept.setdefault(int(partition), {})[name] = torch.from_numpy(numbers)
+        self._crew = Crew(self._learners, every, make, None if left is None else left.rounds)
+        for p, learner in self._learners.items() if left is not None else ():
+            learner.load_state(kept.get(p, dict[str, Tensor]()))
+        self._ahead = left is not None
+        return self._crew
+
+    def ready(self, method: str) -> Crew:
+        """Return the devices in the state that their nodes keep, or further."""
+        if method != self._method:
+            self.begin(method)
+        if self._crew is None:
+            return self.enter()
+        if not self._current:
+            self._take_up()
+            if not self._crew.stands():
+                return self.enter(*self._rows)
+            self._crew.measure()
+        return self._crew
+
+    def _take_up(self) -> None:
+        states = self._states()
+        for p, learner in self._learners.items():
+            take_up(learner, states[p])
+        self._current = True
+
+    @property
+    def crew(self) -> Crew:
+        """The devices; there is a method."""
+        assert self._crew is not None
+        return self._crew
+
+    def kept(self) -> dict[str, NDArray[Any]]:
+        """Return what the devices keep besides their rows, ``<partition id>/<name>``."""
+        return {
+            f"{p}/{name}": value.numpy()
+            for p, learner in self._learners.items()
+            for name, value in learner.kept_state().items()
+        }
+
+    def _reply(self, p: int, plan: Plan, result: Outcome | Exception) -> Reply:
+        if isinstance(result, Exception):
+            return Reply(error=f"{type(result)}:<'{result}'>")
+        assert self._crew is not None
+        learner = self._crew.learners[p]
+        reply = Reply(result.metrics, result.rejected)
+        if plan.iterations:
+            known = self._entries.get(p)
+            if known is None or result.payload:
+                found = bytes_of(result.payload or self._crew.payload(p))
+                self._entries[p] = known if known == found and known is not None else found
+            reply.entries = self._entries[p]
+        elif plan.evaluate:
+            reply.confusion = confusion_of(learner)
+        return reply
+
+    def settle(self) -> None:
+        """Write into the nodes' states what the devices keep, before a message asks for it."""
+        self._current = False  # a message may restore them
+        if self._crew is None or not self._ahead:
+            return
+        for p, state in self._states().items():
+            learner = self._crew.learners[p]
+            kept = pack(learner.state())
+            state[STATE] = kept
+            hold(learner, kept)
+        self._ahead = False
+
+    def payloads(self) -> dict[int, ArrayRecord]:
+        """Return what the devices published in the last round, by partition id."""
+        if self._crew is None:
+            return {}
+        crew = self._crew
+        return {p: pack({k: v.clone() for k, v in crew.payload(p).items()}) for p in crew.published}
+
+    def load_payloads(self, method: str, payloads: Mapping[int, ArrayRecord]) -> None:
+        """Go on from payloads of an earlier time, when the nodes' states have been restored."""
+        self.ready(method).load({p: unpack(record) for p, record in payloads.items()})
+
+
+def bytes_of(payload: Payload) -> dict[str, int]:
+    """Return what each entry of a payload takes as serialised."""
+    return {name: _bytes(tensor) for name, tensor in payload.items()}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return TensorArray(tensor).serialised_bytes

@@ -1,0 +1,225 @@
+"""A process's share of a round whose devices are spread over several: orders in, reports out."""
+
+import os
+import resource
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..learning.crew import Columns, Crew, Layout
+from ..payload.plan import Payload, Plan
+from ..transport.arrays import NumpyArray, record_of
+from .hosted import HostedDevices, Left, Reply
+
+Numbers = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What another process's device has published, besides its row.
+
+    Attributes
+    ----------
+    report : list of float
+        Its training speeds.
+    entries : dict of str to NDArray
+        The rest of its payload, or all of it where rows are not mixed as they are.
+    """
+
+    report: list[float]
+    entries: Numbers
+
+
+Publications = dict[int, Publication]
+"""By partition id."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A round for the devices of one process.
+
+    Attributes
+    ----------
+    method : str
+        What they run.
+    plans : dict of int to Plan
+        By partition id; without weights where these are as in the round before.
+    initial : dict of int to dict
+        Blocks that a device starts from.
+    sound : bool
+        Whether all that other processes' devices have published is in range.
+    """
+
+    method: str
+    plans: dict[int, Plan]
+    initial: dict[int, Numbers]
+    sound: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What comes of an order.
+
+    Attributes
+    ----------
+    replies : dict of int to Reply
+        By partition id; ``entries`` is None where they are as in the round before.
+    sound : bool
+        Whether all that its devices have published is in range.
+    seconds, peak_bytes
+        What it took, and the most memory that the process has had.
+    """
+
+    replies: dict[int, Reply]
+    sound: bool
+    seconds: float
+    peak_bytes: int
+
+
+SAME: Mapping[str, tuple[float, ...]] = {"": ()}
+"""Stands in an order for weights that are those of the round before."""
+
+
+class Share:
+    """The devices of one process among several.
+
+    Parameters
+    ----------
+    devices : HostedDevices
+        Its own.
+    folder : Path
+        Shared memory of the processes of this machine.
+    """
+
+    def __init__(self, devices: HostedDevices, folder: Path) -> None:
+        self.devices, self._folder = devices, folder
+        self._plans: dict[int, Plan] = {}
+        self._entries: dict[int, dict[str, int]] = {}
+
+    def begin(self, method: str) -> dict[int, tuple[Columns, int]]:
+        """See :meth:`.HostedDevices.begin`."""
+        self._plans, self._entries = {}, {}
+        return self.devices.begin(method)
+
+    def enter(self, number: int, every: Sequence[Layout], left: Left | None = None) -> None:
+        """Give the devices their rows in shared memory.
+
+        Parameters
+        ----------
+        number : int
+            Of this division of the devices among processes.
+        every, left
+            See :meth:`.HostedDevices.enter`.
+        """
+
+        def make(kind: int, layout: Layout) -> tuple[Tensor, Tensor]:
+            names = (self._folder / f"rows-{number}-{kind}-{half}" for half in "ab")
+            return _mapped(next(names), layout), _mapped(next(names), layout)
+
+        self.devices.enter(every, make, left)
+
+    def run(
+        self, order: Order, *come: Publications
+    ) -> tuple[Report, Publications, dict[str, NDArray[Any]]]:
+        """Run a round.
+
+        Parameters
+        ----------
+        order : Order
+            What is to be done.
+        *come : dict of int to Publication
+            What the other processes' devices have published.
+
+        Returns
+        -------
+        tuple of Report, dict and dict
+            What came of it, what the other processes need of it, and what this one's devices keep.
+        """
+        begun, crew = time.perf_counter(), self.devices.ready(order.method)
+        crew.foreign_sound = order.sound
+        for publications in come:
+            self._take(crew, publications)
+        plans: dict[int, Plan] = {}
+        for p, plan in order.plans.items():
+            if plan.weights is SAME or plan.weights == SAME:
+                plan = replace(plan, weights=self._plans[p].weights)
+            plans[p] = plan
+        self._plans = plans
+        initial = {p: _record(numbers) for p, numbers in order.initial.items()}
+        replies = self.devices.run(order.method, plans, initial, lambda done: None)
+        told = {p: self._short(p, reply) for p, reply in replies.items()}
+        training = any(plan.iterations for plan in plans.values())
+        published = self._publications(crew, plans) if training else {}
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = time.perf_counter() - begun
+        report = Report(told, self.devices.crew.sound, seconds, kilobytes * 1024)
+        return report, published, self.devices.kept()
+
+    def _short(self, p: int, reply: Reply) -> Reply:
+        """Return a reply without entries that are known."""
+        if reply.entries and self._entries.get(p) is reply.entries:
+            return replace(reply, entries=None)
+        if reply.entries:
+            self._entries[p] = reply.entries
+        return reply
+
+    def _publications(self, crew: Crew, plans: Mapping[int, Plan]) -> Publications:
+        """Return what devices of other processes get."""
+        return {
+            p: Publication(crew.reports[p], self._numbers(crew, p))
+            for p in crew.published
+            if any(n not in crew.learners for n in plans[p].recipients)
+        }
+
+    @staticmethod
+    def _numbers(crew: Crew, p: int) -> Numbers:
+        learner = crew.learners[p]
+        if not learner.plain:
+            return {name: value.numpy() for name, value in crew.payload(p).items()}
+        return {k: v.numpy() for k, v in learner.told().items()} if learner.listens else {}
+
+    @staticmethod
+    def _take(crew: Crew, publications: Publications) -> None:
+        """Take up what devices of other processes have published."""
+        for p, publication in publications.items():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes there
+                entries: Payload = {k: torch.from_numpy(v) for k, v in publication.entries.items()}
+            crew.hear(p, publication.report, entries)
+
+    def load(self, method: str, payloads: Mapping[int, Numbers]) -> Publications:
+        """Go on from payloads of an earlier time; return what the other processes need of them."""
+        self.devices.load_payloads(method, {p: _record(own) for p, own in payloads.items()})
+        crew = self.devices.crew
+        return {p: Publication(crew.reports[p], self._numbers(crew, p)) for p in crew.published}
+
+    def payloads(self) -> dict[int, Numbers]:
+        """Return what the own devices have published."""
+        crew = self.devices.crew
+        own = [p for p in crew.published if p in crew.learners]
+        return {p: {k: v.numpy().copy() for k, v in crew.payload(p).items()} for p in own}
+
+
+def _record(numbers: Numbers) -> ArrayRecord:
+    return record_of({name: NumpyArray(value) for name, value in numbers.items()})
+
+
+def _mapped(path: Path, layout: Layout) -> Tensor:
+    """Return a matrix in shared memory, made by whoever asks first."""
+    count = len(layout.partitions) * layout.width
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if os.fstat(descriptor).st_size < 4 * count:
+            os.ftruncate(descriptor, 4 * count)
+    finally:
+        os.close(descriptor)
+    matrix = torch.from_file(str(path), shared=True, size=count)
+    return matrix.view(len(layout.partitions), layout.width)

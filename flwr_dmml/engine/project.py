@@ -1,0 +1,62 @@
+"""What the ``pyproject.toml`` of a Flower app says: its components and its run config.
+
+Read without Flower and torch, so that a command knows what it is to run before it loads them.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import AppError
+
+
+def read_project(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the components of the app in ``folder``, and its run config, flat.
+
+    Raises
+    ------
+    AppError
+        There is no valid ``pyproject.toml`` with ``[tool.flwr.app.components]``.
+    """
+    path = folder.expanduser().resolve()
+    project = path / "pyproject.toml"
+    if not project.is_file():
+        raise AppError(f"{path} is no Flower app: it has no pyproject.toml")
+    with project.open("rb") as file:
+        try:
+            app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
+        except tomllib.TOMLDecodeError as error:
+            raise AppError(f"{project} is not valid TOML: {error}") from error
+    components = app.get("components", {})
+    if not {"serverapp", "clientapp"} <= set(components):
+        raise AppError(f"{project} names no serverapp and clientapp in [tool.flwr.app.components]")
+    return components, flatten_config(app.get("config", {}))
+
+
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested tables into dotted keys, as Flower does with an app's config."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_config(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``key=value``; the value is read as TOML, or taken as a string if it is none.
+
+    Raises
+    ------
+    ValueError
+        There is no key, or no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"{text!r}: give KEY=VALUE, e.g. method=dpsgd")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()

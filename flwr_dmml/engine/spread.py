@@ -1,0 +1,215 @@
+"""The devices of all workers of the sharded engine, whose rounds run without a message for each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from logging import WARNING
+from typing import Any
+
+import ray
+from flwr.app import ArrayRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.logger import log
+from ray.exceptions import RayActorError, RayError
+
+from ..clients.hosted import Left, Reply
+from ..clients.shares import SAME, Order, Report
+from ..learning.crew import Layout, layouts
+from ..payload.plan import Plan
+from ..transport.arrays import NumpyArray, record_of
+from .nodes import host
+from .worker import MOST_DEATHS, Worker
+
+
+class SpreadDevices:
+    """All devices of a run, a share of them in each worker.
+
+    Rows of one machine's devices lie in its shared memory. What else devices publish goes from one
+    worker to another in one object a round.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        That hosts devices.
+    run_config : mapping
+        The run config.
+    workers : callable
+        Returns the workers, with their nodes in their places.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        run_config: Mapping[str, Any],
+        workers: Callable[[], list[Worker]],
+    ) -> None:
+        # Says which methods are taken; it hosts nobody.
+        self._alike = host(client_app, dict[int, RecordDict], run_config)
+        self._workers_of, self._workers = workers, list[Worker]()
+        self._method, self._divisions, self._rounds = "", 0, 0
+        self._every: list[Layout] = []
+        self._home: dict[int, int] = {}  # worker by partition id
+        self._weights: dict[int, Any] = {}
+        self._entries: dict[int, dict[str, int]] = {}
+        self._published: list[Any] = []  # ObjectRefs, a worker each
+        self._kept: list[Any] = []
+        self._sound = True
+        self.busy_s = 0.0
+        """Seconds that all workers have taken."""
+
+    def takes(self, method: str) -> bool:
+        """Return whether rounds of a method can be run so."""
+        return self._alike is not None and self._alike.takes(method)
+
+    def run(
+        self,
+        method: str,
+        plans: Mapping[int, Plan],
+        initial: Mapping[int, ArrayRecord],
+        told: Callable[[int], None],
+    ) -> dict[int, Reply]:
+        """Run a round of the devices that have a plan; see :class:`.HostedDevices`."""
+        self._begin(method)
+        orders = [self._order(k, plans, initial) for k in range(len(self._workers))]
+        come = self._published
+        pending: dict[Any, int] = {}
+        results: list[tuple[Any, Any, Any] | None] = [None] * len(orders)
+        deaths = [0] * len(orders)
+        for k in range(len(orders)):
+            self._send(k, orders, come, pending, results)
+        replies: dict[int, Reply] = {}
+        sound = True
+        while pending:
+            (ready, *_), _ = ray.wait(list(pending), num_returns=1)
+            k = pending.pop(ready)
+            try:
+                report: Report = ray.get(ready)
+            except RayActorError as error:
+                deaths[k] += 1
+                lost = deaths[k] > MOST_DEATHS
+                self._revive(k, error)
+                if lost:
+                    replies |= _given_up(orders[k].plans, error)
+                    orders[k] = replace(orders[k], plans={})
+                else:
+                    orders[k] = self._order(k, plans, {}, afresh=True)
+                self._send(k, orders, come, pending, results)
+                continue
+            sound = sound and report.sound
+            self.busy_s += report.seconds
+            worker = self._workers[k]
+            worker.peak_bytes = max(worker.peak_bytes, report.peak_bytes)
+            worker.busy_s += report.seconds
+            replies |= {p: self._whole(p, reply) for p, reply in report.replies.items()}
+            told(len(report.replies))
+        self._published = [result[1] for result in results if result]
+        self._kept = [result[2] for result in results if result]
+        self._rounds, self._sound = self._rounds + 1, sound
+        return dict(sorted(replies.items()))
+
+    def _send(
+        self,
+        k: int,
+        orders: list[Order],
+        come: list[Any],
+        pending: dict[Any, int],
+        results: list[tuple[Any, Any, Any] | None],
+    ) -> None:
+        others = [ref for n, ref in enumerate(come) if n != k]
+        refs = self._workers[k].actor.run.options(num_returns=3).remote(orders[k], *others)
+        results[k] = tuple(refs)
+        pending[refs[0]] = k
+
+    def _order(
+        self,
+        k: int,
+        plans: Mapping[int, Plan],
+        initial: Mapping[int, ArrayRecord],
+        *,
+        afresh: bool = False,
+    ) -> Order:
+        """Return a worker's order; it is sent weights once, as long as they stay the same."""
+        own: dict[int, Plan] = {}
+        for p, plan in plans.items():
+            if self._home[p] != k:
+                continue
+            same = not afresh and self._weights.get(p) is plan.weights
+            own[p] = replace(plan, weights=SAME) if same else plan
+            self._weights[p] = plan.weights
+        numbers = {p: _numbers(initial[p]) for p in initial if self._home[p] == k}
+        return Order(self._method, own, numbers, self._sound)
+
+    def _whole(self, p: int, reply: Reply) -> Reply:
+        if reply.entries is None:
+            return replace(reply, entries=self._entries[p])
+        if reply.entries:
+            self._entries[p] = reply.entries
+        return reply
+
+    # ---- rows -------------------------------------------------------------------------------
+
+    def _begin(self, method: str) -> None:
+        """Give all devices their rows, where they have none for this method."""
+        workers = self._workers_of()
+        homes = {n.partition_id: k for k, w in enumerate(workers) for n in w.nodes.values()}
+        if method == self._method and homes == self._home:
+            return
+        self._method, self._workers, self._home = method, workers, homes
+        self._divisions += 1
+        self._rounds, self._sound = 0, True
+        self._weights, self._entries = {}, {}
+        self._published, self._kept = [], []
+        found: dict[int, Any] = {}
+        for some in ray.get([worker.actor.begin.remote(method) for worker in workers]):
+            found |= some
+        order = [p for k in range(len(workers)) for p in sorted(found) if homes[p] == k]
+        self._every = layouts(found, order)
+        given = self._divisions, self._every
+        ray.get([worker.actor.enter.remote(*given) for worker in workers])
+
+    def _revive(self, k: int, error: RayActorError) -> None:
+        """Start a worker again, its devices as after the last round."""
+        worker = self._workers[k]
+        text = "A worker died (%s); it is started again, its %s nodes as after their last round"
+        log(WARNING, text, str(error).strip().splitlines()[0], len(worker.nodes))
+        worker.restart()
+        ray.get(worker.actor.begin.remote(self._method))
+        left = None
+        if self._rounds:
+            try:
+                left = Left(self._rounds, ray.get(self._kept[k]))
+            except RayError as lost:
+                text = "The states of these nodes are lost with the machine that held them: %s"
+                log(WARNING, text, str(lost).strip().splitlines()[-1])
+        ray.get(worker.actor.enter.remote(self._divisions, self._every, left))
+
+    # ---- states and payloads ----------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Do nothing: every worker does so before a message."""
+
+    def payloads(self) -> dict[int, ArrayRecord]:
+        """Return what the devices published in the last round, by partition id."""
+        found: dict[int, ArrayRecord] = {}
+        for some in ray.get([worker.actor.payloads.remote() for worker in self._workers]):
+            found |= {
+                p: record_of({k: NumpyArray(v) for k, v in own.items()}) for p, own in some.items()
+            }
+        return dict(sorted(found.items()))
+
+    def load_payloads(self, method: str, payloads: Mapping[int, ArrayRecord]) -> None:
+        """Go on from payloads of an earlier time, when the nodes' states have been restored."""
+        self._begin(method)
+        own: list[dict[int, Any]] = [{} for _ in self._workers]
+        for p, record in payloads.items():
+            own[self._home[p]][p] = _numbers(record)
+        pairs = zip(self._workers, own, strict=True)
+        self._published = [worker.actor.load.remote(method, some) for worker, some in pairs]
+
+
+def _given_up(plans: Mapping[int, Plan], error: Exception) -> dict[int, Reply]:
+    reason = f"its worker died {MOST_DEATHS + 1} times in this round: {error}"
+    return {p: Reply(error=reason) for p in plans}
+
+
+def _numbers(record: ArrayRecord) -> dict[str, Any]:
+    return {name: array.numpy() for name, array in record.items()}

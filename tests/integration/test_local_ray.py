@@ -1,0 +1,35 @@
+"""Ray started beside the imports: taken by whoever connects, stopped where nobody does."""
+
+import subprocess
+import sys
+
+CODE = """
+from flwr_dmml.engine.local_ray import ahead, take
+
+with ahead(2):
+    from flwr_dmml.engine.cluster import connect
+    import ray
+
+    cluster = connect("", 2)
+    print(ray.cluster_resources()["CPU"], cluster.cpus_per_worker, take(2))
+    cluster.disconnect()
+    print(ray.is_initialized())
+with ahead(1):
+    cluster = connect("", 2)  # needs more than there will be
+    print(ray.cluster_resources()["CPU"])
+    cluster.disconnect()
+with ahead(1):
+    pass
+print(ray.is_initialized())
+with ahead(0):
+    print(take(1))
+"""
+
+
+def test_a_ray_that_is_started_ahead():
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.stdout.splitlines() == ["2.0 1 False", "False", "2.0", "False", "False"]
+    assert done.returncode == 0
+    assert "SIGTERM" not in done.stderr
