@@ -83,8 +83,7 @@ def run_together(turns: Sequence[Turn]) -> list[Outcome | Exception]:
     if training:
         groups: dict[Hashable, list[int]] = {}
         for k in training:  # again: a round's stage or labels are known once it has begun
-            alike = likeness(going[k].learner, going[k].plan)
-            groups.setdefault(alike if alike is not None else k, []).append(k)
+            groups.setdefault(likeness(going[k].learner, going[k].plan) or k, []).append(k)
         for group in groups.values():
             taken |= dict(zip(group, train_together([going[k] for k in group]), strict=True))
     for k, turn in going.items():

@@ -7,9 +7,9 @@ is in it, to the last bit on a CPU (a test holds this for every layer): a number
 engine, changes nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar, Token
-from functools import cache, partial
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -60,17 +60,6 @@ padding: ContextVar[tuple[int, int]] = ContextVar("padding", default=(1, 1))
 """Of the product under way: its multiplications, and as many as there are with its padding."""
 
 
-def _counted(
-    compute: Callable[..., Tensor], size: tuple[int, int], padded: Tensor, *tensors: Tensor
-) -> Tensor:
-    """Compute a product of matrices ``padded`` to more than ``size``, which says how many."""
-    token = padding.set((size[0] * size[1], padded.shape[1] * padded.shape[2]))
-    try:
-        return compute(*tensors)
-    finally:
-        padding.reset(token)
-
-
 class _Padded(torch.autograd.Function):
     """A product of matrices that are filled up with zeros to whole lines."""
 
@@ -81,18 +70,22 @@ class _Padded(torch.autograd.Function):
         a, b = F.pad(a, (0, more)), F.pad(b, (0, wide, 0, more))
         ctx.save_for_backward(a, b)
         ctx.sizes = inner, columns
-        return _counted(torch.bmm, ctx.sizes, b, a, b)[..., :columns]
+        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
+        out = torch.bmm(a, b)[..., :columns]
+        padding.reset(token)
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         inner, columns = ctx.sizes
         wide = F.pad(g, (0, b.shape[2] - columns))
-        of_a, of_b = ctx.needs_input_grad
-        return (
-            _counted(torch.bmm, ctx.sizes, b, wide, b.mT)[..., :inner] if of_a else None,
-            _counted(torch.bmm, ctx.sizes, b, a.mT, wide)[:, :inner, :columns] if of_b else None,
-        )
+        needs = ctx.needs_input_grad
+        token = padding.set((inner * columns, b.shape[1] * b.shape[2]))
+        of_a = torch.bmm(wide, b.mT)[..., :inner] if needs[0] else None
+        of_b = torch.bmm(a.mT, wide)[:, :inner, :columns] if needs[1] else None
+        padding.reset(token)
+        return of_a, of_b
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -127,11 +120,13 @@ class _Linear(torch.autograd.Function):
         if more or wide:
             weight = F.pad(weight, (0, more, 0, wide))
         ctx.save_for_backward(x, weight)
+        token = padding.set((columns * inner, weight.shape[1] * weight.shape[2]))
         if bias is None:
-            return _counted(torch.bmm, ctx.sizes, weight, x, weight.mT)[..., :columns]
-        if wide:
-            bias = F.pad(bias, (0, wide))
-        out = _counted(torch.baddbmm, ctx.sizes, weight, bias[:, None], x, weight.mT)
+            out = torch.bmm(x, weight.mT)
+        else:
+            bias = F.pad(bias, (0, wide)) if wide else bias
+            out = torch.baddbmm(bias[:, None], x, weight.mT)
+        padding.reset(token)
         return out[..., :columns] if wide else out
 
     @staticmethod
@@ -140,12 +135,14 @@ class _Linear(torch.autograd.Function):
         columns, inner = ctx.sizes
         of_x, of_weight, of_bias = ctx.needs_input_grad
         wide = F.pad(g, (0, weight.shape[1] - columns)) if weight.shape[1] > columns else g
-        count = partial(_counted, torch.bmm, ctx.sizes, weight)
-        return (
-            count(wide, weight)[..., :inner] if of_x else None,
-            count(wide.mT, x)[:, :columns, :inner] if of_weight else None,
+        token = padding.set((columns * inner, weight.shape[1] * weight.shape[2]))
+        found = (
+            torch.bmm(wide, weight)[..., :inner] if of_x else None,
+            torch.bmm(wide.mT, x)[:, :columns, :inner] if of_weight else None,
             g.sum(dim=1) if ctx.biased and of_bias else None,
         )
+        padding.reset(token)
+        return found
 
 
 class Linear(nn.Linear, Stackable):
