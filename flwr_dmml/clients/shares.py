@@ -2,10 +2,12 @@
 
 import os
 import resource
+import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,13 @@ class Publication:
         Its training speeds.
     entries : dict of str to NDArray
         The rest of its payload, or all of it where rows are not mixed as they are.
+    row : NDArray or None
+        Its row ``[width]``, for devices on another machine.
     """
 
     report: list[float]
     entries: Numbers
+    row: NDArray[Any] | None = None
 
 
 Publications = dict[int, Publication]
@@ -76,14 +81,18 @@ class Report:
         Whether all that its devices have published is in range.
     seconds, peak_bytes
         What it took, and the most memory that the process has had.
+    abroad_bytes : int
+        Of the rows that go to other machines.
     """
 
     replies: dict[int, Reply]
     sound: bool
     seconds: float
     peak_bytes: int
+    abroad_bytes: int
 
 
+MACHINE = "FLWR_DMML_MACHINE"
 SAME: Mapping[str, tuple[float, ...]] = {"": ()}
 """Stands in an order for weights that are those of the round before."""
 
@@ -100,16 +109,24 @@ class Share:
     """
 
     def __init__(self, devices: HostedDevices, folder: Path) -> None:
-        self.devices, self._folder = devices, folder
+        self.devices, self._folder = devices, folder / blake2b(machine().encode()).hexdigest()[:16]
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._plans: dict[int, Plan] = {}
         self._entries: dict[int, dict[str, int]] = {}
+        self._abroad: frozenset[int] = frozenset()
 
-    def begin(self, method: str) -> dict[int, tuple[Columns, int]]:
-        """See :meth:`.HostedDevices.begin`."""
+    def begin(self, method: str) -> tuple[str, dict[int, tuple[Columns, int]]]:
+        """See :meth:`.HostedDevices.begin`; also return which machine this is."""
         self._plans, self._entries = {}, {}
-        return self.devices.begin(method)
+        return machine(), self.devices.begin(method)
 
-    def enter(self, number: int, every: Sequence[Layout], left: Left | None = None) -> None:
+    def enter(
+        self,
+        number: int,
+        every: Sequence[Layout],
+        abroad: frozenset[int] = frozenset(),
+        left: Left | None = None,
+    ) -> None:
         """Give the devices their rows in shared memory.
 
         Parameters
@@ -118,7 +135,10 @@ class Share:
             Of this division of the devices among processes.
         every, left
             See :meth:`.HostedDevices.enter`.
+        abroad : frozenset of int
+            Devices on other machines: their rows come with what they publish.
         """
+        self._abroad = abroad
 
         def make(kind: int, layout: Layout) -> tuple[Tensor, Tensor]:
             names = (self._folder / f"rows-{number}-{kind}-{half}" for half in "ab")
@@ -160,7 +180,8 @@ class Share:
         published = self._publications(crew, plans) if training else {}
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = time.perf_counter() - begun
-        report = Report(told, self.devices.crew.sound, seconds, kilobytes * 1024)
+        sent = sum(0 if x.row is None else x.row.nbytes for x in published.values())
+        report = Report(told, self.devices.crew.sound, seconds, kilobytes * 1024, sent)
         return report, published, self.devices.kept()
 
     def _short(self, p: int, reply: Reply) -> Reply:
@@ -173,11 +194,16 @@ class Share:
 
     def _publications(self, crew: Crew, plans: Mapping[int, Plan]) -> Publications:
         """Return what devices of other processes get."""
-        return {
-            p: Publication(crew.reports[p], self._numbers(crew, p))
-            for p in crew.published
-            if any(n not in crew.learners for n in plans[p].recipients)
-        }
+        found: Publications = {}
+        for p in crew.published:
+            others = [n for n in plans[p].recipients if n not in crew.learners]
+            if others:
+                found[p] = self._publication(crew, p, any(n in self._abroad for n in others))
+        return found
+
+    def _publication(self, crew: Crew, p: int, abroad: bool) -> Publication:
+        row = crew.row(p).numpy().copy() if abroad and crew.learners[p].plain else None
+        return Publication(crew.reports[p], self._numbers(crew, p), row)
 
     @staticmethod
     def _numbers(crew: Crew, p: int) -> Numbers:
@@ -186,10 +212,12 @@ class Share:
             return {name: value.numpy() for name, value in crew.payload(p).items()}
         return {k: v.numpy() for k, v in learner.told().items()} if learner.listens else {}
 
-    @staticmethod
-    def _take(crew: Crew, publications: Publications) -> None:
+    def _take(self, crew: Crew, publications: Publications) -> None:
         """Take up what devices of other processes have published."""
         for p, publication in publications.items():
+            if publication.row is not None and p in self._abroad:
+                # Another process of this machine may write the same numbers there.
+                crew.row(p).numpy()[:] = publication.row
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes there
                 entries: Payload = {k: torch.from_numpy(v) for k, v in publication.entries.items()}
@@ -199,13 +227,24 @@ class Share:
         """Go on from payloads of an earlier time; return what the other processes need of them."""
         self.devices.load_payloads(method, {p: _record(own) for p, own in payloads.items()})
         crew = self.devices.crew
-        return {p: Publication(crew.reports[p], self._numbers(crew, p)) for p in crew.published}
+        abroad = bool(self._abroad)
+        return {p: self._publication(crew, p, abroad) for p in crew.published}
 
     def payloads(self) -> dict[int, Numbers]:
         """Return what the own devices have published."""
         crew = self.devices.crew
         own = [p for p in crew.published if p in crew.learners]
         return {p: {k: v.numpy().copy() for k, v in crew.payload(p).items()} for p in own}
+
+
+def machine() -> str:
+    """Return what tells this machine from others: its processes share memory.
+
+    The environment variable :data:`MACHINE` says otherwise, for a trial of several on one.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")  # Linux
+    own = boot.read_text().strip() if boot.exists() else socket.gethostname()
+    return os.environ.get(MACHINE, "") + own
 
 
 def _record(numbers: Numbers) -> ArrayRecord:

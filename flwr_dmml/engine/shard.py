@@ -155,19 +155,24 @@ class Shard:
 
     # ---- rounds without messages ------------------------------------------------------------
 
-    def begin(self, method: str) -> dict[int, tuple[Columns, int]]:
-        """See :meth:`.Share.begin`; by partition id."""
+    def begin(self, method: str) -> tuple[str, dict[int, tuple[Columns, int]]]:
+        """See :meth:`.Share.begin`."""
         if self._share is None:
             states = lambda: states_of(self._nodes.values())  # noqa: E731
             devices = host(self._client_app, states, self._run_config)
             assert isinstance(devices, HostedDevices)
-            self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._share = Share(devices, self._memory)
         return self._share.begin(method)
 
-    def enter(self, number: int, every: Sequence[Layout], left: Left | None = None) -> None:
+    def enter(
+        self,
+        number: int,
+        every: Sequence[Layout],
+        abroad: frozenset[int],
+        left: Left | None = None,
+    ) -> None:
         """See :meth:`.Share.enter`."""
-        self._of_round.enter(number, every, left)
+        self._of_round.enter(number, every, abroad, left)
 
     def run(self, order: Order, *come: Publications) -> tuple[Report, Publications, dict[str, Any]]:
         """See :meth:`.Share.run`."""

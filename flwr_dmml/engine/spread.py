@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import Any
 
 import ray
@@ -48,6 +48,9 @@ class SpreadDevices:
         self._method, self._divisions, self._rounds = "", 0, 0
         self._every: list[Layout] = []
         self._home: dict[int, int] = {}  # worker by partition id
+        self._machines: list[str] = []  # of each worker
+        self.abroad_bytes = 0
+        """Bytes of rows that have gone from one machine to another so far."""
         self._weights: dict[int, Any] = {}
         self._entries: dict[int, dict[str, int]] = {}
         self._published: list[Any] = []  # ObjectRefs, a worker each
@@ -96,6 +99,7 @@ class SpreadDevices:
                 continue
             sound = sound and report.sound
             self.busy_s += report.seconds
+            self.abroad_bytes += report.abroad_bytes
             worker = self._workers[k]
             worker.peak_bytes = max(worker.peak_bytes, report.peak_bytes)
             worker.busy_s += report.seconds
@@ -159,12 +163,22 @@ class SpreadDevices:
         self._weights, self._entries = {}, {}
         self._published, self._kept = [], []
         found: dict[int, Any] = {}
-        for some in ray.get([worker.actor.begin.remote(method) for worker in workers]):
+        self._machines = []
+        for machine, some in ray.get([worker.actor.begin.remote(method) for worker in workers]):
+            self._machines.append(machine)
             found |= some
         order = [p for k in range(len(workers)) for p in sorted(found) if homes[p] == k]
         self._every = layouts(found, order)
-        given = self._divisions, self._every
-        ray.get([worker.actor.enter.remote(*given) for worker in workers])
+        ray.get([w.actor.enter.remote(*self._division(k)) for k, w in enumerate(workers)])
+        if len(set(self._machines)) > 1:
+            text = "Devices are on %s machines; rows that neighbours need travel once a round"
+            log(INFO, text, len(set(self._machines)))
+
+    def _division(self, k: int) -> tuple[int, list[Layout], frozenset[int]]:
+        """Return what a worker has to know of the others."""
+        here = self._machines[k]
+        abroad = frozenset(p for p, w in self._home.items() if self._machines[w] != here)
+        return self._divisions, self._every, abroad
 
     def _revive(self, k: int, error: RayActorError) -> None:
         """Start a worker again, its devices as after the last round."""
@@ -180,7 +194,7 @@ class SpreadDevices:
             except RayError as lost:
                 text = "The states of these nodes are lost with the machine that held them: %s"
                 log(WARNING, text, str(lost).strip().splitlines()[-1])
-        ray.get(worker.actor.enter.remote(self._divisions, self._every, left))
+        ray.get(worker.actor.enter.remote(*self._division(k), left))
 
     # ---- states and payloads ----------------------------------------------------------------
 

@@ -299,7 +299,8 @@ class Crew:
                 parts = [k.now[:, columns] for k, columns in mixing.tables]
                 table = parts[0] if len(parts) == 1 else torch.cat(parts)
                 mixed = kind.next[kind.mine, mixing.columns]
-                step = max(256, CACHED // len(table))
+                cached = table.device.type == "cpu"
+                step = max(256, CACHED // len(table)) if cached else table.shape[1]
                 for at in range(0, table.shape[1], step):
                     some = slice(at, at + step)
                     mixed[:, some] = F.embedding_bag(
@@ -416,6 +417,11 @@ class Crew:
         learner, kind = self.learners[p], self._kind_of[p]
         row = matrix[kind.row[p]]
         return {name: row[kind.slices[name]] for name in learner.block_names} | learner.told()
+
+    def row(self, p: int) -> Tensor:
+        """Return what a device of any process has published, as it lies in its row ``[width]``."""
+        kind = self._kind_of[p]
+        return kind.sent[kind.row[p]]
 
     def rows_of(self, p: int) -> Payload:
         """Return all blocks of a device, of any process: views of its row."""

@@ -42,7 +42,10 @@ from .settings import DeviceSettings
 from .speedometer import SPEEDS, Speedometer
 from .training import train
 
-IN_A_STACK = {"local_loss", "task_loss", "modulate", "build_model", "batches", "make_optimizer"}
+IN_A_STACK = {
+    "local_loss", "task_loss", "modulate", "build_model", "batches", "make_optimizer", "run_round",
+    "begin", "finish",
+}  # fmt: skip
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
 MEMORY = "memory."

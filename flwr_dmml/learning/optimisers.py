@@ -169,9 +169,12 @@ class LocalSteps:
         self.how, self.trained, self._flat, self._matrix = how, list(trained), flat, matrix
         self._direct, self._optimizer = direct, optimizer
         kept = kept or [{}] * len(matrix)
-        self.taken = torch.zeros(len(matrix), len(flat.parameters), dtype=torch.int64)
+        self.taken = torch.zeros(
+            len(matrix), len(flat.parameters), dtype=torch.int64, device=matrix.device
+        )
         """Steps of each parameter in this round, ``[device, parameter]``."""
-        self._before = torch.stack([k.get(STEPS, self.taken[0]) for k in kept])
+        none = self.taken[0]
+        self._before = torch.stack([k.get(STEPS, none).to(matrix.device) for k in kept])
         needs = ["first", "second"] if how.family != "sgd" else ["momentum"] * bool(how.momentum)
         self._moments: dict[str, Tensor] = {}
         for name in needs if optimizer is None else ():
@@ -211,7 +214,7 @@ class LocalSteps:
             g = [a + how.weight_decay * b for a, b in zip(g, x, strict=True)]
         if self._direct is not None:
             g = self._directed(iteration, used, g)
-        chosen = torch.zeros(self.taken.shape[1], dtype=torch.int64)
+        chosen = torch.zeros(self.taken.shape[1], dtype=torch.int64, device=self.taken.device)
         chosen[list(used)] = 1
         iteration.add(self.taken, chosen.expand(len(iteration.x), -1))
         if self._optimizer is not None:

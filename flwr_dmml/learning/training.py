@@ -52,7 +52,7 @@ def train(parts: Sequence[Part]) -> list[Taken]:
     for row, ((learner, _), loss) in enumerate(zip(parts, losses, strict=True)):
         learner.keep_optimizer(local, row)
         learner.note_training(*loss, phases[row])
-        taken.append(Taken(local.how.lr, first.settings.momentum, local.taken[row]))
+        taken.append(Taken(local.how.lr, first.settings.momentum, local.taken[row].cpu()))
     return taken
 
 
@@ -182,6 +182,7 @@ class _Batches:
             inputs = {m: torch.stack([batch.inputs[m] for batch in own]) for m in modalities}
             return inputs, torch.stack([batch.labels for batch in own])
         rows = torch.stack([self._rows[k][self._at[k]] for k in devices])
+        rows = rows.to(self._samples.labels.device)
         for k in devices:
             self._at[k] += 1
         flat, shape, samples = rows.flatten(), rows.shape, self._samples

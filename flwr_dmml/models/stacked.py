@@ -51,7 +51,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
     """Return tensors in the type of mixed precision, for functions that it does not see into."""
     kind = next(x.device.type for x in tensors if x is not None)
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return list(tensors)
     return [None if x is None else x.to(torch.get_autocast_dtype(kind)) for x in tensors]
 
@@ -251,7 +251,7 @@ def _taps(
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
     """Convolve the batches of a stack, each with its own device's kernel."""
-    if x.is_cuda:  # one grouped convolution; on a CPU its bits depend on the size of the stack
+    if x.device.type != "cpu":  # on a CPU a grouped one has bits that depend on the stack
         stride, padding, dilation, groups = how
         devices, batch = x.shape[:2]
         channels = x.transpose(0, 1).flatten(1, 2)  # [batch, device * channels, *positions]

@@ -1,0 +1,63 @@
+"""Rounds of all devices at once: equal numbers in one process, in several, and after a death."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from spread_app import run
+
+from flwr_dmml.engine import server_identity
+from flwr_dmml.engine.cluster import connect
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_ray() -> Iterator[None]:
+    """Start Ray in a folder of its own."""
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets are made in it
+    with pytest.MonkeyPatch.context() as patch, server_identity(1):
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+        patch.setenv("KILLED", str(Path(folder) / "killed"))
+        cluster = connect("", 3)
+        yield
+        cluster.disconnect()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("method", ["dpsgd", "dmml-kd", "qg-dsgdm", "fedproto"])
+def test_any_number_of_workers_gives_equal_numbers(method: str) -> None:
+    alone = run(method, 0)
+    assert run(method, 1) == alone
+    assert run(method, 3) == alone
+
+
+def test_compressed_letters_go_from_worker_to_worker() -> None:
+    how = {"exchange.precision": "int8", "exchange.top-k": 0.5}
+    assert run("dpsgd", 2, **how) == run("dpsgd", 0, **how)
+
+
+def test_a_worker_that_dies_costs_nothing() -> None:
+    """Device 0's worker is killed in round 2, and its devices go on as after round 1."""
+    mark = Path(os.environ["KILLED"])
+    died = run("killed", 2)
+    assert mark.exists(), "nobody has died"
+    assert died == run("killed", 2)
+    assert died[1] == run("dpsgd", 0)[1]
+
+
+def test_rows_travel_between_machines() -> None:
+    script = HERE / "two_machines.py"
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        env = {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": paths}
+        done = subprocess.run(
+            [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
+        )
+    assert done.stdout.count("equal") == 3, done.stdout + done.stderr
