@@ -234,7 +234,7 @@ class Share:
         """Return what the own devices have published."""
         crew = self.devices.crew
         own = [p for p in crew.published if p in crew.learners]
-        return {p: {k: v.numpy().copy() for k, v in crew.payload(p).items()} for p in own}
+        return {p: {k: v.numpy() for k, v in crew.payload(p).items()} for p in own}
 
 
 def machine() -> str:

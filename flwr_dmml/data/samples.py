@@ -65,6 +65,21 @@ class Rows(Mapping[str, torch.Tensor]):
         return Rows({name: self._tensors[name] for name in names}, self._index)
 
     @property
+    def source(self) -> Mapping[str, torch.Tensor]:
+        """What these are rows of."""
+        return self._tensors
+
+    @property
+    def index(self) -> torch.Tensor:
+        """Which rows of it, ``[rows]`` int64."""
+        return self._index
+
+    def same_source(self, other: "Rows") -> bool:
+        """Return whether both are rows of the very same tensors."""
+        mine, theirs = self._tensors, other._tensors
+        return mine.keys() == theirs.keys() and all(mine[k] is theirs[k] for k in mine)
+
+    @property
     def lengths(self) -> dict[str, int]:
         """The number of rows of each."""
         return dict.fromkeys(self._tensors, len(self._index))

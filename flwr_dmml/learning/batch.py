@@ -1,13 +1,13 @@
 """Mini-batches of a device's samples."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from ..data import Samples
+from ..data.samples import Rows, Samples
 
 BATCH = 500
 """Samples that are predicted at a time."""
@@ -90,34 +90,47 @@ def every_part(samples: Samples) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Training samples of several devices, one device's behind the other's.
+    """Training samples of several devices, so that one look-up finds the mini-batches of all.
 
-    Parameters
+    Attributes
     ----------
-    samples : Samples
-        Of all of them; each device has a view of its own.
+    inputs : dict of str to Tensor
+        Modality -> what the samples are rows of, ``[rows, *shape]``; shared by all devices.
+    index : Tensor
+        Their rows, ``[samples]`` int64, one device's behind the other's.
+    labels : Tensor
+        ``[samples]``.
     start : int
         Where a device's samples begin.
     """
 
-    samples: Samples
+    inputs: Mapping[str, Tensor]
+    index: Tensor
+    labels: Tensor
     start: int
+
+    def look_up(self, rows: Tensor, modalities: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return inputs and labels of samples ``[...]``, counted from the first device's first."""
+        flat = rows.to(self.labels.device).flatten()
+        at, shape = self.index[flat], rows.shape
+        inputs = {m: self.inputs[m].index_select(0, at) for m in modalities}
+        inputs = {m: x.view(*shape, *x.shape[1:]) for m, x in inputs.items()}
+        return inputs, self.labels[flat].view(shape)
 
 
 def pooled(each: Sequence[Samples]) -> list[Pool]:
-    """Bring devices' samples with equal modalities together, so that one look-up serves all."""
-    names = list(each[0].inputs)
-    inputs = {m: torch.cat([samples.inputs[m] for samples in each]) for m in names}
-    whole = Samples(inputs, torch.cat([samples.labels for samples in each]))
-    starts = [0, *accumulate(map(len, each))]
-    return [Pool(whole, start) for start in starts[:-1]]
-
-
-def view_of(pool: Pool, count: int) -> Samples:
-    """Return a device's samples in a pool, without a copy."""
-    rows = slice(pool.start, pool.start + count)
-    inputs = {m: x[rows] for m, x in pool.samples.inputs.items()}
-    return Samples(inputs, pool.samples.labels[rows])
+    """Return devices' samples with equal modalities as one pool; those of one source by number."""
+    inputs = [samples.inputs for samples in each]
+    labels = torch.cat([samples.labels for samples in each])
+    starts = [0, *accumulate(map(len, each))][:-1]
+    shared = [own for own in inputs if isinstance(own, Rows)]
+    if len(shared) == len(inputs) and all(own.same_source(shared[0]) for own in shared):
+        index = torch.cat([own.index for own in shared]).to(labels.device)
+        whole: Mapping[str, Tensor] = shared[0].source
+    else:
+        whole = {m: torch.cat([own[m] for own in inputs]) for m in inputs[0]}
+        index = torch.arange(len(labels), device=labels.device)
+    return [Pool(whole, index, labels, start) for start in starts]
 
 
 def draw_rows(total: int, count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ each process writes those of its own.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..payload.blocks import LARGEST
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import cut, wanted
-from .batch import pooled, view_of
+from .batch import pooled
 from .learner import Learner
 from .mixing import Taken, disagreement
 from .nonfinite import check_finite
@@ -141,6 +141,7 @@ class Crew:
                 flat = self.learners[p].flat
                 stay = flat.move_to if rounds is None else flat.stand_at
                 stay(kind.now, kind.row[p])
+                flat.attach()  # what it had before is let go
             self._pool([self.learners[p] for p in own])
         self.measure()
 
@@ -151,13 +152,10 @@ class Crew:
 
     def _pool(self, learners: Sequence[Learner]) -> None:
         """Bring the training samples of devices with one layout together."""
-        if not learners or any(learner.train_data.present for learner in learners):
-            return
-        for learner, pool in zip(learners, pooled([x.train_data for x in learners]), strict=True):
-            own = view_of(pool, len(learner.train_data))
-            learner.pool, learner.train_data = pool, own
-            if learner.device.type == "cpu":
-                learner.partition = replace(learner.partition, train=own)
+        if learners and not any(learner.train_data.present for learner in learners):
+            pools = pooled([learner.train_data for learner in learners])
+            for learner, pool in zip(learners, pools, strict=True):
+                learner.pool = pool
 
     def run(
         self, plans: Mapping[int, Plan], told: Callable[[int], None] = lambda done: None

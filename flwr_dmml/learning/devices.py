@@ -1,9 +1,12 @@
 """The torch device on which a learner computes, and samples moved to it."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from ..base.errors import SettingsError
-from ..data import Samples
+from ..data.samples import Rows, Samples
 
 
 def resolve_device(device: str) -> torch.device:
@@ -25,10 +28,26 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
+_moved: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+"""Tensors of sources on other devices, with the tensor that they are copies of."""
+
+
 def on_device(samples: Samples, device: torch.device) -> Samples:
-    """Return the samples on a device; those on the CPU as they are."""
+    """Return the samples on a device; those on the CPU as they are.
+
+    What many devices' samples are rows of is moved once.
+    """
     if device.type == "cpu":
         return samples
-    inputs = {name: x.to(device) for name, x in samples.inputs.items()}
+    given, inputs = samples.inputs, dict[str, Tensor]()
+    if isinstance(given, Rows):
+        for name, x in given.source.items():
+            key = id(x), device
+            if key not in _moved:
+                _moved[key] = x, x.to(device)
+            inputs[name] = _moved[key][1]
+        moved: Mapping[str, Tensor] = Rows(inputs, given.index)
+    else:
+        moved = {name: x.to(device) for name, x in given.items()}
     present = samples.present and {name: x.to(device) for name, x in samples.present.items()}
-    return Samples(inputs, samples.labels.to(device), present=present)
+    return Samples(moved, samples.labels.to(device), present=present)

@@ -25,7 +25,7 @@ from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from .balance import LocalPhase, schedule
-from .batch import Batch, Pool, batch_of, draw_rows
+from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
 from .mixing import Mixer, Taken, direction
@@ -119,7 +119,7 @@ class Learner:
         self.train_data = on_device(partition.train, self.device)
         self.validation_data = on_device(partition.validation, self.device)
         self.test_data = on_device(partition.test, self.device)
-        self.pool = Pool(self.train_data, 0)
+        (self.pool,) = pooled([self.train_data])
         self.reset()
 
     def reset(self) -> None:

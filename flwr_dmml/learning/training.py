@@ -162,16 +162,17 @@ class _Batches:
     """The mini-batches of a stack."""
 
     def __init__(self, learners: Sequence["Learner"], counts: Sequence[int]) -> None:
-        first = learners[0]
         self._at = [0] * len(learners)
-        self._samples = first.pool.samples
+        self._pool = pool = learners[0].pool
         self._rows: list[Tensor] = []
         self._each: list[Iterator[Batch]] = []
-        if first.batches_of_rows and all(x.pool.samples is self._samples for x in learners):
-            for learner, count in zip(learners, counts, strict=True):
-                self._rows.append(learner.batch_rows(count) + learner.pool.start)
+        pairs = list(zip(learners, counts, strict=True))
+        if learners[0].batches_of_rows and all(
+            x.pool.index is pool.index and x.pool.inputs is pool.inputs for x in learners
+        ):
+            self._rows = [x.batch_rows(count) + x.pool.start for x, count in pairs]
         else:
-            self._each = [x.batches(count) for x, count in zip(learners, counts, strict=True)]
+            self._each = [x.batches(count) for x, count in pairs]
 
     def of(
         self, devices: Sequence[int], modalities: tuple[str, ...]
@@ -182,13 +183,9 @@ class _Batches:
             inputs = {m: torch.stack([batch.inputs[m] for batch in own]) for m in modalities}
             return inputs, torch.stack([batch.labels for batch in own])
         rows = torch.stack([self._rows[k][self._at[k]] for k in devices])
-        rows = rows.to(self._samples.labels.device)
         for k in devices:
             self._at[k] += 1
-        flat, shape, samples = rows.flatten(), rows.shape, self._samples
-        found = {m: samples.inputs[m].index_select(0, flat) for m in modalities}
-        inputs = {m: x.view(*shape, *x.shape[1:]) for m, x in found.items()}
-        return inputs, samples.labels.index_select(0, flat).view(*shape, *samples.labels.shape[1:])
+        return self._pool.look_up(rows, modalities)
 
 
 def _next(

@@ -1,0 +1,173 @@
+"""A crew, all devices of a process: every device gets what it gets by itself, to the last bit."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import FAST, make_learner
+
+from flwr_dmml.learning.batch import pooled
+from flwr_dmml.learning.crew import Crew
+from flwr_dmml.learning.learner import Learner
+from flwr_dmml.learning.nonfinite import NonFiniteModelError
+from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
+
+NODES = 4
+CONFIG: dict[str, Any] = {
+    **FAST,
+    "num-nodes": NODES,
+    "modality-pattern": "audio+image,audio,image,audio+image",
+}
+
+
+def learners(method: str, **changed: Any) -> dict[int, Learner]:
+    config = {**CONFIG, "method": method, **changed}
+    return {k: make_learner(config, k) for k in range(NODES)}
+
+
+def plans(own: Mapping[int, Learner], t: int, gone: int = -1, **changed: Any) -> dict[int, Plan]:
+    """Return a round's plans on a ring; device ``gone`` is not there."""
+    blocks = {k: set(learner.block_names) for k, learner in own.items()}
+    found: dict[int, Plan] = {}
+    for k in own:
+        if k == gone:
+            continue
+        near = [n for n in sorted({(k - 1) % NODES, (k + 1) % NODES}) if n != gone]
+        weights = {}
+        for block in own[k].block_names:
+            others = [0.3 if block in blocks[n] else 0.0 for n in near]
+            weights[block] = 1 - sum(others), *others
+        given: dict[str, Any] = {"neighbours": tuple(near), "weights": weights} if t > 1 else {}
+        how = {"evaluate": t == 3, "num_rounds": 4, "recipients": tuple(near), **changed}
+        found[k] = Plan(t, 3, **how, **given)
+    return found
+
+
+def by_itself(
+    own: Mapping[int, Learner], sent: Mapping[int, Payload], now: Mapping[int, Plan]
+) -> dict[int, Outcome]:
+    """Run a round as every device does by itself."""
+    from flwr_dmml.payload.routing import cut, wanted
+
+    results: dict[int, Outcome] = {}
+    for k, plan in now.items():
+        inbox: Inbox = {
+            n: cut(sent[n], wanted(plan, position, k, sent[n]))
+            for position, n in enumerate(plan.neighbours, start=1)
+        }
+        results[k] = own[k].run_round(plan, inbox)
+    return results
+
+
+def assert_equal(a: Mapping[int, Learner], b: Mapping[int, Learner]) -> None:
+    for k in a:
+        mine, theirs = a[k].state(), b[k].state()
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert torch.equal(value, theirs[name]), (k, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        ("dpsgd", {}),
+        ("dpsgd", {"exchange.precision": "int8"}),
+        ("dmml-kd", {"stagger": 0.5}),
+        ("fedproto", {}),
+        ("qg-dsgdm", {}),
+        ("d2", {}),
+        ("harmony", {"num-server-rounds": 4}),
+    ],
+)
+def test_a_round_of_all_is_that_of_each(method: str, changed: dict[str, Any]) -> None:
+    alone, together = learners(method, **changed), learners(method, **changed)
+    crew, sent = Crew(together), dict[int, Payload]()
+    for t in (1, 2, 3):
+        phases = alone[0].options.phases(4)
+        now = plans(alone, t, phase=phases[t - 1])
+        expected = by_itself(alone, sent, now)
+        found = crew.run(now)
+        sent = {k: outcome.payload for k, outcome in expected.items()}
+        for k, outcome in found.items():
+            assert isinstance(outcome, Outcome), outcome
+            assert outcome.metrics == expected[k].metrics
+            assert outcome.rejected == expected[k].rejected == []
+            published = crew.payload(k)
+            assert published.keys() == sent[k].keys()
+            assert all(torch.equal(published[name], sent[k][name]) for name in published)
+    assert_equal(alone, together)
+
+
+def test_a_device_that_rests_stays_as_it_is() -> None:
+    own = learners("dpsgd")
+    crew = Crew(own)
+    crew.run(plans(own, 1))
+    before = own[2].state()
+    crew.run(plans(own, 2, gone=2))
+    assert all(torch.equal(value, before[name]) for name, value in own[2].state().items())
+    assert sorted(crew.published) == [0, 1, 3]
+    crew.run({**plans(own, 3, gone=2), 2: Plan(3, 3)})
+    assert sorted(crew.published) == [0, 1, 2, 3]
+
+
+def test_a_row_that_turns_nan_takes_nobody_with_it() -> None:
+    """Device 3 trains on NaN in round 2: it goes back to round 1, and is not mixed in round 3."""
+    alone, together = learners("dpsgd"), learners("dpsgd")
+    crew, sent = Crew(together), dict[int, Payload]()
+    sound = together[3].train_data
+    nothing = {m: torch.full_like(sound.inputs[m], float("nan")) for m in sound.inputs}
+    spoilt = replace(sound, inputs=nothing)
+    for t in (1, 2, 3):
+        together[3].train_data = spoilt if t == 2 else sound
+        (together[3].pool,) = pooled([together[3].train_data])
+        now = plans(alone, t, gone=3 if t == 3 else -1)
+        before = together[3].state()
+        found = crew.run(now)
+        if t == 2:
+            assert isinstance(found[3], NonFiniteModelError)
+            assert all(torch.equal(v, before[name]) for name, v in together[3].state().items())
+            alone[3].load_state(before)
+            del now[3]
+        expected = by_itself(alone, sent, now)
+        sent = {k: outcome.payload for k, outcome in expected.items()}
+        assert sorted(crew.published) == sorted(sent)
+    assert_equal({k: alone[k] for k in range(3)}, {k: together[k] for k in range(3)})
+
+
+def test_values_out_of_range_are_rejected_by_the_neighbours() -> None:
+    alone, together = learners("dpsgd"), learners("dpsgd")
+    crew, sent = Crew(together), dict[int, Payload]()
+    for t in (1, 2):
+        now = plans(alone, t)
+        found, expected = crew.run(now), by_itself(alone, sent, now)
+        sent = {k: outcome.payload for k, outcome in expected.items()}
+        if t == 1:  # as if training had left it there
+            with torch.no_grad():
+                together[1].flat.vector[0] = 2e6
+                sent[1]["head.common"][0] = 2e6
+                alone[1].flat.vector[0] = 2e6
+            crew.measure()
+    for k in (0, 2):
+        outcome = found[k]
+        assert isinstance(outcome, Outcome)
+        assert (
+            outcome.rejected
+            == expected[k].rejected
+            == ["1: block head.common holds values beyond 1e+06"]
+        )
+    assert_equal(alone, together)
+
+
+def test_what_is_the_same_in_the_next_round_is_kept() -> None:
+    """A plan with the weights of the round before needs no new table of who mixes with whom."""
+    own = learners("dpsgd")
+    crew = Crew(own)
+    crew.run(plans(own, 1))
+    now = plans(own, 2)
+    crew.run(now)
+    tables = [kind.mixings for kind in crew._kinds]
+    again = {k: Plan(3, 3, neighbours=p.neighbours, weights=p.weights) for k, p in now.items()}
+    crew.run(again)
+    assert all(kind.mixings is known for kind, known in zip(crew._kinds, tables, strict=True))
