@@ -93,12 +93,12 @@ def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 class Watching(Learner):
     """Mixed into a method: keeps what every device was told, mixed and published."""
 
-    told: Seen
+    plans: Seen
     mixed: Seen
     sent_by: Seen
 
     def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
-        self.told[plan.server_round, self.partition.partition_id] = plan
+        self.plans[plan.server_round, self.partition.partition_id] = plan
         outcome = super().run_round(plan, inbox)
         self.sent_by[plan.server_round, self.partition.partition_id] = dict(outcome.payload)
         return outcome
@@ -111,7 +111,7 @@ class Watching(Learner):
 
 def watching(kind: type[Staged]) -> type[Any]:
     """Return a method that is watched, with nothing seen yet."""
-    seen: dict[str, Any] = {"told": {}, "mixed": {}, "sent_by": {}}
+    seen: dict[str, Any] = {"plans": {}, "mixed": {}, "sent_by": {}}
     return type("Watched", (Watching, kind), {"name": "watched", **seen})
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..learning.crew import Columns, Crew, Layout, MakeMatrix, layout_of
-from ..learning.learner import Learner, method_stacks
+from ..learning.learner import Learner, method_stacks, overrides
 from ..payload.plan import Outcome, Payload, Plan
 from ..settings import OwnParts
 from ..transport.arrays import TensorArray
@@ -93,11 +93,16 @@ class HostedDevices:
         self._current = False  # with what they keep, or further
 
     def takes(self, method: str) -> bool:
-        """Return whether a method stacks, and nothing asks for devices one by one."""
+        """Return whether a method stacks, and nothing asks for devices one by one.
+
+        A method with a ``run_round`` of its own is asked for it.
+        """
         found = configuration(self._config, self._own)
         kind = found.parts.methods.get(method)
         one_by_one = found.settings.exact or metered_alone(dict(self._config))
-        return kind is not None and method_stacks(kind) and not one_by_one
+        if kind is None or overrides(kind, ("run_round",)):
+            return False
+        return method_stacks(kind) and not one_by_one
 
     def run(
         self,

@@ -79,7 +79,7 @@ class HostedExchange(Exchange):
             for p, reply in replies.items()
             if reply.error
         }
-        if len(failed) == len(plans):
+        if failed and len(failed) == len(plans):
             raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
         good = {p: reply for p, reply in replies.items() if not reply.error}
         self._begun |= set(good)

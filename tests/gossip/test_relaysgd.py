@@ -261,7 +261,7 @@ def test_a_device_tells_each_neighbour_of_all_the_others():
     """
     learner, left = middle(nodes=4)
     right = torch.cat([torch.full_like(left[:-1], 10.0), torch.ones(1)])
-    outcome = step(learner, left, right)
+    outcome = step(learner, left, right, evaluate=True)
     assert outcome.rejected == []
     assert outcome.metrics["mix.disagreement"] == pytest.approx(16.75 * len(left[:-1]), rel=1e-5)
     for b, mean, count in ((0, 8.125, 2.0), (2, 18.25 / 3, 3.0)):

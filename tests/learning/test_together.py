@@ -1,12 +1,11 @@
 """Stacks: a device's numbers are the same, to the last bit, whoever is trained with it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from flwr.app import Message
 from helpers import FAST, make_learner
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +20,6 @@ from flwr_dmml.clients import (
     make_client_app,
 )
 from flwr_dmml.engine import InProcessGrid, server_identity
-from flwr_dmml.engine.nodes import answers
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.learning import training
 from flwr_dmml.learning.together import Turn, likeness, run_together
@@ -116,6 +114,18 @@ def assert_close(
             assert torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True), name
 
 
+def count_stacks(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Return a count of stacks that are trained from now on, by their size."""
+    sizes, stacked = Counter[int](), training._stacked
+
+    def counted(parts: Sequence[Any], *more: Any) -> Any:
+        sizes[len(parts)] += 1
+        return stacked(parts, *more)
+
+    monkeypatch.setattr(training, "_stacked", counted)
+    return sizes
+
+
 # ---- every method -----------------------------------------------------------------------------
 
 
@@ -132,13 +142,7 @@ def test_a_device_is_the_same_to_the_last_bit_in_a_stack_of_one_two_and_four(
             learner.memory["passed"] = torch.tensor([1])
 
         monkeypatch.setattr(ModalityMirror, "reset", passed)
-    sizes = Counter[int]()
-    stacked = training._stacked
-    monkeypatch.setattr(
-        training,
-        "_stacked",
-        lambda parts, *more: sizes.update([len(parts)]) or stacked(parts, *more),
-    )
+    sizes = count_stacks(monkeypatch)
     config = {**CONFIG, "method": method, **OWN.get(method, {})}
     learners, states, metrics = line(config, 1)
     assert all(likeness(x, plan_for(x, ROUNDS)) is not None for x in learners)
@@ -404,21 +408,13 @@ def test_a_method_of_ones_own_is_a_stack_or_row_by_row(
 # ---- engines ----------------------------------------------------------------------------------
 
 
-class Together(InProcessGrid):
-    """Answers as a worker of the sharded engine does, in this process."""
+class ByMessages(InProcessGrid):
+    """Asks each device by a message of its own, as Flower's engine does."""
 
-    sizes: ClassVar[list[int]] = []
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Answer all messages."""
-        asked = [(self._nodes[m.metadata.dst_node_id], m) for m in messages]
-        for _, message in asked:
-            self._accept(message)
-        groups = list(answers(self._client_app, asked, 1, self._run_config))
-        self.sizes.extend(map(len, groups))
-        return [reply for group in groups for _, reply in group]
+    @property
+    def hosted(self) -> None:
+        """Nobody hosts all devices at once."""
+        return None
 
 
 def run(grid: type[InProcessGrid], config: dict[str, Any]) -> PeerStrategy:
@@ -428,12 +424,15 @@ def run(grid: type[InProcessGrid], config: dict[str, Any]) -> PeerStrategy:
     return strategy
 
 
-def test_an_engine_that_asks_for_it_gets_the_same_run():
+def test_an_engine_that_hosts_all_devices_has_the_same_run(monkeypatch: pytest.MonkeyPatch):
     config = {**CONFIG, "num-nodes": 6, "topology": "ring"}
     config |= {"modality-pattern": "image,image,audio+image"}
-    Together.sizes.clear()
-    together, alone = run(Together, config), run(InProcessGrid, config)
-    assert max(Together.sizes) == 4 and sum(Together.sizes) == 36
+    sizes = count_stacks(monkeypatch)
+    together = run(InProcessGrid, config)
+    assert sizes == {4: 4, 2: 4}, "those with an image only, and those with both"
+    sizes.clear()
+    alone = run(ByMessages, config)
+    assert sizes == {1: 24}
     for a, b in zip(together.records, alone.records, strict=True):
         assert [node.partition for node in a.nodes] == list(range(6))
         for node, other in zip(a.nodes, b.nodes, strict=True):
@@ -449,30 +448,3 @@ def test_losses_in_bfloat16_leave_parameters_in_float32():
     a, b = full.metrics["train.loss"], mixed.metrics["train.loss"]
     assert a != b and a == pytest.approx(b, rel=0.05)
     assert {v.dtype for v in mixed.payload.values()} == {torch.float32}
-
-
-class Peeking(Learner):
-    """Looks at a number in its loss, which cannot be done for many devices at once."""
-
-    name = "peeking"
-    stacks: ClassVar[bool] = True
-
-    def local_loss(self, batch: Batch) -> Tensor:
-        """Return the loss, unless it is negative."""
-        loss = super().local_loss(batch)
-        assert loss.item() >= 0
-        return loss
-
-
-def test_who_cannot_answer_together_is_asked_alone(caplog: pytest.LogCaptureFixture):
-    """It costs nobody the round, and the log says so."""
-    caplog.set_level("WARNING", logger="flwr")
-    config = {**CONFIG, **LINEAR, "num-nodes": 3, "method": "peeking", "topology": "ring"}
-    Together.sizes.clear()
-    strategy = PeerStrategy(
-        make_topology("ring"), num_nodes=3, method="peeking", local_iterations=2
-    )
-    with server_identity(1):
-        strategy.start(Together(make_client_app(Peeking), 3, config), num_rounds=2)
-    assert Together.sizes == [1] * 12 and not any(r.failed for r in strategy.records)
-    assert "3 nodes cannot answer together, but are asked one by one: RuntimeError" in caplog.text

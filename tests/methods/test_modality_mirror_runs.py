@@ -83,7 +83,7 @@ def records(watched: type[Any], tmp_path_factory: pytest.TempPathFactory) -> Rec
 
 def test_every_device_is_told_its_stage(records: Records, watched: type[Any]) -> None:
     for k in range(6):
-        assert [watched.told[t, k].phase for t in range(1, 8)] == PHASES
+        assert [watched.plans[t, k].phase for t in range(1, 8)] == PHASES
 
 
 def test_iterations_and_joules_are_those_of_the_stage(records: Records) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flwr_dmml.clients import Batch, Learner
 from flwr_dmml.learning.optimisers import OPTIMIZER, STEPS, Iteration, LocalSteps, StepRule
-from flwr_dmml.payload.flat import Flat, joined, part, stack
+from flwr_dmml.payload.flat import Flat, Stack, joined, part
 from flwr_dmml.payload.plan import Inbox, Plan
 from flwr_dmml.payload.received import received
 
@@ -56,15 +56,30 @@ def test_devices_come_together_in_one_matrix_and_stay_themselves() -> None:
     before = [flat.vector.clone() for flat in flats]
     x = torch.randn(2, 4)
     outputs = [module["b"](module["a"](x)) for module in modules]
-    matrix = stack(flats)
-    assert torch.equal(matrix[:, :58], torch.stack(before)) and stack(flats) is matrix
+    matrix = Stack(flats).matrix
+    assert torch.equal(matrix[:, :58], torch.stack(before))
+    assert Stack(flats).matrix.data_ptr() == matrix.data_ptr(), "they are together already"
     assert matrix.shape == (3, 64) and matrix.data_ptr() % 64 == 0, "rows begin on a cache line"
     assert not matrix[:, 58:].any()
-    for module, output in zip(modules, outputs, strict=True):
+    for flat, module, output in zip(flats, modules, outputs, strict=True):
+        flat.attach()
         assert torch.equal(module["b"](module["a"](x)), output)
     matrix[1].zero_()
     assert not any(p.any() for p in modules[1].parameters())
-    assert stack(flats[:2]) is not matrix and torch.equal(flats[2].vector, before[2])
+    assert torch.equal(flats[2].vector, before[2])
+
+
+def test_some_rows_of_a_matrix_are_a_copy_that_is_put_back() -> None:
+    """Rows 1 and 2 follow one another: a view. 2 and 0 do not."""
+    flats = [Flat(blocks(network(seed))) for seed in range(3)]
+    matrix = Stack(flats).matrix
+    near, apart = Stack(flats[1:]), Stack([flats[2], flats[0]])
+    assert near.matrix.data_ptr() == matrix[1:].data_ptr()
+    apart.matrix[0] = 5.0
+    assert not bool((flats[2].vector == 5).any())
+    apart.put_back()
+    assert bool((flats[2].vector == 5).all()) and not bool((flats[0].vector == 5).any())
+    assert bool((near.matrix[1] == 5).all())
 
 
 def test_a_copied_model_has_memory_of_its_own() -> None:
@@ -112,7 +127,9 @@ class Steps:
         kept: Sequence[dict[str, Tensor]] = (),
     ) -> None:
         self.flats = [Flat(blocks(module)) for module in modules]
-        self.matrix = stack(self.flats)
+        self.matrix = Stack(self.flats).matrix
+        for flat in self.flats:
+            flat.attach()
         count = range(len(self.flats[0].parameters))
         rule = StepRule(0.1, **how)
         self.local = LocalSteps(self.flats[0], self.matrix, count, rule, kept=kept)
