@@ -30,7 +30,7 @@ from ..transport.messages import (
     unpack,
 )
 from .hello import introduction
-from .hosted import HostedDevices
+from .hosted import HostedDevices, Node
 from .hosting import learner_for
 from .own_state import OwnState
 from .sealing import lock_state, unlock_state
@@ -52,10 +52,10 @@ class PeerClientApp(ClientApp):
         self.own = own
 
     def hosted(
-        self, states: Callable[[], Mapping[int, RecordDict]], run_config: Mapping[str, object]
+        self, nodes: Callable[[], Iterable[Node]], run_config: Mapping[str, object]
     ) -> HostedDevices:
         """Return all devices that a process simulates, for an engine that asks."""
-        return HostedDevices(self.own, states, run_config)
+        return HostedDevices(self.own, nodes, run_config)
 
 
 def make_client_app(

@@ -1,23 +1,36 @@
 """Rounds of all devices that a process simulates, without a message for each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
+from flwr.app.user_config import UserConfig
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..base.errors import UserError
 from ..learning.crew import Columns, Crew, Layout, MakeMatrix, layout_of
 from ..learning.learner import Learner, method_stacks, overrides
 from ..payload.plan import Outcome, Payload, Plan
 from ..settings import OwnParts
 from ..transport.arrays import TensorArray
 from ..transport.messages import STATE, pack, unpack
-from .hosting import RunConfigItems, configuration, learner_of
+from .hosting import learner_with
 from .metering import metered_alone
 from .state import confusion_of, hold, take_up
+
+
+class Node(Protocol):
+    """A simulated node."""
+
+    config: UserConfig
+    state: RecordDict
+
+    @property
+    def partition_id(self) -> int:
+        """The partition that it was given."""
 
 
 @dataclass
@@ -69,9 +82,9 @@ class HostedDevices:
     ----------
     own : OwnParts
         Parts of the app's own.
-    states : mapping of int to RecordDict
-        What the nodes keep, by partition id: read when a method begins or is restored, written by
-        :meth:`settle`.
+    nodes : callable
+        Returns the nodes. What they keep is read when a method begins or is restored, and written
+        by :meth:`settle`.
     run_config : mapping
         The run config that every node sees.
     """
@@ -79,11 +92,10 @@ class HostedDevices:
     def __init__(
         self,
         own: OwnParts,
-        states: Callable[[], Mapping[int, RecordDict]],
+        nodes: Callable[[], Iterable[Node]],
         run_config: Mapping[str, object],
     ) -> None:
-        self._own, self._states = own, states
-        self._config: RunConfigItems = tuple(sorted(run_config.items()))
+        self._own, self._nodes, self._config = own, nodes, dict(run_config)
         self._method = ""
         self._learners: dict[int, Learner] = {}
         self._rows: tuple[Sequence[Layout] | None, MakeMatrix | None] = (None, None)
@@ -135,7 +147,13 @@ class HostedDevices:
         """Take up the devices' states for a method; return how their rows are laid out."""
         self.settle()
         self._crew, self._method, self._entries = None, method, {}
-        self._learners = {p: learner_of(method, self._config, self._own, p) for p in self._states()}
+        self._learners = {}
+        for node in self._nodes():
+            try:
+                learner = learner_with(method, self._config, node.config, self._own)
+            except UserError:
+                continue  # it has said so when it was greeted, and takes no part
+            self._learners[learner.partition.partition_id] = learner
         self._take_up()
         return {p: layout_of(learner) for p, learner in self._learners.items()}
 
@@ -175,7 +193,7 @@ class HostedDevices:
         return self._crew
 
     def _take_up(self) -> None:
-        states = self._states()
+        states = {node.partition_id: node.state for node in self._nodes()}
         for p, learner in self._learners.items():
             take_up(learner, states[p])
         self._current = True
@@ -215,11 +233,12 @@ class HostedDevices:
         self._current = False  # a message may restore them
         if self._crew is None or not self._ahead:
             return
-        for p, state in self._states().items():
-            learner = self._crew.learners[p]
-            kept = pack(learner.state())
-            state[STATE] = kept
-            hold(learner, kept)
+        for node in self._nodes():
+            learner = self._crew.learners.get(node.partition_id)
+            if learner is not None:
+                kept = pack(learner.state())
+                node.state[STATE] = kept
+                hold(learner, kept)
         self._ahead = False
 
     def payloads(self) -> dict[int, ArrayRecord]:

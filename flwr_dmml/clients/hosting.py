@@ -1,5 +1,6 @@
 """The learners that a process hosts: each built once, for the method that the server names."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,32 +37,35 @@ def learner_for(message: Message, context: Context, own_parts: OwnParts) -> Lear
         Its node config, or the run config, cannot work. All begin with the partition id, where the
         node config has one: Flower's id of a node says little.
     """
-    own = {key: context.node_config[key] for key in OF_A_NODE if key in context.node_config}
-    run_config = tuple(sorted({**context.run_config, **own}.items()))
     method = str(message.content.config_records[PLAN]["method"])
-    try:
-        settings = configuration(run_config, own_parts).settings
-        return _build_learner(method, run_config, own_parts, _partition_id(context, settings))
-    except UserError as error:
-        raise type(error)(_of_partition(context) + str(error)) from error
-    except OSError as error:
-        raise DataError(f"{_of_partition(context)}the data cannot be read: {error}") from error
+    return learner_with(method, context.run_config, context.node_config, own_parts)
 
 
-def learner_of(
-    method: str, run_config: RunConfigItems, own_parts: OwnParts, partition_id: int
+def learner_with(
+    method: str,
+    run_config: Mapping[str, object],
+    node_config: Mapping[str, object],
+    own_parts: OwnParts,
 ) -> Learner:
-    """Return the learner of a device that is simulated in this process, which has been built."""
-    return _build_learner(method, run_config, own_parts, partition_id)
+    """Return the learner of a node with these configs, see :func:`learner_for`."""
+    own = {key: node_config[key] for key in OF_A_NODE if key in node_config}
+    items = tuple(sorted({**run_config, **own}.items()))
+    try:
+        settings = _configure(items, own_parts).settings
+        return _build_learner(method, items, own_parts, _partition_id(node_config, settings))
+    except UserError as error:
+        raise type(error)(_of_partition(node_config) + str(error)) from error
+    except OSError as error:
+        raise DataError(f"{_of_partition(node_config)}the data cannot be read: {error}") from error
 
 
-def _of_partition(context: Context) -> str:
-    partition_id = context.node_config.get("partition-id")
+def _of_partition(node_config: Mapping[str, object]) -> str:
+    partition_id = node_config.get("partition-id")
     return f"{PARTITION} {partition_id}: " if isinstance(partition_id, int) else ""
 
 
 @lru_cache(maxsize=64)
-def configuration(run_config: RunConfigItems, own_parts: OwnParts) -> RunConfig:
+def _configure(run_config: RunConfigItems, own_parts: OwnParts) -> RunConfig:
     """Find all parts and validate the run config, once per process."""
     return parse_settings(dict(run_config), find_parts(own_parts), side="device")
 
@@ -71,13 +75,13 @@ def _build_learner(
     method: str, run_config: RunConfigItems, own_parts: OwnParts, partition_id: int
 ) -> Learner:
     """Build a learner once per process; its state is loaded anew for every message."""
-    config = configuration(run_config, own_parts)
+    config = _configure(run_config, own_parts)
     torch.set_num_threads(config.settings.torch_threads)
     partition = load_partition(config.settings.partition_options(), partition_id)
     return config.learner(method, partition)
 
 
-def _partition_id(context: Context, settings: Settings) -> int:
+def _partition_id(node_config: Mapping[str, object], settings: Settings) -> int:
     """Return which part of the data this node holds, from its node config or the part itself.
 
     Raises
@@ -87,10 +91,10 @@ def _partition_id(context: Context, settings: Settings) -> int:
     SettingsError
         The node config has no partition id, or does not fit ``num-nodes``.
     """
-    partition_id = context.node_config.get("partition-id")
+    partition_id = node_config.get("partition-id")
     if partition_id is None and settings.dataset == PARTS.name:
         partition_id = read_about(Path(settings.data_folder)).part
-    expected = context.node_config.get("num-partitions", settings.num_nodes)
+    expected = node_config.get("num-partitions", settings.num_nodes)
     if not isinstance(partition_id, int) or not 0 <= partition_id < settings.num_nodes:
         raise SettingsError(
             f"node config partition-id = {partition_id!r}: must be a whole number from 0 to "

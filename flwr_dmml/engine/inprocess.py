@@ -12,7 +12,7 @@ from flwr.common.logger import log
 
 from ..tracking import Tracker
 from .grid import SimulationGrid
-from .nodes import Hosted, SimulatedNode, host, states_of
+from .nodes import Hosted, SimulatedNode, host
 
 _POLL_S = 0.005
 
@@ -68,7 +68,7 @@ class InProcessGrid(SimulationGrid):
     ) -> None:
         super().__init__(num_nodes, run_id, trackers, on_reply)
         self._client_app = client_app
-        self._hosted = host(client_app, lambda: states_of(self._nodes.values()), run_config)
+        self._hosted = host(client_app, self._nodes.values, run_config)
         self._run_config = dict(run_config)
         self._stall_s = stall_s
         self._inbox: dict[int, list[Message]] = {}  # of the nodes that have any

@@ -98,25 +98,18 @@ class HostsDevices(Protocol):
     """A ClientApp that can run the rounds of all devices of a process."""
 
     def hosted(
-        self, states: Callable[[], Mapping[int, RecordDict]], run_config: Mapping[str, object]
+        self, nodes: Callable[[], Iterable[SimulatedNode]], run_config: Mapping[str, object]
     ) -> Hosted:
-        """Return these devices, given what the nodes keep, by partition id."""
+        """Return these devices, given their nodes."""
 
 
 def host(
     client_app: ClientApp,
-    states: Callable[[], Mapping[int, RecordDict]],
+    nodes: Callable[[], Iterable[SimulatedNode]],
     run_config: Mapping[str, object],
 ) -> Hosted | None:
     """Return the devices of a process as their ClientApp hosts them; None where it cannot."""
-    if not isinstance(client_app, HostsDevices):
-        return None
-    return client_app.hosted(states, run_config)
-
-
-def states_of(nodes: Iterable[SimulatedNode]) -> dict[int, RecordDict]:
-    """Return what nodes keep, by partition id."""
-    return {node.partition_id: node.state for node in nodes}
+    return client_app.hosted(nodes, run_config) if isinstance(client_app, HostsDevices) else None
 
 
 def simulated_nodes(num_nodes: int) -> dict[int, SimulatedNode]:

@@ -20,7 +20,7 @@ from ..clients.hosted import HostedDevices, Left
 from ..clients.shares import Order, Publications, Report, Share
 from ..data.store import FOLDER
 from ..learning.crew import Columns, Layout
-from .nodes import SimulatedNode, host, states_of
+from .nodes import SimulatedNode, host
 from .wire import Buffers, Export, find_in, read, write
 
 FLUSH_S = 0.5
@@ -158,8 +158,7 @@ class Shard:
     def begin(self, method: str) -> tuple[str, dict[int, tuple[Columns, int]]]:
         """See :meth:`.Share.begin`."""
         if self._share is None:
-            states = lambda: states_of(self._nodes.values())  # noqa: E731
-            devices = host(self._client_app, states, self._run_config)
+            devices = host(self._client_app, self._nodes.values, self._run_config)
             assert isinstance(devices, HostedDevices)
             self._share = Share(devices, self._memory)
         return self._share.begin(method)

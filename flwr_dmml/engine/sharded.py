@@ -100,7 +100,9 @@ class ShardedGrid(SimulationGrid):
     def hosted(self) -> Hosted | None:
         """All devices, to run whole rounds; None of a ClientApp that takes messages only."""
         if self._devices is None and isinstance(self._app[0], HostsDevices):
-            self._devices = SpreadDevices(*self._app, lambda: self._workers)
+            self._devices = SpreadDevices(
+                self._app[0], self._nodes.values, self._app[1], lambda: self._workers
+            )
         return self._devices
 
     def __enter__(self) -> Self:

@@ -1,12 +1,12 @@
 """The devices of all workers of the sharded engine, whose rounds run without a message for each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from ray.exceptions import RayActorError, RayError
@@ -16,7 +16,7 @@ from ..clients.shares import SAME, Order, Report
 from ..learning.crew import Layout, layouts
 from ..payload.plan import Plan
 from ..transport.arrays import NumpyArray, record_of
-from .nodes import host
+from .nodes import SimulatedNode, host
 from .worker import MOST_DEATHS, Worker
 
 
@@ -30,6 +30,8 @@ class SpreadDevices:
     ----------
     client_app : ClientApp
         That hosts devices.
+    nodes : callable
+        Returns all nodes.
     run_config : mapping
         The run config.
     workers : callable
@@ -39,11 +41,11 @@ class SpreadDevices:
     def __init__(
         self,
         client_app: ClientApp,
+        nodes: Callable[[], Iterable[SimulatedNode]],
         run_config: Mapping[str, Any],
         workers: Callable[[], list[Worker]],
     ) -> None:
-        # Says which methods are taken; it hosts nobody.
-        self._alike = host(client_app, dict[int, RecordDict], run_config)
+        self._alike = host(client_app, nodes, run_config)  # says which methods are taken
         self._workers_of, self._workers = workers, list[Worker]()
         self._method, self._divisions, self._rounds = "", 0, 0
         self._every: list[Layout] = []

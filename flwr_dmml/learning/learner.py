@@ -385,6 +385,11 @@ class Learner:
         return derive_seed(self.settings.seed, purpose, node, self.server_round)
 
     @property
+    def module(self) -> nn.Module:
+        """The model, whatever a method makes of it."""
+        return self.model
+
+    @property
     def modulates(self) -> bool:
         """Whether the method changes gradients."""
         return overrides(type(self), ("modulate",))

@@ -2,23 +2,70 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.stacked import StandIns
-from ..payload.flat import Stack
+from ..payload.flat import Flat, Stack
 from ..payload.plan import Plan
-from .batch import Batch, mean_over
+from .balance import LocalPhase
+from .batch import Batch, Pool, mean_over
 from .mixing import Taken
 from .optimisers import Iteration, LocalSteps
-from .speedometer import Odometer
+from .settings import DeviceSettings
+from .speedometer import Odometer, Speedometer
 
-if TYPE_CHECKING:
-    from .learner import Learner
 
-Part = tuple["Learner", Plan]
+class Trainee(Protocol):
+    """A device as it is trained, see :class:`~.learner.Learner`."""
+
+    flat: Flat
+    pool: Pool
+    device: torch.device
+    settings: DeviceSettings
+    speedometer: Speedometer
+    memory: dict[str, Tensor]
+
+    @property
+    def module(self) -> nn.Module:
+        """Its model."""
+
+    @property
+    def modulates(self) -> bool:
+        """Whether its method changes gradients."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether an iteration has something of its own, such as what it draws at random."""
+
+    @property
+    def batches_of_rows(self) -> bool:
+        """Whether its mini-batches are just rows of its training samples."""
+
+    def stacks_now(self) -> bool: ...
+    def updates(self, plan: Plan) -> dict[str, int]: ...
+    def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]: ...
+    def batches(self, iterations: int) -> Iterator[Batch]: ...
+    def batch_rows(self, iterations: int) -> Tensor: ...
+    def local_loss(self, batch: Batch) -> Tensor: ...
+    def fixed(self) -> dict[str, Tensor]: ...
+    def running(self) -> dict[str, Tensor]: ...
+    def draw(self, batch: Batch) -> dict[str, Tensor]: ...
+    def frozen(self) -> dict[str, nn.Module]: ...
+    def modulate(
+        self, modalities: tuple[str, ...], batch: Batch
+    ) -> Mapping[str, Tensor] | None: ...
+    def precision(self) -> torch.autocast: ...
+    def local_steps(self, learners: Sequence[Any], plan: Plan, matrix: Tensor) -> LocalSteps: ...
+    def keep_optimizer(self, local: LocalSteps, row: int) -> None: ...
+    def note_training(
+        self, loss: float, iterations: int, phases: Mapping[str, LocalPhase]
+    ) -> None: ...
+
+
+Part = tuple[Trainee, Plan]
 """A device and its plan, which trains at least one of its modalities."""
 
 
@@ -57,10 +104,10 @@ def train(parts: Sequence[Part]) -> list[Taken]:
 
 
 def _alone(
-    learner: "Learner", plan: Plan, local: LocalSteps, odometer: Odometer
+    learner: Trainee, plan: Plan, local: LocalSteps, odometer: Odometer
 ) -> tuple[float, int]:
     """Train one device; return its mean loss and its iterations."""
-    learner.model.train()
+    learner.module.train()
     learner.flat.attach()
     flat, steps = learner.flat, learner.steps(learner.updates(plan))
     total = torch.zeros((), dtype=torch.float64, device=learner.device)
@@ -96,7 +143,7 @@ def _stacked(
     Devices whose next iteration trains the same modalities take it together.
     """
     first, flat, count = parts[0][0], parts[0][0].flat, len(parts)
-    first.model.train()
+    first.module.train()
     schedules = [learner.steps(learner.updates(plan)) for learner, plan in parts]
     batches = _Batches([learner for learner, _ in parts], [len(steps) for steps in schedules])
     done = [0] * count
@@ -161,7 +208,7 @@ def _stacked(
 class _Batches:
     """The mini-batches of a stack."""
 
-    def __init__(self, learners: Sequence["Learner"], counts: Sequence[int]) -> None:
+    def __init__(self, learners: Sequence[Trainee], counts: Sequence[int]) -> None:
         self._at = [0] * len(learners)
         self._pool = pool = learners[0].pool
         self._rows: list[Tensor] = []
@@ -208,14 +255,14 @@ def _stack_all(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([own[name] for own in each]) for name in each[0]}
 
 
-def _running(learners: Sequence["Learner"]) -> dict[str, Tensor]:
+def _running(learners: Sequence[Trainee]) -> dict[str, Tensor]:
     """Return copies of what the methods bring up to date in iterations, ``[device, ...]``."""
     stacks = _stack_all([learner.running() for learner in learners])
     return {name: value.to(learners[0].device) for name, value in stacks.items()}
 
 
 def _modulate(
-    learner: "Learner", iteration: Iteration, modalities: tuple[str, ...], batch: Batch
+    learner: Trainee, iteration: Iteration, modalities: tuple[str, ...], batch: Batch
 ) -> dict[int, Tensor]:
     """Let a method change the gradients; return who lets which parameter rest, ``[rows]`` bool."""
     if not learner.modulates:

@@ -174,7 +174,7 @@ class PeerStrategy(Strategy):
         Whoever cannot be reached, or cannot pay for sending, is taken out of it afterwards, and
         the mixing weights are those of what is left.
         """
-        return self.planner.of_topology(server_round)
+        return self.planner.of_topology(server_round).copy()
 
     def participants(self, server_round: int, connected: Collection[int]) -> Collection[int]:
         """Return which of the connected devices take part in a round; the others rest."""

@@ -422,7 +422,8 @@ def test_on_mains_a_line_is_plain_json() -> None:
 
 def test_a_line_is_plain_json_when_nobody_trains() -> None:
     """sync-only trains in rounds 1 and 3 of 3."""
-    peers = run_peers(THREE, num_rounds=3, energy=make_energy("sync-only"))
+    energy = make_energy("sync-only")
+    peers = run_peers(THREE, num_rounds=3, energy=energy, evaluate_every=1)
     lines = [plain(record) for record in peers.records]
     assert [line["compute_j"] > 0 for line in lines] == [True, False, True]
     assert lines[1]["train_loss"] is lines[1]["balance"] is lines[1]["network_balance"] is None
