@@ -80,6 +80,8 @@ class Greedy(Learner):
         """Return ``||g_m||^2 / ||w_m||^2``, float64, of ``lead`` dimensions."""
         parameters = list(self.encoders()[m].parameters())
         gradients = [w.grad for w in parameters if w.grad is not None]
+        if not gradients:
+            return torch.tensor(0.0, dtype=torch.float64)
         g, w = (
             total(x.flatten(lead).square().sum(dim=-1).double() for x in xs)
             for xs in (gradients, parameters)
