@@ -77,8 +77,8 @@ def main() -> None:
         f"{1e9 * time[2]:.2f} ns a link and parameter; largest error {100 * time_error:.0f} %"
     )
     CONSOLE.print(
-        f"memory: {memory[0] / 1e6:.0f} MB, {memory[1] / 1e3:.1f} kB a device, {memory[2]:.1f} bytes "
-        f"a device and parameter; largest error {100 * memory_error:.0f} %"
+        f"memory: {memory[0] / 1e6:.0f} MB, {memory[1] / 1e3:.1f} kB a device, {memory[2]:.1f} "
+        f"bytes a device and parameter; largest error {100 * memory_error:.0f} %"
     )
     for nodes in BEYOND:
         for parameters in PARAMETERS.values():

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..base.errors import UserError
 from ..learning.crew import Columns, Crew, Layout, MakeMatrix, layout_of
 from ..learning.learner import Learner, method_stacks, overrides
+from ..methods.registry import find_methods
 from ..payload.plan import Outcome, Payload, Plan
 from ..settings import OwnParts
 from ..transport.arrays import TensorArray
-from ..transport.messages import STATE, pack, unpack
+from ..transport.messages import SIMULATED, STATE, pack, unpack
 from .hosting import learner_with
 from .metering import metered_alone
 from .state import confusion_of, hold, take_up
@@ -109,12 +110,11 @@ class HostedDevices:
 
         A method with a ``run_round`` of its own is asked for it.
         """
-        found = configuration(self._config, self._own)
-        kind = found.parts.methods.get(method)
-        one_by_one = found.settings.exact or metered_alone(dict(self._config))
-        if kind is None or overrides(kind, ("run_round",)):
+        kind = find_methods(self._own.learners).get(method)
+        if kind is None or overrides(kind, ("run_round",)) or not method_stacks(kind):
             return False
-        return method_stacks(kind) and not one_by_one
+        one_by_one = self._config.get("exact") is True or metered_alone(self._config)
+        return not one_by_one and all(node.config.get(SIMULATED) for node in self._nodes())
 
     def run(
         self,

@@ -210,7 +210,7 @@ class Share:
         learner = crew.learners[p]
         if not learner.plain:
             return {name: value.numpy() for name, value in crew.payload(p).items()}
-        return {k: v.numpy() for k, v in learner.told().items()} if learner.listens else {}
+        return {k: v.numpy() for k, v in learner.extras().items()} if learner.listens else {}
 
     def _take(self, crew: Crew, publications: Publications) -> None:
         """Take up what devices of other processes have published."""

@@ -213,7 +213,9 @@ class Crew:
             if isinstance(result, Exception):
                 self._take_back(p)
                 self.learners[p].take_back(before[p])
-        if any(plan.iterations for plan in plans.values()):  # the closing message publishes nothing
+        if not plans or any(
+            plan.iterations for plan in plans.values()
+        ):  # closing publishes nothing
             good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
             self.published = {p: r.payload for p, r in good.items()}
             self.reports = {p: self._report(p) for p in good}
@@ -414,7 +416,7 @@ class Crew:
     def _payload(self, p: int, matrix: Tensor) -> Payload:
         learner, kind = self.learners[p], self._kind_of[p]
         row = matrix[kind.row[p]]
-        return {name: row[kind.slices[name]] for name in learner.block_names} | learner.told()
+        return {name: row[kind.slices[name]] for name in learner.block_names} | learner.extras()
 
     def row(self, p: int) -> Tensor:
         """Return what a device of any process has published, as it lies in its row ``[width]``."""

@@ -497,12 +497,12 @@ class Learner:
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
-        return self.compressor.encode(written, self.block_lengths()) | self.told()
+        return self.compressor.encode(written, self.block_lengths()) | self.extras()
 
-    def told(self) -> Payload:
+    def extras(self) -> Payload:
         """Return what is published besides the blocks."""
-        told = {STATISTICS + key: value for key, value in self.statistics().items()}
-        return {SPEEDS: self.speedometer.report(self.modalities), **told}
+        statistics = {STATISTICS + key: value for key, value in self.statistics().items()}
+        return {SPEEDS: self.speedometer.report(self.modalities), **statistics}
 
     @property
     def plain(self) -> bool:

@@ -21,12 +21,29 @@ from .speedometer import Odometer, Speedometer
 class Trainee(Protocol):
     """A device as it is trained, see :class:`~.learner.Learner`."""
 
-    flat: Flat
-    pool: Pool
-    device: torch.device
-    settings: DeviceSettings
-    speedometer: Speedometer
-    memory: dict[str, Tensor]
+    @property
+    def flat(self) -> Flat:
+        """Its parameters, a row."""
+
+    @property
+    def pool(self) -> Pool:
+        """Its training samples, among those of others."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def settings(self) -> DeviceSettings:
+        """Those that all methods share."""
+
+    @property
+    def speedometer(self) -> Speedometer:
+        """The training speeds of its encoders."""
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What a method keeps from round to round."""
 
     @property
     def module(self) -> nn.Module:
@@ -38,31 +55,56 @@ class Trainee(Protocol):
 
     @property
     def draws(self) -> bool:
-        """Whether an iteration has something of its own, such as what it draws at random."""
+        """Whether an iteration has something of its own."""
 
     @property
     def batches_of_rows(self) -> bool:
-        """Whether its mini-batches are just rows of its training samples."""
+        """Whether mini-batches are just rows of its training samples."""
 
-    def stacks_now(self) -> bool: ...
-    def updates(self, plan: Plan) -> dict[str, int]: ...
-    def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]: ...
-    def batches(self, iterations: int) -> Iterator[Batch]: ...
-    def batch_rows(self, iterations: int) -> Tensor: ...
-    def local_loss(self, batch: Batch) -> Tensor: ...
-    def fixed(self) -> dict[str, Tensor]: ...
-    def running(self) -> dict[str, Tensor]: ...
-    def draw(self, batch: Batch) -> dict[str, Tensor]: ...
-    def frozen(self) -> dict[str, nn.Module]: ...
-    def modulate(
-        self, modalities: tuple[str, ...], batch: Batch
-    ) -> Mapping[str, Tensor] | None: ...
-    def precision(self) -> torch.autocast: ...
-    def local_steps(self, learners: Sequence[Any], plan: Plan, matrix: Tensor) -> LocalSteps: ...
-    def keep_optimizer(self, local: LocalSteps, row: int) -> None: ...
-    def note_training(
-        self, loss: float, iterations: int, phases: Mapping[str, LocalPhase]
-    ) -> None: ...
+    def stacks_now(self) -> bool:
+        """Return whether this round's iterations can be those of a stack."""
+
+    def updates(self, plan: Plan) -> dict[str, int]:
+        """Return how many times a plan trains each modality."""
+
+    def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]:
+        """Return which modalities each iteration trains."""
+
+    def batches(self, iterations: int) -> Iterator[Batch]:
+        """Yield mini-batches."""
+
+    def batch_rows(self, iterations: int) -> Tensor:
+        """Return which training samples they hold, ``[iterations, batch]``."""
+
+    def local_loss(self, batch: Batch) -> Tensor:
+        """Return the loss."""
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Return what all losses of a round read."""
+
+    def running(self) -> dict[str, Tensor]:
+        """Return what iterations bring up to date."""
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what an iteration has of its own."""
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Return modules that the loss calls and does not train."""
+
+    def modulate(self, modalities: tuple[str, ...], batch: Batch) -> Mapping[str, Tensor] | None:
+        """Change gradients."""
+
+    def precision(self) -> torch.autocast:
+        """Return the context in which losses are computed."""
+
+    def local_steps(self, learners: Sequence[Any], plan: Plan, matrix: Tensor) -> LocalSteps:
+        """Return what steps devices that are alike."""
+
+    def keep_optimizer(self, local: LocalSteps, row: int) -> None:
+        """Keep the momentum and the like of a row."""
+
+    def note_training(self, loss: float, iterations: int, phases: Mapping[str, LocalPhase]) -> None:
+        """Note what came of a round's iterations."""
 
 
 Part = tuple[Trainee, Plan]
@@ -131,7 +173,7 @@ def _alone(
         iteration.gradients = {i: g[None] for i, g in iteration.gradients.items()}
         _step(local, odometer, iteration, modalities, resting)
         total += loss.detach()
-    learner.memory |= {name: value.cpu() for name, value in running.items()}
+    learner.memory.update({name: value.cpu() for name, value in running.items()})
     return float(total) / len(steps), len(steps)
 
 
@@ -201,7 +243,8 @@ def _stacked(
             for k in devices:
                 done[k] += 1
     for row, (learner, _) in enumerate(parts):
-        learner.memory |= {name: value[row].cpu().clone() for name, value in running.items()}
+        own = {name: value[row].cpu().clone() for name, value in running.items()}
+        learner.memory.update(own)
     return [(loss / n, n) for loss, n in zip(total.tolist(), done, strict=True)]
 
 

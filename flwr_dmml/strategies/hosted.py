@@ -59,9 +59,14 @@ class HostedExchange(Exchange):
         return self._sizes
 
     def run(
-        self, server_round: int, plans: Mapping[int, Plan], initial: ArrayRecord | None = None
+        self,
+        server_round: int,
+        plans: Mapping[int, Plan],
+        initial: ArrayRecord | None = None,
+        *,
+        closing: bool = False,
     ) -> None:
-        """Run a round, or in the end the closing message, and note what comes of it."""
+        """Run a round, or in the end mix and evaluate only, and note what comes of it."""
         self._book(plans)
         new = [p for p in plans if p not in self._begun] if initial else []
         done = 0
@@ -83,7 +88,6 @@ class HostedExchange(Exchange):
             raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
         good = {p: reply for p, reply in replies.items() if not reply.error}
         self._begun |= set(good)
-        closing = not any(plan.iterations for plan in plans.values())
         mixed = server_round if closing else server_round - 1
         for p, reply in good.items():
             self._logbook.mixed(mixed, p, reply.metrics, reply.rejected)

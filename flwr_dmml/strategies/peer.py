@@ -360,7 +360,7 @@ class PeerStrategy(Strategy):
                 self.planner.end_at(done)
                 self._logbook.end_at(done)
         if isinstance(self.exchange, HostedExchange):
-            self.exchange.run(num_rounds, self._closing_plans(grid))
+            self.exchange.run(num_rounds, self._closing_plans(grid), closing=True)
         else:
             closing = self.configure_evaluate(num_rounds, arrays, config, grid)
             self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))

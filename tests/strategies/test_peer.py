@@ -343,9 +343,10 @@ def test_a_time_varying_graph_is_routed_round_by_round():
 
 
 class _Losing(InProcessGrid):
-    """A grid that loses node 1 after some exchanges."""
+    """A grid that loses node 1 after some exchanges of messages."""
 
     exchanges, lost_after = 0, 2
+    hosted = None  # type: ignore[assignment]
 
     def get_node_ids(self):
         ids = super().get_node_ids()
