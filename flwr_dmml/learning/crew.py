@@ -24,7 +24,7 @@ from .together import Turn, likeness, train_together
 
 STACK = 64
 """Devices of a stack at most: on a CPU more are no faster, and take memory."""
-CACHED = 2**20
+CACHED = 2**18
 """Numbers that are mixed at a time, so that a processor's cache holds what is read many times."""
 Columns = tuple[tuple[str, int, int], ...]
 """Where each block lies in a row: (name, begin, end)."""
@@ -324,14 +324,19 @@ class Crew:
             if not any(others for _, others in rows):
                 yield _as_it_is(kind, columns)
                 continue
-            tables = [(k, k.slices[block]) for k in self._kinds if block in k.slices]
+            length = columns.stop - columns.start
+            tables = [
+                (k, place)
+                for k in self._kinds
+                if (place := k.slices.get(block)) is not None and place.stop - place.start == length
+            ]
             begin: dict[int, int] = {}
             at = 0
             for k, _ in tables:
                 begin[id(k)] = at
                 at += len(k.layout.partitions)
 
-            def place(p: int, begin: Mapping[int, int] = begin) -> int:
+            def row(p: int, begin: Mapping[int, int] = begin) -> int:
                 found = self._kind_of[p]
                 return begin[id(found)] + found.row[p]
 
@@ -339,7 +344,7 @@ class Crew:
             index, weights = list[list[int]](), list[list[float]]()
             for p, (own, others) in zip(kind.own, rows, strict=True):
                 fill = count - 1 - len(others)
-                index.append([place(p), *(place(n) for n, _ in others), *[place(p)] * fill])
+                index.append([row(p), *(row(n) for n, _ in others), *[row(p)] * fill])
                 weights.append([own, *(weight for _, weight in others), *[0.0] * fill])
             device = kind.now.device
             yield _Mixing(
@@ -404,8 +409,7 @@ class Crew:
 
     def _report(self, p: int) -> list[float]:
         learner = self.learners[p]
-        report: list[float] = learner.speedometer.report(learner.modalities).tolist()
-        return report
+        return learner.speedometer.numbers(learner.modalities)
 
     def payload(self, p: int) -> Payload:
         """Return what a device published in the last round."""

@@ -143,6 +143,7 @@ class Learner:
         self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
         self.block_names = tuple(self.blocks())
+        self._model_stacks = model_stacks(self.model)
         self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
@@ -208,6 +209,8 @@ class Learner:
 
     def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]:
         """Return which modalities each iteration of a round trains."""
+        if len(updates) == 1:  # there is nothing to shuffle
+            return [(m,) for m, count in updates.items() for _ in range(count)]
         return schedule(updates, self.settings.stagger_share, self.rng("schedule"))
 
     def fixed(self) -> dict[str, Tensor]:
@@ -412,7 +415,7 @@ class Learner:
             not self.settings.exact
             and not self.train_data.present
             and method_stacks(type(self))
-            and model_stacks(self.model)
+            and self._model_stacks
         )
 
     def local_steps(self, learners: Sequence["Learner"], plan: Plan, matrix: Tensor) -> LocalSteps:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isnan
+from struct import pack, unpack
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,7 @@ class Speedometer:
                 for m, where in places.items()
             }
         self._states = {m: self._metric.initial() for m in encoders}
+        self._speeds: dict[str, float] | None = None  # of these states
 
     def odometer(self, matrix: Tensor) -> Odometer:
         """Return what measures a round of devices with this one's layout, from here on."""
@@ -139,17 +141,24 @@ class Speedometer:
         """
         for m, phase in phases.items():
             self._states[m] = self._metric.update(self._states[m], phase)
+        self._speeds = None
         return {SPEED + m: speed for m, speed in self.speeds().items()}
 
     def speeds(self) -> dict[str, float]:
         """Return the speed of every encoder that has trained."""
-        speeds = {m: self._metric.speed(state) for m, state in self._states.items()}
-        return {m: speed for m, speed in speeds.items() if not isnan(speed)}
+        if self._speeds is None:
+            speeds = {m: self._metric.speed(state) for m, state in self._states.items()}
+            self._speeds = {m: speed for m, speed in speeds.items() if not isnan(speed)}
+        return self._speeds
 
     def report(self, modalities: Sequence[str]) -> Tensor:
         """Return the speeds ``[modality]`` float32 for the neighbours; 0 where there is none."""
+        return torch.tensor(self.numbers(modalities), dtype=torch.float32)
+
+    def numbers(self, modalities: Sequence[str]) -> list[float]:
+        """Return what is in the :meth:`report`, rounded to float32 as there."""
         speeds = self.speeds()
-        return torch.tensor([speeds.get(m, 0.0) for m in modalities], dtype=torch.float32)
+        return [unpack("f", pack("f", speeds.get(m, 0.0)))[0] for m in modalities]
 
     def near(self, modalities: Sequence[str], inbox: Inbox) -> tuple[dict[str, float], list[str]]:
         """Return each modality's mean speed, of this device and of its neighbours, as metrics.
@@ -172,7 +181,7 @@ class Speedometer:
         self, modalities: Sequence[str], reports: Iterable[Sequence[float]]
     ) -> dict[str, float]:
         """Return the mean speeds, given the neighbours' reports as numbers."""
-        table = zip(self.report(modalities).tolist(), *reports, strict=True)
+        table = zip(self.numbers(modalities), *reports, strict=True)
         near: dict[str, float] = {}
         for m, column in zip(modalities, table, strict=True):
             known = [speed for speed in column if speed > 0]
@@ -188,3 +197,4 @@ class Speedometer:
         """Take up what :meth:`state` gave."""
         for m in self._states:
             self._states[m] = state.get(SPEED + m, self._metric.initial())
+        self._speeds = None

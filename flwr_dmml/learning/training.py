@@ -137,11 +137,11 @@ def train(parts: Sequence[Part]) -> list[Taken]:
         losses = [_alone(*parts[0], local, odometer)]
     rows.put_back()
     phases = odometer.phases([learner.speedometer.start for learner, _ in parts])
-    taken: list[Taken] = []
+    counts, taken = local.taken.cpu(), list[Taken]()
     for row, ((learner, _), loss) in enumerate(zip(parts, losses, strict=True)):
         learner.keep_optimizer(local, row)
         learner.note_training(*loss, phases[row])
-        taken.append(Taken(local.how.lr, first.settings.momentum, local.taken[row].cpu()))
+        taken.append(Taken(local.how.lr, first.settings.momentum, counts[row]))
     return taken
 
 

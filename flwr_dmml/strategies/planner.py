@@ -102,6 +102,7 @@ class RoundPlanner:
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
         self._known: tuple[nx.Graph | None, tuple[int, ...]] = (None, ())
         self._found: dict[int, Neighbourhood] = {}
+        self._told: tuple[nx.Graph | None, set[int], dict[int, tuple[int, ...]]] = None, set(), {}
         self._flat: Collection[int] = ()
 
     def graph(self, server_round: int) -> nx.Graph:
@@ -164,6 +165,7 @@ class RoundPlanner:
         budget = self.energy.plan(server_round, graph, invited, bits, speeds, trains)
         self._live_graph, self._flat = budget.graph, budget.flat
         around = self._around(mixing_graph, budget.updates, payload_bytes)
+        recipients = self._recipients(budget.graph, budget.updates)
         mixed = server_round - 1
         plans = {
             p: Plan(
@@ -176,7 +178,7 @@ class RoundPlanner:
                 by_modality=updates,
                 budget_j=float(budget.budget_j[p]),
                 phase=self._phases[server_round - 1],
-                recipients=tuple(k for k in sorted(budget.graph[p]) if k in budget.updates),
+                recipients=recipients[p],
             )
             for p, updates in budget.updates.items()
         }
@@ -229,6 +231,14 @@ class RoundPlanner:
             copies = max(1, graph.degree(partition)) if self.addressed else 1
             bits[partition] = 8 * payload_bytes.get(partition, copies * member.payload_bytes)
         return bits
+
+    def _recipients(self, graph: nx.Graph, live: Collection[int]) -> dict[int, tuple[int, ...]]:
+        """Return whom each device's payload is for."""
+        graph_before, live_before, found = self._told
+        if graph is not graph_before or live_before != set(live):
+            found = {p: tuple(k for k in sorted(graph[p]) if k in live) for p in live}
+            self._told = graph, set(live), found
+        return found
 
     def _around(
         self, graph: nx.Graph, going: Collection[int], published: Collection[int]
