@@ -1,5 +1,6 @@
 """Registry of the parts that a run config can name: installed ones, and an app's own."""
 
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
@@ -12,12 +13,16 @@ from .errors import MethodError
 PartT = TypeVar("PartT")
 
 
-@lru_cache(maxsize=16)
 def installed(group: str) -> dict[str, EntryPoint]:
     """Return what installed packages register under an entry-point group, by name.
 
     They are looked for once in a process: that takes 20 ms.
     """
+    return _installed(group, tuple(sys.path))
+
+
+@lru_cache(maxsize=64)
+def _installed(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 

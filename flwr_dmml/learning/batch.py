@@ -17,6 +17,8 @@ BATCH = 500
 class Batch:
     """Rows of a mini-batch that have the same modalities, and the other rows of it.
 
+    In a stack of devices every tensor has a first dimension more, for these.
+
     Parameters
     ----------
     inputs : dict of str to Tensor
@@ -28,8 +30,6 @@ class Batch:
     given : dict of str to Tensor
         What the method's :meth:`~.learner.Learner.fixed`, :meth:`~.learner.Learner.running` and
         :meth:`~.learner.Learner.draw` return.
-
-    In a stack of devices every tensor has a first dimension more, for these.
     """
 
     inputs: dict[str, Tensor]

@@ -17,7 +17,7 @@ from ..payload.blocks import LARGEST
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import cut, wanted
 from .batch import pooled
-from .learner import Learner
+from .learner import Kept, Learner
 from .mixing import Taken, disagreement
 from .nonfinite import check_finite
 from .together import Turn, likeness, train_together
@@ -198,7 +198,13 @@ class Crew:
             try:
                 taken |= dict(zip(stack, train_together([going[p] for p in stack]), strict=True))
             except Exception as error:
-                results |= dict.fromkeys(stack, error)
+                for p in stack:  # whoever is to blame says so when it is alone
+                    try:
+                        taken[p] = (
+                            self._alone(going, p, before[p]) if len(stack) > 1 else _no(error)
+                        )
+                    except Exception as own:
+                        results[p] = own
             told(len(stack))
         for kind in self._kinds:
             kind.now, kind.next = kind.next, kind.now
@@ -222,6 +228,17 @@ class Crew:
             for kind in self._kinds:
                 kind.sent = kind.now
         return dict(sorted(results.items()))
+
+    def _alone(self, going: dict[int, Turn], p: int, before: Kept) -> Taken:
+        """Begin a device's round again, and train it by itself."""
+        learner, plan, kind = self.learners[p], going[p].plan, self._kind_of[p]
+        learner.take_back(before)
+        kind.next[kind.row[p]] = kind.now[kind.row[p]]
+        with learner.in_round(plan):
+            going[p] = Turn(learner, plan, learner.begin(plan, self._inbox(p, plan)))
+            learner.before_training(plan, going[p].inbox)
+        (taken,) = train_together([going[p]])
+        return taken
 
     def _plain(self, plans: Mapping[int, Plan]) -> bool:
         """Return whether rows can be mixed as they are."""
@@ -434,6 +451,10 @@ class Crew:
 
 
 _RESTS = Plan(0, 0)
+
+
+def _no(error: Exception) -> Taken:
+    raise error
 
 
 def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[int, float]]]:

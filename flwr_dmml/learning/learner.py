@@ -47,6 +47,8 @@ IN_A_STACK = {
     "begin", "finish",
 }  # fmt: skip
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
+Kept = tuple[Any, ...]
+"""What a device keeps besides its parameters."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
@@ -525,12 +527,12 @@ class Learner:
         """Whether the method does something with what its neighbours publish besides mixing it."""
         return overrides(type(self), HOOKS)
 
-    def kept(self) -> tuple[Any, ...]:
+    def kept(self) -> Kept:
         """Return what a device keeps besides its parameters, to :meth:`take_back`."""
         own = dict(self.optimizer_state), dict(self.memory)
         return *own, self.mixer.kept(), self.speedometer.state(), self.compressor.state()
 
-    def take_back(self, kept: tuple[Any, ...]) -> None:
+    def take_back(self, kept: Kept) -> None:
         """Go back to what was :meth:`kept`, after a round that failed."""
         self.optimizer_state, self.memory, mixer, speeds, compressor = kept
         self.mixer.take_back(mixer)

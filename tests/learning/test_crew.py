@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from helpers import FAST, make_learner
 
-from flwr_dmml.learning.batch import pooled
+from flwr_dmml.data import load_partition
+from flwr_dmml.learning.batch import Batch, pooled
 from flwr_dmml.learning.crew import Crew
 from flwr_dmml.learning.learner import Learner
 from flwr_dmml.learning.nonfinite import NonFiniteModelError
+from flwr_dmml.methods.presets import DPSGD
 from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
+from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 
 NODES = 4
 CONFIG: dict[str, Any] = {
@@ -171,3 +174,43 @@ def test_what_is_the_same_in_the_next_round_is_kept() -> None:
     again = {k: Plan(3, 3, neighbours=p.neighbours, weights=p.weights) for k, p in now.items()}
     crew.run(again)
     assert all(kind.mixings is known for kind, known in zip(crew._kinds, tables, strict=True))
+
+
+class Picky(DPSGD):
+    """Refuses a batch with a marked sample."""
+
+    name: ClassVar[str] = "picky"
+    stacks: ClassVar[bool] = True
+
+    def local_loss(self, batch: Batch) -> torch.Tensor:
+        """Raise where a sample is marked, else return the loss of D-PSGD."""
+        if any(bool((x == 77.0).any()) for x in batch.inputs.values()):
+            raise ValueError("a marked sample")
+        return super().local_loss(batch)
+
+
+def test_an_error_in_a_stack_is_that_of_the_device_to_blame() -> None:
+    """Devices 0 and 3 are a stack; device 3 has marked samples in round 2."""
+    alone, together = learners("dpsgd"), {k: picky(k) for k in range(NODES)}
+    crew, sent = Crew(together), dict[int, Payload]()
+    sound = together[3].train_data
+    marked = replace(
+        sound, inputs={m: torch.full_like(sound.inputs[m], 77.0) for m in sound.inputs}
+    )
+    for t in (1, 2):
+        together[3].train_data = marked if t == 2 else sound
+        (together[3].pool,) = pooled([together[3].train_data])
+        now = plans(alone, t)
+        found = crew.run(now)
+        if t == 2:
+            assert isinstance(found[3], ValueError) and sorted(crew.published) == [0, 1, 2]
+            del now[3]
+        expected = by_itself(alone, sent, now)
+        sent = {k: outcome.payload for k, outcome in expected.items()}
+        assert all(found[k].metrics == expected[k].metrics for k in now)  # type: ignore[union-attr]
+    assert_equal({k: alone[k] for k in range(3)}, {k: together[k] for k in range(3)})
+
+
+def picky(k: int) -> Learner:
+    parsed = parse_settings({**CONFIG, "method": "picky"}, find_parts(OwnParts((Picky,))))
+    return parsed.learner("picky", load_partition(parsed.settings.partition_options(), k))
