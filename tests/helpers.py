@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from flwr_dmml.data import load_partition
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.gossip.rule import GossipRule
 from flwr_dmml.graph.topology import make_topology
+from flwr_dmml.learning.crew import Crew
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
@@ -68,6 +70,18 @@ def run_peers(
     with server_identity(1):
         peers.start(grid, num_rounds=num_rounds, timeout=timeout)
     return peers
+
+
+def run_together(
+    learners: Sequence[Learner], plans: Sequence[Plan], crew: Crew | None = None
+) -> list[Outcome | Exception]:
+    """Run a round of devices that one process hosts; return each one's result, with its payload."""
+    crew = crew or Crew(dict(enumerate(learners)))
+    results = crew.run(dict(enumerate(plans)))
+    return [
+        result if isinstance(result, Exception) else replace(result, payload=crew.payload(k))
+        for k, result in results.items()
+    ]
 
 
 class Recording(DPSGD):

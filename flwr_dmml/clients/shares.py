@@ -139,6 +139,9 @@ class Share:
             Devices on other machines: their rows come with what they publish.
         """
         self._abroad = abroad
+        for old in self._folder.glob("rows-*"):  # of a method before: whoever has it keeps it
+            if not old.name.startswith(f"rows-{number}-"):
+                old.unlink(missing_ok=True)
 
         def make(kind: int, layout: Layout) -> tuple[Tensor, Tensor]:
             names = (self._folder / f"rows-{number}-{kind}-{half}" for half in "ab")

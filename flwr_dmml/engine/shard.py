@@ -20,6 +20,8 @@ from ..clients.hosted import HostedDevices, Left
 from ..clients.shares import Order, Publications, Report, Share
 from ..data.store import FOLDER
 from ..learning.crew import Columns, Layout
+from .heap import keep_freed_memory
+from .memory import hold, sweep
 from .nodes import SimulatedNode, host
 from .wire import Buffers, Export, find_in, read, write
 
@@ -77,6 +79,7 @@ class Shard:
         sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
         os.environ[FOLDER] = self._store = store
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._client_app: ClientApp = ray.cloudpickle.loads(client_app)
         gc.freeze()  # what is imported stays: to look through it for garbage takes a round's time
         self._run_id, self._run_config = run_id, dict(run_config)
@@ -160,6 +163,8 @@ class Shard:
         if self._share is None:
             devices = host(self._client_app, self._nodes.values, self._run_config)
             assert isinstance(devices, HostedDevices)
+            sweep(self._memory.parent)
+            self._held = hold(self._memory)
             self._share = Share(devices, self._memory)
         return self._share.begin(method)
 

@@ -21,6 +21,7 @@ from flwr.common.logger import log
 from ..tracking import Tracker
 from .cluster import Cluster, connect
 from .grid import SimulationGrid
+from .memory import PREFIX, parent
 from .nodes import Hosted, HostsDevices
 from .placement import links_between, place
 from .shard import Shard
@@ -151,6 +152,8 @@ class ShardedGrid(SimulationGrid):
             return
         each = ", ".join(f"{worker.peak_bytes / 1e6:.0f}" for worker in self._workers)
         log(INFO, "Peak memory of the processes, with what they share: %s MB", each)
+        if self._devices and self._devices.abroad_bytes:
+            log(INFO, "Rows sent between machines: %.1f MB", self._devices.abroad_bytes / 1e6)
         closing = [worker.actor.close.remote() for worker in self._workers]
         ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)  # one may hang, or be dead
         for worker in self._workers:
@@ -221,8 +224,7 @@ class ShardedGrid(SimulationGrid):
         client_app, run_config = self._app
         pickled: bytes = ray.cloudpickle.dumps(client_app)  # type: ignore[no-untyped-call]
         store = Path(tempfile.gettempdir()) / f"flwr-dmml-{uuid4().hex}"  # new for each run
-        shared = Path("/dev/shm")  # memory, on Linux
-        memory = (shared if shared.is_dir() else store) / f"flwr-dmml-{uuid4().hex}"
+        memory = parent() / f"{PREFIX}{uuid4().hex}"
         given = pickled, list(sys.path), self._run.run_id, run_config, str(store), str(memory)
         actor = ray.remote(Shard).options(
             num_cpus=self._cluster.cpus_per_worker,

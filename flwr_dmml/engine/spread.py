@@ -58,8 +58,6 @@ class SpreadDevices:
         self._published: list[Any] = []  # ObjectRefs, a worker each
         self._kept: list[Any] = []
         self._sound = True
-        self.busy_s = 0.0
-        """Seconds that all workers have taken."""
 
     def takes(self, method: str) -> bool:
         """Return whether rounds of a method can be run so."""
@@ -96,11 +94,10 @@ class SpreadDevices:
                     replies |= _given_up(orders[k].plans, error)
                     orders[k] = replace(orders[k], plans={})
                 else:
-                    orders[k] = self._order(k, plans, {}, afresh=True)
+                    orders[k] = self._order(k, plans, initial, afresh=True)
                 self._send(k, orders, come, pending, results)
                 continue
             sound = sound and report.sound
-            self.busy_s += report.seconds
             self.abroad_bytes += report.abroad_bytes
             worker = self._workers[k]
             worker.peak_bytes = max(worker.peak_bytes, report.peak_bytes)

@@ -20,7 +20,7 @@ from .batch import pooled
 from .learner import Kept, Learner
 from .mixing import Taken, disagreement
 from .nonfinite import check_finite
-from .together import Turn, likeness, train_together
+from .together import Likeness, Turn, finish_together, likeness, train_together
 
 STACK = 64
 """Devices of a stack at most: on a CPU more are no faster, and take memory."""
@@ -193,19 +193,7 @@ class Crew:
                 going[p] = Turn(self.learners[p], plan, self._begin(p, plan, plain))
             except Exception as error:  # its result says so; the others go on
                 results[p] = error
-        taken: dict[int, Taken] = {}
-        for stack in self._stacks(going, told):
-            try:
-                taken |= dict(zip(stack, train_together([going[p] for p in stack]), strict=True))
-            except Exception as error:
-                for p in stack:  # whoever is to blame says so when it is alone
-                    try:
-                        taken[p] = (
-                            self._alone(going, p, before[p]) if len(stack) > 1 else _no(error)
-                        )
-                    except Exception as own:
-                        results[p] = own
-            told(len(stack))
+        taken = self._train(going, before, results, told)
         for kind in self._kinds:
             kind.now, kind.next = kind.next, kind.now
         self.measure()
@@ -219,9 +207,8 @@ class Crew:
             if isinstance(result, Exception):
                 self._take_back(p)
                 self.learners[p].take_back(before[p])
-        if not plans or any(
-            plan.iterations for plan in plans.values()
-        ):  # closing publishes nothing
+        closing = bool(plans) and not any(plan.iterations for plan in plans.values())
+        if not closing:  # a closing message publishes nothing
             good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
             self.published = {p: r.payload for p, r in good.items()}
             self.reports = {p: self._report(p) for p in good}
@@ -229,15 +216,59 @@ class Crew:
                 kind.sent = kind.now
         return dict(sorted(results.items()))
 
-    def _alone(self, going: dict[int, Turn], p: int, before: Kept) -> Taken:
-        """Begin a device's round again, and train it by itself."""
+    def _train(
+        self,
+        going: dict[int, Turn],
+        before: Mapping[int, Kept],
+        results: dict[int, Outcome | Exception],
+        told: Callable[[int], None],
+    ) -> dict[int, Taken]:
+        """Train all that have something to train; note the errors of those that fail."""
+        taken: dict[int, Taken] = {}
+
+        def one_by_one(devices: Sequence[int], error: Exception) -> None:
+            """Find out who is to blame for an error."""
+            for p in devices:
+                found = self._retry(going, p, before[p]) if len(devices) > 1 else error
+                taken.pop(p, None)
+                if isinstance(found, Exception):
+                    results[p] = found
+                else:
+                    taken[p] = found
+
+        training = _alike(going, [p for p, turn in going.items() if _trains(turn)])
+        told(len(going) - sum(map(len, training.values())))
+        kin: dict[Hashable, list[int]] = {}
+        for like, devices in training.items():
+            for stack in _cut(devices):
+                try:
+                    found = train_together([going[p] for p in stack])
+                    taken |= dict(zip(stack, found, strict=True))
+                    kin.setdefault(getattr(like, "method", like), []).extend(stack)
+                except Exception as error:
+                    one_by_one(stack, error)
+                told(len(stack))
+        for devices in kin.values():
+            for some in _cut(sorted(devices)):
+                try:
+                    finish_together([going[p] for p in some])
+                except Exception as error:
+                    one_by_one(some, error)
+        return taken
+
+    def _retry(self, going: dict[int, Turn], p: int, before: Kept) -> Taken | Exception:
+        """Begin a device's round again and train it by itself: whoever is to blame fails again."""
         learner, plan, kind = self.learners[p], going[p].plan, self._kind_of[p]
         learner.take_back(before)
         kind.next[kind.row[p]] = kind.now[kind.row[p]]
-        with learner.in_round(plan):
-            going[p] = Turn(learner, plan, learner.begin(plan, self._inbox(p, plan)))
-            learner.before_training(plan, going[p].inbox)
-        (taken,) = train_together([going[p]])
+        try:
+            with learner.in_round(plan):
+                going[p] = Turn(learner, plan, learner.begin(plan, self._inbox(p, plan)))
+                learner.before_training(plan, going[p].inbox)
+            (taken,) = train_together([going[p]])
+            finish_together([going[p]])
+        except Exception as error:
+            return error
         return taken
 
     def _plain(self, plans: Mapping[int, Plan]) -> bool:
@@ -247,19 +278,6 @@ class Crew:
 
     foreign_sound: bool = True
     """Whether what other processes' devices have published is known to be in range."""
-
-    def _stacks(self, going: Mapping[int, Turn], told: Callable[[int], None]) -> list[list[int]]:
-        """Return who trains together; tell how many do not train."""
-        alike: dict[Hashable, list[int]] = {}
-        for p, turn in going.items():
-            if turn.plan.iterations and turn.learner.trains(turn.plan):
-                alike.setdefault(likeness(turn.learner, turn.plan) or p, []).append(p)
-        told(len(going) - sum(map(len, alike.values())))
-        return [
-            stack[start : start + STACK]
-            for stack in alike.values()
-            for start in range(0, len(stack), STACK)
-        ]
 
     def stands(self) -> bool:
         """Return whether all devices are where their rows are: one that begins afresh is not."""
@@ -453,8 +471,21 @@ class Crew:
 _RESTS = Plan(0, 0)
 
 
-def _no(error: Exception) -> Taken:
-    raise error
+def _trains(turn: Turn) -> bool:
+    return bool(turn.plan.iterations and turn.learner.trains(turn.plan))
+
+
+def _alike(turns: Mapping[int, Turn], devices: Iterable[int]) -> dict[Likeness | int, list[int]]:
+    """Return devices by what they have in common; those that train alone by their partition."""
+    found: dict[Likeness | int, list[int]] = {}
+    for p in devices:
+        found.setdefault(likeness(turns[p].learner, turns[p].plan) or p, []).append(p)
+    return found
+
+
+def _cut(devices: Sequence[int]) -> list[Sequence[int]]:
+    """Return stacks of devices."""
+    return [devices[start : start + STACK] for start in range(0, len(devices), STACK)]
 
 
 def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[int, float]]]:

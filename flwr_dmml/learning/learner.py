@@ -286,7 +286,11 @@ class Learner:
 
     @classmethod
     def after_stack(cls, turns: Sequence[tuple["Learner", Plan, Inbox]]) -> None:
-        """Do :meth:`after_training` for the devices of a stack: in turn, unless overridden."""
+        """Do :meth:`after_training` for many devices: in turn, unless overridden.
+
+        They are of this method, and what :meth:`stack_key` returns is equal; their models may
+        differ.
+        """
         for learner, plan, inbox in turns:
             learner.after_training(plan, inbox)
 

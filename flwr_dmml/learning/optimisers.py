@@ -70,6 +70,25 @@ class StepRule:
 
 
 @dataclass
+class Run:
+    """Gradients of parameters that follow one another in a row, of one block.
+
+    Attributes
+    ----------
+    parameters : tuple of int
+        Their positions.
+    place : slice
+        Where they lie in a row.
+    values : Tensor
+        ``[rows, length]``.
+    """
+
+    parameters: tuple[int, ...]
+    place: slice
+    values: Tensor
+
+
+@dataclass
 class Iteration:
     """One local iteration of some devices.
 
@@ -83,12 +102,24 @@ class Iteration:
         Which of all devices these are, ``[rows]`` int64; None for all, in their order.
     gradients : dict of int to Tensor
         ``[rows, *shape]`` by parameter, of those that the loss reaches.
+    runs : list of Run
+        The same, once they are gathered (:meth:`gather`).
     """
 
     x: Tensor
     leaves: Sequence[Tensor]
     rows: Tensor | None = None
     gradients: dict[int, Tensor] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
+
+    def gather(self, flat: Flat) -> None:
+        """Bring the gradients together that are to be stepped as one."""
+        self.runs = []
+        for own in flat.runs(tuple(self.gradients)):
+            values = [self.gradients[i].flatten(1) for i in own]
+            place = slice(flat.places[own[0]].start, flat.places[own[-1]].stop)
+            whole = torch.cat(values, dim=1) if len(own) > 1 else values[0]
+            self.runs.append(Run(own, place, whole))
 
     def of(self, values: Tensor) -> Tensor:
         """Return what these devices have of ``values`` ``[device, ...]``."""
@@ -121,14 +152,14 @@ class Iteration:
         patterns = torch.unique(table, dim=0)
         for pattern in patterns:
             rest = {i for i, rests in zip(resting, pattern.tolist(), strict=True) if rests}
-            stepped = {i: g for i, g in self.gradients.items() if i not in rest}
+            stepped = [run for run in self.runs if run.parameters[0] not in rest]
             if len(patterns) == 1:
-                yield replace(self, gradients=stepped)
+                yield replace(self, runs=stepped)
                 return
             own = torch.nonzero((table == pattern).all(dim=1)).flatten()
             rows = own if self.rows is None else self.rows[own]
-            part = Iteration(self.x[own], [], rows, {i: g[own] for i, g in stepped.items()})
-            yield part
+            runs = [replace(run, values=run.values[own]) for run in stepped]
+            yield (part := Iteration(self.x[own], [], rows, runs=runs))
             self.x[own] = part.x
 
 
@@ -178,12 +209,12 @@ class LocalSteps:
         needs = ["first", "second"] if how.family != "sgd" else ["momentum"] * bool(how.momentum)
         self._moments: dict[str, Tensor] = {}
         for name in needs if optimizer is None else ():
-            rows = [k[OPTIMIZER + name] for k in kept if OPTIMIZER + name in k]
-            none = torch.zeros_like(matrix)
-            self._moments[name] = torch.stack(rows).to(matrix.device) if rows else none
+            moments = self._moments[name] = torch.zeros_like(matrix)
+            for row, own in enumerate(kept):  # one that has not trained yet has none
+                if OPTIMIZER + name in own:
+                    moments[row] = own[OPTIMIZER + name]
         rates = how.rates or {}
         self._rates = [rates.get(flat.block_of(i), 1.0) for i in range(len(flat.parameters))]
-        self._blocks: dict[tuple[int, ...], list[str]] = {}
 
     def take(self, iteration: Iteration, gradients: Sequence[Tensor | None]) -> None:
         """Take up the gradients of :attr:`trained`, None of what the loss does not reach."""
@@ -191,98 +222,114 @@ class LocalSteps:
             i: g for i, g in zip(self.trained, gradients, strict=True) if g is not None
         }
 
+    def gather(self, iteration: Iteration) -> None:
+        """See :meth:`Iteration.gather`."""
+        iteration.gather(self._flat)
+
     @torch.no_grad()
     def clip(self, iteration: Iteration) -> None:
         """Scale the gradients of a device down to :attr:`StepRule.clip_norm`."""
-        if not self.how.clip_norm or not iteration.gradients:
+        if not self.how.clip_norm or not iteration.runs:
             return
-        norm = total(map(square_norms, iteration.gradients.values())).sqrt()  # [rows]
+        norm = total(square_norms(run.values) for run in iteration.runs).sqrt()  # [rows]
         factor = (self.how.clip_norm / (norm + 1e-6)).clamp_(max=1.0)
-        for i, g in iteration.gradients.items():
-            iteration.gradients[i] = g * factor.view(-1, *[1] * (g.dim() - 1))
+        for run in iteration.runs:
+            run.values = run.values * factor[:, None]
 
     @torch.no_grad()
     def step(self, iteration: Iteration) -> None:
         """Step every parameter that has a gradient."""
-        how, used = self.how, tuple(iteration.gradients)
-        x = self._flat.views_of(iteration.x, used)
-        g = [
-            gradient.view(v.shape)
-            for gradient, v in zip(iteration.gradients.values(), x, strict=True)
-        ]
+        how, runs = self.how, iteration.runs
+        x = [iteration.x[:, run.place] for run in runs]
+        g = [run.values for run in runs]
         if how.weight_decay and how.family == "sgd" and self._optimizer is None:
             g = [a + how.weight_decay * b for a, b in zip(g, x, strict=True)]
         if self._direct is not None:
-            g = self._directed(iteration, used, g)
+            g = self._directed(iteration, g)
         chosen = torch.zeros(self.taken.shape[1], dtype=torch.int64, device=self.taken.device)
-        chosen[list(used)] = 1
+        chosen[[i for run in runs for i in run.parameters]] = 1
         iteration.add(self.taken, chosen.expand(len(iteration.x), -1))
         if self._optimizer is not None:
-            for i, gradient in zip(used, g, strict=True):
-                iteration.leaves[i].grad = gradient[0]
-            self._optimizer.step()
-            for i in used:
-                iteration.leaves[i].grad = None
+            self._by_its_own(iteration, g)
         elif how.family != "sgd":
-            self._adam(iteration, used, x, g)
+            self._adam(iteration, g)
         else:
             if "momentum" in self._moments:
                 moments = iteration.of(self._moments["momentum"])
-                places = self._flat.views_of(moments, used)
+                places = [moments[:, run.place] for run in runs]
                 for v, d in zip(places, g, strict=True):
                     v.mul_(how.momentum).add_(d)
                 g = places
                 iteration.put(self._moments["momentum"], moments)
-            for i, v, d in zip(used, x, g, strict=True):
-                v.add_(d, alpha=-how.lr * self._rates[i])
+            for run, v, d in zip(runs, x, g, strict=True):
+                v.add_(d, alpha=-how.lr * self._rates[run.parameters[0]])
         iteration.put(self._matrix, iteration.x)
 
-    def _directed(
-        self, iteration: Iteration, used: tuple[int, ...], gradients: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def _directed(self, iteration: Iteration, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradients as the gossip rule wants them, block by block."""
         assert self._direct is not None
-        flat = self._flat
-        whole = torch.zeros_like(iteration.x)
-        for place, g in zip(flat.views_of(whole, used), gradients, strict=True):
-            place.copy_(g)
-        for block in flat.blocks_of(used):
-            place = whole[:, flat.slices[block]]
+        whole, runs = torch.zeros_like(iteration.x), iteration.runs
+        for run, g in zip(runs, gradients, strict=True):
+            whole[:, run.place] = g
+        for block in self._flat.blocks_of(run.parameters[0] for run in runs):
+            place = whole[:, self._flat.slices[block]]
             place.copy_(self._direct(block, place.clone(), iteration.rows))
-        return flat.views_of(whole, used)
+        return [whole[:, run.place] for run in runs]
 
-    def _adam(
-        self,
-        iteration: Iteration,
-        used: tuple[int, ...],
-        x: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-    ) -> None:
+    def _by_its_own(self, iteration: Iteration, gradients: Sequence[Tensor]) -> None:
+        """Let the method's own optimiser step the parameters of a single device."""
+        assert self._optimizer is not None
+        used = [i for run in iteration.runs for i in run.parameters]
+        whole = torch.empty_like(iteration.x)
+        for run, g in zip(iteration.runs, gradients, strict=True):
+            whole[:, run.place] = g
+        for i, gradient in zip(used, self._flat.views_of(whole, used), strict=True):
+            iteration.leaves[i].grad = gradient[0]
+        self._optimizer.step()
+        for i in used:
+            iteration.leaves[i].grad = None
+
+    def _adam(self, iteration: Iteration, gradients: Sequence[Tensor]) -> None:
         """Step what has taken as many steps so far together."""
         how = self.how
         moments = {name: iteration.of(m) for name, m in self._moments.items()}
-        first, second = (self._flat.views_of(moments[name], used) for name in ("first", "second"))
         counts = iteration.of(self._before + self.taken)
-        for k, i in enumerate(used):
-            for count in sorted(set(counts[:, i].tolist())):
-                alike = counts[:, i] == count
-                parts = [x[k], gradients[k], first[k], second[k]]
-                some = parts if bool(alike.all()) else [part[alike] for part in parts]
+        for run, gradient in zip(iteration.runs, gradients, strict=True):
+            for own, count, place, g in self._as_often(run, gradient, counts):
+                some = [m[own, place] for m in (iteration.x, moments["first"], moments["second"])]
                 adam_step(
                     some[0],
+                    g[own],
                     some[1],
                     some[2],
-                    some[3],
                     count,
-                    lr=how.lr * self._rates[i],
+                    lr=how.lr * self._rates[run.parameters[0]],
                     weight_decay=how.weight_decay,
                     decoupled=how.family == "adamw",
                 )
-                if some is not parts:
-                    for part, new in zip(parts, some, strict=True):
-                        part[alike] = new
+                if isinstance(own, Tensor):  # these were copies
+                    pairs = zip(
+                        (iteration.x, moments["first"], moments["second"]), some, strict=True
+                    )
+                    for m, new in pairs:
+                        m[own, place] = new
         for name, new in moments.items():
             iteration.put(self._moments[name], new)
+
+    def _as_often(
+        self, run: Run, gradient: Tensor, counts: Tensor
+    ) -> Iterator[tuple[slice | Tensor, int, slice, Tensor]]:
+        """Yield who has stepped a part of a run how often: rows, count, place and gradients."""
+        of_run = counts[:, list(run.parameters)]
+        places = [run.place]
+        if bool((of_run != of_run[:, :1]).any()):  # its parameters were not always stepped together
+            places = [self._flat.places[i] for i in run.parameters]
+        for k, place in enumerate(places):
+            g = gradient[:, place.start - run.place.start : place.stop - run.place.start]
+            found = sorted(set(of_run[:, k].tolist()))
+            for count in found:
+                alike = of_run[:, k] == count
+                yield (slice(None) if len(found) == 1 else alike), count, place, g
 
     def state(self, row: int) -> dict[str, Tensor]:
         """Return what a row goes on with, ``[length]`` each, or what another optimiser keeps."""

@@ -40,8 +40,9 @@ class Odometer:
     def __init__(
         self, matrix: Tensor, flat: Flat, encoders: Mapping[str, Sequence[int]], uses: Set[str]
     ) -> None:
-        self._matrix, self._flat, self._encoders, self._uses = matrix, flat, encoders, uses
+        self._matrix, self._encoders, self._uses = matrix, encoders, uses
         places = {m: joined([flat.places[i] for i in own]) for m, own in encoders.items()}
+        self._all = places
         self._places = places if uses & {"vectors", "path"} else {m: [] for m in places}
         zeros = matrix.new_zeros(len(matrix))
         self._updates = {m: zeros.clone() for m in encoders}
@@ -57,9 +58,9 @@ class Odometer:
             return
         for m in modalities:
             own = self._encoders.get(m, ())
-            g = [square_norms(iteration.gradients[i]) for i in own if i in iteration.gradients]
+            g = [square_norms(run.values) for run in iteration.runs if run.parameters[0] in own]
             if g:
-                w = [square_norms(view) for view in self._flat.views_of(iteration.x, own)]
+                w = [square_norms(iteration.x[:, place]) for place in self._all[m]]
                 iteration.add(self._ratio[m], total(g) / (total(w) + 1e-12))
 
     @torch.no_grad()
@@ -121,6 +122,8 @@ class Speedometer:
         self._encoders = {m: flat.indices_of(list(e.parameters())) for m, e in encoders.items()}
         self.start = {m: torch.empty(0) for m in encoders}
         """How each encoder was at the start of the run, flat, where the metric asks for it."""
+        for own in self._encoders.values():
+            flat.cut(own)
         if "vectors" in self._metric.uses:
             places = {m: joined([flat.places[i] for i in own]) for m, own in self._encoders.items()}
             self.start = {

@@ -1,4 +1,4 @@
-"""Rounds of many devices in one process: those that are alike train as one stack."""
+"""Which devices of a process are alike, and their training as one stack."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,12 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ..payload.plan import Inbox, Outcome, Plan
+from ..payload.plan import Inbox, Plan
 from .learner import Learner
 from .mixing import Taken
-from .nonfinite import NonFiniteModelError
 from .training import train
 
-_architectures: "WeakKeyDictionary[Learner, tuple[int, Hashable]]" = WeakKeyDictionary()
+_architectures: "WeakKeyDictionary[Learner, tuple[int, str]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,25 @@ class Turn:
     inbox: Inbox
 
 
-def likeness(learner: Learner, plan: Plan) -> Hashable | None:
-    """Return what devices that can train as one stack have in common; None for one that cannot.
+@dataclass(frozen=True)
+class Likeness:
+    """What devices that can train as one stack have in common.
+
+    Attributes
+    ----------
+    method : hashable
+        Devices with an equal one do together what comes after their training, too, whatever their
+        models.
+    architecture : str
+        Layers and shapes of their models.
+    """
+
+    method: Hashable
+    architecture: str
+
+
+def likeness(learner: Learner, plan: Plan) -> Likeness | None:
+    """Return what a device has in common with others; None for one that trains alone.
 
     That depends on the device and its plan alone, not on who else is there.
     """
@@ -45,63 +61,21 @@ def likeness(learner: Learner, plan: Plan) -> Hashable | None:
     if known is None or known[0] != id(learner.model):
         known = id(learner.model), _architecture(learner.model)
         _architectures[learner] = known
-    key = learner.stack_key()
-    return (
-        type(learner),
-        learner.device,
-        known[1],
-        plan.server_round,
-        plan.num_rounds,
-        plan.phase,
-        key,
-    )
-
-
-def run_together(turns: Sequence[Turn]) -> list[Outcome | Exception]:
-    """Run the round of devices with the same likeness.
-
-    Returns
-    -------
-    list of Outcome or Exception
-        Of every device what its ``run_round`` would return, or raise. A device that fails takes
-        nobody with it.
-    """
-    results: dict[int, Outcome | Exception] = {}
-    going: dict[int, Turn] = {}
-    for k, turn in enumerate(turns):
-        learner, plan = turn.learner, turn.plan
-        try:
-            with learner.in_round(plan):
-                going[k] = Turn(learner, plan, learner.begin(plan, turn.inbox))
-                if learner.trains(plan):
-                    learner.before_training(plan, going[k].inbox)
-        except Exception as error:  # its own reply says so
-            going.pop(k, None)
-            results[k] = error
-    training = [k for k, turn in going.items() if turn.learner.trains(turn.plan)]
-    taken: dict[int, Taken] = {}
-    if training:
-        groups: dict[Hashable, list[int]] = {}
-        for k in training:  # again: a round's stage or labels are known once it has begun
-            groups.setdefault(likeness(going[k].learner, going[k].plan) or k, []).append(k)
-        for group in groups.values():
-            taken |= dict(zip(group, train_together([going[k] for k in group]), strict=True))
-    for k, turn in going.items():
-        try:
-            results[k] = turn.learner.finish(turn.plan, turn.inbox, taken.get(k))
-        except NonFiniteModelError as error:
-            results[k] = error
-    return [results[k] for k in range(len(turns))]
+    when = plan.server_round, plan.num_rounds, plan.phase
+    return Likeness((type(learner), learner.device, when, learner.stack_key()), known[1])
 
 
 def train_together(turns: Sequence[Turn]) -> list[Taken]:
     """Train devices with the same likeness, which have begun their round; or a single one."""
-    found = train([(turn.learner, turn.plan) for turn in turns])
+    return train([(turn.learner, turn.plan) for turn in turns])
+
+
+def finish_together(turns: Sequence[Turn]) -> None:
+    """Do what a method does after training, for devices of one :attr:`Likeness.method`."""
     for turn in turns:
         if turn.learner.listens:  # its hooks read the model
             turn.learner.flat.attach()
     type(turns[0].learner).after_stack([(turn.learner, turn.plan, turn.inbox) for turn in turns])
-    return found
 
 
 def _architecture(model: nn.Module) -> str:

@@ -332,6 +332,7 @@ def _step(
     for i, rests in resting.items():
         g = iteration.gradients[i]
         iteration.gradients[i] = g.masked_fill(rests.view(-1, *[1] * (g.dim() - 1)), 0.0)
+    local.gather(iteration)
     local.clip(iteration)
     odometer.before_step(iteration, modalities)
     for part in iteration.apart(resting):

@@ -136,16 +136,21 @@ class DmmlKd(Learner):
         """Return the loss of the class docstring."""
         o, features = self.options, self.model.encode(batch.inputs)
         loss = self.task_loss(features, batch.labels)  # L_task
+        logits = list[Tensor]()  # of each modality's common features
+        if o.decomposition or (self._guidance and o.distillation):
+            logits = [self.model.common_logits(c) for c in features.common.values()]
         if o.decomposition:
-            loss = loss + self._decomposition_loss(features, batch.labels)
+            loss = loss + self._decomposition_loss(features, logits, batch.labels)
         if self._guidance:
-            loss = loss + self._guidance * self._guidance_loss(features, batch)
+            loss = loss + self._guidance * self._guidance_loss(logits, batch)
         return loss
 
-    def _decomposition_loss(self, features: Features, labels: Tensor) -> Tensor:
+    def _decomposition_loss(
+        self, features: Features, logits: Sequence[Tensor], labels: Tensor
+    ) -> Tensor:
         """Return ``l_com L_com + l_orth L_orth + l_sim L_sim``."""
         o, common, specific = self.options, features.common, features.specific
-        classify = [cross_entropy(self.model.common_logits(c), labels) for c in common.values()]
+        classify = [cross_entropy(x, labels) for x in logits]
         apart = [orthogonality_loss(common[m], specific[m]) for m in common]
         loss = o.common_weight * total(classify) / len(classify)
         loss = loss + o.orthogonality_weight * total(apart) / len(apart)
@@ -164,15 +169,15 @@ class DmmlKd(Learner):
             drawn["noise"] = self.generator.noise(size, self._rng)
         return {name: value.to(self.device) for name, value in drawn.items()}
 
-    def _guidance_loss(self, features: Features, batch: Batch) -> Tensor:
+    def _guidance_loss(self, logits: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return ``L_gen + L_kd``: generated features teach the head, and the encoders by it."""
         drawn, given = batch.given["drawn"], batch.given
         generated = self._generate(drawn, given["noise.drawn"])
         loss = cross_entropy(self.model.common_logits(generated), drawn)  # L_gen
         if self.options.distillation:
-            teacher = self.model.common_logits(self._generate(batch.labels, given["noise"]))
-            students = [self.model.common_logits(c) for c in features.common.values()]
-            terms = [latent_distillation_loss(student, teacher) for student in students]
+            with torch.no_grad():
+                teacher = self.model.common_logits(self._generate(batch.labels, given["noise"]))
+            terms = [latent_distillation_loss(student, teacher) for student in logits]
             loss = loss + total(terms) / len(terms)  # L_kd
         return loss
 

@@ -12,6 +12,11 @@ computed for many devices at once, begin on a line, or a device's bits would dep
 its own."""
 
 
+FEW = 4096
+"""Numbers of a parameter, in the mean of a model, below which a step of many parameters at once is
+faster than one of each: they are copied together first."""
+
+
 class Flat:
     """The parameters of one device: a row of a matrix ``[rows, width]``, float32.
 
@@ -54,6 +59,8 @@ class Flat:
             self.slices[name] = slice(begun, at)
         self._index = {id(p): i for i, p in enumerate(self.parameters)}
         self.length = at
+        self._ends = {i for i, (a, b) in enumerate(pairwise(self._block_of)) if a != b}
+        self._runs: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         values = [p.detach().reshape(-1).float() for p in self.parameters]
         device = values[0].device if values else None
         values.append(torch.zeros(-at % LINE, device=device))
@@ -108,6 +115,29 @@ class Flat:
     def block_of(self, index: int) -> str:
         """Return the block of the parameter at a position."""
         return self._block_of[index]
+
+    def cut(self, indices: Sequence[int]) -> None:
+        """Let no run (:meth:`runs`) have parameters both at these positions and at others."""
+        own = set(indices)
+        self._ends |= {i for i in range(len(self.parameters)) if (i in own) != (i + 1 in own)}
+        self._runs = {}
+
+    def runs(self, indices: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return positions in ascending order, cut into runs of parameters to be stepped as one.
+
+        A run lies in one block, and its parameters follow one another. Where parameters are large,
+        each is a run: it depends on the layout alone.
+        """
+        if indices not in self._runs:
+            small = self.length < FEW * len(self.parameters)
+            runs: list[list[int]] = []
+            for i in indices:
+                if runs and small and runs[-1][-1] == i - 1 and i - 1 not in self._ends:
+                    runs[-1].append(i)
+                else:
+                    runs.append([i])
+            self._runs[indices] = [tuple(run) for run in runs]
+        return self._runs[indices]
 
     def copy(self) -> dict[str, Tensor]:
         """Return a copy of every block, ``[length]`` on the CPU: slices of one new vector."""

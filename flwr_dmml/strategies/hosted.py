@@ -67,7 +67,8 @@ class HostedExchange(Exchange):
         closing: bool = False,
     ) -> None:
         """Run a round, or in the end mix and evaluate only, and note what comes of it."""
-        self._book(plans)
+        mixed = server_round if closing else server_round - 1
+        self._book(mixed, plans)
         new = [p for p in plans if p not in self._begun] if initial else []
         done = 0
 
@@ -88,7 +89,6 @@ class HostedExchange(Exchange):
             raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
         good = {p: reply for p, reply in replies.items() if not reply.error}
         self._begun |= set(good)
-        mixed = server_round if closing else server_round - 1
         for p, reply in good.items():
             self._logbook.mixed(mixed, p, reply.metrics, reply.rejected)
             if not closing:
@@ -101,8 +101,8 @@ class HostedExchange(Exchange):
             self._entries = {p: reply.entries for p, reply in good.items()}
             self._sizes = {p: sum(entries.values()) for p, entries in self._entries.items()}
 
-    def _book(self, plans: Mapping[int, Plan]) -> None:
-        """Note what of the last round's payloads goes to whom, by the plans of this one."""
+    def _book(self, mixed: int, plans: Mapping[int, Plan]) -> None:
+        """Note what of a round's payloads goes to whom, by the plans of the next one."""
         totals: dict[int, tuple[int, int]] = {}
         for p, plan in plans.items():
             if not plan.neighbours:
@@ -119,8 +119,7 @@ class HostedExchange(Exchange):
                 before = totals.get(sender, (0, 0))
                 totals[sender] = before[0] + size, before[1] + labels
         for sender, (size, labels) in totals.items():
-            some = next(iter(plans.values()))
-            self._logbook.node(some.server_round - 1, sender).sent(size, labels)
+            self._logbook.node(mixed, sender).sent(size, labels)
 
     def load_state(self, state: Mapping[str, Any], payloads: Mapping[int, ArrayRecord]) -> None:
         """Go on from what :meth:`state` gave, and the payloads of that time."""

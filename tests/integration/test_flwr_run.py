@@ -130,7 +130,7 @@ def test_all_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path:
         overrides = {**SETTINGS, "run-dir": str(tmp_path / str(workers))}
         sets = [part for k, v in overrides.items() for part in ("--set", f"{k}={json.dumps(v)}")]
         command = ["simulate", str(QUICKSTART), *sets, "--workers", str(workers)]
-        done = CliRunner().invoke(app, command)
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0, done.output
 
     for method in ("dpsgd", "dmml-kd"):

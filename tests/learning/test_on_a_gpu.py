@@ -46,6 +46,7 @@ def test_a_stacked_iteration_stays_on_its_device(
         losses = learner.local_loss(Batch(inputs, labels))
     assert losses.shape == (count,) and losses.is_meta
     local.take(iteration, torch.autograd.grad(losses.sum(), leaves, allow_unused=True))
+    local.gather(iteration)
     local.clip(iteration)
     odometer.before_step(iteration, tuple(encoders))
     local.step(iteration)

@@ -27,6 +27,7 @@ def test_speed_by_hand():
     odometer = meter.odometer(flat.rows)
     gradient = torch.tensor([[1.0, 2.0]])
     iteration = Iteration(flat.rows, flat.parameters, gradients={0: gradient[None]})
+    iteration.gather(flat)
     odometer.before_step(iteration, ["audio"])
     flat.vector.sub_(0.5 * gradient[0])
     odometer.after_step(iteration, ["audio"])
@@ -57,6 +58,7 @@ def test_devices_of_a_stack_are_measured_each_by_itself(metric: str):
                 dict(enumerate(flat.views(g))),
             )
             if rows:
+                iteration.gather(flat)
                 odometer.before_step(iteration, modalities)
                 iteration.x -= 0.1 * g
                 iteration.put(x, iteration.x)
@@ -88,6 +90,7 @@ def _speedometer_at_a_fifth() -> Speedometer:
     odometer = meter.odometer(flat.rows)
     gradients = {0: torch.tensor([[[1.0, 2.0]]])}
     iteration = Iteration(flat.rows, flat.parameters, gradients=gradients)
+    iteration.gather(flat)
     odometer.before_step(iteration, ["audio"])
     odometer.after_step(iteration, ["audio"])
     meter.take(odometer.phases([meter.start])[0])

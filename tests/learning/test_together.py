@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from helpers import FAST, make_learner
+from helpers import FAST, make_learner, run_together
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,9 +21,9 @@ from flwr_dmml.clients import (
 )
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.graph.topology import make_topology
-from flwr_dmml.learning import training
-from flwr_dmml.learning.together import Turn, likeness, run_together
-from flwr_dmml.payload.plan import Outcome, Payload, Plan
+from flwr_dmml.learning import crew, training
+from flwr_dmml.learning.together import likeness
+from flwr_dmml.payload.plan import Outcome, Plan
 from flwr_dmml.strategies import PeerStrategy
 
 CONFIG: dict[str, Any] = {
@@ -62,9 +62,10 @@ def plan_for(learner: Learner, server_round: int, **changed: Any) -> Plan:
     return Plan(server_round, 4, **{**given, **how, **changed})
 
 
-def outcomes(turns: Sequence[Turn]) -> list[Outcome]:
-    """Run devices as one stack; fail where one does."""
-    found = run_together(turns)
+def outcomes(learners: Sequence[Learner], *plans: Plan, **how: Any) -> list[Outcome]:
+    """Run a round of devices, each by its plan or all by the same one; fail where one does."""
+    each = plans if len(plans) > 1 else plans * len(learners)
+    found = run_together(learners, each, **how)
     for result in found:
         if isinstance(result, Exception):
             raise result
@@ -76,16 +77,13 @@ def line(
 ) -> tuple[list[Learner], list[dict[str, Tensor]], list[dict[str, float]]]:
     """Run a line of four devices in stacks of a size; return them, their states and metrics."""
     learners = [make_learner(config, k) for k in range(4)]
-    sent: list[Payload] = [{} for _ in learners]
     last: list[Outcome] = []
-    for t in range(1, rounds + 1):
-        plans = [plan_for(learner, t, **changed) for learner in learners]
-        turns = [
-            Turn(learner, plan, {j: sent[j] for j in plan.neighbours})
-            for learner, plan in zip(learners, plans, strict=True)
-        ]
-        last = [o for at in range(0, 4, size) for o in outcomes(turns[at : at + size])]
-        sent = [outcome.payload for outcome in last]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(crew, "STACK", size)
+        hosted = crew.Crew(dict(enumerate(learners)))
+        for t in range(1, rounds + 1):
+            plans = [plan_for(learner, t, **changed) for learner in learners]
+            last = outcomes(learners, *plans, crew=hosted)
     return learners, [learner.state() for learner in learners], [o.metrics for o in last]
 
 
@@ -192,6 +190,21 @@ def test_whatever_the_settings(changed: dict[str, Any]):
     assert_close(metrics, measured, tolerance)
 
 
+def test_some_devices_of_a_stack_have_moments_of_earlier_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """One that trains for the first time begins with none; all are as they are alone."""
+    config = {**CONFIG, "optimizer": "adam", "gossip": "dsgdm"}
+    alone, together = ([make_learner(config, k) for k in range(3)] for _ in range(2))
+    for learner in (alone[0], alone[2], together[0], together[2]):
+        learner.run_round(Plan(1, 3), {})
+    sizes = count_stacks(monkeypatch)
+    found = outcomes(together, Plan(2, 3))
+    assert sizes == {3: 1}
+    expected = [learner.run_round(Plan(2, 3), {}) for learner in alone]
+    assert not differing([o.payload for o in expected], [o.payload for o in found])
+
+
 def test_devices_are_evaluated_with_what_mixing_left():
     _, _, metrics = line(CONFIG, 1, evaluate=True)
     _, _, together = line(CONFIG, 4, evaluate=True)
@@ -201,17 +214,15 @@ def test_devices_are_evaluated_with_what_mixing_left():
 # ---- who does what differs --------------------------------------------------------------------
 
 
-def test_devices_with_different_schedules_train_together():
+def test_devices_with_different_schedules_train_together(monkeypatch: pytest.MonkeyPatch):
     """Joint and solo iterations in orders of their own, and different numbers of them."""
 
     def run(size: int) -> tuple[list[dict[str, Tensor]], list[dict[str, float]]]:
         learners = [make_learner(CONFIG, k) for k in range(4)]
         updates = [(5, 5), (7, 2), (0, 3), (4, 0)]
-        turns = [
-            Turn(x, Plan(1, 5, by_modality={"audio": a, "image": i}), {})
-            for x, (a, i) in zip(learners, updates, strict=True)
-        ]
-        found = [o for at in range(0, 4, size) for o in outcomes(turns[at : at + size])]
+        plans = [Plan(1, 5, by_modality={"audio": a, "image": i}) for a, i in updates]
+        monkeypatch.setattr(crew, "STACK", size)
+        found = outcomes(learners, *plans)
         return [x.state() for x in learners], [o.metrics for o in found]
 
     states, metrics = run(1)
@@ -237,7 +248,7 @@ def test_devices_differ_in_whom_they_freeze_and_who_is_ahead():
 
     made = [make_learner({**CONFIG, "method": "fedcmi"}, k) for k in range(4)]
     watched = [Watched(x.partition, x.settings, x.options) for x in made]
-    outcomes([Turn(x, Plan(2, 20), {}) for x in watched])
+    outcomes(watched, Plan(2, 20))
     assert any(len(set(each)) == 2 for each in ahead)
 
 
@@ -249,11 +260,11 @@ def test_a_row_that_turns_nan_takes_nobody_with_it():
         name = next(name for name in learners[1].block_lengths() if name.startswith("head"))
         length = learners[1].block_lengths()[name]
         learners[1].load_state({name: torch.full((length,), torch.inf)})
-        results = run_together([Turn(x, Plan(2, 3), {}) for x in learners])
+        results = run_together(learners, [Plan(2, 3)] * 3)
         assert [isinstance(r, NonFiniteModelError) for r in results] == [False, True, False]
         assert "round 2" in str(results[1]) and "NaN" in str(results[1])
         others = [make_learner(config, k) for k in (0, 2)]
-        expected = outcomes([Turn(x, Plan(2, 3), {}) for x in others])
+        expected = outcomes(others, Plan(2, 3))
         found = [r for r in results if isinstance(r, Outcome)]
         assert not differing([r.payload for r in expected], [r.payload for r in found])
 
@@ -279,7 +290,7 @@ def test_only_some_have_labels_of_a_public_set():
         x.run_round(Plan(1, 2, phase="label"), {})
     for x in learners[:2]:
         x.memory = {}  # no labels are pending
-    found = outcomes([Turn(x, Plan(2, 2, phase="fine-tune"), {}) for x in learners])
+    found = outcomes(learners, Plan(2, 2, phase="fine-tune"))
     assert [x.learns for x in learners] == [False, False, True, True]  # type: ignore[attr-defined]
     for k, x in enumerate(learners):
         alone = make_learner(config, k)
@@ -394,7 +405,7 @@ def test_a_method_of_ones_own_is_a_stack_or_row_by_row(
     changed = {"modality-pattern": "image"}
     learners = devices_of(method, **changed)
     assert all((likeness(x, Plan(1, 3)) is not None) == stacks for x in learners)
-    found = outcomes([Turn(x, Plan(1, 3), {}) for x in learners])
+    found = outcomes(learners, Plan(1, 3))
     assert len(rows) == (0 if stacks else 3)
     for x, outcome in zip(devices_of(method, **changed), found, strict=True):
         expected = x.run_round(Plan(1, 3), {})

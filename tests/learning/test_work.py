@@ -87,12 +87,12 @@ def test_a_vector_data_set_by_hand() -> None:
 def test_dmml_kd_by_hand() -> None:
     """What an iteration of round 2 has on top of D-PSGD's, for a sample and a modality.
 
-    The common head on the modality's own features, once for L_com and once as the student of L_kd:
-    2 heads. L_orth: a product [32, b] x [b, 32], 6 * 32 * 32. In every iteration besides: G
+    The common head on the modality's own features, for L_com and as the student of L_kd. L_orth: a
+    product [32, b] x [b, 32], 6 * 32 * 32. In every iteration besides: G
     (42 -> 128 -> 32) twice, forward only; the common head on generated features, for L_gen (forward
     and weights) and as the teacher (forward): 6 * 32 * 10, as much as a head.
     """
-    own = 2 * HEAD + 6 * 32 * 32
+    own = HEAD + 6 * 32 * 32
     generated = 2 * 2 * (42 * 128 + 128 * 32) + HEAD
     found = measured(KD)
     assert found.joint == BATCH * (AUDIO + IMAGE + 3 * HEAD + 2 * own + generated)

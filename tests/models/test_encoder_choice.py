@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, run_together
 
 from flwr_dmml.clients import Learner, find_methods
 from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.learning.flops import FlopCounter
 from flwr_dmml.learning.options import Options
-from flwr_dmml.learning.together import Turn, likeness, run_together
+from flwr_dmml.learning.together import likeness
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.models import ENCODERS, EncoderChoice, make_encoder
 from flwr_dmml.payload.blocks import num_parameters
@@ -118,8 +118,7 @@ def test_devices_train_together_as_they_do_alone(kind: str, name: str) -> None:
     plan, tiny = Plan(1, 3), {"batch_size": 2} if "resnet" in name else {}
     together = [learner(kind, name, "dpsgd", k, **tiny) for k in range(3)]
     assert len({likeness(device, plan) for device in together} - {None}) == 1
-    turns = [Turn(device, plan, {}) for device in together]
-    for number, result in enumerate(run_together(turns)):
+    for number, result in enumerate(run_together(together, [plan] * 3)):
         assert not isinstance(result, Exception)
         alone = learner(kind, name, "dpsgd", number, **tiny).run_round(plan, {})
         exact = learner(kind, name, "dpsgd", number, exact=True, **tiny).run_round(plan, {})

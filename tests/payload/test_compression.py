@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAST, make_learner, run_peers
+from helpers import FAST, make_learner, run_peers, run_together
 from helpers_direct import Shelf
 from helpers_resume import metrics, run, stopped_and_resumed
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import DPSGD, Learner, find_methods
 from flwr_dmml.clients.direct import run_directly
 from flwr_dmml.graph.topology import Ring
-from flwr_dmml.learning.together import Turn, likeness, run_together
+from flwr_dmml.learning.together import likeness
 from flwr_dmml.payload.blocks import addressed, flatten, unaddressed
 from flwr_dmml.payload.coding import (
     CHUNK,
@@ -495,7 +495,7 @@ def test_devices_that_compress_can_be_trained_together():
     base = {**FAST, "method": "dpsgd", "modality-pattern": "image", **INT8}
     alone, together = ([make_learner(base, k) for k in range(3)] for _ in range(2))
     assert len({likeness(learner, Plan(1, 2)) for learner in together} - {None}) == 1
-    results = run_together([Turn(learner, Plan(1, 2), {}) for learner in together])
+    results = run_together(together, [Plan(1, 2)] * 3)
     for learner, result in zip(alone, results, strict=True):
         assert not isinstance(result, Exception)
         expected = learner.run_round(Plan(1, 2), {}).payload

@@ -147,6 +147,7 @@ class Steps:
         columns = zip(*gradients, strict=True)
         found = [None if c[0] is None else torch.stack(c) for c in columns]  # type: ignore[arg-type]
         self.local.take(iteration, found)
+        self.local.gather(iteration)
         self.local.clip(iteration)
         for part_of in iteration.apart(resting or {}):
             self.local.step(part_of)

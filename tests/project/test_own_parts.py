@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 from flwr.clientapp import ClientApp
-from helpers import FAST, ROOT, make_learner, run_peers
+from helpers import FAST, ROOT, make_learner, run_peers, run_together
 from helpers_docs import write_files
 from test_gossip import OnAParabola, tracked
 
@@ -28,7 +28,7 @@ from flwr_dmml.base.options import Group
 from flwr_dmml.data import LoadOptions, load_source
 from flwr_dmml.engine import FlowerApp, load_app, run_app
 from flwr_dmml.graph.topology import TopologyError
-from flwr_dmml.learning.together import Turn, likeness, run_together
+from flwr_dmml.learning.together import likeness
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
 
@@ -102,7 +102,7 @@ def test_a_method_for_many_devices_at_once(parts: FlowerApp, rounds: Any) -> Non
     together, alone, exact = devices(), devices(), devices(exact=True)
     assert len({likeness(x, plan) for x in together} - {None}) == 1
     assert {likeness(x, plan) for x in exact} == {None}
-    found = run_together([Turn(x, plan, {}) for x in together])
+    found = run_together(together, [plan] * 3)
     for one, two, three in zip(found, alone, exact, strict=True):
         assert not isinstance(one, Exception)
         expected, near = two.run_round(plan, {}), three.run_round(plan, {})
