@@ -1,5 +1,7 @@
 """Which worker hosts which node."""
 
+import random
+
 import networkx as nx
 import pytest
 from hypothesis import given
@@ -30,6 +32,18 @@ def test_few_links_of_a_random_graph_are_cut():
     """Of 256 links about half would be cut by chance: 128."""
     graph = nx.random_regular_graph(8, 64, seed=0)
     assert links_between(graph, place(graph, [1.0] * 64, 2)) < 90
+
+
+def test_a_large_random_graph_is_cut_as_well_and_a_large_torus_along_its_short_side():
+    """Half of 16,000 links would be cut by chance. A torus of 80 x 20, its nodes in any order, has
+    40 links around its two cuts."""
+    graph = nx.random_regular_graph(8, 4000, seed=0)
+    assert links_between(graph, place(graph, [1.0] * 4000, 2)) < 4800
+    torus = nx.convert_node_labels_to_integers(nx.grid_2d_graph(80, 20, periodic=True))
+    order = list(range(len(torus)))
+    random.Random(0).shuffle(order)
+    torus = nx.relabel_nodes(torus, dict(enumerate(order)))
+    assert links_between(torus, place(torus, [1.0] * len(torus), 2)) <= 48
 
 
 def test_expensive_nodes_are_spread():
