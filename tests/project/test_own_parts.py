@@ -12,7 +12,7 @@ import torch
 from flwr.clientapp import ClientApp
 from helpers import FAST, ROOT, make_learner, run_peers, run_together
 from helpers_docs import write_files
-from test_gossip import OnAParabola, tracked
+from helpers_gossip import OnAParabola, tracked
 
 from flwr_dmml import (
     Dataset,
