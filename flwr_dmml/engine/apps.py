@@ -59,7 +59,7 @@ def _make_importable(path: Path, references: Iterable[str]) -> None:
     sys.path.insert(0, str(path))
     named = {reference.partition(":")[0].partition(".")[0] for reference in references}
     packages = {p for p in named if (path / p).is_dir() or (path / f"{p}.py").is_file()}
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # a thread may be importing Ray
         file = getattr(module, "__file__", None)
         if name.partition(".")[0] in packages and file and path not in Path(file).parents:
             del sys.modules[name]
