@@ -59,9 +59,9 @@ class SmallMlp(Learner):
         """Return the cross-entropy."""
         return cross_entropy(self.model(batch.inputs["image"]), batch.labels)  # type: ignore[arg-type]
 
-    def predict(self, inputs: Any, subsets: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """Return classes."""
-        return [self.model(inputs["image"]).argmax(dim=1) for _ in subsets]
+    def scores(self, inputs: Any, subsets: Sequence[tuple[str, ...]]) -> list[Tensor]:
+        """Return logits."""
+        return [self.model(inputs["image"]) for _ in subsets]
 
 
 client_app = make_client_app(SmallMlp)

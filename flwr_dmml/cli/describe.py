@@ -187,7 +187,7 @@ def _forward_flops(learner: Learner, modalities: tuple[str, ...]) -> float:
     inputs = {m: torch.zeros(1, *shape, device=learner.device) for m, shape in shapes.items()}
     learner.model.eval()
     with FlopCounter() as counter:
-        learner.predict(inputs, [modalities])
+        learner.scores(inputs, [modalities])
     return float(counter.flops)
 
 

@@ -31,7 +31,7 @@ class Publication:
     Attributes
     ----------
     report : list of float
-        Its training speeds.
+        See :meth:`.Learner.report`.
     entries : dict of str to NDArray
         The rest of its payload, or all of it where rows are not mixed as they are.
     row : NDArray or None

@@ -125,7 +125,7 @@ class Crew:
         self.published: dict[int, Payload] = {}
         """What devices published in the last round, by partition id: empty where nobody asks."""
         self.reports: dict[int, list[float]] = {}
-        """The speeds that they reported, in the order of the modalities."""
+        """What they reported besides, see :meth:`.Learner.report`."""
         self._kinds: list[_Kind] = []
         self._kind_of: dict[int, _Kind] = {}
         if every is None:
@@ -211,7 +211,7 @@ class Crew:
         if not closing:  # a closing message publishes nothing
             good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
             self.published = {p: r.payload for p, r in good.items()}
-            self.reports = {p: self._report(p) for p in good}
+            self.reports = {p: self.learners[p].report() for p in good}
             for kind in self._kinds:
                 kind.sent = kind.now
         return dict(sorted(results.items()))
@@ -292,7 +292,7 @@ class Crew:
             learner = self.learners[p]
             own = self._payload(p, self._kind_of[p].now) if learner.listens else {}
             self.published[p] = own if learner.plain else payload
-        self.reports = {p: self._report(p) for p in payloads}
+        self.reports = {p: self.learners[p].report() for p in payloads}
 
     def hear(self, p: int, report: list[float], entries: Payload) -> None:
         """Take up what another process's device has published, besides its row."""
@@ -303,6 +303,8 @@ class Crew:
 
     def _begin(self, p: int, plan: Plan, plain: bool) -> Inbox:
         learner = self.learners[p]
+        if plain:
+            learner.hear([self.reports[n] for n in plan.neighbours], plan)
         if plain and not learner.listens and not plan.evaluate:  # nothing asked of it, or drawn
             learner.server_round, learner.measured, learner.rejected = plan.server_round, {}, []
             return {}
@@ -437,14 +439,9 @@ class Crew:
             return learner.finish(plan, turn.inbox, taken)
         if not kind.norms[kind.row[p] - kind.mine.start] <= LARGEST:
             check_finite(plan.server_round, learner.flat.copy())
-        near = [self.reports[n] for n in plan.neighbours]
+        near = learner.near([self.reports[n] for n in plan.neighbours])
         payload = self._payload(p, kind.now) if learner.listens else {}
-        speeds = learner.speedometer.near_of(learner.modalities, near)
-        return Outcome(payload, learner.measured | speeds, learner.rejected)
-
-    def _report(self, p: int) -> list[float]:
-        learner = self.learners[p]
-        return learner.speedometer.numbers(learner.modalities)
+        return Outcome(payload, learner.measured | near, learner.rejected)
 
     def payload(self, p: int) -> Payload:
         """Return what a device published in the last round."""

@@ -8,36 +8,51 @@ from torch import Tensor
 
 from ..data import Partition, Samples
 from .batch import every_part
+from .label_shares import LabelShares
 
-Predict = Callable[[Mapping[str, Tensor], Sequence[tuple[str, ...]]], list[Tensor]]
-"""(inputs by modality, subsets of these) -> classes ``[batch]`` from each subset."""
+Scores = Callable[[Mapping[str, Tensor], Sequence[tuple[str, ...]]], list[Tensor]]
+"""(inputs by modality, subsets of these) -> logits ``[batch, classes]`` from each subset."""
 
 NOTHING = -1
 """In the place of a class, where a sample has no modality to predict it from."""
+SHIFTED = ()
+"""In the place of a subset, what is predicted with a shift of the logits."""
 
 
 @torch.no_grad()
 def predictions(
-    predict: Predict, data: Samples, subsets: Sequence[tuple[str, ...]]
+    scores: Scores,
+    data: Samples,
+    subsets: Sequence[tuple[str, ...]],
+    shift: Tensor | None = None,
 ) -> dict[tuple[str, ...], Tensor]:
     """Return the classes found from each subset of the modalities, ``[n]`` int64.
 
     Each sample is predicted from those of a subset that it has: :data:`NOTHING` if it has none.
+    With a ``shift`` ``[classes]`` of the logits there is what comes of it, too, from the first
+    subset: :data:`SHIFTED`.
     """
-    found = {subset: torch.full_like(data.labels, NOTHING) for subset in subsets}
+    asked_for = [*subsets, *([SHIFTED] if shift is not None else [])]
+    found = {subset: torch.full_like(data.labels, NOTHING) for subset in asked_for}
     for part in every_part(data):
         rows = part.labels
         there = {subset: tuple(m for m in subset if m in part.inputs) for subset in subsets}
         asked = [*dict.fromkeys(filter(None, there.values()))]
-        answers = dict(zip(asked, predict(part.inputs, asked), strict=True))
+        answers = dict(zip(asked, scores(part.inputs, asked), strict=True))
         for subset, kept in there.items():
             if kept:
-                found[subset][rows] = answers[kept]
+                found[subset][rows] = answers[kept].argmax(dim=1)
+        if shift is not None and (kept := there[subsets[0]]):
+            found[SHIFTED][rows] = (answers[kept] + shift.to(rows.device)).argmax(dim=1)
     return found
 
 
 def accuracy_metrics(
-    predict: Predict, partition: Partition, test: Samples, validation: Samples
+    scores: Scores,
+    partition: Partition,
+    test: Samples,
+    validation: Samples,
+    label_shares: LabelShares,
 ) -> dict[str, float]:
     """Return what a device measures, see :class:`~flwr_dmml.payload.plan.Outcome`.
 
@@ -46,22 +61,28 @@ def accuracy_metrics(
 
     Parameters
     ----------
-    predict : callable
-        Predicts from subsets of the modalities; each subset is asked for once.
+    scores : callable
+        Logits from subsets of the modalities; each subset is asked for once.
     partition : Partition
         The device's own.
     test, validation : Samples
         Those of the partition, on the device that computes; ``validation`` may be empty.
+    label_shares : LabelShares
+        The device's own: ``test.accuracy_own_shares`` is that of a test set with these shares,
+        where the device predicts by them, and ``validation.accuracy`` is of samples that have them.
     """
     owned = partition.modalities
     others = {m: tuple(o for o in owned if o != m) for m in owned} if len(owned) > 1 else {}
     subsets = list(dict.fromkeys([owned, *((m,) for m in owned), *others.values()]))
-    found = predictions(predict, test, subsets)
-    table = confusion(found[owned], test.labels, partition.num_classes)
+    classes, shift = partition.num_classes, label_shares.shift()
+    found = predictions(scores, test, subsets, shift)
+    table = confusion(found[owned], test.labels, classes)
+    own = confusion(found[SHIFTED], test.labels, classes) if SHIFTED in found else table
     metrics = {"test.accuracy": accuracy(found[owned], test.labels)}
     metrics |= {f"test.accuracy.{m}": accuracy(found[m,], test.labels) for m in owned}
     metrics |= {f"test.without.{m}": accuracy(found[o], test.labels) for m, o in others.items()}
     metrics |= {"test.macro_f1": macro_f1(table), "test.uar": float(recall(table).nanmean())}
+    metrics["test.accuracy_own_shares"] = weighted_recall(own, label_shares.own)
     if partition.test_present is not None:
         left = found[owned]
         for m, rest in others.items():
@@ -69,7 +90,8 @@ def accuracy_metrics(
             taken = ~has if test.present is None else ~has & test.present[m].to(has.device)
             left = torch.where(taken.to(left.device), found[rest], left)
         metrics["test.missing"] = accuracy(left, test.labels)
-    held_out = predictions(predict, validation, [owned])[owned]
+    own_samples = predictions(scores, validation, [owned], shift)
+    held_out = own_samples.get(SHIFTED, own_samples[owned])
     metrics["validation.accuracy"] = accuracy(held_out, validation.labels)
     return {name: value for name, value in metrics.items() if not isnan(value)}
 
@@ -103,6 +125,16 @@ def recall(table: Tensor) -> Tensor:
     """
     table = table.double()
     return table.diagonal() / table.sum(dim=1)
+
+
+def weighted_recall(table: Tensor, shares: Tensor) -> float:
+    """Return the accuracy on samples whose classes have these shares ``[classes]``.
+
+    Of a :func:`confusion`, whose rows may have others. NaN if none of its classes has a share.
+    """
+    found = recall(table)
+    weights = torch.where(found.isnan(), 0.0, shares.double())
+    return float((found.nan_to_num() * weights).sum() / weights.sum())
 
 
 def macro_f1(table: Tensor) -> float:

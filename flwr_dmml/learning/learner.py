@@ -28,6 +28,7 @@ from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
+from .label_shares import Correction, LabelShares
 from .mixing import Mixer, Taken, direction
 from .nonfinite import check_finite
 from .optimisers import (
@@ -62,7 +63,7 @@ class Learner:
 
     A method of your own overrides ``local_loss``; ``statistics``, ``before_training``, ... are
     there for methods that need more, ``blocks`` for what else is mixed. A model other than
-    :class:`~flwr_dmml.models.DecomposedClassifier` comes with ``blocks`` and ``predict`` to match.
+    :class:`~flwr_dmml.models.DecomposedClassifier` comes with ``blocks`` and ``scores`` to match.
 
     Parameters
     ----------
@@ -91,6 +92,8 @@ class Learner:
     """The setting ``gossip`` where the run config says "auto"."""
     allocation: ClassVar[str] = "uniform"
     """The setting ``allocation.rule`` where the run config says "auto"."""
+    label_correction: ClassVar[Correction] = "off"
+    """The setting ``label-correction`` where the run config says "auto"."""
     own_weights: ClassVar[bool] = False
     """Whether the method changes the mixing weights, from round to round."""
     own_format: ClassVar[bool] = False
@@ -115,13 +118,15 @@ class Learner:
         self.rule = rule or DPSGDRule(Group())
         self.aggregation = aggregation or Mean(Group())
         self.modalities = tuple(partition.source_modalities)  # all that any device may have
-        self.settings = settings.of_method(self.stagger, self.allocation)
+        self.settings = settings.of_method(type(self))
         self.options = options
         self.device = resolve_device(settings.device)
         self.train_data = on_device(partition.train, self.device)
         self.validation_data = on_device(partition.validation, self.device)
         self.test_data = on_device(partition.test, self.device)
         (self.pool,) = pooled([self.train_data])
+        self.label_shift: Tensor | None = None
+        """Added to logits of own samples ``[..., classes]``, of those whose loss is computed."""
         self.reset()
 
     def reset(self) -> None:
@@ -133,6 +138,9 @@ class Learner:
         self.server_round = 0
         with global_generator(derive_seed(self.settings.seed, "init", "model"), self.device):
             self.model = self.build_model().to(self.device)
+        counts = torch.bincount(self.train_data.labels.cpu(), minlength=self.partition.num_classes)
+        correction = self.settings.label_correction
+        self.label_shares = LabelShares(counts, "off" if correction == "auto" else correction)
         self.optimizer_state: dict[str, Tensor] = {}  # of the rounds so far, where it is kept
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
@@ -192,20 +200,35 @@ class Learner:
         a, x, y = self.settings.modality_loss, batch.inputs, batch.labels
         if a and isinstance(self.model, DecomposedClassifier):
             return self.task_loss(self.model.encode(x), y)
-        loss = cross_entropy(self.model(x), y)
+        loss = self.cross_entropy(self.model(x), y)
         if a and len(x) > 1:
-            loss = loss + a * sum(cross_entropy(self.model({m: x[m]}), y) for m in x)
+            loss = loss + a * sum(self.cross_entropy(self.model({m: x[m]}), y) for m in x)
         return loss
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of own samples, corrected for the device's label shares.
+
+        ``CE(f + a, y)`` with a of :meth:`.LabelShares.shift`, under ``label-correction``. Soft
+        labels are those of public samples, and not corrected.
+
+        Parameters
+        ----------
+        logits, labels : Tensor
+            See :func:`~flwr_dmml.losses.cross_entropy`.
+        """
+        if self.label_shift is not None and not labels.is_floating_point():
+            logits = logits + self.label_shift[..., None, :]
+        return cross_entropy(logits, labels)
 
     def task_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return the cross-entropy of the fused prediction, and of each modality's own.
 
         ``CE(fused, y) + a sum_m CE(m alone, y)``, a = ``modality-loss``; solo, the first term only.
         """
-        loss = cross_entropy(self.model.fuse(features), labels)
+        loss = self.cross_entropy(self.model.fuse(features), labels)
         if self.settings.modality_loss and len(features.common) > 1:
             alone = [self.model.fuse(features.only([m])) for m in features.common]
-            own = total(cross_entropy(logits, labels) for logits in alone)
+            own = total(self.cross_entropy(logits, labels) for logits in alone)
             loss = loss + self.settings.modality_loss * own
         return loss
 
@@ -301,16 +324,17 @@ class Learner:
         """
         return blocks
 
-    def predict(
+    def scores(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
     ) -> list[Tensor]:
-        """Return classes ``[batch]`` from each subset of ``inputs``, which may lack modalities."""
+        """Return what tells the classes, from each subset of ``inputs``, which may lack modalities.
+
+        Logits, or logarithms of probabilities: ``[batch, classes]``, the highest is predicted.
+        """
         model: nn.Module = self.model
         if isinstance(model, ModalityModel):
-            logits = model.logits(inputs, subsets)
-        else:
-            logits = [model({m: inputs[m] for m in subset}) for subset in subsets]
-        return [x.argmax(dim=1) for x in logits]
+            return model.logits(inputs, subsets)
+        return [model({m: inputs[m] for m in subset}) for subset in subsets]
 
     # ---- the round --------------------------------------------------------------------------
 
@@ -347,6 +371,8 @@ class Learner:
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         inbox, why = self.compressor.decode(inbox, own, self.partition.partition_id)
         apart, rejected = self.mix(plan, inbox)
+        if plan.iterations:  # a closing message publishes nothing
+            rejected += self.label_shares.read(inbox, len(plan.recipients))
         self.begin_mixed(plan, inbox, apart if plan.neighbours and plan.evaluate else None)
         self.rejected = [why.get(line, line) for line in rejected] + self.rejected
         return inbox
@@ -461,8 +487,14 @@ class Learner:
 
     def loss_of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, with what the method has fixed and drawn for it."""
+        self.label_shift = self.shift()
         given = self.fixed() | self.running() | self.draw(batch)
         return self.local_loss(replace(batch, given=given))
+
+    def shift(self) -> Tensor | None:
+        """Return the correction of this round's losses, see :attr:`label_shift`."""
+        shift = self.label_shares.shift()
+        return None if shift is None else shift.to(self.device)
 
     def keep_optimizer(self, local: LocalSteps, row: int) -> None:
         """Keep the momentum and the like of a row, where the gossip rule does."""
@@ -496,7 +528,8 @@ class Learner:
         """
         self.model.eval()
         self.flat.attach()
-        return accuracy_metrics(self.predict, self.partition, self.test_data, self.validation_data)
+        samples = self.test_data, self.validation_data
+        return accuracy_metrics(self.scores, self.partition, *samples, self.label_shares)
 
     def _publish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Payload:
         snapshot, names = self.flat.copy(), self.block_names
@@ -511,7 +544,23 @@ class Learner:
     def extras(self) -> Payload:
         """Return what is published besides the blocks."""
         statistics = {STATISTICS + key: value for key, value in self.statistics().items()}
-        return {SPEEDS: self.speedometer.report(self.modalities), **statistics}
+        speeds = {SPEEDS: self.speedometer.report(self.modalities)}
+        return speeds | self.label_shares.payload() | statistics
+
+    def report(self) -> list[float]:
+        """Return what is published of speeds and label counts, as numbers."""
+        return [*self.speedometer.numbers(self.modalities), *self.label_shares.report()]
+
+    def hear(self, reports: Sequence[Sequence[float]], plan: Plan) -> None:
+        """Take up the label counts in neighbours' :meth:`report`."""
+        if self.label_shares.gossips and plan.iterations:
+            told = [report[len(self.modalities) :] for report in reports]
+            self.label_shares.hear(told, len(plan.recipients))
+
+    def near(self, reports: Sequence[Sequence[float]]) -> dict[str, float]:
+        """Return the mean training speeds of a device and its neighbours, as metrics."""
+        speeds = [report[: len(self.modalities)] for report in reports]
+        return self.speedometer.near_of(self.modalities, speeds)
 
     @property
     def plain(self) -> bool:
@@ -533,12 +582,13 @@ class Learner:
 
     def kept(self) -> Kept:
         """Return what a device keeps besides its parameters, to :meth:`take_back`."""
-        own = dict(self.optimizer_state), dict(self.memory)
+        own = dict(self.optimizer_state), dict(self.memory), self.label_shares.state()
         return *own, self.mixer.kept(), self.speedometer.state(), self.compressor.state()
 
     def take_back(self, kept: Kept) -> None:
         """Go back to what was :meth:`kept`, after a round that failed."""
-        self.optimizer_state, self.memory, mixer, speeds, compressor = kept
+        self.optimizer_state, self.memory, labels, mixer, speeds, compressor = kept
+        self.label_shares.load_state(labels)
         self.mixer.take_back(mixer)
         self.speedometer.load_state(speeds)
         self.compressor.load_state(compressor)
@@ -568,6 +618,7 @@ class Learner:
         """Return copies of what must survive besides the blocks."""
         memory = {MEMORY + name: value for name, value in self.memory.items()}
         others = self.optimizer_state | self.speedometer.state() | self.compressor.state() | memory
+        others |= self.label_shares.state()
         copies = {name: value.clone() for name, value in others.items()}
         return self.mixer.state() | copies
 
@@ -582,6 +633,7 @@ class Learner:
         self.memory = {k.removeprefix(MEMORY): v for k, v in kept.items() if k.startswith(MEMORY)}
         self.speedometer.load_state(state)
         self.compressor.load_state(state)
+        self.label_shares.load_state(state)
 
     def block_lengths(self) -> dict[str, int]:
         """Return the length of every block this device publishes."""

@@ -2,7 +2,7 @@
 
 import os
 from math import cos, pi
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
@@ -12,6 +12,7 @@ from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOpt
 from ..energy.options import AllocationOptions, EnergyOptions
 from ..models import EncoderChoice
 from ..payload.options import ExchangeOptions
+from .label_shares import Correction
 
 
 def _share(value: object) -> object:
@@ -27,6 +28,14 @@ def _shares(text: str) -> list[float]:
     if not all(0 < share < 1 for share in shares):
         raise ValueError(f"'{text}' holds a number that is not between 0 and 1")
     return shares
+
+
+class Choices(Protocol):
+    """What a method chooses where settings say "auto"."""
+
+    stagger: float
+    allocation: str
+    label_correction: Correction
 
 
 class DeviceSettings(Group):
@@ -51,6 +60,11 @@ class DeviceSettings(Group):
     )
     modality_loss: float = Field(
         0.0, ge=0, description="weight of each modality's own cross-entropy in a joint iteration"
+    )
+
+    label_correction: Literal["auto", "network", "uniform", "off"] = Field(
+        "auto",
+        description="correct losses for a device's label shares, against these; auto: the method's",
     )
 
     dataset: str = Field(
@@ -196,13 +210,16 @@ class DeviceSettings(Group):
             seed=self.seed,
         )
 
-    def of_method(self, stagger: float, rule: str) -> Self:
+    def of_method(self, method: Choices) -> Self:
         """Return the settings with a method's own choices where they say "auto"."""
-        allocation = self.allocation
+        allocation, own = self.allocation, dict[str, object]()
         if allocation.rule == "auto":
-            allocation = allocation.model_copy(update={"rule": rule})
-        share = stagger if self.stagger == "auto" else self.stagger
-        return self.model_copy(update={"stagger": share, "allocation": allocation})
+            own["allocation"] = allocation.model_copy(update={"rule": method.allocation})
+        if self.stagger == "auto":
+            own["stagger"] = method.stagger
+        if self.label_correction == "auto":
+            own["label_correction"] = method.label_correction
+        return self.model_copy(update=own)
 
     @property
     def stagger_share(self) -> float:

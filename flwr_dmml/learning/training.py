@@ -79,6 +79,12 @@ class Trainee(Protocol):
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss."""
 
+    label_shift: Tensor | None
+    """What is added to logits of own samples, of those whose loss is computed."""
+
+    def shift(self) -> Tensor | None:
+        """Return that of this device in this round."""
+
     def fixed(self) -> dict[str, Tensor]:
         """Return what all losses of a round read."""
 
@@ -155,6 +161,7 @@ def _alone(
     total = torch.zeros((), dtype=torch.float64, device=learner.device)
     iteration = Iteration(flat.rows, flat.parameters)
     trained = [flat.parameters[i] for i in local.trained]
+    learner.label_shift = learner.shift()
     fixed, running = learner.fixed(), _running([learner])
     running = {name: value[0] for name, value in running.items()}
     for modalities, batch in zip(steps, learner.batches(len(steps)), strict=True):
@@ -190,6 +197,8 @@ def _stacked(
     batches = _Batches([learner for learner, _ in parts], [len(steps) for steps in schedules])
     done = [0] * count
     fixed = _stack_all([learner.fixed() for learner, _ in parts])
+    corrections = [x for learner, _ in parts if (x := learner.shift()) is not None]
+    shifts = torch.stack(corrections) if corrections else None
     running = _running([learner for learner, _ in parts])
     frozen = [learner.frozen() for learner, _ in parts]
     stand_ins = StandIns([*flat.modules.values(), *frozen[0].values()])
@@ -230,6 +239,7 @@ def _stacked(
                 ]
                 given |= _stack_all(drawn)
             batch = Batch(inputs, labels, given=given)
+            first.label_shift = None if shifts is None else iteration.of(shifts)
             with first.precision():
                 losses = first.local_loss(batch)
             wanted = [iteration.leaves[i] for i in local.trained]

@@ -150,7 +150,7 @@ class DmmlKd(Learner):
     ) -> Tensor:
         """Return ``l_com L_com + l_orth L_orth + l_sim L_sim``."""
         o, common, specific = self.options, features.common, features.specific
-        classify = [cross_entropy(x, labels) for x in logits]
+        classify = [self.cross_entropy(x, labels) for x in logits]
         apart = [orthogonality_loss(common[m], specific[m]) for m in common]
         loss = o.common_weight * total(classify) / len(classify)
         loss = loss + o.orthogonality_weight * total(apart) / len(apart)

@@ -13,7 +13,7 @@ from ..learning.batch import Batch, every_part
 from ..learning.learner import Learner
 from ..learning.optimisers import total
 from ..learning.options import Options
-from ..losses import class_temperatures, cross_entropy, infiltration_loss
+from ..losses import class_temperatures, infiltration_loss
 from ..models import Projections, TwoProjectorClassifier
 from ..payload.plan import Inbox, Plan
 
@@ -142,11 +142,11 @@ class FedCmi(Learner):
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
         o, y, p = self.options, batch.labels, self.model.encode(batch.inputs)
-        loss = cross_entropy(self.model.fuse(p), y)
+        loss = self.cross_entropy(self.model.fuse(p), y)
         several = len(p.own) > 1
         if o.head_weight and (several or o.uni_modal_heads):
             read = list(p.own.items()) if several else [*p.own.items(), *p.infiltration.items()]
-            terms = [cross_entropy(self.model.head(m, z), y) for m, z in read]
+            terms = [self.cross_entropy(self.model.head(m, z), y) for m, z in read]
             loss = loss + o.head_weight * total(terms)
         if several and self._teaches:
             loss = loss + o.infiltration_weight * self._infiltration(batch, p)

@@ -11,7 +11,7 @@ from ..learning.batch import Batch, draw_batches, draw_indices, numbered
 from ..learning.optimisers import total
 from ..learning.options import Options
 from ..learning.settings import DeviceSettings
-from ..losses import cross_entropy, distillation_loss
+from ..losses import distillation_loss
 from ..payload.plan import Inbox, Plan
 from .staged import Staged
 from .stages import DISTIL, FUSION, UNI_MODAL, StagedOptions, fleet
@@ -169,7 +169,7 @@ class ModalityMirror(Staged):
         if self._lessons is None:
             return super().local_loss(batch)
         o, given, own = self.options, batch.given, self.model.alone(batch.inputs)
-        losses = {m: cross_entropy(x, given["classes"]) for m, x in own.items()}
+        losses = {m: self.cross_entropy(x, given["classes"]) for m, x in own.items()}
         if o.student in own:
             taught = distillation_loss(own[o.student], given["lessons"], o.temperature)
             losses[o.student] = (1 - o.lam) * losses[o.student] + o.lam * taught

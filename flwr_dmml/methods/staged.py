@@ -12,7 +12,6 @@ from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.optimisers import total
 from ..learning.options import Options
-from ..losses import cross_entropy
 from ..models import ModalityNetworks
 from ..payload.plan import Inbox, Payload, Plan
 from .stages import FUSION, STAGES, UNI_MODAL, StagedOptions
@@ -81,9 +80,9 @@ class Staged(Learner):
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
         if self.stage == FUSION and self.model.fuses:
-            return cross_entropy(self.model.fused(batch.inputs), batch.labels)
+            return self.cross_entropy(self.model.fused(batch.inputs), batch.labels)
         own = self.model.alone(batch.inputs).values()
-        return total(cross_entropy(logits, batch.labels) for logits in own)
+        return total(self.cross_entropy(logits, batch.labels) for logits in own)
 
     def stack_key(self) -> Hashable:
         """Return the stage."""
@@ -94,15 +93,15 @@ class Staged(Learner):
         self.memory["stage"] = torch.tensor([STAGES.index(self.stage)])
         return blocks
 
-    def predict(
+    def scores(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
     ) -> list[Tensor]:
-        """Return predicted classes ``[batch]`` from each subset of the modalities alone."""
+        """Return logits ``[batch, classes]`` from each subset of the modalities alone."""
         own = {m: F.softmax(logits, dim=1) for m, logits in self.model.alone(inputs).items()}
 
-        def scores(subset: tuple[str, ...]) -> Tensor:
+        def of(subset: tuple[str, ...]) -> Tensor:
             if len(subset) > 1 and self.published != UNI_MODAL:
                 return self.model.fused({m: inputs[m] for m in subset})
-            return torch.stack([own[m] for m in subset]).mean(dim=0)
+            return torch.stack([own[m] for m in subset]).mean(dim=0).log()
 
-        return [scores(subset).argmax(dim=1) for subset in subsets]
+        return [of(subset) for subset in subsets]

@@ -77,7 +77,8 @@ class Outcome:
         ``train.loss``, ``train.iterations``, ``speed.<modality>``, ``near.<modality>`` (mean speed
         over the device and its neighbours); with neighbours
         ``mix.disagreement``; of methods that label a public set ``labels.…``; when evaluated
-        ``test.accuracy``, ``test.macro_f1`` and ``test.uar`` (from all own modalities),
+        ``test.accuracy``, ``test.accuracy_own_shares``, ``test.macro_f1`` and ``test.uar`` (from
+        all own modalities),
         ``test.accuracy.<modality>`` (from it alone), ``validation.accuracy``, of
         a device with several modalities ``test.without.<modality>`` (from all its others), and with
         ``missing.test-share`` ``test.missing`` (each sample from what it then has). A share of no

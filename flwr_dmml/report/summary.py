@@ -53,6 +53,7 @@ def final_accuracies(run: Run) -> Table:
         ("all devices, mean", [r.accuracy for r in compared]),
         ("worst device", [r.min_accuracy for r in compared]),
         ("best device", [r.max_accuracy for r in compared]),
+        ("at a device's own label shares", [r.accuracy_own_shares for r in compared]),
         ("macro-F1, mean", [r.macro_f1 for r in compared]),
         ("unweighted average recall, mean", [r.uar for r in compared]),
     ]

@@ -212,7 +212,7 @@ def constrain(
 ) -> EnergyConstrained:
     """Return the energy and the iterations that the settings give to a method's devices."""
     kind = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
-    return kind(settings.of_method(method.stagger, method.allocation), battery_j=battery_j)
+    return kind(settings.of_method(method), battery_j=battery_j)
 
 
 def report(settings: Settings, results: dict[str, RoundRecord]) -> None:

@@ -20,6 +20,7 @@ class NodeResult:
     modalities: str  # e.g. "audio+image"
     train_loss: float | None = None
     accuracy: float | None = None  # test set, all its modalities
+    accuracy_own_shares: float | None = None  # where classes have the shares of its own samples
     macro_f1: float | None = None  # there, all its modalities
     uar: float | None = None  # there, unweighted average recall
     accuracy_by_modality: dict[str, float] = field(default_factory=dict)  # each one alone
@@ -64,6 +65,7 @@ class NodeResult:
         """Take up what the node measured after mixing, see :class:`~.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
         self.accuracy = metrics.get("test.accuracy")
+        self.accuracy_own_shares = metrics.get("test.accuracy_own_shares")
         self.macro_f1, self.uar = metrics.get("test.macro_f1"), metrics.get("test.uar")
         self.validation_accuracy = metrics.get("validation.accuracy")
         self.accuracy_by_modality = under("test.accuracy.", metrics)
@@ -73,8 +75,9 @@ class NodeResult:
 
 
 KNOWN = {
-    "train.loss", "train.iterations", "mix.disagreement", "test.accuracy", "test.macro_f1",
-    "test.uar", "test.missing", "validation.accuracy", "payload.bytes",
+    "train.loss", "train.iterations", "mix.disagreement", "test.accuracy",
+    "test.accuracy_own_shares", "test.macro_f1", "test.uar", "test.missing", "validation.accuracy",
+    "payload.bytes",
 }  # fmt: skip
 """Metrics of a device that have a place of their own in a record."""
 KNOWN_PREFIXES = (
@@ -170,6 +173,11 @@ class RoundRecord:
     def accuracy(self) -> float | None:
         """Mean test accuracy over nodes, each with the modalities it owns."""
         return _mean(n.accuracy for n in self.nodes)
+
+    @property
+    def accuracy_own_shares(self) -> float | None:
+        """Mean accuracy over nodes, each on classes with the shares of its own samples."""
+        return _mean(n.accuracy_own_shares for n in self.nodes)
 
     @property
     def min_accuracy(self) -> float | None:
@@ -301,6 +309,7 @@ class RoundRecord:
             "round": self.round,
             "train_loss": self.train_loss,
             "accuracy": self.accuracy,
+            "accuracy_own_shares": self.accuracy_own_shares,
             "min_accuracy": self.min_accuracy,
             "max_accuracy": self.max_accuracy,
             "macro_f1": self.macro_f1,

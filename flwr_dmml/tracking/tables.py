@@ -81,6 +81,9 @@ def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
         ("worst device", [r.min_accuracy for r in records]),
         ("best device", [r.max_accuracy for r in records]),
     ]
+    if any(r.accuracy_own_shares is not None for r in records):
+        own = [r.accuracy_own_shares for r in records]
+        rows.append(("at a device's own label shares, mean", own))
     for name in dict.fromkeys(name for r in records for name in r.accuracy_by_set):
         values = [r.accuracy_by_set.get(name) for r in records]
         rows.append((f"devices with {name}, mean", values))

@@ -164,6 +164,8 @@ CHANGED: list[dict[str, Any]] = [
     {"optimizer": "adam", "learning-rate": 0.001},
     {"weight-decay": 0.1, "momentum": 0.5},
     {"modality-loss": 0.5},
+    {"label-correction": "network", "modality-loss": 0.5},
+    {"label-correction": "uniform", "method": "dmml-kd"},
     {"speed-metric": "path"},
     {"speed-metric": "relative"},
     {"speed-metric": "cosine"},
