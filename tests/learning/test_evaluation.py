@@ -18,6 +18,7 @@ from sklearn.metrics import (
     recall_score,
 )
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from flwr_dmml.clients import find_methods, hosting
 from flwr_dmml.data import Modality, Partition, Samples, Source, load_public, load_source
@@ -35,11 +36,13 @@ from flwr_dmml.learning.evaluation import (
     predictions,
     recall,
 )
+from flwr_dmml.learning.label_shares import LabelShares
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import find_parts, parse_settings
 
 A, B, C = "audio", "image", "radar"
 Subset = tuple[str, ...]
+EQUAL = LabelShares(torch.tensor([5, 5]), "off")
 
 
 # Averages over the classes
@@ -122,7 +125,7 @@ class Stub:
         numbers = next(iter(inputs.values()))[:, 0].long()
         self.asked.append((list(inputs), list(subsets), len(numbers)))
         assert all(m in inputs for subset in subsets for m in subset)
-        return [10 * numbers + len(subset) for subset in subsets]
+        return [one_hot(10 * numbers + len(subset)) for subset in subsets]
 
 
 def numbered(names: Sequence[str], n: int, present: Mapping[str, Any] | None = None) -> Samples:
@@ -173,7 +176,7 @@ class Right(Stub):
 
     def __call__(self, inputs: Mapping[str, Tensor], subsets: Sequence[Subset]) -> list[Tensor]:
         rows = next(iter(inputs.values()))[:, 0].long()
-        return [1 - torch.tensor(self.right[subset])[rows] for subset in subsets]
+        return [one_hot(1 - torch.tensor(self.right[subset])[rows], 2) for subset in subsets]
 
 
 ONLY = {
@@ -193,7 +196,7 @@ def measure(names: Subset, has: Mapping[str, Any] | None, gone: Mapping[str, Any
     nothing = test.subset(torch.arange(0))
     drawn = gone and {m: torch.tensor(gone[m], dtype=torch.bool) for m in names}
     part = Partition(0, names, nothing, nothing, {}, 2, test, drawn)
-    return accuracy_metrics(stub or Right(ONLY), part, test, nothing)
+    return accuracy_metrics(stub or Right(ONLY), part, test, nothing, EQUAL)
 
 
 def test_shares_are_of_the_rows_that_have_something_by_hand() -> None:
@@ -206,6 +209,7 @@ def test_shares_are_of_the_rows_that_have_something_by_hand() -> None:
     metrics = measure((A, B, C), HAS)
     assert metrics == {
         "test.accuracy": 1.0,
+        "test.accuracy_own_shares": 1.0,
         "test.accuracy.audio": 1 / 2,
         "test.accuracy.image": 0.0,
         "test.accuracy.radar": 2 / 3,
@@ -230,14 +234,15 @@ def test_what_is_drawn_to_be_missing_comes_on_top_by_hand() -> None:
 def test_a_modality_that_no_row_has_has_no_share() -> None:
     metrics = measure((A, B), {A: [1, 1, 1, 1], B: [0, 0, 0, 0]})
     assert set(metrics) == {
-        "test.accuracy", "test.accuracy.audio", "test.without.image", "test.macro_f1", "test.uar",
+        "test.accuracy", "test.accuracy_own_shares", "test.accuracy.audio", "test.without.image",
+        "test.macro_f1", "test.uar",
     }  # fmt: skip
     assert metrics["test.accuracy"] == metrics["test.accuracy.audio"] == 1 / 4
 
 
 def test_without_test_samples_nothing_is_said() -> None:
     part = Partition(0, (A,), *[numbered((A,), 0)] * 2, {}, 2, numbered((A,), 0))
-    assert accuracy_metrics(Stub(), part, part.test, part.validation) == {}
+    assert accuracy_metrics(Stub(), part, part.test, part.validation, EQUAL) == {}
 
 
 # Real models on data that lack modalities from the start
@@ -372,6 +377,6 @@ def test_held_out_samples_are_measured_as_well() -> None:
     source = {A: Modality("vector", (1,))}
     test = numbered((A,), 4)
     part = Partition(0, (A,), test, test, source, 2, test)
-    metrics = accuracy_metrics(Right({(A,): [1, 1, 0, 1]}), part, test, test)
+    metrics = accuracy_metrics(Right({(A,): [1, 1, 0, 1]}), part, test, test, EQUAL)
     assert metrics["test.accuracy"] == metrics["validation.accuracy"] == 3 / 4
     assert metrics["test.uar"] == 3 / 4 and metrics["test.macro_f1"] == pytest.approx(3 / 7)

@@ -19,6 +19,7 @@ from flwr_dmml.data.missing import draw_present, drop
 from flwr_dmml.learning import work
 from flwr_dmml.learning.batch import BATCH, batch_of, mean_over
 from flwr_dmml.learning.evaluation import accuracy_metrics
+from flwr_dmml.learning.label_shares import LabelShares
 from flwr_dmml.learning.options import Options
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.payload.plan import Plan
@@ -53,7 +54,7 @@ class Stub:
     ) -> list[Tensor]:
         self.asked.append(list(subsets))
         rows = next(iter(inputs.values()))[:, 0].long()
-        return [1 - torch.tensor(self.right[subset])[rows % 6] for subset in subsets]
+        return [F.one_hot(1 - torch.tensor(self.right[s])[rows % 6], 2) for s in subsets]
 
 
 def numbered(names: Sequence[str], n: int = 6) -> Samples:
@@ -79,7 +80,9 @@ def measured(
     """Return a device's metrics without those over classes, which test_evaluation is about."""
     nothing = test.subset(torch.arange(0))
     part = Partition(0, tuple(names), nothing, nothing, {}, 2, test, present)
-    metrics = accuracy_metrics(stub, part, test, nothing)
+    equal = LabelShares(torch.tensor([5, 5]), "off")
+    metrics = accuracy_metrics(stub, part, test, nothing, equal)
+    assert metrics.pop("test.accuracy_own_shares") == metrics["test.accuracy"]
     assert metrics.pop("test.uar") == metrics["test.accuracy"]  # there is one class
     assert metrics.pop("test.macro_f1") <= metrics["test.accuracy"]
     return metrics
