@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..base.errors import UserError
+from ..base.heap import keep_freed_memory
 from ..learning.crew import Columns, Crew, Layout, MakeMatrix, layout_of
 from ..learning.learner import Learner, method_stacks, overrides
 from ..methods.registry import find_methods
@@ -177,6 +178,7 @@ class HostedDevices:
         for p, learner in self._learners.items() if left is not None else ():
             learner.load_state(kept.get(p, dict[str, Tensor]()))
         self._ahead = left is not None
+        keep_freed_memory()
         return self._crew
 
     def ready(self, method: str) -> Crew:

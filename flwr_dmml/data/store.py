@@ -91,8 +91,13 @@ def tensors_of(name: str, samples: Samples) -> dict[str, Tensor]:
     tensors[f"{name}.labels"] = samples.labels
     if samples.groups is not None:
         tensors[f"{name}.groups"] = samples.groups
-    # Each its own memory, even where two are views of one: safetensors asks for that.
-    return {key: x.clone(memory_format=torch.contiguous_format) for key, x in tensors.items()}
+    seen: set[int] = set()  # safetensors wants each to have memory of its own
+    for key, x in tensors.items():
+        memory = x.untyped_storage()
+        alone = x.is_contiguous() and memory.nbytes() == x.nbytes and memory.data_ptr() not in seen
+        tensors[key] = x if alone else x.clone(memory_format=torch.contiguous_format)
+        seen.add(memory.data_ptr())
+    return tensors
 
 
 def samples_of(name: str, tensors: Mapping[str, Tensor], modalities: Iterable[str]) -> Samples:

@@ -12,7 +12,6 @@ from flwr.common.logger import log
 
 from ..tracking import Tracker
 from .grid import SimulationGrid
-from .heap import keep_freed_memory
 from .nodes import Hosted, SimulatedNode, host
 
 _POLL_S = 0.005
@@ -68,7 +67,6 @@ class InProcessGrid(SimulationGrid):
         on_reply: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(num_nodes, run_id, trackers, on_reply)
-        keep_freed_memory()
         self._client_app = client_app
         self._hosted = host(client_app, self._nodes.values, run_config)
         self._run_config = dict(run_config)

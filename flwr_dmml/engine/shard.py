@@ -16,11 +16,11 @@ import torch
 from flwr.app import Array, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..base.heap import keep_freed_memory
 from ..clients.hosted import HostedDevices, Left
 from ..clients.shares import Order, Publications, Report, Share
 from ..data.store import FOLDER
 from ..learning.crew import Columns, Layout
-from .heap import keep_freed_memory
 from .memory import hold, sweep
 from .nodes import SimulatedNode, host
 from .wire import Buffers, Export, find_in, read, write
@@ -79,7 +79,6 @@ class Shard:
         sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
         os.environ[FOLDER] = self._store = store
         torch.set_num_threads(1)
-        keep_freed_memory()
         self._client_app: ClientApp = ray.cloudpickle.loads(client_app)
         gc.freeze()  # what is imported stays: to look through it for garbage takes a round's time
         self._run_id, self._run_config = run_id, dict(run_config)
@@ -154,6 +153,7 @@ class Shard:
                 replies, seconds, flushed = [], {}, time.monotonic()
         if not self._settled:
             gc.freeze()  # so do data, models, and what was imported for them
+            keep_freed_memory()
             self._settled = True
 
     # ---- rounds without messages ------------------------------------------------------------

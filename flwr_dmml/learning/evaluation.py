@@ -19,7 +19,7 @@ SHIFTED = ()
 """In the place of a subset, what is predicted with a shift of the logits."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predictions(
     scores: Scores,
     data: Samples,

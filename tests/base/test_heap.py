@@ -9,7 +9,7 @@ import pytest
 ROUNDS, PAGES = 8, 2**26 // 4096
 SCRIPT = """
 import resource, sys, torch
-from flwr_dmml.engine.heap import keep_freed_memory
+from flwr_dmml.base.heap import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(12):  # until freed ones lie side by side

@@ -9,7 +9,7 @@ _LARGEST = 2**30
 
 
 def keep_freed_memory() -> None:
-    """Ask the C library to keep what is freed, instead of giving it back to the system.
+    """Ask the C library to keep what is freed from now on, and to give back what was before.
 
     By default it gives large tensors back as soon as they are freed, or does not, as their sizes
     happen to fall. The next round is given them again, page by page: of 1,024 devices on two
@@ -17,5 +17,6 @@ def keep_freed_memory() -> None:
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
+        library.malloc_trim(0)  # what loading data and building models took
         library.mallopt(_MMAP_THRESHOLD, _LARGEST)
         library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST - 1)
