@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.heap import keep_freed_memory
-from ..learning.crew import Columns, Crew, Layout, MakeMatrix, layout_of
+from ..learning.crew import Crew
 from ..learning.learner import Learner, method_stacks, overrides
+from ..learning.rows import Columns, Layout, MakeMatrix, layout_of
 from ..methods.registry import find_methods
 from ..payload.plan import Outcome, Payload, Plan
 from ..settings import OwnParts
@@ -191,7 +192,7 @@ class HostedDevices:
             self._take_up()
             if not self._crew.stands():
                 return self.enter(*self._rows)
-            self._crew.measure()
+            self._crew.rows.measure()
         return self._crew
 
     def _take_up(self) -> None:

@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..learning.crew import Columns, Crew, Layout
+from ..learning.crew import Crew
+from ..learning.rows import Columns, Layout
 from ..payload.plan import Payload, Plan
 from ..transport.arrays import NumpyArray, record_of
 from .hosted import HostedDevices, Left, Reply
@@ -184,7 +185,7 @@ class Share:
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = time.perf_counter() - begun
         sent = sum(0 if x.row is None else x.row.nbytes for x in published.values())
-        report = Report(told, self.devices.crew.sound, seconds, kilobytes * 1024, sent)
+        report = Report(told, self.devices.crew.rows.sound, seconds, kilobytes * 1024, sent)
         return report, published, self.devices.kept()
 
     def _short(self, p: int, reply: Reply) -> Reply:
@@ -205,7 +206,7 @@ class Share:
         return found
 
     def _publication(self, crew: Crew, p: int, abroad: bool) -> Publication:
-        row = crew.row(p).numpy().copy() if abroad and crew.learners[p].plain else None
+        row = crew.rows.published(p).numpy().copy() if abroad and crew.learners[p].plain else None
         return Publication(crew.reports[p], self._numbers(crew, p), row)
 
     @staticmethod
@@ -220,7 +221,7 @@ class Share:
         for p, publication in publications.items():
             if publication.row is not None and p in self._abroad:
                 # Another process of this machine may write the same numbers there.
-                crew.row(p).numpy()[:] = publication.row
+                crew.rows.published(p).numpy()[:] = publication.row
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes there
                 entries: Payload = {k: torch.from_numpy(v) for k, v in publication.entries.items()}

@@ -64,7 +64,7 @@ def save_source(source: Source, file: Path, about: Mapping[str, str] | None = No
         "group_names": source.group_names,
     }
     header = {**(about or {}), "source": json.dumps(described)}
-    save_file(tensors_of("train", source.train) | tensors_of("test", source.test), file, header)
+    save_tensors(tensors_of("train", source.train) | tensors_of("test", source.test), file, header)
 
 
 def map_source(file: Path) -> Source:
@@ -91,13 +91,21 @@ def tensors_of(name: str, samples: Samples) -> dict[str, Tensor]:
     tensors[f"{name}.labels"] = samples.labels
     if samples.groups is not None:
         tensors[f"{name}.groups"] = samples.groups
+    return tensors
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a file of safetensors, even views, or two of one memory."""
     seen: set[int] = set()  # safetensors wants each to have memory of its own
+    apart: dict[str, Tensor] = {}
     for key, x in tensors.items():
         memory = x.untyped_storage()
         alone = x.is_contiguous() and memory.nbytes() == x.nbytes and memory.data_ptr() not in seen
-        tensors[key] = x if alone else x.clone(memory_format=torch.contiguous_format)
+        apart[key] = x if alone else x.clone(memory_format=torch.contiguous_format)
         seen.add(memory.data_ptr())
-    return tensors
+    save_file(apart, file, dict(header) if header else None)
 
 
 def samples_of(name: str, tensors: Mapping[str, Tensor], modalities: Iterable[str]) -> Samples:

@@ -20,7 +20,7 @@ from ..base.heap import keep_freed_memory
 from ..clients.hosted import HostedDevices, Left
 from ..clients.shares import Order, Publications, Report, Share
 from ..data.store import FOLDER
-from ..learning.crew import Columns, Layout
+from ..learning.rows import Columns, Layout
 from .memory import hold, sweep
 from .nodes import SimulatedNode, host
 from .wire import Buffers, Export, find_in, read, write

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayError
 
 from ..clients.hosted import Left, Reply
 from ..clients.shares import SAME, Order, Report
-from ..learning.crew import Layout, layouts
+from ..learning.rows import Layout, layouts
 from ..payload.plan import Plan
 from ..transport.arrays import NumpyArray, record_of
 from .nodes import SimulatedNode, host

@@ -10,7 +10,7 @@ from ..payload.blocks import STATISTICS
 from ..payload.plan import Inbox
 from ..payload.received import received
 
-LABELS = STATISTICS + "labels"
+REPORT = STATISTICS + "label-means"
 """Name of a device's report in a payload, ``[classes + 1]``."""
 STATE = "label-counts"
 """Name of the mean counts in a learner's state, ``[classes]``."""
@@ -28,8 +28,8 @@ class LabelShares:
     The network's are the mean of all devices' label counts, by average consensus: every device
     starts from its own counts, and in every round adds ``w_kj (x_j - x_k)`` for each neighbour j,
     with ``w_kj = 1 / (1 + max(d_k, d_j))`` of the numbers of their links. On a connected graph that
-    stays the same all come to the mean. The sum over the devices never changes, so that links may.
-    What a device that leaves has told stays in the mean.
+    stays the same all come to the mean. Links may change: the sum over the devices does not, as
+    long as both ends of a link hear each other. What a device that leaves has told stays in it.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class LabelShares:
             wanted = self.network
         else:
             wanted = torch.full_like(self._counts, 1 / len(self._counts))
-        shift = (self.own / wanted).log().clamp_(min=UNSEEN)
+        shift = (self.own / wanted).log().clamp_(UNSEEN, -UNSEEN)
         return torch.where((self._counts > 0) | (wanted > 0), shift, 0.0)
 
     # ---- gossip -----------------------------------------------------------------------------
@@ -89,7 +89,7 @@ class LabelShares:
 
     def payload(self) -> dict[str, Tensor]:
         """Return the report as an entry of a payload; nothing where there is none."""
-        return {LABELS: torch.tensor(self.report())} if self.gossips else {}
+        return {REPORT: torch.tensor(self.report())} if self.gossips else {}
 
     def hear(self, reports: Iterable[Sequence[float]], links: int) -> None:
         """Take up what neighbours have reported.
@@ -115,7 +115,7 @@ class LabelShares:
         if not self.gossips:
             return []
         size = len(self._counts) + 1
-        found, wrong = received(inbox, LABELS, size, optional=True, lowest=0, called="label counts")
+        found, wrong = received(inbox, REPORT, size, optional=True, lowest=0, called="label counts")
         self.hear([report.tolist() for report in found.values()], links)
         return wrong
 

@@ -116,7 +116,7 @@ class Iteration:
         """Bring the gradients together that are to be stepped as one."""
         self.runs = []
         for own in flat.runs(tuple(self.gradients)):
-            values = [self.gradients[i].flatten(1) for i in own]
+            values = [self.gradients[i].reshape(len(self.x), -1) for i in own]
             place = slice(flat.places[own[0]].start, flat.places[own[-1]].stop)
             whole = torch.cat(values, dim=1) if len(own) > 1 else values[0]
             self.runs.append(Run(own, place, whole))

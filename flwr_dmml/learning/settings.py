@@ -64,7 +64,7 @@ class DeviceSettings(Group):
 
     label_correction: Literal["auto", "network", "uniform", "off"] = Field(
         "auto",
-        description="correct losses for a device's label shares, against these; auto: the method's",
+        description="correct losses for label skew, against these shares; auto: the method's",
     )
 
     dataset: str = Field(

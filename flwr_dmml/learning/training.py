@@ -252,6 +252,7 @@ def _stacked(
             iteration.add(total, losses.detach().double())
             for k in devices:
                 done[k] += 1
+    first.label_shift = None
     for row, (learner, _) in enumerate(parts):
         own = {name: value[row].cpu().clone() for name, value in running.items()}
         learner.memory.update(own)

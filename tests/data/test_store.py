@@ -1,6 +1,7 @@
 """Data sets that processes share."""
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ def test_what_one_has_loaded_the_next_maps(monkeypatch: pytest.MonkeyPatch, tmp_
         assert (mapped.name, mapped.num_classes) == ("made", 3)
         assert mapped.modalities == source.modalities
         assert same(mapped.train, source.train) and same(mapped.test, source.test)
+
+
+def test_training_and_test_samples_may_be_the_same_tensors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    made = make_source()
+    source = replace(made, test=replace(made.train, groups=made.train.labels))
+    mapped = shared("twice", lambda: source)
+    assert same(mapped.train, source.train) and same(mapped.test, source.test)
 
 
 def test_other_options_are_another_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

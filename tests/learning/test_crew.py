@@ -151,7 +151,7 @@ def test_values_out_of_range_are_rejected_by_the_neighbours() -> None:
                 together[1].flat.vector[0] = 2e6
                 sent[1]["head.common"][0] = 2e6
                 alone[1].flat.vector[0] = 2e6
-            crew.measure()
+            crew.rows.measure()
     for k in (0, 2):
         outcome = found[k]
         assert isinstance(outcome, Outcome)
@@ -170,10 +170,10 @@ def test_what_is_the_same_in_the_next_round_is_kept() -> None:
     crew.run(plans(own, 1))
     now = plans(own, 2)
     crew.run(now)
-    tables = [kind.mixings for kind in crew._kinds]
+    tables = [kind.mixings for kind in crew.rows._kinds]
     again = {k: Plan(3, 3, neighbours=p.neighbours, weights=p.weights) for k, p in now.items()}
     crew.run(again)
-    assert all(kind.mixings is known for kind, known in zip(crew._kinds, tables, strict=True))
+    assert all(kind.mixings is known for kind, known in zip(crew.rows._kinds, tables, strict=True))
 
 
 class Picky(DPSGD):

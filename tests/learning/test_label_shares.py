@@ -15,7 +15,7 @@ from torch import Tensor
 from flwr_dmml.clients import find_methods
 from flwr_dmml.engine import inprocess
 from flwr_dmml.learning.evaluation import SHIFTED, confusion, predictions, weighted_recall
-from flwr_dmml.learning.label_shares import LABELS, UNSEEN, LabelShares
+from flwr_dmml.learning.label_shares import REPORT, UNSEEN, LabelShares
 from flwr_dmml.losses import cross_entropy
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 4, "topology": "ring", "alpha": 0.3}
@@ -175,12 +175,12 @@ def test_counts_travel_in_payloads_and_in_reports_alike(monkeypatch: pytest.Monk
     assert [r.to_json() for r in bulk.records] == [r.to_json() for r in messages.records]
     for partition, payload in messages.exchange.payloads.items():
         assert (
-            payload[LABELS].numpy().tolist()
-            == bulk.exchange.payloads[partition][LABELS].numpy().tolist()
+            payload[REPORT].numpy().tolist()
+            == bulk.exchange.payloads[partition][REPORT].numpy().tolist()
         )
 
 
 def test_only_the_network_s_shares_make_counts_travel() -> None:
     for how, travels in (("network", True), ("uniform", False), ("off", False)):
         learner = make_learner({**CONFIG, "label-correction": how})
-        assert (LABELS in learner.extras()) == travels
+        assert (REPORT in learner.extras()) == travels

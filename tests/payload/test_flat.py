@@ -191,6 +191,35 @@ def test_steps_are_those_of_torch(how: dict[str, Any]) -> None:
     assert set(steps.local.state(0)) == expected
 
 
+def test_small_parameters_of_a_block_are_stepped_as_one() -> None:
+    """Positions 0 to 5: a Linear's weight and bias in each of three blocks."""
+    flat = Flat({name: nn.Linear(3, 2) for name in "abc"})
+    assert flat.runs((0, 1, 2, 3, 4, 5)) == [(0, 1), (2, 3), (4, 5)]
+    assert flat.runs((0, 2, 3, 5)) == [(0,), (2, 3), (5,)]
+    flat.cut([3])
+    assert flat.runs((0, 1, 2, 3)) == [(0, 1), (2,), (3,)]
+    large = Flat({"a": nn.Linear(200, 100)})
+    assert large.runs((0, 1)) == [(0,), (1,)]
+
+
+def test_a_parameter_may_be_a_single_number() -> None:
+    """It steps, and is clipped, as it does in torch: by 0.1 times the gradient, 0.6 of a norm 1."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(2))
+
+    flat = Flat({"a": Scaled()})
+    local = LocalSteps(flat, flat.rows, [0, 1], StepRule(0.1, clip_norm=1.0))
+    iteration = Iteration(flat.rows, flat.parameters)
+    local.take(iteration, [torch.tensor([3.0]), torch.tensor([[4.0, 0.0]])])
+    local.gather(iteration)
+    local.clip(iteration)
+    local.step(iteration)
+    assert flat.vector.tolist() == pytest.approx([1 - 0.06, -0.08, 0.0], abs=1e-5)
+
+
 @pytest.mark.parametrize("how", HOW[1:], ids=str)
 def test_steps_go_on_from_what_was_kept(how: dict[str, Any]) -> None:
     """Six steps in one go are four, state out, state in, two more."""

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..options import LoadOptions, PartitionOptions
 from ..registry import Dataset
 from ..samples import DataError, Modality, Partition, Samples, Source
-from ..store import samples_of, tensors_of
+from ..store import samples_of, save_tensors, tensors_of
 
 ABOUT, TENSORS = "part.json", "samples.safetensors"
 """The two files of a part."""
@@ -81,7 +81,7 @@ def save_part(
     tensors = tensors_of("train", partition.train) | tensors_of("test", partition.test)
     tensors |= tensors_of("validation", partition.validation)
     tensors |= {f"test_present.{m}": x for m, x in (partition.test_present or {}).items()}
-    save_file(tensors, folder / TENSORS)
+    save_tensors(tensors, folder / TENSORS)
     labels = partition.train.labels
     about = PartAbout(
         part=partition.partition_id,
