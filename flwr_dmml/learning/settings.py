@@ -64,7 +64,8 @@ class DeviceSettings(Group):
 
     label_correction: Literal["auto", "network", "uniform", "off"] = Field(
         "auto",
-        description="correct losses for label skew, against these shares; auto: the method's",
+        description="correct losses for label skew, against the network's or equal shares; "
+        "auto: the method's",
     )
 
     dataset: str = Field(

@@ -144,6 +144,7 @@ def test_every_method_goes_on_as_if_never_stopped(method: str, gossip: str, tmp_
     "config",
     [
         {"energy.harvesting-w": 0.01},
+        {"label-correction": "network"},
         {"energy.battery-share": 0.0, "energy.battery-j": 0.05, "allocation.rule": "max-min"},
         {"wireless.shared-band-hz": 1e6},
         {"wireless.shared-band-hz": 1e6, "dmml-kd.generator-steps": 20},
