@@ -239,11 +239,14 @@ def train_generator(
         optimizer.step()
 
 
-def order_of_steps(owned: Sequence[str], count: int, rng: torch.Generator) -> list[Sequence[str]]:
+def order_of_steps(owned: Sequence[str], count: int, seed: int) -> list[Sequence[str]]:
     """Return which modalities each step trains: half of the joint steps are split."""
     solo = round(STAGGER * count) if len(owned) > 1 else 0
-    steps = [owned] * (count - solo) + [(m,) for m in owned for _ in range(solo)]
-    return [steps[i] for i in torch.randperm(len(steps), generator=rng).tolist()]
+    steps = []
+    for kind, n in {tuple(owned): count - solo, **{(m,): solo for m in owned if solo}}.items():
+        rng = torch_generator(seed, *kind)
+        steps += [(at, kind) for at in torch.rand(n, generator=rng, dtype=torch.double).tolist()]
+    return [kind for _, kind in sorted(steps)]
 
 
 def weights_of(owners: Sequence[int], near: Mapping[int, set[int]]) -> dict[int, dict[int, float]]:
@@ -286,8 +289,8 @@ def train(
     o, config, total = device.o, device.config, len(device.y)
     guidance = o["guidance"] * o["guidance-decay"] ** (server_round - 2) if heads else 0.0
     omega, near = votes / votes.sum(dim=0).clamp_min(1e-12), votes.sum(dim=0) / votes.sum()
-    rng = device.rng("schedule", server_round)
-    steps = order_of_steps(device.owned, int(config["local-iterations"]), rng)
+    order = derive_seed(device.seed, "schedule", server_round)
+    steps = order_of_steps(device.owned, int(config["local-iterations"]), order)
     size, rng = int(config["batch-size"]), device.rng("batches", server_round)
     passes = [torch.randperm(total, generator=rng) for _ in range(-(-len(steps) * size // total))]
     batches = torch.cat(passes)[: len(steps) * size].split(size)

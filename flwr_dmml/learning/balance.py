@@ -6,6 +6,7 @@ round. Where no paper is named, a formula is this project's.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.seeding import torch_generator
 from ..energy.costs import split
 
 _TINY = 1e-12
@@ -239,14 +241,15 @@ def effective_speeds(
     return {m: max_ratio if m in capped else (v / slowest) ** exponent for m, v in speed.items()}
 
 
-def schedule(
-    iterations: Mapping[str, int], stagger: float, generator: torch.Generator
-) -> list[tuple[str, ...]]:
+def schedule(iterations: Mapping[str, int], stagger: float, seed: int) -> list[tuple[str, ...]]:
     """Return a node's iterations of a round: which modalities each one trains.
 
     How many are joint and how many solo says :func:`~flwr_dmml.energy.costs.split`; the order is
     shuffled. Solo iterations free a modality from the competition of the others, at
     the same encoder updates (this project).
+
+    With one seed, devices have their iterations in one order, whatever their number: the first
+    joint one of each has the same place, and so on. So they can take most of them together.
 
     Parameters
     ----------
@@ -254,8 +257,8 @@ def schedule(
         Encoder updates of each modality, >= 0.
     stagger : float
         In [0, 1]; 0 keeps all common iterations joint.
-    generator : torch.Generator
-        Seeds the order.
+    seed : int
+        Of the order.
 
     Returns
     -------
@@ -263,10 +266,13 @@ def schedule(
         One entry an iteration; each modality appears ``iterations[m]`` times in all.
     """
     joint, solo = _split(tuple(iterations.values()), stagger)
-    steps = [tuple(iterations)] * joint
-    for modality, count in zip(iterations, solo, strict=True):
-        steps += [(modality,)] * count
-    return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+    counts = Counter({tuple(iterations): joint})
+    counts.update({(m,): count for m, count in zip(iterations, solo, strict=True)})
+    steps: list[tuple[float, tuple[str, ...]]] = []
+    for modalities, count in counts.items():
+        places = torch.rand(count, generator=torch_generator(seed, *modalities), dtype=torch.double)
+        steps += [(place, modalities) for place in places.tolist()]
+    return [modalities for _, modalities in sorted(steps)]
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,7 @@
 """The devices that a process hosts: a round is done for all at once, on their rows."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .rows import Layout, MakeMatrix, Rows, layout_of, layouts
 from .together import Likeness, Turn, finish_together, likeness, train_together
 
 STACK = 64
-"""Devices of a stack at most: on a CPU more are no faster, and take memory."""
+"""Devices that train together at most: on a CPU more are no faster, and take memory."""
 
 
 class Crew:
@@ -142,21 +143,20 @@ class Crew:
                 else:
                     taken[p] = found
 
-        training = _alike(going, [p for p, turn in going.items() if _trains(turn)])
-        told(len(going) - sum(map(len, training.values())))
-        kin: dict[Hashable, list[int]] = {}
-        for like, devices in training.items():
-            for stack in _cut(devices):
+        training = {p: turn for p, turn in going.items() if _trains(turn)}
+        told(len(going) - len(training))
+        for devices in _kin(training):
+            trained: list[int] = []
+            for some in _cut(devices):
+                stacks = _alike(training, some)
                 try:
-                    found = train_together([going[p] for p in stack])
-                    taken |= dict(zip(stack, found, strict=True))
-                    method = like.method if isinstance(like, Likeness) else like
-                    kin.setdefault(method, []).extend(stack)
+                    found = train_together([[going[p] for p in stack] for stack in stacks])
+                    taken |= dict(zip(chain(*stacks), found, strict=True))
+                    trained += some
                 except Exception as error:
-                    one_by_one(stack, error)
-                told(len(stack))
-        for devices in kin.values():
-            for some in _cut(sorted(devices)):
+                    one_by_one(some, error)
+                told(len(some))
+            for some in _cut(trained):
                 try:
                     finish_together([going[p] for p in some])
                 except Exception as error:
@@ -172,7 +172,7 @@ class Crew:
             with learner.in_round(plan):
                 going[p] = Turn(learner, plan, learner.begin(plan, self._inbox(p, plan)))
                 learner.before_training(plan, going[p].inbox)
-            (taken,) = train_together([going[p]])
+            (taken,) = train_together([[going[p]]])
             finish_together([going[p]])
         except Exception as error:
             return error
@@ -269,12 +269,21 @@ def _trains(turn: Turn) -> bool:
     return bool(turn.plan.iterations and turn.learner.trains(turn.plan))
 
 
-def _alike(turns: Mapping[int, Turn], devices: Iterable[int]) -> dict[Likeness | int, list[int]]:
-    """Return devices by what they have in common; those that train alone by their partition."""
-    found: dict[Likeness | int, list[int]] = {}
+def _kin(turns: Mapping[int, Turn]) -> list[list[int]]:
+    """Return devices by method; each of those that train alone by itself."""
+    found: dict[Hashable, list[int]] = {}
+    for p, turn in turns.items():
+        like = likeness(turn.learner, turn.plan)
+        found.setdefault(p if like is None else like.method, []).append(p)
+    return [*found.values()]
+
+
+def _alike(turns: Mapping[int, Turn], devices: Iterable[int]) -> list[list[int]]:
+    """Return devices of one method by architecture."""
+    found: dict[Likeness | None, list[int]] = {}
     for p in devices:
-        found.setdefault(likeness(turns[p].learner, turns[p].plan) or p, []).append(p)
-    return found
+        found.setdefault(likeness(turns[p].learner, turns[p].plan), []).append(p)
+    return [*found.values()]
 
 
 def _cut(devices: Sequence[int]) -> list[Sequence[int]]:

@@ -19,7 +19,7 @@ SHIFTED = ()
 """In the place of a subset, what is predicted with a shift of the logits."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predictions(
     scores: Scores,
     data: Samples,

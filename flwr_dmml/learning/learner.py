@@ -154,6 +154,7 @@ class Learner:
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
+        self._kinds: dict[str, str] = {}
         self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
@@ -236,7 +237,8 @@ class Learner:
         """Return which modalities each iteration of a round trains."""
         if len(updates) == 1:  # there is nothing to shuffle
             return [(m,) for m, count in updates.items() for _ in range(count)]
-        return schedule(updates, self.settings.stagger_share, self.rng("schedule"))
+        seed = derive_seed(self.settings.seed, "schedule", self.server_round)
+        return schedule(updates, self.settings.stagger_share, seed)
 
     def fixed(self) -> dict[str, Tensor]:
         """Return tensors that the loss of every iteration of this round reads, besides the batch.
@@ -353,7 +355,7 @@ class Learner:
             taken = None
             if self.trains(plan):
                 self.before_training(plan, inbox)
-                (taken,) = train([(self, plan)])
+                (taken,) = train([[(self, plan)]])
                 self.after_training(plan, inbox)
             return self.finish(plan, inbox, taken)
 
@@ -449,6 +451,25 @@ class Learner:
             and method_stacks(type(self))
             and self._model_stacks
         )
+
+    def leads(self, other: "Learner") -> bool:
+        """Return whether iterations of ``other`` can be computed with this one's model.
+
+        Those of modalities that this device has: all its blocks are there, and all that its losses
+        read is parameters, batches, and what is drawn. Both are of one method.
+        """
+        own, others = self._block_kinds(), other._block_kinds()
+        return (
+            type(self.model) is type(other.model) is DecomposedClassifier
+            and not overrides(type(self), ("fixed", "running", "frozen", "modulate"))
+            and all(others.get(name) == kind for name, kind in own.items())
+        )
+
+    def _block_kinds(self) -> dict[str, str]:
+        """Return the layers and shapes of every block, in words."""
+        if not self._kinds:
+            self._kinds = {name: in_words(module) for name, module in self.flat.modules.items()}
+        return self._kinds
 
     def local_steps(self, learners: Sequence["Learner"], plan: Plan, matrix: Tensor) -> LocalSteps:
         """Return what steps devices that are alike, this one the first of them.
@@ -669,3 +690,9 @@ def model_stacks(model: nn.Module) -> bool:
     if not isinstance(model, ModalityModel | Stackable):
         return stackable(model)
     return not any(isinstance(module, _DropoutNd) for module in model.modules())
+
+
+def in_words(module: nn.Module) -> str:
+    """Return layers and shapes of a module in words; equal words, equal computation."""
+    shapes = [f"{name}{list(p.shape)}{p.requires_grad}" for name, p in module.named_parameters()]
+    return f"{module} {shapes}"

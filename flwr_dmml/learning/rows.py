@@ -211,10 +211,8 @@ class Rows:
         return kind.mixings
 
     def _new_mixings(self, kind: _Kind, plans: Sequence[Plan]) -> Iterator[_Mixing]:
-        end = 0
         for block, columns in kind.slices.items():
             rows = [_row_of(plan, block) for plan in plans]
-            end = columns.stop
             if not any(others for _, others in rows):
                 yield _as_it_is(kind, columns)
                 continue
@@ -247,8 +245,6 @@ class Rows:
                 torch.tensor(index, device=device),
                 torch.tensor(weights, dtype=torch.float32, device=device),
             )
-        if end < kind.layout.width:
-            yield _as_it_is(kind, slice(end, kind.layout.width))
 
     def apart(self, p: int, plan: Plan) -> float | None:
         """Return the disagreement of a device with its neighbours, over all that it mixes."""

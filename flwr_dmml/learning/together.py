@@ -4,10 +4,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from torch import nn
-
 from ..payload.plan import Inbox, Plan
-from .learner import Learner
+from .learner import Learner, in_words
 from .mixing import Taken
 from .training import train
 
@@ -59,15 +57,18 @@ def likeness(learner: Learner, plan: Plan) -> Likeness | None:
         return None
     known = _architectures.get(learner)
     if known is None or known[0] != id(learner.model):
-        known = id(learner.model), _architecture(learner.model)
+        known = id(learner.model), in_words(learner.model)
         _architectures[learner] = known
     when = plan.server_round, plan.num_rounds, plan.phase
     return Likeness((type(learner), learner.device, when, learner.stack_key()), known[1])
 
 
-def train_together(turns: Sequence[Turn]) -> list[Taken]:
-    """Train devices with the same likeness, which have begun their round; or a single one."""
-    return train([(turn.learner, turn.plan) for turn in turns])
+def train_together(stacks: Sequence[Sequence[Turn]]) -> list[Taken]:
+    """Train devices of one :attr:`Likeness.method`, which have begun their round; or a single one.
+
+    Those of a stack have the same likeness. Returns the steps of each device, stack by stack.
+    """
+    return train([[(turn.learner, turn.plan) for turn in stack] for stack in stacks])
 
 
 def finish_together(turns: Sequence[Turn]) -> None:
@@ -76,9 +77,3 @@ def finish_together(turns: Sequence[Turn]) -> None:
         if turn.learner.listens:  # its hooks read the model
             turn.learner.flat.attach()
     type(turns[0].learner).after_stack([(turn.learner, turn.plan, turn.inbox) for turn in turns])
-
-
-def _architecture(model: nn.Module) -> str:
-    """Return layers and shapes in words; equal words, equal computation."""
-    shapes = [f"{name}{list(p.shape)}{p.requires_grad}" for name, p in model.named_parameters()]
-    return f"{model} {shapes}"

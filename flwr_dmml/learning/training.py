@@ -1,6 +1,7 @@
 """The local iterations of a round: of a stack of devices, or of one as its method has it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from .batch import Batch, Pool, mean_over
 from .mixing import Taken
 from .optimisers import Iteration, LocalSteps
 from .settings import DeviceSettings
-from .speedometer import Odometer, Speedometer
+from .speedometer import Speedometer
 
 
 class Trainee(Protocol):
@@ -56,6 +57,9 @@ class Trainee(Protocol):
     @property
     def draws(self) -> bool:
         """Whether an iteration has something of its own."""
+
+    def leads(self, other: Any) -> bool:
+        """Return whether its model computes iterations of a device that has all of its blocks."""
 
     @property
     def batches_of_rows(self) -> bool:
@@ -117,48 +121,156 @@ Part = tuple[Trainee, Plan]
 """A device and its plan, which trains at least one of its modalities."""
 
 
-def train(parts: Sequence[Part]) -> list[Taken]:
-    """Train devices that are alike, for as many iterations as each one's plan says.
+def train(stacks: Sequence[Sequence[Part]]) -> list[Taken]:
+    """Train devices for as many iterations as each one's plan says.
 
     What comes of it is noted in each learner.
 
     Parameters
     ----------
-    parts : sequence of (Learner, Plan)
-        Alike by :func:`~.together.likeness`; or a single one.
+    stacks : sequence of sequence of (Learner, Plan)
+        The devices of a stack are alike by :func:`~.together.likeness`, those of all by its method;
+        or there is a single device.
 
     Returns
     -------
     list of Taken
-        The steps of each device.
+        The steps of each device, in that order.
     """
-    first = parts[0][0]
-    rows = Stack([learner.flat for learner, _ in parts])
-    matrix = rows.matrix
-    local = first.local_steps([learner for learner, _ in parts], parts[0][1], matrix)
-    odometer = first.speedometer.odometer(matrix)
-    if first.stacks_now():
-        losses = _stacked(parts, matrix, local, odometer)
+    every = [_Stack(parts) for parts in stacks]
+    if every[0].first.stacks_now():
+        _together(every)
     else:
-        losses = [_alone(*parts[0], local, odometer)]
-    rows.put_back()
-    phases = odometer.phases([learner.speedometer.start for learner, _ in parts])
-    counts, taken = local.taken.cpu(), list[Taken]()
-    for row, ((learner, _), loss) in enumerate(zip(parts, losses, strict=True)):
-        learner.keep_optimizer(local, row)
-        learner.note_training(*loss, phases[row])
-        taken.append(Taken(local.how.lr, first.settings.momentum, counts[row]))
-    return taken
+        _alone(every[0])
+    return [taken for stack in every for taken in stack.end()]
 
 
-def _alone(
-    learner: Trainee, plan: Plan, local: LocalSteps, odometer: Odometer
-) -> tuple[float, int]:
-    """Train one device; return its mean loss and its iterations."""
-    learner.module.train()
+class _Stack:
+    """The local iterations of devices of one architecture.
+
+    Attributes
+    ----------
+    parts : sequence of (Trainee, Plan)
+        The devices.
+    first : Trainee
+        Whose model and method compute for all.
+    matrix : Tensor
+        Their parameters, ``[device, width]``.
+    done : list of int
+        Iterations of each device so far.
+    losses : Tensor
+        Their sums, ``[device]``.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts, (self.first, plan) = parts, parts[0]
+        self.flat, learners = self.first.flat, [learner for learner, _ in parts]
+        self._rows = Stack([learner.flat for learner in learners])
+        self.matrix = matrix = self._rows.matrix
+        self.local = self.first.local_steps(learners, plan, matrix)
+        self.trained = set(self.local.trained)
+        self.odometer = self.first.speedometer.odometer(matrix)
+        self.schedules = [learner.steps(learner.updates(plan)) for learner, plan in parts]
+        self.done = [0] * len(parts)
+        self.losses = torch.zeros(len(parts), dtype=torch.float64, device=self.first.device)
+        self.first.module.train()
+
+    def ready(self) -> None:
+        """Get what the iterations of a stack read."""
+        learners = [learner for learner, _ in self.parts]
+        self.batches = _Batches(learners, [len(steps) for steps in self.schedules])
+        self.fixed = _stack_all([learner.fixed() for learner in learners])
+        shifts = [shift for learner in learners if (shift := learner.shift()) is not None]
+        self.shifts = torch.stack(shifts) if shifts else None
+        self.running = _running(learners)
+        frozen = [learner.frozen() for learner in learners]
+        self.stand_ins = StandIns([*self.flat.modules.values(), *frozen[0].values()])
+        self.constant = {
+            id(p): torch.stack([row.detach() for row in rows])
+            for name in frozen[0]
+            for p, *rows in zip(
+                frozen[0][name].parameters(),
+                *(each[name].parameters() for each in frozen),
+                strict=True,
+            )
+        }
+        self._leaves = self.leaves(self.matrix)
+
+    def leaves(self, x: Tensor) -> list[Tensor]:
+        """Return the parameters in rows ``[device, width]``, for gradients to be taken of."""
+        return [
+            view.detach().requires_grad_(i in self.trained)
+            for i, view in enumerate(self.flat.views(x))
+        ]
+
+    def waiting(self) -> dict[tuple[str, ...], list[int]]:
+        """Return the devices by the modalities that they train next."""
+        found: dict[tuple[str, ...], list[int]] = {}
+        for k, (steps, at) in enumerate(zip(self.schedules, self.done, strict=True)):
+            if at < len(steps):
+                found.setdefault(steps[at], []).append(k)
+        return found
+
+    def iteration(self, devices: Sequence[int], *, leaves: bool) -> Iteration:
+        """Return the next iteration of some devices."""
+        if len(devices) == len(self.parts):
+            return Iteration(self.matrix, self._leaves)
+        rows = torch.tensor(devices, device=self.matrix.device)
+        x = self.matrix[rows]
+        return Iteration(x, self.leaves(x) if leaves else [], rows)
+
+    def draw(
+        self, devices: Sequence[int], inputs: Mapping[str, Tensor], labels: Tensor
+    ) -> list[dict[str, Tensor]]:
+        """Return what an iteration of some devices has of each."""
+        if not self.first.draws:
+            return []
+        each = zip(devices, *(x.unbind() for x in inputs.values()), labels.unbind(), strict=True)
+        return [
+            self.parts[k][0].draw(Batch(dict(zip(inputs, own[:-1], strict=True)), own[-1]))
+            for k, *own in each
+        ]
+
+    def step(
+        self,
+        iteration: Iteration,
+        devices: Sequence[int],
+        modalities: tuple[str, ...],
+        losses: Tensor,
+        resting: Mapping[int, Tensor],
+    ) -> None:
+        """Clip, measure and step; ``losses`` ``[device]`` are noted."""
+        for i, rests in resting.items():
+            g = iteration.gradients[i]
+            iteration.gradients[i] = g.masked_fill(rests.view(-1, *[1] * (g.dim() - 1)), 0.0)
+        self.local.gather(iteration)
+        self.local.clip(iteration)
+        self.odometer.before_step(iteration, modalities)
+        for part in iteration.apart(resting):
+            self.local.step(part)
+        self.odometer.after_step(iteration, modalities)
+        iteration.add(self.losses, losses.detach().double())
+        for k in devices:
+            self.done[k] += 1
+
+    def end(self) -> list[Taken]:
+        """Write back what has been trained, and note it; return the steps of each device."""
+        self._rows.put_back()
+        phases = self.odometer.phases([learner.speedometer.start for learner, _ in self.parts])
+        counts, losses = self.local.taken.cpu(), self.losses.tolist()
+        for row, (learner, _) in enumerate(self.parts):
+            n = self.done[row]
+            learner.keep_optimizer(self.local, row)
+            learner.note_training(losses[row] / n, n, phases[row])
+        momentum = self.first.settings.momentum
+        return [Taken(self.local.how.lr, momentum, steps) for steps in counts]
+
+
+def _alone(stack: _Stack) -> None:
+    """Train one device, whose method is not for stacks."""
+    ((learner, _),), local = stack.parts, stack.local
     learner.flat.attach()
-    flat, steps = learner.flat, learner.steps(learner.updates(plan))
-    total = torch.zeros((), dtype=torch.float64, device=learner.device)
+    flat, (steps,) = learner.flat, stack.schedules
     iteration = Iteration(flat.rows, flat.parameters)
     trained = [flat.parameters[i] for i in local.trained]
     learner.label_shift = learner.shift()
@@ -178,85 +290,123 @@ def _alone(
         local.take(iteration, gradients)
         resting = _modulate(learner, iteration, modalities, replace(batch, given=fixed | seen))
         iteration.gradients = {i: g[None] for i, g in iteration.gradients.items()}
-        _step(local, odometer, iteration, modalities, resting)
-        total += loss.detach()
+        stack.step(iteration, [0], modalities, loss[None], resting)
     learner.memory.update({name: value.cpu() for name, value in running.items()})
-    return float(total) / len(steps), len(steps)
 
 
-def _stacked(
-    parts: Sequence[Part], matrix: Tensor, local: LocalSteps, odometer: Odometer
-) -> list[tuple[float, int]]:
-    """Train a stack; return each device's mean loss and its iterations.
+def _together(stacks: Sequence[_Stack]) -> None:
+    """Train stacks of one method: devices whose next iteration is the same take it together.
 
-    Devices whose next iteration trains the same modalities take it together.
+    So a device with two modalities that trains one of them goes with those that have no other.
     """
-    first, flat, count = parts[0][0], parts[0][0].flat, len(parts)
-    first.module.train()
-    schedules = [learner.steps(learner.updates(plan)) for learner, plan in parts]
-    batches = _Batches([learner for learner, _ in parts], [len(steps) for steps in schedules])
-    done = [0] * count
-    fixed = _stack_all([learner.fixed() for learner, _ in parts])
-    corrections = [x for learner, _ in parts if (x := learner.shift()) is not None]
-    shifts = torch.stack(corrections) if corrections else None
-    running = _running([learner for learner, _ in parts])
-    frozen = [learner.frozen() for learner, _ in parts]
-    stand_ins = StandIns([*flat.modules.values(), *frozen[0].values()])
-    constant = {
-        id(p): torch.stack([row.detach() for row in rows])
-        for name in frozen[0]
-        for p, *rows in zip(
-            frozen[0][name].parameters(), *(each[name].parameters() for each in frozen), strict=True
-        )
-    }
-    trained = set(local.trained)
-    every = _leaves(flat.views(matrix), trained)
-    total = torch.zeros(count, dtype=torch.float64, device=first.device)
-    with stand_ins:
-        while (chosen := _next(schedules, done)) is not None:
-            modalities, devices = chosen
-            if len(devices) == count:
-                iteration = Iteration(matrix, every)
+    with ExitStack() as entered:
+        for stack in stacks:
+            stack.ready()
+            entered.enter_context(stack.stand_ins)
+        joins = _Joins(stacks)
+        while (chosen := joins.next()) is not None:
+            modalities, lead, devices = chosen
+            if len(devices) > 1:
+                joins.take(modalities, lead, devices)
             else:
-                rows = torch.tensor(devices, device=matrix.device)
-                x = matrix[rows]
-                iteration = Iteration(x, _leaves(flat.views(x), trained), rows)
-            ids = map(id, flat.parameters)
-            stand_ins.put(
-                dict(zip(ids, iteration.leaves, strict=True))
-                | {key: iteration.of(value) for key, value in constant.items()}
-            )
-            inputs, labels = batches.of(devices, modalities)
-            now = {name: iteration.of(value) for name, value in running.items()}
-            given = now | {name: iteration.of(value) for name, value in fixed.items()}
-            if first.draws:
-                each = zip(
-                    devices, *(x.unbind() for x in inputs.values()), labels.unbind(), strict=True
-                )
-                drawn = [
-                    parts[k][0].draw(Batch(dict(zip(inputs, own[:-1], strict=True)), own[-1]))
-                    for k, *own in each
-                ]
-                given |= _stack_all(drawn)
-            batch = Batch(inputs, labels, given=given)
-            first.label_shift = None if shifts is None else iteration.of(shifts)
-            with first.precision():
-                losses = first.local_loss(batch)
-            wanted = [iteration.leaves[i] for i in local.trained]
-            gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
-            local.take(iteration, gradients)
-            resting = _modulate(first, iteration, modalities, batch)
-            _step(local, odometer, iteration, modalities, resting)
-            for name, value in now.items():
-                iteration.put(running[name], value)
-            iteration.add(total, losses.detach().double())
-            for k in devices:
-                done[k] += 1
-    first.label_shift = None
-    for row, (learner, _) in enumerate(parts):
-        own = {name: value[row].cpu().clone() for name, value in running.items()}
-        learner.memory.update(own)
-    return [(loss / n, n) for loss, n in zip(total.tolist(), done, strict=True)]
+                _take(lead, devices[lead], modalities)
+    for stack in stacks:
+        stack.first.label_shift = None
+        for row, (learner, _) in enumerate(stack.parts):
+            own = {name: value[row].cpu().clone() for name, value in stack.running.items()}
+            learner.memory.update(own)
+
+
+def _take(stack: _Stack, devices: Sequence[int], modalities: tuple[str, ...]) -> None:
+    """Take the next iteration of some devices of a stack."""
+    first, iteration = stack.first, stack.iteration(devices, leaves=True)
+    ids = map(id, stack.flat.parameters)
+    stack.stand_ins.put(
+        dict(zip(ids, iteration.leaves, strict=True))
+        | {key: iteration.of(value) for key, value in stack.constant.items()}
+    )
+    inputs, labels = stack.batches.of(devices, modalities)
+    now = {name: iteration.of(value) for name, value in stack.running.items()}
+    given = now | {name: iteration.of(value) for name, value in stack.fixed.items()}
+    given |= _stack_all(stack.draw(devices, inputs, labels))
+    batch = Batch(inputs, labels, given=given)
+    first.label_shift = None if stack.shifts is None else iteration.of(stack.shifts)
+    with first.precision():
+        losses = first.local_loss(batch)
+    wanted = [iteration.leaves[i] for i in stack.local.trained]
+    gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    stack.local.take(iteration, gradients)
+    resting = _modulate(first, iteration, modalities, batch)
+    stack.step(iteration, devices, modalities, losses, resting)
+    for name, value in now.items():
+        iteration.put(stack.running[name], value)
+
+
+class _Joins:
+    """Which stacks can take an iteration together, and how.
+
+    A stack leads those that have all of its blocks: an iteration that its devices could take is
+    computed with its model, from a copy of these blocks of each.
+    """
+
+    def __init__(self, stacks: Sequence[_Stack]) -> None:
+        self._stacks = stacks
+        self._led: dict[int, list[_Stack]] = {}
+        for lead in stacks:
+            others = [s for s in stacks if s is not lead and lead.first.leads(s.first)]
+            self._led[id(lead)] = [lead, *others]
+
+    def next(self) -> tuple[tuple[str, ...], _Stack, dict[_Stack, list[int]]] | None:
+        """Return the modalities that most devices train next, who leads, and the devices."""
+        waiting = {stack: stack.waiting() for stack in self._stacks}
+        best: tuple[tuple[str, ...], _Stack, dict[_Stack, list[int]]] | None = None
+        most = 0
+        for lead in self._stacks:
+            for modalities in waiting[lead]:
+                found = {
+                    stack: devices
+                    for stack in self._led[id(lead)]
+                    if (devices := waiting[stack].get(modalities))
+                }
+                count = sum(map(len, found.values()))
+                if count > most:
+                    most, best = count, (modalities, lead, found)
+        return best
+
+    def take(
+        self, modalities: tuple[str, ...], lead: _Stack, devices: Mapping[_Stack, Sequence[int]]
+    ) -> None:
+        """Take the next iteration of devices of several stacks, with the model of the first."""
+        first, flat = lead.first, lead.flat
+        iterations = {s: s.iteration(own, leaves=False) for s, own in devices.items()}
+        x = torch.cat([s.flat.columns(it.x, flat) for s, it in iterations.items()])
+        leaves = lead.leaves(x)
+        lead.stand_ins.put(dict(zip(map(id, flat.parameters), leaves, strict=True)))
+        looked_up = [s.batches.of(own, modalities) for s, own in devices.items()]
+        inputs = {m: torch.cat([own[m] for own, _ in looked_up]) for m in modalities}
+        labels = torch.cat([own for _, own in looked_up])
+        drawn = [
+            own
+            for (s, ks), (x, y) in zip(devices.items(), looked_up, strict=True)
+            for own in s.draw(ks, x, y)
+        ]
+        shifts = [it.of(s.shifts) for s, it in iterations.items() if s.shifts is not None]
+        first.label_shift = torch.cat(shifts) if shifts else None
+        with first.precision():
+            losses = first.local_loss(Batch(inputs, labels, given=_stack_all(drawn)))
+        wanted = [leaves[i] for i in lead.local.trained]
+        gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        at = 0
+        for s, own in devices.items():
+            iteration, end = iterations[s], at + len(own)
+            there = s.flat.positions(flat)
+            iteration.gradients = {
+                there[i]: g[at:end]
+                for i, g in zip(lead.local.trained, gradients, strict=True)
+                if g is not None
+            }
+            s.step(iteration, own, modalities, losses[at:end], {})
+            at = end
 
 
 class _Batches:
@@ -289,24 +439,9 @@ class _Batches:
         return self._pool.look_up(rows, modalities)
 
 
-def _next(
-    schedules: Sequence[Sequence[tuple[str, ...]]], done: Sequence[int]
-) -> tuple[tuple[str, ...], list[int]] | None:
-    """Return the modalities that most devices train next, and these devices; None at the end."""
-    waiting: dict[tuple[str, ...], list[int]] = {}
-    for k, (steps, at) in enumerate(zip(schedules, done, strict=True)):
-        if at < len(steps):
-            waiting.setdefault(steps[at], []).append(k)
-    return max(waiting.items(), key=lambda item: len(item[1])) if waiting else None
-
-
-def _leaves(views: Sequence[Tensor], trained: set[int]) -> list[Tensor]:
-    return [v.detach().requires_grad_(i in trained) for i, v in enumerate(views)]
-
-
 def _stack_all(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return tensors of devices by name, stacked."""
-    return {name: torch.stack([own[name] for own in each]) for name in each[0]}
+    """Return tensors of devices by name, stacked; nothing of none."""
+    return {name: torch.stack([own[name] for own in each]) for name in each[0]} if each else {}
 
 
 def _running(learners: Sequence[Trainee]) -> dict[str, Tensor]:
@@ -330,22 +465,3 @@ def _modulate(
         iteration.leaves[i].grad = None
     blocks = {i: learner.flat.block_of(i) for i in iteration.gradients}
     return {i: resting[name].view(-1) for i, name in blocks.items() if name in resting}
-
-
-def _step(
-    local: LocalSteps,
-    odometer: Odometer,
-    iteration: Iteration,
-    modalities: tuple[str, ...],
-    resting: Mapping[int, Tensor],
-) -> None:
-    """Clip, measure and step."""
-    for i, rests in resting.items():
-        g = iteration.gradients[i]
-        iteration.gradients[i] = g.masked_fill(rests.view(-1, *[1] * (g.dim() - 1)), 0.0)
-    local.gather(iteration)
-    local.clip(iteration)
-    odometer.before_step(iteration, modalities)
-    for part in iteration.apart(resting):
-        local.step(part)
-    odometer.after_step(iteration, modalities)

@@ -13,7 +13,7 @@ its own."""
 
 
 FEW = 4096
-"""Numbers of a parameter, in the mean of a model, below which a step of many parameters at once is
+"""Numbers of a parameter, in the mean of a block, below which a step of many parameters at once is
 faster than one of each: they are copied together first."""
 
 
@@ -21,8 +21,9 @@ class Flat:
     """The parameters of one device: a row of a matrix ``[rows, width]``, float32.
 
     A block is a slice of the row, and a parameter a view of its part of the slice, so that mixing,
-    a training step or a checkpoint is an operation on slices. Devices of one process whose models
-    are alike can share a matrix (:func:`stack`), a row each.
+    a training step or a checkpoint is an operation on slices. Every block begins on a line
+    (:data:`LINE`); what is left between two is 0. Devices of one process whose models are alike can
+    share a matrix (:class:`Stack`), a row each.
 
     Parameters
     ----------
@@ -48,24 +49,29 @@ class Flat:
         self.places: list[slice] = []
         self.modules = dict(blocks)
         self._block_of: list[str] = []
+        self._few: set[str] = set()
+        values: list[Tensor] = []
         at = 0
         for name, module in blocks.items():
-            begun = at
-            for p in module.parameters():
+            begun, own = at, list(module.parameters())
+            for p in own:
                 self._block_of.append(name)
                 self.parameters.append(p)
                 self.places.append(slice(at, at + p.numel()))
+                values.append(p.detach().reshape(-1).float())
                 at += p.numel()
             self.slices[name] = slice(begun, at)
+            if at - begun < FEW * len(own):
+                self._few.add(name)
+            if gap := -at % LINE:
+                values.append(values[-1].new_zeros(gap))
+                at += gap
         self._index = {id(p): i for i, p in enumerate(self.parameters)}
         self.length = at
         self._ends = {i for i, (a, b) in enumerate(pairwise(self._block_of)) if a != b}
         self._runs: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        values = [p.detach().reshape(-1).float() for p in self.parameters]
-        device = values[0].device if values else None
-        values.append(torch.zeros(-at % LINE, device=device))
         self._attached: tuple[Tensor | None, int] = (None, 0)
-        self.stand_at(torch.cat(values)[None], 0)
+        self.stand_at((torch.cat(values) if values else torch.zeros(0))[None], 0)
         self.attach()
 
     def stand_at(self, matrix: Tensor, row: int) -> None:
@@ -92,7 +98,7 @@ class Flat:
     @property
     def vector(self) -> Tensor:
         """The row's numbers, ``[length]``."""
-        return self.matrix[self.row, : self.length]
+        return self.matrix[self.row]
 
     def __len__(self) -> int:
         return self.length
@@ -125,19 +131,41 @@ class Flat:
     def runs(self, indices: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Return positions in ascending order, cut into runs of parameters to be stepped as one.
 
-        A run lies in one block, and its parameters follow one another. Where parameters are large,
-        each is a run: it depends on the layout alone.
+        A run lies in one block, and its parameters follow one another. Where a block's parameters
+        are large, each is a run: it depends on the block alone.
         """
         if indices not in self._runs:
-            small = self.length < FEW * len(self.parameters)
             runs: list[list[int]] = []
             for i in indices:
-                if runs and small and runs[-1][-1] == i - 1 and i - 1 not in self._ends:
+                few = self._block_of[i] in self._few
+                if runs and few and runs[-1][-1] == i - 1 and i - 1 not in self._ends:
                     runs[-1].append(i)
                 else:
                     runs.append([i])
             self._runs[indices] = [tuple(run) for run in runs]
         return self._runs[indices]
+
+    def columns(self, x: Tensor, other: "Flat") -> Tensor:
+        """Return the blocks of another layout, which are all here, as they lie in a row there.
+
+        From rows ``[rows, width]`` of this one, which are returned themselves if that is the other.
+        """
+        if other is self:
+            return x
+        lengths = {name: place.stop - place.start for name, place in other.slices.items()}
+        starts = {name: self.slices[name].start for name in lengths}
+        return torch.cat(
+            [x[:, starts[name] : starts[name] + n + -n % LINE] for name, n in lengths.items()],
+            dim=1,
+        )
+
+    def positions(self, other: "Flat") -> list[int]:
+        """Return where the parameters of another layout, whose blocks are all here, are here."""
+        if other is self:
+            return list(range(len(self.parameters)))
+        first = {name: i for i, name in reversed(list(enumerate(self._block_of)))}
+        begin = {name: i for i, name in reversed(list(enumerate(other._block_of)))}
+        return [first[name] + i - begin[name] for i, name in enumerate(other._block_of)]
 
     def copy(self) -> dict[str, Tensor]:
         """Return a copy of every block, ``[length]`` on the CPU: slices of one new vector."""

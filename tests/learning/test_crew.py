@@ -1,5 +1,6 @@
 """A crew, all devices of a process: every device gets what it gets by itself, to the last bit."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -8,7 +9,9 @@ import pytest
 import torch
 from helpers import FAST, make_learner
 
+from flwr_dmml.clients import find_methods
 from flwr_dmml.data import load_partition
+from flwr_dmml.learning import training
 from flwr_dmml.learning.batch import Batch, pooled
 from flwr_dmml.learning.crew import Crew
 from flwr_dmml.learning.learner import Learner
@@ -23,6 +26,15 @@ CONFIG: dict[str, Any] = {
     "num-nodes": NODES,
     "modality-pattern": "audio+image,audio,image,audio+image",
 }
+
+
+STAGGERED = {"stagger": 0.5}
+NEEDS: dict[str, dict[str, Any]] = {
+    "harmony": {"num-server-rounds": 4},
+    "modality-mirror": {"num-server-rounds": 4},
+    "relaysgd": {"topology": "line"},
+}
+"""What methods ask of a run."""
 
 
 def learners(method: str, **changed: Any) -> dict[int, Learner]:
@@ -77,14 +89,15 @@ def assert_equal(a: Mapping[int, Learner], b: Mapping[int, Learner]) -> None:
     [
         ("dpsgd", {}),
         ("dpsgd", {"exchange.precision": "int8"}),
-        ("dmml-kd", {"stagger": 0.5}),
-        ("fedproto", {}),
-        ("qg-dsgdm", {}),
-        ("d2", {}),
-        ("harmony", {"num-server-rounds": 4}),
+        ("dpsgd", {"optimizer": "adam", "clip-norm": 0.1, "speed-metric": "path", **STAGGERED}),
+        ("dpsgd", {"label-correction": "network", "batch-size": 7, "common-dim": 5, **STAGGERED}),
+        ("dpsgd", {"image-encoder": "mlp", **STAGGERED}),
+        *((method, STAGGERED | NEEDS.get(method, {})) for method in sorted(find_methods())),
     ],
+    ids=str,
 )
 def test_a_round_of_all_is_that_of_each(method: str, changed: dict[str, Any]) -> None:
+    """Also where devices with two modalities train one of them along with those that have one."""
     alone, together = learners(method, **changed), learners(method, **changed)
     crew, sent = Crew(together), dict[int, Payload]()
     for t in (1, 2, 3):
@@ -101,6 +114,37 @@ def test_a_round_of_all_is_that_of_each(method: str, changed: dict[str, Any]) ->
             assert published.keys() == sent[k].keys()
             assert all(torch.equal(published[name], sent[k][name]) for name in published)
     assert_equal(alone, together)
+
+
+@pytest.mark.parametrize(("method", "joined"), [("dpsgd", 3), ("dmml-kd", 3), ("fedprox", 0)])
+def test_solo_iterations_are_taken_with_those_that_have_one_modality(
+    method: str, joined: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six updates, half of them solo: devices 0 and 3 have 3 joint iterations, 3 solo ones each.
+
+    Devices 1 and 2 have six, of which three are taken with 0 and 3. FedProx's loss reads whole
+    rows: there, each kind goes by itself.
+    """
+    taken = Counter[tuple[tuple[str, ...], int]]()
+    alone, together = training._take, training._Joins.take
+
+    def of_one(stack: Any, devices: Any, modalities: tuple[str, ...]) -> None:
+        taken[modalities, len(devices)] += 1
+        alone(stack, devices, modalities)
+
+    def of_some(joins: Any, modalities: tuple[str, ...], lead: Any, devices: Any) -> None:
+        taken[modalities, sum(map(len, devices.values()))] += 1
+        together(joins, modalities, lead, devices)
+
+    monkeypatch.setattr(training, "_take", of_one)
+    monkeypatch.setattr(training._Joins, "take", of_some)
+    own = learners(method, **STAGGERED)
+    results = Crew(own).run({k: Plan(1, 6, num_rounds=4) for k in own})
+    assert all(isinstance(found, Outcome) for found in results.values())
+    expected = Counter({(("audio", "image"), 2): 3})
+    for m in ("audio", "image"):
+        expected += Counter({((m,), 3): joined, ((m,), 2): 3 - joined, ((m,), 1): 6 - joined})
+    assert taken == expected
 
 
 def test_a_device_that_rests_stays_as_it_is() -> None:

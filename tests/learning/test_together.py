@@ -113,14 +113,14 @@ def assert_close(
 
 
 def count_stacks(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """Return a count of stacks that are trained from now on, by their size."""
-    sizes, stacked = Counter[int](), training._stacked
+    """Return how often so many devices train together, from now on."""
+    sizes, together = Counter[int](), training._together
 
-    def counted(parts: Sequence[Any], *more: Any) -> Any:
-        sizes[len(parts)] += 1
-        return stacked(parts, *more)
+    def counted(stacks: Sequence[Any]) -> None:
+        sizes[sum(len(stack.parts) for stack in stacks)] += 1
+        together(stacks)
 
-    monkeypatch.setattr(training, "_stacked", counted)
+    monkeypatch.setattr(training, "_together", counted)
     return sizes
 
 
@@ -442,7 +442,7 @@ def test_an_engine_that_hosts_all_devices_has_the_same_run(monkeypatch: pytest.M
     config |= {"modality-pattern": "image,image,audio+image"}
     sizes = count_stacks(monkeypatch)
     together = run(InProcessGrid, config)
-    assert sizes == {4: 4, 2: 4}, "those with an image only, and those with both"
+    assert sizes == {6: 4}, "those with an image only, and those with both"
     sizes.clear()
     alone = run(ByMessages, config)
     assert sizes == {1: 24}

@@ -34,13 +34,14 @@ def test_parameters_are_views_and_blocks_are_slices() -> None:
     module = network(0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     flat = Flat(blocks(module))
-    assert len(flat) == 25 + 15 + 18 and flat.slices["b"] == slice(25, 40)
+    assert flat.slices == {"a": slice(0, 25), "b": slice(32, 47), "c": slice(48, 66)}  # on lines
+    assert len(flat) == 80 and flat.vector[25:32].tolist() == [0.0] * 7
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     flat.vector[flat.slices["b"]] = 7.0
     assert bool((module["b"].weight == 7).all())
     with torch.no_grad():
         module["c"].bias.fill_(-1.0)
-    assert flat.vector[-3:].tolist() == [-1.0] * 3
+    assert flat.vector[63:].tolist() == [-1.0] * 3 + [0.0] * 14
     copied = flat.copy()
     flat.vector.zero_()
     assert copied["b"].tolist() == [7.0] * 15  # a copy
@@ -57,10 +58,10 @@ def test_devices_come_together_in_one_matrix_and_stay_themselves() -> None:
     x = torch.randn(2, 4)
     outputs = [module["b"](module["a"](x)) for module in modules]
     matrix = Stack(flats).matrix
-    assert torch.equal(matrix[:, :58], torch.stack(before))
+    assert torch.equal(matrix, torch.stack(before))
     assert Stack(flats).matrix.data_ptr() == matrix.data_ptr(), "they are together already"
-    assert matrix.shape == (3, 64) and matrix.data_ptr() % 64 == 0, "rows begin on a cache line"
-    assert not matrix[:, 58:].any()
+    assert matrix.shape == (3, 80) and matrix.data_ptr() % 64 == 0, "rows begin on a cache line"
+    assert not matrix[:, 25:32].any() and not matrix[:, 66:].any()
     for flat, module, output in zip(flats, modules, outputs, strict=True):
         flat.attach()
         assert torch.equal(module["b"](module["a"](x)), output)
@@ -80,6 +81,18 @@ def test_some_rows_of_a_matrix_are_a_copy_that_is_put_back() -> None:
     apart.put_back()
     assert bool((flats[2].vector == 5).all()) and not bool((flats[0].vector == 5).any())
     assert bool((near.matrix[1] == 5).all())
+
+
+def test_a_row_is_written_in_the_layout_of_a_smaller_model() -> None:
+    """Of a, b and c those that the other has, in its order: c and a."""
+    module = network(0)
+    flat, other = Flat(blocks(module)), Flat({name: network(1)[name] for name in ("c", "a")})
+    there = flat.columns(flat.rows, other)
+    assert there.shape == other.rows.shape
+    for name, place in other.slices.items():
+        assert torch.equal(there[0, place], flat.vector[flat.slices[name]])
+    assert flat.positions(other) == [3, 4, 0, 1], "weight and bias of c, then those of a"
+    assert flat.columns(flat.rows, flat) is not None and flat.positions(flat) == [0, 1, 2, 3, 4]
 
 
 def test_a_copied_model_has_memory_of_its_own() -> None:
@@ -217,7 +230,7 @@ def test_a_parameter_may_be_a_single_number() -> None:
     local.gather(iteration)
     local.clip(iteration)
     local.step(iteration)
-    assert flat.vector.tolist() == pytest.approx([1 - 0.06, -0.08, 0.0], abs=1e-5)
+    assert flat.vector[:3].tolist() == pytest.approx([1 - 0.06, -0.08, 0.0], abs=1e-5)
 
 
 @pytest.mark.parametrize("how", HOW[1:], ids=str)
