@@ -57,7 +57,8 @@ def run_peers(
     name = parsed.settings.method
     method = parsed.parts.methods[name]
     grid = InProcessGrid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
-    plan = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
+    plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
+    plan["couriers"] = parsed.couriers_of(name) != "off"
     peers = PeerStrategy(
         make_topology(config.get("topology", "ring"), path=config.get("topology-file", "")),
         num_nodes=n,

@@ -17,7 +17,7 @@ from ..payload.plan import Outcome, Payload, Plan
 from ..transport.direct.tls import Tls
 from ..transport.letter import Letter
 from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
-from ..transport.relay import size_bytes
+from ..transport.relay import own_bytes
 from .metering import NodeConfig, run_metered
 
 SENT = "sent."
@@ -100,7 +100,7 @@ def run_directly(
                 link.publish(Letter(run, me, plan.server_round, sent))
             )
             outcome.metrics[LABEL_BYTES] = float(_label_bytes(sent))
-            outcome.metrics[PAYLOAD_BYTES] = float(size_bytes(pack(sent)))
+            outcome.metrics[PAYLOAD_BYTES] = float(own_bytes(pack(sent)))
         outcomes.append(outcome)
     last = plans[-1]
     still_there = [n for n in last.neighbours if n not in gone]

@@ -5,8 +5,9 @@ from flwr.app import ConfigRecord, Context
 
 from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
-from ..payload.blocks import digest
+from ..payload.blocks import digest, unaddressed
 from ..transport import size_bytes
+from ..transport.arrays import serialised_bytes
 from ..transport.messages import FLOPS_IN, PUBLIC_KEY, pack
 from .metering import equipment_of
 from .sealing import announcement, seals
@@ -21,14 +22,19 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
         The node config is wrong.
     """
     work = measure_work(learner)  # leaves it as at the start
-    lengths = learner.block_lengths()
+    lengths, payload = learner.block_lengths(), pack(first_payload(learner))
+    sizes = dict.fromkeys(lengths, 0)
+    for name, array in payload.items():
+        if (block := unaddressed(name)) in sizes:
+            sizes[block] += serialised_bytes(array)
     about = ConfigRecord(
         {
             "partition-id": learner.partition.partition_id,
             "modalities": list(learner.partition.modalities),
             "block-names": list(lengths),
             "block-lengths": list(lengths.values()),
-            "payload-bytes": size_bytes(pack(first_payload(learner))),
+            "payload-bytes": size_bytes(payload),
+            "block-bytes": list(sizes.values()),
             "block-digests": [digest(module) for module in learner.blocks().values()],
             "num-train": len(learner.train_data),
             **_data_told(learner),

@@ -16,6 +16,7 @@ from ..learning.crew import Crew
 from ..learning.learner import Learner, method_stacks, overrides
 from ..learning.rows import Columns, Layout, MakeMatrix, layout_of
 from ..methods.registry import find_methods
+from ..payload.blocks import is_carried
 from ..payload.plan import Outcome, Payload, Plan
 from ..settings import OwnParts
 from ..transport.arrays import TensorArray
@@ -23,6 +24,8 @@ from ..transport.messages import SIMULATED, STATE, pack, unpack
 from .hosting import learner_with
 from .metering import metered_alone
 from .state import confusion_of, hold, take_up
+
+PUBLISHED = "published/"
 
 
 class Node(Protocol):
@@ -177,7 +180,12 @@ class HostedDevices:
                 kept.setdefault(int(partition), {})[name] = torch.from_numpy(numbers)
         self._crew = Crew(self._learners, every, make, None if left is None else left.rounds)
         for p, learner in self._learners.items() if left is not None else ():
-            learner.load_state(kept.get(p, dict[str, Tensor]()))
+            own = kept.get(p, dict[str, Tensor]())
+            learner.load_state({k: x for k, x in own.items() if not k.startswith(PUBLISHED)})
+            told = {k.removeprefix(PUBLISHED): x for k, x in own.items() if k.startswith(PUBLISHED)}
+            carried = {k: x for k, x in told.items() if is_carried(k)}
+            entries = {k: x for k, x in told.items() if k not in carried}
+            self._crew.hear(p, learner.report(), entries, carried)
         self._ahead = left is not None
         keep_freed_memory()
         return self._crew
@@ -208,12 +216,16 @@ class HostedDevices:
         return self._crew
 
     def kept(self) -> dict[str, NDArray[Any]]:
-        """Return what the devices keep besides their rows, ``<partition id>/<name>``."""
-        return {
-            f"{p}/{name}": value.numpy()
-            for p, learner in self._learners.items()
-            for name, value in learner.kept_state().items()
-        }
+        """Return what the devices keep besides their rows, ``<partition id>/<name>``.
+
+        And what else they have published, after :data:`PUBLISHED`.
+        """
+        found: dict[str, NDArray[Any]] = {}
+        for p, learner in self._learners.items():
+            told = self.crew.besides(p) | self.crew.carried.get(p, {})
+            every = learner.kept_state() | {PUBLISHED + k: x for k, x in told.items()}
+            found |= {f"{p}/{name}": value.numpy() for name, value in every.items()}
+        return found
 
     def _reply(self, p: int, plan: Plan, result: Outcome | Exception) -> Reply:
         if isinstance(result, Exception):
@@ -223,8 +235,10 @@ class HostedDevices:
         reply = Reply(result.metrics, result.rejected)
         if plan.iterations:
             known = self._entries.get(p)
-            if known is None or result.payload:
-                found = bytes_of(result.payload or self._crew.payload(p))
+            carries = self._crew.carried.get(p, {})
+            same = known is not None and carries.keys() == {k for k in known if is_carried(k)}
+            if result.payload or not same:
+                found = bytes_of((result.payload or self._crew.payload(p)) | carries)
                 self._entries[p] = known if known == found and known is not None else found
             reply.entries = self._entries[p]
         elif plan.evaluate:

@@ -19,7 +19,7 @@ from ..transport.arrays import NumpyArray, record_of
 from ..transport.direct.tls import Tls
 from ..transport.letter import Letter, LetterError
 from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES, SIMULATED, pack, read_inbox
-from ..transport.relay import size_bytes
+from ..transport.relay import own_bytes, size_bytes
 from .direct import TLS_KEYS, read_tls
 from .metering import run_metered
 
@@ -98,7 +98,7 @@ def run_sealed(
     if not outcome.payload:
         return outcome, ArrayRecord()
     plain = pack(outcome.payload)
-    outcome.metrics[PAYLOAD_BYTES] = float(size_bytes(plain))
+    outcome.metrics[PAYLOAD_BYTES] = float(own_bytes(plain))
     outcome.metrics[LABEL_BYTES] = float(size_bytes(plain, LABELS))
     letter = Letter(run, me, plan.server_round, outcome.payload)
     recipients = {k: public[k] for k in plan.recipients if k in public}

@@ -6,7 +6,7 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,15 @@ class Publication:
         See :meth:`.Learner.report`.
     entries : dict of str to NDArray
         The rest of its payload, or all of it where rows are not mixed as they are.
+    carried : dict of str to NDArray
+        What it has published for others, as a courier.
     row : NDArray or None
         Its row ``[width]``, for devices on another machine.
     """
 
     report: list[float]
     entries: Numbers
+    carried: Numbers = field(default_factory=dict)
     row: NDArray[Any] | None = None
 
 
@@ -185,7 +188,7 @@ class Share:
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = time.perf_counter() - begun
         sent = sum(0 if x.row is None else x.row.nbytes for x in published.values())
-        report = Report(told, self.devices.crew.rows.sound, seconds, kilobytes * 1024, sent)
+        report = Report(told, self.devices.crew.sound, seconds, kilobytes * 1024, sent)
         return report, published, self.devices.kept()
 
     def _short(self, p: int, reply: Reply) -> Reply:
@@ -207,14 +210,9 @@ class Share:
 
     def _publication(self, crew: Crew, p: int, abroad: bool) -> Publication:
         row = crew.rows.published(p).numpy().copy() if abroad and crew.learners[p].plain else None
-        return Publication(crew.reports[p], self._numbers(crew, p), row)
-
-    @staticmethod
-    def _numbers(crew: Crew, p: int) -> Numbers:
-        learner = crew.learners[p]
-        if not learner.plain:
-            return {name: value.numpy() for name, value in crew.payload(p).items()}
-        return {k: v.numpy() for k, v in learner.extras().items()} if learner.listens else {}
+        carried = {name: value.numpy() for name, value in crew.carried.get(p, {}).items()}
+        entries = {name: value.numpy() for name, value in crew.besides(p).items()}
+        return Publication(crew.reports[p], entries, carried, row)
 
     def _take(self, crew: Crew, publications: Publications) -> None:
         """Take up what devices of other processes have published."""
@@ -225,7 +223,8 @@ class Share:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes there
                 entries: Payload = {k: torch.from_numpy(v) for k, v in publication.entries.items()}
-            crew.hear(p, publication.report, entries)
+                carried: Payload = {k: torch.from_numpy(v) for k, v in publication.carried.items()}
+            crew.hear(p, publication.report, entries, carried)
 
     def load(self, method: str, payloads: Mapping[int, Numbers]) -> Publications:
         """Go on from payloads of an earlier time; return what the other processes need of them."""

@@ -6,8 +6,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..payload.blocks import LARGEST, is_carried
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from ..payload.routing import cut, wanted
+from ..payload.routing import cut, passed_on, wanted
 from .batch import pooled
 from .learner import Kept, Learner
 from .mixing import Taken
@@ -47,6 +48,9 @@ class Crew:
         """What devices published in the last round, by partition id: empty where nobody asks."""
         self.reports: dict[int, list[float]] = {}
         """What they reported besides, see :meth:`.Learner.report`."""
+        self.carried: dict[int, Payload] = {}
+        """What they published for others, as couriers."""
+        self._carried_sound = True
         if every is None:
             every = layouts({p: layout_of(x) for p, x in self.learners.items()}, self.learners)
         self.rows = Rows(every, self.learners, make or self._matrices, rounds or 0)
@@ -91,8 +95,10 @@ class Crew:
         """
         plain = self._plain(plans)
         before = {p: self.learners[p].kept() for p in plans}
+        passing: dict[int, Payload] = {}
         if plain:
-            self.rows.mix(plans)
+            passing = self._passed_on(plans)
+            self.rows.mix(plans, self.carried)
         for p, learner in self.learners.items():
             go = learner.flat.stand_at if plain else learner.flat.move_to
             go(*self.rows.next(p))
@@ -120,6 +126,7 @@ class Crew:
             good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
             self.published = {p: r.payload for p, r in good.items()}
             self.reports = {p: self.learners[p].report() for p in good}
+            self._carry(passing if plain else self.published)
             self.rows.publish()
         return dict(sorted(results.items()))
 
@@ -180,8 +187,13 @@ class Crew:
 
     def _plain(self, plans: Mapping[int, Plan]) -> bool:
         """Return whether rows can be mixed as they are."""
-        sound = self.rows.sound and self.foreign_sound
+        sound = self.sound and self.foreign_sound
         return sound and all(self.learners[p].plain for p in plans)
+
+    @property
+    def sound(self) -> bool:
+        """Whether all that the own devices have published is in range."""
+        return self.rows.sound and self._carried_sound
 
     foreign_sound: bool = True
     """Whether what other processes' devices have published is known to be in range."""
@@ -193,16 +205,24 @@ class Crew:
     def load(self, payloads: Mapping[int, Payload]) -> None:
         """Go on from what devices published at an earlier time, whose state they have."""
         self.published = {}
+        self._carry(payloads)
         for p, payload in payloads.items():
             learner = self.learners[p]
             own = self._payload(p) if learner.listens else {}
             self.published[p] = own if learner.plain else payload
         self.reports = {p: self.learners[p].report() for p in payloads}
 
-    def hear(self, p: int, report: list[float], entries: Payload) -> None:
+    def hear(self, p: int, report: list[float], entries: Payload, carried: Payload) -> None:
         """Take up what another process's device has published, besides its row."""
-        self.reports[p] = report
+        self.reports[p], self.carried[p] = report, carried
         self.published[p] = entries and self.rows.blocks(p, self.rows.published(p)) | entries
+
+    def besides(self, p: int) -> Payload:
+        """Return what an own device has published besides its row; all where that is not mixed."""
+        told = self.published.get(p, {})
+        if not self.learners[p].plain:
+            return told
+        return {k: x for k, x in told.items() if k not in self.learners[p].block_names}
 
     # ---- before training --------------------------------------------------------------------
 
@@ -217,13 +237,34 @@ class Crew:
         with learner.in_round(plan):
             if plain:
                 learner.begin_mixed(
-                    plan, inbox, self.rows.apart(p, plan) if plan.evaluate else None
+                    plan, inbox, self.rows.apart(p, plan, self.carried) if plan.evaluate else None
                 )
             else:
                 inbox = learner.begin(plan, inbox)
             if learner.trains(plan):
                 learner.before_training(plan, inbox)
         return inbox
+
+    def _passed_on(self, plans: Mapping[int, Plan]) -> dict[int, Payload]:
+        """Return what couriers publish in this round: copies of rows that a next one overwrites."""
+        found: dict[int, Payload] = {}
+        for p, plan in plans.items():
+            ways = {there.via for there in plan.carries}
+            if ways and plan.iterations:
+                own = passed_on(plan, {n: self.payload(n) for n in ways})
+                found[p] = {name: x.clone() for name, x in own.items()}
+        return found
+
+    def _carry(self, payloads: Mapping[int, Payload]) -> None:
+        """Take note of what couriers among the own devices have published for others."""
+        self.carried = {
+            p: {k: x for k, x in payload.items() if is_carried(k)}
+            for p, payload in payloads.items()
+        }
+        numbers = [x for own in self.carried.values() for x in own.values()]
+        self._carried_sound = all(
+            bool(torch.linalg.vector_norm(x) <= LARGEST) for x in numbers if x.is_floating_point()
+        )
 
     def _inbox(self, p: int, plan: Plan) -> Inbox:
         """Return what a device gets of its neighbours."""
@@ -250,10 +291,11 @@ class Crew:
 
     def payload(self, p: int) -> Payload:
         """Return what a device, of any process, published in the last round."""
-        if self.published[p]:
-            return self.published[p]
-        blocks = self.rows.blocks(p, self.rows.published(p))
-        return self._of(p, blocks) if p in self.learners else blocks
+        told = self.published[p]
+        if not told:
+            blocks = self.rows.blocks(p, self.rows.published(p))
+            told = self._of(p, blocks) if p in self.learners else blocks
+        return told | self.carried.get(p, {})
 
     def _payload(self, p: int) -> Payload:
         """Return what a device publishes of what it has now."""

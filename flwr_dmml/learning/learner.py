@@ -3,7 +3,7 @@
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
+from ..payload.routing import brought, passed_on
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
@@ -48,6 +49,7 @@ IN_A_STACK = {
     "begin", "finish",
 }  # fmt: skip
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
+Couriers = Literal["off", "forward"]
 Kept = tuple[Any, ...]
 """What a device keeps besides its parameters."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
@@ -94,6 +96,8 @@ class Learner:
     """The setting ``allocation.rule`` where the run config says "auto"."""
     label_correction: ClassVar[Correction] = "off"
     """The setting ``label-correction`` where the run config says "auto"."""
+    couriers: ClassVar[Couriers] = "off"
+    """The setting ``couriers`` where the run config says "auto"."""
     own_weights: ClassVar[bool] = False
     """Whether the method changes the mixing weights, from round to round."""
     own_format: ClassVar[bool] = False
@@ -145,6 +149,7 @@ class Learner:
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
+        self._passed_on: Payload = {}  # in this round, for others
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         check_kept(self.model, modules)
@@ -297,7 +302,7 @@ class Learner:
 
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
-        given = plan.weights, plan.neighbours, inbox, plan.recipients
+        given = plan.weights, plan.sources, inbox, plan.recipients
         return self.mixer.mix(*given, measure=plan.evaluate)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
@@ -370,13 +375,17 @@ class Learner:
         Returns what the neighbours published, as it is once nothing of it is compressed.
         """
         self.flat.attach()
+        self._passed_on = passed_on(plan, inbox)
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
-        inbox, why = self.compressor.decode(inbox, own, self.partition.partition_id)
-        apart, rejected = self.mix(plan, inbox)
+        everybody = inbox | brought(plan.far, inbox)
+        opened, why = self.compressor.decode(everybody, own, self.partition.partition_id)
+        apart, rejected = self.mix(plan, opened)
+        rejected = [_by_courier(why.get(line, line), plan) for line in rejected]
+        inbox = {n: opened[n] for n in inbox}
         if plan.iterations:  # a closing message publishes nothing
             rejected += self.label_shares.read(inbox, len(plan.recipients))
         self.begin_mixed(plan, inbox, apart if plan.neighbours and plan.evaluate else None)
-        self.rejected = [why.get(line, line) for line in rejected] + self.rejected
+        self.rejected = rejected + self.rejected
         return inbox
 
     def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
@@ -560,7 +569,8 @@ class Learner:
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
-        return self.compressor.encode(written, self.block_lengths()) | self.extras()
+        own = self.compressor.encode(written, self.block_lengths()) | self.extras()
+        return own | self._passed_on
 
     def extras(self) -> Payload:
         """Return what is published besides the blocks."""
@@ -696,3 +706,18 @@ def in_words(module: nn.Module) -> str:
     """Return layers and shapes of a module in words; equal words, equal computation."""
     shapes = [f"{name}{list(p.shape)}{p.requires_grad}" for name, p in module.named_parameters()]
     return f"{module} {shapes}"
+
+
+def _by_courier(line: str, plan: Plan) -> str:
+    """Return a line about what a neighbour has sent; of a courier, where it is about a far block.
+
+    ``"3: block encoder.audio is missing"`` becomes
+    ``"2: block encoder.audio of device 3 is missing"``.
+    """
+    sender, _, rest = line.partition(": ")
+    for there in plan.far:
+        for block in there.blocks:
+            called = f"block {block} "
+            if sender == str(there.origin) and rest.startswith(called):
+                return f"{there.via}: {called}of device {there.origin} {rest.removeprefix(called)}"
+    return line

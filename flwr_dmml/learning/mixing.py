@@ -115,8 +115,9 @@ class Mixer:
     ) -> tuple[float, list[str]]:
         """Bring every block to where the round's training begins, in place.
 
-        ``weights[block]`` holds the own weight, then that of each of ``neighbours``; they sum to 1.
-        A block without weights meets nobody. What cannot be mixed is left out and its weight given
+        ``weights[block]`` holds the own weight, then that of each of ``neighbours`` (those whose
+        blocks a courier has brought among them); they sum to 1. A block without weights meets
+        nobody. What cannot be mixed is left out and its weight given
         to the own copy, which keeps the weights of all others doubly stochastic.
 
         Returns
@@ -131,7 +132,8 @@ class Mixer:
         for block, place in self._flat.slices.items():
             x = self._flat.rows[:, place]
             row = weights.get(block, (1.0,))
-            others = dict(zip(neighbours, row[1:], strict=True)) if block in weights else {}
+            pairs = zip(neighbours, row[1:], strict=True) if block in weights else ()
+            others = {j: weight for j, weight in pairs if weight}
             found, wrong = self._arrived(block, others, inbox, x)
             rejected += wrong
             own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
@@ -150,7 +152,7 @@ class Mixer:
         self, block: str, weights: Mapping[int, float], inbox: Inbox, x: Tensor
     ) -> tuple[dict[int, tuple[float, list[Tensor]]], list[str]]:
         """Return the valid vectors from neighbours, with their weights, and what was rejected."""
-        wanted = [neighbour for neighbour, weight in weights.items() if weight]
+        wanted = list(weights)
         name = addressed(block, self._me) if self.rule.addressed else block
         length, numbers = x.shape[1], self.rule.sends.count("number")
         names = {0: name}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..payload.blocks import LARGEST
+from ..payload.blocks import LARGEST, carried
 from ..payload.plan import Payload, Plan
 from .learner import Learner
 from .mixing import disagreement
@@ -88,8 +88,9 @@ class _Mixing:
 
     columns: slice
     tables: list[tuple[_Kind, slice]]  # that hold the blocks there, one below the other
-    rows: Tensor  # [own device, 1 + neighbours] int64, of these tables; the own first
-    weights: Tensor  # [own device, 1 + neighbours]
+    rows: Tensor  # [own device, 1 + sources] int64, of these tables; the own first
+    weights: Tensor  # [own device, 1 + sources]
+    far: tuple[tuple[int, str], ...] = ()  # below the tables: courier, and name in its payload
 
 
 class Rows:
@@ -184,28 +185,40 @@ class Rows:
     # ---- mixing -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def mix(self, plans: Mapping[int, Plan]) -> None:
-        """Write the weighted means of rows into the next matrices; others stay as they are."""
+    def mix(self, plans: Mapping[int, Plan], brought: Mapping[int, Payload]) -> None:
+        """Write the weighted means of rows into the next matrices; others stay as they are.
+
+        Parameters
+        ----------
+        plans : mapping of int to Plan
+            By partition id.
+        brought : mapping of int to Payload
+            What couriers have published for others, of every process.
+        """
         for kind in self._kinds:
             if not kind.own:
                 continue
             for mixing in self._mixings(kind, plans):
                 parts = [k.now[:, columns] for k, columns in mixing.tables]
-                table = parts[0] if len(parts) == 1 else torch.cat(parts)
+                if mixing.far:
+                    parts.append(torch.stack([brought[r][name] for r, name in mixing.far]))
+                count, length = sum(map(len, parts)), parts[0].shape[1]
                 mixed = kind.next[kind.mine, mixing.columns]
-                cached = table.device.type == "cpu"
-                step = max(256, CACHED // len(table)) if cached else table.shape[1]
-                for at in range(0, table.shape[1], step):
+                cached = mixed.device.type == "cpu"
+                step = max(256, CACHED // count) if cached else length
+                for at in range(0, length, step):
                     some = slice(at, at + step)
+                    cut = [part[:, some] for part in parts]
+                    table = cut[0] if len(cut) == 1 else torch.cat(cut)
                     mixed[:, some] = F.embedding_bag(
-                        mixing.rows, table[:, some], mode="sum", per_sample_weights=mixing.weights
+                        mixing.rows, table, mode="sum", per_sample_weights=mixing.weights
                     )
 
     def _mixings(self, kind: _Kind, plans: Mapping[int, Plan]) -> list[_Mixing]:
         """Return how a layout's columns are mixed: as in the round before, if nothing changes."""
         asked = [plans.get(p, _RESTS) for p in kind.own]
         pairs = zip(kind.known, asked, strict=False)
-        same = all(a.weights is b.weights and a.neighbours == b.neighbours for a, b in pairs)
+        same = all(a.weights is b.weights and a.sources == b.sources for a, b in pairs)
         if not (kind.known and same):
             kind.known, kind.mixings = asked, list(self._new_mixings(kind, asked))
         return kind.mixings
@@ -228,9 +241,15 @@ class Rows:
                 begin[id(k)] = at
                 at += len(k.layout.partitions)
 
-            def row(p: int, begin: Mapping[int, int] = begin) -> int:
-                found = self._kind_of[p]
-                return begin[id(found)] + found.row[p]
+            far: dict[tuple[int, str], int] = {}
+
+            def row(
+                source: _Source, begin: Mapping[int, int] = begin, far: Far = far, end: int = at
+            ) -> int:
+                if isinstance(source, tuple):
+                    return end + far.setdefault(source, len(far))
+                found = self._kind_of[source]
+                return begin[id(found)] + found.row[source]
 
             count = 1 + max(len(others) for _, others in rows)
             index, weights = list[list[int]](), list[list[float]]()
@@ -244,9 +263,10 @@ class Rows:
                 tables,
                 torch.tensor(index, device=device),
                 torch.tensor(weights, dtype=torch.float32, device=device),
+                tuple(far),
             )
 
-    def apart(self, p: int, plan: Plan) -> float | None:
+    def apart(self, p: int, plan: Plan, brought: Mapping[int, Payload]) -> float | None:
         """Return the disagreement of a device with its neighbours, over all that it mixes."""
         if not plan.neighbours:
             return None
@@ -255,7 +275,12 @@ class Rows:
         for block, columns in kind.slices.items():
             _, others = _row_of(plan, block)
             if others:
-                near = torch.stack([self._block(n, block) for n, _ in others])
+                near = torch.stack(
+                    [
+                        brought[n[0]][n[1]] if isinstance(n, tuple) else self._block(n, block)
+                        for n, _ in others
+                    ]
+                )
                 weights = own.new_tensor([[weight for _, weight in others]])
                 total += disagreement(own[None, columns], near[None], weights)
         return total
@@ -268,11 +293,19 @@ class Rows:
 _RESTS = Plan(0, 0)
 
 
-def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[int, float]]]:
-    """Return a device's own weight of a block, and its neighbours with theirs."""
+_Source = int | tuple[int, str]
+"""Whose block: a neighbour's, or what a courier (first) has published under a name."""
+Far = dict[tuple[int, str], int]
+
+
+def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[_Source, float]]]:
+    """Return a device's own weight of a block, and those whose it mixes with theirs."""
     own, *others = plan.weights.get(block, (1.0,))
-    pairs = zip(plan.neighbours, others, strict=True) if others else ()
-    return own, [(n, weight) for n, weight in pairs if weight]
+    if not others:
+        return own, []
+    far = [(there.via, carried(block, there.origin)) for there in plan.far]
+    sources: list[_Source] = [*plan.neighbours, *far]
+    return own, [(n, weight) for n, weight in zip(sources, others, strict=True) if weight]
 
 
 def _as_it_is(kind: _Kind, columns: slice) -> _Mixing:

@@ -118,7 +118,7 @@ class DmmlKd(Learner):
         known, wrong = received(inbox, key, classes, optional=True, called=COUNTS, lowest=0)
         self.rejected += wrong
         refused = {int(line.partition(":")[0]) for line in wrong}
-        for neighbour, weight in zip(plan.neighbours, weights[1:], strict=True):
+        for neighbour, weight in zip(plan.sources, weights[1:], strict=True):
             if neighbour not in heads or neighbour in refused:
                 continue
             self._heads.append(heads[neighbour])

@@ -16,6 +16,7 @@ STATISTICS = "stats."
 """Prefix of payload entries that travel with the blocks but are never mixed."""
 
 _TO = "@"
+_OF = "<"
 COMPANION = "#"
 """Stands in a payload between a block's name and that of what belongs to it, such as its scales."""
 
@@ -23,6 +24,19 @@ COMPANION = "#"
 def addressed(block: str, recipient: int) -> str:
     """Return the name in a payload of what only the device ``recipient`` is to get of a block."""
     return f"{block}{_TO}{recipient}"
+
+
+def carried(block: str, origin: int) -> str:
+    """Return the name in a courier's payload of a block that it carries for the device ``origin``.
+
+    What belongs to the block goes with it: ``encoder.audio<3#scale``.
+    """
+    return f"{block}{_OF}{origin}"
+
+
+def is_carried(name: str) -> bool:
+    """Return whether an entry of a payload is carried for another device."""
+    return _OF in name
 
 
 def unaddressed(name: str) -> str:
@@ -53,7 +67,7 @@ def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
     """
     owner: dict[int, str] = {}
     for name, module in blocks.items():
-        for mark in (_TO, COMPANION):
+        for mark in (_TO, _OF, COMPANION):
             if mark in name:
                 raise ValueError(f"block '{name}': a name cannot hold '{mark}'")
         if not num_parameters(module):

@@ -14,6 +14,26 @@ Inbox = dict[int, Payload]
 
 
 @dataclass(frozen=True)
+class Carried:
+    """Blocks of a device that are no neighbour's own: a courier brings them.
+
+    Attributes
+    ----------
+    origin : int
+        Whose they are.
+    via : int
+        The neighbour whose payload holds them: a courier, or of what a courier takes on the device
+        itself.
+    blocks : tuple of str
+        Their names.
+    """
+
+    origin: int
+    via: int
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """One node's part in one round.
 
@@ -28,8 +48,8 @@ class Plan:
     neighbours : tuple of int
         Partition ids of the live neighbours whose payloads are in the inbox.
     weights : dict of str to tuple of float
-        For each block: this node's own mixing weight, then that of each neighbour (0 for one that
-        does not own the block). They sum to 1.
+        For each block: this node's own mixing weight, then that of each of :attr:`sources` (0 for
+        one that does not own the block). They sum to 1.
     by_modality : dict of str to int
         Encoder updates of modalities that do not get ``iterations``. A device whose modalities all
         get 0 is parked: it publishes what it has mixed.
@@ -41,6 +61,10 @@ class Plan:
         What the method is to do in this round besides training; empty for methods without phases.
     recipients : tuple of int
         Partition ids of the devices that this round's payload is for.
+    far : tuple of Carried
+        What couriers among the neighbours have brought: it is mixed, too.
+    carries : tuple of Carried
+        What this node is to publish, unread, for others: it is a courier.
     """
 
     server_round: int
@@ -53,16 +77,33 @@ class Plan:
     budget_j: float = inf
     phase: str = ""
     recipients: tuple[int, ...] = ()
+    far: tuple[Carried, ...] = ()
+    carries: tuple[Carried, ...] = ()
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Partition ids of those whose blocks are mixed: the neighbours, then of :attr:`far`."""
+        return (*self.neighbours, *(there.origin for there in self.far))
 
     def without(self, missing: Collection[int]) -> "Plan":
-        """Return the plan without some neighbours, whose weights go to the own copy."""
-        gone = [k for k, neighbour in enumerate(self.neighbours) if neighbour in missing]
-        kept = [k for k in range(len(self.neighbours)) if k not in gone]
+        """Return the plan without some neighbours, and without what they were to bring.
+
+        Their weights go to the own copy.
+        """
+        ways = [*self.neighbours, *(there.via for there in self.far)]
+        gone = [k for k, way in enumerate(ways) if way in missing]
+        kept = [k for k in range(len(ways)) if k not in gone]
         weights = {
             block: (own + sum(others[k] for k in gone), *(others[k] for k in kept))
             for block, (own, *others) in self.weights.items()
         }
-        return replace(self, neighbours=tuple(self.neighbours[k] for k in kept), weights=weights)
+        return replace(
+            self,
+            neighbours=tuple(n for n in self.neighbours if n not in missing),
+            weights=weights,
+            far=tuple(there for there in self.far if there.via not in missing),
+            carries=tuple(there for there in self.carries if there.via not in missing),
+        )
 
 
 @dataclass(frozen=True)

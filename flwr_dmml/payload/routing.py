@@ -1,10 +1,10 @@
-"""Which part of a payload goes to whom."""
+"""Which part of a payload goes to whom, and what couriers pass on."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-from .blocks import STATISTICS, addressed, without_companion
-from .plan import Plan
+from .blocks import COMPANION, STATISTICS, addressed, carried, without_companion
+from .plan import Carried, Inbox, Payload, Plan
 
 T = TypeVar("T")
 
@@ -15,7 +15,12 @@ def wanted(plan: Plan, position: int, recipient: int, published: Collection[str]
     The payload is that of its n-th neighbour, from 1.
     """
     names = {name for name, weights in plan.weights.items() if weights[position] > 0}
-    return frozenset(names | {addressed(name, recipient) for name in names - set(published)})
+    names |= {addressed(name, recipient) for name in names - set(published)}
+    sender = plan.neighbours[position - 1]
+    for there in (*plan.far, *plan.carries):
+        if there.via == sender:
+            names |= {_name(block, there) for block in there.blocks}
+    return frozenset(names)
 
 
 def cut(payload: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
@@ -24,4 +29,39 @@ def cut(payload: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
         name: value
         for name, value in payload.items()
         if without_companion(name) in names or name.startswith(STATISTICS)
+    }
+
+
+def passed_on(plan: Plan, inbox: Inbox) -> Payload:
+    """Return what a courier publishes of what it has received: the same tensors, unread."""
+    found: Payload = {}
+    for there in plan.carries:
+        for block in there.blocks:
+            entries = _entries(inbox.get(there.via, {}), _name(block, there))
+            found |= {carried(block, there.origin) + more: x for more, x in entries.items()}
+    return found
+
+
+def brought(far: Iterable[Carried], inbox: Inbox) -> Inbox:
+    """Return what couriers have brought, by origin, as if it had come from there."""
+    found: Inbox = {}
+    for there in far:
+        payload = found.setdefault(there.origin, {})
+        for block in there.blocks:
+            entries = _entries(inbox.get(there.via, {}), carried(block, there.origin))
+            payload |= {block + more: x for more, x in entries.items()}
+    return found
+
+
+def _name(block: str, there: Carried) -> str:
+    """Return the name of a block in the payload of the neighbour that has it."""
+    return block if there.via == there.origin else carried(block, there.origin)
+
+
+def _entries(payload: Payload, name: str) -> Payload:
+    """Return what a payload holds of a block, by what follows its name."""
+    return {
+        key.removeprefix(name): x
+        for key, x in payload.items()
+        if key == name or key.startswith(name + COMPANION)
     }

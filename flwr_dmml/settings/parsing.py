@@ -22,7 +22,7 @@ from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..graph.topology import TopologyError, find_topology, own_fields
 from ..learning.options import Options
-from .parts import Parts, RunConfig
+from .parts import Parts, RunConfig, no_couriers
 from .settings import GROUPS, Settings
 
 GroupT = TypeVar("GroupT", bound=Group)
@@ -167,6 +167,8 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
             "over all devices; allowed with it: mean"
         )
+    if settings.couriers not in ("auto", "off") and (why := no_couriers(learner, rule)):
+        problems.append(f"couriers = {settings.couriers!r}: {why}; allowed: off")
     exchange = settings.exchange
     if rule.whole and exchange.top_k < 1:
         problems.append(

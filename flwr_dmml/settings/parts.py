@@ -13,7 +13,7 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.registry import find_aggregation, find_gossip
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, add_topologies
-from ..learning.learner import Learner
+from ..learning.learner import Couriers, Learner
 from ..learning.options import Options
 from ..methods.registry import find_methods
 from .settings import GROUPS, Settings
@@ -148,6 +148,17 @@ class RunConfig:
             raise MethodError(f"{learner.__name__}.gossip = {name!r}: there are {known}")
         return self.parts.gossip[name](self.rules.get(name, Group()))
 
+    def couriers_of(self, method: str) -> Couriers:
+        """Return whether couriers carry blocks of a method.
+
+        A method that has them on its own accord goes without them where its gossip rule, or the
+        method, cannot have them.
+        """
+        learner, chosen = self.parts.methods[method], self.settings.couriers
+        if chosen != "auto":
+            return chosen if learner.communicates else "off"
+        return "off" if no_couriers(learner, self.gossip_of(method)) else learner.couriers
+
     @property
     def aggregation(self) -> AggregationRule:
         """The aggregation rule of the run."""
@@ -166,3 +177,14 @@ class RunConfig:
         for prefix, values in {**groups, **self.options, **self.rules, **self.named}.items():
             flat |= {f"{prefix}.{k}": v for k, v in values.model_dump(by_alias=True).items()}
         return flat
+
+
+def no_couriers(learner: type[Learner], rule: GossipRule) -> str:
+    """Return why blocks that come late by couriers cannot be mixed; empty if they can."""
+    if rule.static or rule.linear or rule.addressed:
+        return f"the gossip rule {rule.name!r} needs what all neighbours have now"
+    if learner.own_format:
+        return f"the method {learner.name!r} writes blocks in a format of its own"
+    if learner.own_weights:
+        return f"the method {learner.name!r} chooses in every round whom it mixes with"
+    return ""

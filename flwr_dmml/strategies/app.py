@@ -156,6 +156,7 @@ def _run(
             trackers=trackers,
             keeper=Keeper(folder.path / name, every, keep, stopping),
             exchange=exchange_of(settings, grid),
+            couriers=config.couriers_of(name) != "off",
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         strategy.start(grid, num_rounds=rounds, timeout=timeout)

@@ -9,6 +9,7 @@ from flwr.common.constant import ErrorCode
 from ..engine.nodes import Hosted
 from ..learning.speedometer import NEAR
 from ..methods.soft_labels import LABELS
+from ..payload.blocks import is_carried
 from ..payload.plan import Plan
 from ..payload.routing import cut, wanted
 from ..tracking.records import under
@@ -99,7 +100,7 @@ class HostedExchange(Exchange):
             self.confusion = added_up([reply.confusion for reply in good.values()])
         else:
             self._entries = {p: reply.entries for p, reply in good.items()}
-            self._sizes = {p: sum(entries.values()) for p, entries in self._entries.items()}
+            self._sizes = _own_sizes(self._entries)
 
     def _book(self, mixed: int, plans: Mapping[int, Plan]) -> None:
         """Note what of a round's payloads goes to whom, by the plans of the next one."""
@@ -112,6 +113,7 @@ class HostedExchange(Exchange):
             if (
                 known is None
                 or known[0].weights is not plan.weights
+                or (known[0].far, known[0].carries) != (plan.far, plan.carries)
                 or any(a is not b for a, b in zip(known[1], sent, strict=True))
             ):
                 known = self._booked[p] = plan, sent, list(_letters(p, plan, sent))
@@ -129,7 +131,15 @@ class HostedExchange(Exchange):
             p: {name: serialised_bytes(array) for name, array in record.items()}
             for p, record in payloads.items()
         }
-        self._sizes = {p: sum(entries.values()) for p, entries in self._entries.items()}
+        self._sizes = _own_sizes(self._entries)
+
+
+def _own_sizes(entries: Mapping[int, Entries]) -> dict[int, int]:
+    """Return the bytes of payloads without what they carry for others."""
+    return {
+        p: sum(size for name, size in own.items() if not is_carried(name))
+        for p, own in entries.items()
+    }
 
 
 def _letters(recipient: int, plan: Plan, sent: Sequence[Entries]) -> Iterator[tuple[int, int, int]]:

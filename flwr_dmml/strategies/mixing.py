@@ -1,12 +1,30 @@
 """Mixing neighbourhoods: neighbours and weights of every block a node owns."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import networkx as nx
 
 from ..graph.topology import components
 from ..graph.weights import metropolis_rows
+from ..payload.plan import Carried
+
+
+@dataclass(frozen=True)
+class FarLink:
+    """Two owners of a block that have got each other's by couriers.
+
+    Attributes
+    ----------
+    ends : tuple of int
+        The owners.
+    via : tuple of int
+        The neighbour that has brought it to the first end, and to the second.
+    """
+
+    ends: tuple[int, int]
+    via: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -14,12 +32,14 @@ class Neighbourhood:
     """A node's neighbours in one round, and the weights of every block it owns.
 
     ``weights[block]`` holds the node's own weight, then one for each of ``neighbours`` (0 where the
-    neighbour does not own the block); they sum to 1. Both are empty for a node without live
-    neighbours. One that shares no block is a neighbour all the same: statistics reach it.
+    neighbour does not own the block) and of ``far``; they sum to 1. All are empty for a node
+    without live neighbours. One that shares no block is a neighbour all the same: statistics reach
+    it.
     """
 
     neighbours: tuple[int, ...] = ()
     weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    far: tuple[Carried, ...] = ()
 
 
 def owners_by_block(blocks: Mapping[int, Iterable[str]]) -> dict[str, tuple[int, ...]]:
@@ -32,12 +52,15 @@ def owners_by_block(blocks: Mapping[int, Iterable[str]]) -> dict[str, tuple[int,
 
 
 def neighbourhoods(
-    graph: nx.Graph, blocks: Mapping[int, Collection[str]]
+    graph: nx.Graph,
+    blocks: Mapping[int, Collection[str]],
+    links: Mapping[str, Sequence[FarLink]] | None = None,
 ) -> dict[int, Neighbourhood]:
     """Return the neighbourhood of every live node.
 
     Each block is mixed over the subgraph of its live owners with Metropolis-Hastings weights of
-    that subgraph: symmetric and doubly stochastic, so the mean over these owners is kept.
+    that subgraph, and of the links over couriers: symmetric and doubly stochastic, so the mean over
+    these owners is kept (of what was carried, as it was earlier).
 
     Parameters
     ----------
@@ -45,19 +68,46 @@ def neighbourhoods(
         The graph of the round over all nodes.
     blocks : mapping of int to collection of str
         The blocks of every *live* node; other nodes of the graph take no part.
+    links : mapping of str to sequence of FarLink, optional
+        By block, between owners that no path of owners joins.
     """
-    owners = owners_by_block(blocks)
-    by_owners = {nodes: metropolis_rows(graph, nodes) for nodes in owners.values()}
-    weights = {name: by_owners[nodes] for name, nodes in owners.items()}
+    links, known = links or {}, dict[tuple[Any, ...], dict[int, dict[int, float]]]()
+    weights: dict[str, dict[int, dict[int, float]]] = {}
+    for name, nodes in owners_by_block(blocks).items():
+        edges = tuple(link.ends for link in links.get(name, ()))
+        if (nodes, edges) not in known:
+            whole = graph
+            if edges:
+                whole = nx.Graph(graph.subgraph(nodes))
+                whole.add_edges_from(edges)
+            known[nodes, edges] = metropolis_rows(whole, nodes)
+        weights[name] = known[nodes, edges]
+    brought = _brought(links)
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
         near = [j for j in sorted(graph[node]) if j in blocks]
-        if near:
-            rows = {b: tuple(weights[b][node].get(j, 0.0) for j in (node, *near)) for b in owned}
-            result[node] = Neighbourhood(tuple(near), rows)
-        else:
+        if not near:
             result[node] = Neighbourhood()
+            continue
+        far = brought.get(node, ())
+        rows = {b: tuple(weights[b][node].get(j, 0.0) for j in (node, *near)) for b in owned}
+        for b in rows if far else ():
+            rows[b] += tuple(weights[b][node][f.origin] if b in f.blocks else 0.0 for f in far)
+        result[node] = Neighbourhood(tuple(near), rows, far)
     return result
+
+
+def _brought(links: Mapping[str, Sequence[FarLink]]) -> dict[int, tuple[Carried, ...]]:
+    """Return what couriers have brought to each node."""
+    names: dict[int, dict[tuple[int, int], list[str]]] = {}
+    for name in sorted(links):
+        for link in links[name]:
+            for (me, origin), via in zip((link.ends, link.ends[::-1]), link.via, strict=True):
+                names.setdefault(me, {}).setdefault((origin, via), []).append(name)
+    return {
+        me: tuple(Carried(origin, via, tuple(of)) for (origin, via), of in sorted(got.items()))
+        for me, got in names.items()
+    }
 
 
 def separate_groups(

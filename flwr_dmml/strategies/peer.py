@@ -95,6 +95,8 @@ class PeerStrategy(Strategy):
         Writes checkpoints; where there is one already, the run goes on from it.
     exchange : callable
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
+    couriers : bool (default: False)
+        Whether devices carry blocks that they do not own between owners that no link joins.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class PeerStrategy(Strategy):
         trackers: Sequence[Tracker] = (),
         keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
+        couriers: bool = False,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -148,6 +151,7 @@ class PeerStrategy(Strategy):
             evaluate_every=evaluate_every,
             seed=seed,
             addressed=self.gossip.addressed,
+            couriers=couriers,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())

@@ -1,6 +1,7 @@
 """Round planner: participants, neighbours and training of every round. Independent of messages."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from ..energy.ledger import Floats
 from ..graph.spectral import effective_spectral_gap
 from ..graph.topology import Topology
-from ..payload.plan import Plan
+from ..payload.plan import Carried, Plan
 from ..settings import Settings
+from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget
-from .mixing import Neighbourhood, neighbourhoods
+from .mixing import FarLink, Neighbourhood, neighbourhoods
 from .roster import Member
+
+FarLinks = Mapping[str, Sequence[FarLink]]
 
 
 class RoundPlanner:
@@ -35,6 +39,8 @@ class RoundPlanner:
         See :class:`~flwr_dmml.strategies.PeerStrategy`.
     addressed : bool (default: False)
         Whether a device sends every neighbour blocks of its own.
+    couriers : bool (default: False)
+        Whether devices carry blocks that they do not own between owners that are not linked.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class RoundPlanner:
         evaluate_every: int,
         seed: int,
         addressed: bool = False,
+        couriers: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -64,6 +71,7 @@ class RoundPlanner:
         self.evaluate_every = evaluate_every
         self.seed = seed
         self.addressed = addressed
+        self._couriers = Couriers() if couriers and communicates else None
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
 
@@ -100,7 +108,7 @@ class RoundPlanner:
         own = {p: member.equipment for p, member in members.items()}
         self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own, allocate)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
-        self._known: tuple[nx.Graph | None, tuple[int, ...]] = (None, ())
+        self._known: tuple[nx.Graph | None, tuple[int, ...], FarLinks] = (None, (), {})
         self._found: dict[int, Neighbourhood] = {}
         self._told: tuple[nx.Graph | None, set[int], dict[int, tuple[int, ...]]] = None, set(), {}
         self._flat: Collection[int] = ()
@@ -162,9 +170,14 @@ class RoundPlanner:
         graph = self.graph(server_round)
         bits = self._payload_bits(payload_bytes, graph)
         trains = self._trains(self._phases[server_round - 1])
+        carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
+        for p, more in carrying.bytes_more.items():
+            bits[p] += 8 * more
         budget = self.energy.plan(server_round, graph, invited, bits, speeds, trains)
         self._live_graph, self._flat = budget.graph, budget.flat
-        around = self._around(mixing_graph, budget.updates, payload_bytes)
+        brought = self._brought(mixing_graph, budget.updates, payload_bytes)
+        around = self._around(mixing_graph, budget.updates, payload_bytes, brought)
+        carries = self._carries(carrying, around)
         recipients = self._recipients(budget.graph, budget.updates)
         mixed = server_round - 1
         plans = {
@@ -179,6 +192,8 @@ class RoundPlanner:
                 budget_j=float(budget.budget_j[p]),
                 phase=self._phases[server_round - 1],
                 recipients=recipients[p],
+                far=around[p].far,
+                carries=carries.get(p, ()),
             )
             for p, updates in budget.updates.items()
         }
@@ -189,7 +204,8 @@ class RoundPlanner:
     ) -> dict[int, Plan]:
         """Return the plans that complete the last round: mix and evaluate, train nothing."""
         going = [p for p in invited if p not in self._flat]
-        around = self._around(self._live_graph, going, payload_bytes)
+        brought = self._brought(self._live_graph, going, payload_bytes)
+        around = self._around(self._live_graph, going, payload_bytes, brought)
         return {
             p: Plan(
                 server_round=self._num_rounds + 1,
@@ -199,6 +215,7 @@ class RoundPlanner:
                 weights=near.weights,
                 num_rounds=self._num_rounds,
                 budget_j=0.0,
+                far=near.far,
             )
             for p, near in around.items()
         }
@@ -206,7 +223,8 @@ class RoundPlanner:
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
         edges = sorted(sorted(edge) for edge in self._live_graph.edges)
-        return {"edges": edges, "flat": sorted(self._flat), "energy": self.energy.state()}
+        own = {"edges": edges, "flat": sorted(self._flat), "energy": self.energy.state()}
+        return own | ({"couriers": self._couriers.state()} if self._couriers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on, after :meth:`begin`, from what :meth:`state` gave."""
@@ -214,6 +232,8 @@ class RoundPlanner:
         self._live_graph.add_edges_from(map(tuple, state["edges"]))
         self._flat = state["flat"]
         self.energy.load_state(state["energy"])
+        if self._couriers:
+            self._couriers.load_state(state["couriers"])
 
     def _trains(self, phase: str) -> NDArray[np.bool_]:
         """Return what is to be trained in a phase, ``[node, modality]``."""
@@ -240,15 +260,58 @@ class RoundPlanner:
             self._told = graph, set(live), found
         return found
 
-    def _around(
+    def _brought(
         self, graph: nx.Graph, going: Collection[int], published: Collection[int]
+    ) -> FarLinks:
+        """Return over which links of couriers blocks have come, of a round's graph."""
+        if self._couriers is None:
+            return {}
+        there = {p: self._members[p].blocks for p in sorted(going) if p in published}
+        return self._couriers.brought(graph, there)
+
+    def _carrying(
+        self,
+        server_round: int,
+        received: nx.Graph,
+        graph: nx.Graph,
+        invited: Collection[int],
+        published: Collection[int],
+        bits: Floats,
+    ) -> Carrying:
+        """Return what couriers are to carry in a round, of what has just been received."""
+        if self._couriers is None:
+            return Carrying()
+        prospect = self.energy.prospect(server_round, graph, invited, bits)
+        live = {p: self._members[p].block_bytes for p in sorted(invited)}
+        return self._couriers.plan(received, published, prospect, live)
+
+    def _carries(
+        self, carrying: Carrying, around: Mapping[int, Neighbourhood]
+    ) -> dict[int, tuple[Carried, ...]]:
+        """Return what those who take part carry, of what reaches them."""
+        by = {
+            r: tuple(there for there in own if there.via in around[r].neighbours)
+            for r, own in carrying.by.items()
+            if r in around
+        }
+        if self._couriers:
+            self._couriers.begin(replace(carrying, by=by))
+        return by
+
+    def _around(
+        self,
+        graph: nx.Graph,
+        going: Collection[int],
+        published: Collection[int],
+        links: FarLinks,
     ) -> dict[int, Neighbourhood]:
         """Return who mixes with whom: those that published and go on."""
         owners = tuple(p for p in sorted(going) if p in published)
-        before, of = self._known
-        if graph is not before or owners != of:  # most rounds are like the one before
+        before, of, by = self._known
+        if graph is not before or owners != of or links != by:  # most rounds are like the last
             blocks = {p: self._members[p].blocks for p in owners}
-            if before is None or owners != of or set(graph.edges) != set(before.edges):
-                self._found = neighbourhoods(graph, blocks)
-            self._known = graph, owners
+            same = before is not None and set(graph.edges) == set(before.edges)
+            if not same or owners != of or links != by:
+                self._found = neighbourhoods(graph, blocks, links)
+            self._known = graph, owners, links
         return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}

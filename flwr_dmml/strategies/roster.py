@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from ..base.errors import UserError
 from ..energy.costs import Work
 from ..energy.equipment import NOT_TOLD, Equipment
-from ..payload.blocks import STATISTICS, unaddressed, vector_problem
+from ..payload.blocks import STATISTICS, is_carried, unaddressed, vector_problem
 from ..payload.plan import Payload
 from ..transport.messages import ABOUT, FLOPS_IN, PLAN, PUBLIC_KEY, STATE
 from .admission import odd_ones
@@ -35,6 +35,7 @@ class Member:
     modalities: tuple[str, ...]
     blocks: dict[str, int]  # name -> length
     payload_bytes: int  # that it publishes in round 1 for a neighbour, as it says
+    block_bytes: dict[str, int]  # of these, by block
     digests: dict[str, str]  # name -> digest of the numbers it starts from
     num_train: int
     work: Work
@@ -48,7 +49,8 @@ class Member:
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
-        blocks = {unaddressed(name) for name in names if not name.startswith(STATISTICS)}
+        own = [name for name in names if not (name.startswith(STATISTICS) or is_carried(name))]
+        blocks = {unaddressed(name) for name in own}
         if lacking := set(self.blocks) - blocks:
             return f"its payload lacks {', '.join(sorted(lacking))}"
         unknown = blocks - set(self.blocks)
@@ -255,6 +257,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         modalities=modalities,  # type: ignore[arg-type]
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
         payload_bytes=max(0, int(about["payload-bytes"])),  # type: ignore[arg-type]
+        block_bytes=dict(zip(names, about["block-bytes"], strict=True)),  # type: ignore[arg-type,misc]
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
         class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]

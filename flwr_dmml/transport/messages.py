@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from ..payload.plan import Inbox, Outcome, Payload, Plan
+from ..payload.plan import Carried, Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
@@ -22,6 +22,7 @@ INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
 _WEIGHTS, _UPDATES = "weights.", "updates."
+_FAR, _CARRIES = "far.", "carries."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
 
@@ -71,6 +72,10 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
         record[_UPDATES + modality] = updates
     for block, weights in plan.weights.items():
         record[_WEIGHTS + block] = list(weights)
+    for prefix, brought in ((_FAR, plan.far), (_CARRIES, plan.carries)):
+        for position, there in enumerate(brought):
+            record[f"{prefix}{position}"] = [there.origin, there.via]
+            record[f"{prefix}{position}.blocks"] = list(there.blocks)
     return record
 
 
@@ -95,7 +100,17 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
             for key, value in record.items()
             if key.startswith(_UPDATES)
         },
+        far=_read_carried(record, _FAR),
+        carries=_read_carried(record, _CARRIES),
     )
+
+
+def _read_carried(record: Mapping[str, Any], prefix: str) -> tuple[Carried, ...]:
+    found: list[Carried] = []
+    while (key := f"{prefix}{len(found)}") in record:
+        origin, via = record[key]
+        found.append(Carried(origin, via, tuple(record[f"{key}.blocks"])))
+    return tuple(found)
 
 
 def join(rounds: Iterable[Mapping[str, Value]]) -> dict[str, Value]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
 
+from ..payload.blocks import is_carried
 from ..payload.plan import Plan
 from ..payload.routing import cut, wanted
 from .arrays import record_of, serialised_bytes
@@ -31,8 +32,8 @@ class Relay:
 
     @property
     def sizes(self) -> dict[int, int]:
-        """Bytes of each payload that is here, by partition id."""
-        return {partition: size_bytes(record) for partition, record in self._payloads.items()}
+        """Bytes of each payload that is here, by partition id; see :func:`own_bytes`."""
+        return {partition: own_bytes(record) for partition, record in self._payloads.items()}
 
     def inbox(self, plan: Plan, recipient: int) -> dict[int, ArrayRecord]:
         """Return what goes with the recipient's ``plan``: a record for each of its neighbours.
@@ -54,3 +55,9 @@ class Relay:
 def size_bytes(record: ArrayRecord, prefix: str = "") -> int:
     """Return the bytes of the arrays in ``record`` whose names begin so, as serialised."""
     return sum(serialised_bytes(array) for name, array in record.items() if name.startswith(prefix))
+
+
+def own_bytes(record: ArrayRecord) -> int:
+    """Return the bytes of a payload, as serialised, without what it carries for others."""
+    own = [array for name, array in record.items() if not is_carried(name)]
+    return sum(map(serialised_bytes, own))

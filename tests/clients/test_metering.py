@@ -396,7 +396,7 @@ def test_rounds_planned_at_once_are_booked_one_by_one() -> None:
     """10 J, two rounds of 1 iteration of 0.34 J, measured 1.34 and 0.14: 1 J more, 0.2 J less."""
     work = Work(7.2e8, {"audio": 7.2e8})
     meter = Equipment(meter="ina", about_meter="x")
-    members = {k: Member(k, k, ("audio",), {}, 0, {}, 9, work, equipment=meter) for k in (0, 1)}
+    members = {k: Member(k, k, ("audio",), {}, 0, {}, {}, 9, work, equipment=meter) for k in (0, 1)}
     options = EnergyOptions(battery_j=10.0, meter="auto")
     energy = EnergyConstrained(Settings(local_iterations=1, energy=options))
     energy.begin({0: work, 1: work}, 2, 4, equipment={0: meter, 1: meter})

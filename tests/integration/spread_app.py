@@ -25,14 +25,14 @@ CONFIG: dict[str, Any] = {**FAST, "num-nodes": NODES, "modality-pattern": "audio
 
 
 class Killed(DPSGD):
-    """Kills its process in round 2, once."""
+    """Kills its process in round 3, once."""
 
     name: ClassVar[str] = "killed"
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Leave a mark in the data folder, and die."""
         mark = Path(os.environ["KILLED"])
-        if plan.server_round == 2 and self.partition.partition_id == 0 and not mark.exists():
+        if plan.server_round == 3 and self.partition.partition_id == 0 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -60,6 +60,7 @@ def run(
             evaluate_every=2,
             options=parsed.options[method],
             gossip=parsed.gossip_of(method),
+            couriers=parsed.couriers_of(method) != "off",
         )
         strategy.start(grid, num_rounds=rounds)
         assert isinstance(strategy.exchange, HostedExchange)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from spread_app import run
@@ -38,18 +39,26 @@ def test_any_number_of_workers_gives_equal_numbers(method: str) -> None:
     assert run(method, 3) == alone
 
 
-def test_compressed_letters_go_from_worker_to_worker() -> None:
-    how = {"exchange.precision": "int8", "exchange.top-k": 0.5}
-    assert run("dpsgd", 2, **how) == run("dpsgd", 0, **how)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"exchange.precision": "int8", "exchange.top-k": 0.5},
+        {"couriers": "forward"},
+        {"couriers": "forward", "exchange.precision": "int8"},
+    ],
+    ids=str,
+)
+def test_letters_go_from_worker_to_worker(how: dict[str, Any]) -> None:
+    assert run("dpsgd", 2, rounds=4, **how) == run("dpsgd", 0, rounds=4, **how)
 
 
 def test_a_worker_that_dies_costs_nothing() -> None:
-    """Device 0's worker is killed in round 2, and its devices go on as after round 1."""
+    """Device 0's worker is killed in round 3, and its devices go on as after round 2."""
     mark = Path(os.environ["KILLED"])
-    died = run("killed", 2)
+    died = run("killed", 2, couriers="forward")
     assert mark.exists(), "nobody has died"
-    assert died == run("killed", 2)
-    assert died[1] == run("dpsgd", 0)[1]
+    assert died == run("killed", 2, couriers="forward")
+    assert died[1] == run("dpsgd", 0, couriers="forward")[1] != run("dpsgd", 0)[1]
 
 
 def test_rows_travel_between_machines() -> None:

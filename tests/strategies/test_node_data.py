@@ -236,7 +236,8 @@ def member(partition: int, blocks: dict[str, int], classes: int = 3) -> Member:
     work = Work(joint=1.0, solo={}, per_round=0.0)
     return Member(
         node_id=partition, partition_id=partition, modalities=(), blocks=blocks, payload_bytes=0,
-        digests={}, num_train=1, work=work, num_classes=classes, data=f"'/d{partition}'",
+        block_bytes={}, digests={}, num_train=1, work=work, num_classes=classes,
+        data=f"'/d{partition}'",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from ...energy.equipment import Equipment, equip
 from ...energy.ledger import ROUNDING_J, Floats, Ledger, greedy, pacing
 from ...settings import Settings
 from .measured import MeasuredPrices
-from .round_budget import Decision, RoundBudget, Sending, Updates, among
+from .round_budget import Decision, Prospect, RoundBudget, Sending, Updates, among
 from .rules import RULES, ruling_speeds
 
 Allocate = Callable[[RoundProblem, int], Allocation]
@@ -110,7 +110,7 @@ class EnergyConstrained:
         trains : NDArray[np.bool_], shape ``[node, modality]``, optional
             What is to be trained; the rest is given no iterations, and costs nothing.
         """
-        if server_round == 1:
+        if server_round == 1 and not self._filled:
             self._fill_batteries(self._sends_over or graph, payload_bits)
         decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
         sending, tau = decision.sending, decision.tau if trains is None else decision.tau * trains
@@ -131,6 +131,34 @@ class EnergyConstrained:
             battery_j=None if self._on_mains else self.ledger.remaining_j,
             sent_bits=np.where(np.isin(np.arange(len(tau)), on_air), payload_bits, 0.0),
             notes=decision.notes,
+        )
+
+    def prospect(
+        self,
+        server_round: int,
+        graph: nx.Graph,
+        present: Collection[int],
+        payload_bits: Floats,
+    ) -> Prospect:
+        """Return the links and prices of a round that is not planned yet; nothing is booked.
+
+        What a device may carry for others is paid from an even share of its battery: what a round
+        may take, less the own payload.
+        """
+        if server_round == 1:
+            self._fill_batteries(self._sends_over or graph, payload_bits)
+        sending, _ = self._sending(server_round, graph, set(present), payload_bits)
+        per_byte_j = 8 * sending.energy_j / np.maximum(payload_bits, 1.0)
+        if self._on_mains or not per_byte_j.any():
+            return Prospect(sending.graph, np.where(per_byte_j > 0, per_byte_j, 1.0), {})
+        left_j, rounds = self.ledger.remaining_j, self._num_rounds - server_round + 1
+        share_j = left_j / rounds if self.settings.energy.pacing else left_j
+        spare_j = np.maximum(0.0, share_j - sending.energy_j)
+        pays = np.flatnonzero(per_byte_j > 0).tolist()
+        return Prospect(
+            sending.graph,
+            np.where(per_byte_j > 0, per_byte_j / np.maximum(left_j, ROUNDING_J), 1.0),
+            {k: float(spare_j[k] / per_byte_j[k]) for k in pays},
         )
 
     def measured(self, server_round: int, joules: Mapping[int, float]) -> Floats:

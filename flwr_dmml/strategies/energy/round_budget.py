@@ -32,6 +32,25 @@ class Sending:
 
 
 @dataclass(frozen=True, eq=False)
+class Prospect:
+    """What a round looks like before it is planned, if nobody carries anything for others.
+
+    Attributes
+    ----------
+    graph : networkx.Graph
+        All devices, and the links that work between those that can pay for sending.
+    price : FloatArray, shape ``[node]``
+        Of a byte more in a device's payload: the share of its battery, or 1 where sending is free.
+    spare_bytes : dict of int to float
+        What a device can pay for at most; without an entry, there is no limit.
+    """
+
+    graph: nx.Graph
+    price: Floats
+    spare_bytes: dict[int, float]
+
+
+@dataclass(frozen=True, eq=False)
 class Decision:
     """Decision on a round's links, iterations ``[node, modality]`` and limits."""
 
