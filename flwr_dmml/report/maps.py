@@ -1,7 +1,7 @@
 """Figures of devices: the graph, heat maps of iterations and classes, the confusion matrix."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -141,20 +141,13 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
     links.add_nodes_from(node.partition for node in devices.nodes)
     links.add_edges_from(devices.edges)
     place = _layout(links, devices.topology)
-    ends = [place[i] for edge in links.edges for i in edge]
-    gaps = [[ends[i], ends[i + 1], (None, None)] for i in range(0, len(ends), 2)]
-    path = [point for gap in gaps for point in gap]
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [x for x, _ in path],
-            "y": [y for _, y in path],
-            "line": {"color": "@muted/0.55", "width": 1.3},
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-    ]
+    line = {"color": "@muted/0.55", "width": 1.3}
+    data = [_lines(links.edges, place, {"line": line, "hoverinfo": "skip", "showlegend": False})]
+    carried = _carried(methods[-1], place)
+    if carried:
+        dashes = {"color": "@muted", "width": 1.3, "dash": "dash"}
+        named = {"name": "carried", "line": dashes, "hoverinfo": "skip"}
+        data.append(_lines(carried, place, named))
     final = [{n.partition: n.accuracy for n in m.last.nodes} for m in methods]
     sets = sorted({"+".join(node.modalities) for node in devices.nodes})
     for i, sensors in enumerate(sets):
@@ -188,6 +181,11 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
         f"{len(devices.nodes)} devices, {links.number_of_edges()} links ({family}{moving}). "
         f"Colour and shape: sensors. Size: final test accuracy of {methods[-1].name}."
     )
+    if carried:
+        caption += (
+            f" Dashed: {len(carried)} pairs of devices whose blocks couriers carry, as in the last "
+            "round in which they did."
+        )
     hidden = {"visible": False, "showgrid": False, "zeroline": False}
     layout = {
         "xaxis": {**hidden, "scaleanchor": "y"},
@@ -195,6 +193,23 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
         "legend": {"itemsizing": "constant"},
     }
     return Figure("graph", caption, data, layout, 460)
+
+
+def _lines(
+    edges: Iterable[tuple[int, int]], place: Mapping[int, tuple[float, float]], how: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the trace of lines between nodes, with gaps between them."""
+    path = [point for a, b in edges for point in (place[a], place[b], (None, None))]
+    x, y = [x for x, _ in path], [y for _, y in path]
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, **how}
+
+
+def _carried(method: MethodRun, place: Collection[int]) -> list[tuple[int, int]]:
+    """Return who has got each other's blocks by couriers, in the last round in which any have."""
+    for line in reversed(method.rounds):
+        if pairs := {(min(a, b), max(a, b)) for a, _, b in line.carried}:
+            return sorted(pair for pair in pairs if {*pair} <= {*place})
+    return []
 
 
 def _about(

@@ -9,6 +9,7 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp.strategy import Result
 
+from ..payload.plan import Plan
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Shortened, Tracker
 from ..tracking.text import describe
@@ -50,7 +51,7 @@ class Logbook:
         self._flat: set[int] = set()
         self._unread: set[int] = set()  # whose meter fails at present
 
-    def announce(self, method: str, graph: nx.Graph | None) -> None:
+    def announce(self, method: str, graph: nx.Graph | None, *, couriers: bool) -> None:
         """Say who takes part, and whose owners are not linked in ``graph`` (None: not known)."""
         log(INFO, "%s devices take part:", len(self._members))
         for partition, member in self._members.items():
@@ -61,8 +62,9 @@ class Logbook:
         if graph is not None:
             apart = separate_groups(graph, {p: m.blocks for p, m in self._members.items()})
             for blocks, count in apart.items():
-                text = "Owners of %s form %s groups without a link: each group mixes on its own"
-                log(INFO, text, ", ".join(blocks), count)
+                so = "couriers carry between them" if couriers else "each group mixes on its own"
+                text = "Owners of %s form %s groups without a link: %s"
+                log(INFO, text, ", ".join(blocks), count, so)
         for block in unequal_blocks(self._members):
             log(WARNING, "Block %s does not start equal on all devices that own it", block)
         sensors_of = ["+".join(member.modalities) for member in self._members.values()]
@@ -132,6 +134,13 @@ class Logbook:
                 failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
         node.measured(metrics)
         node.rejected = len(rejected)
+
+    def carried(self, plans: Mapping[int, Plan]) -> None:
+        """Note what couriers have brought, by plans that begin with mixing it."""
+        for p, plan in plans.items():
+            if plan.far:
+                record = self.records[plan.server_round - 2]
+                record.carried |= {(there.origin, there.via, p) for there in plan.far}
 
     def _meter(self, server_round: int, partition: int, content: RecordDict, position: int) -> None:
         """Note what a node's meter counted in a round's work, and have it booked.

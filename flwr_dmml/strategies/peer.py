@@ -233,6 +233,7 @@ class PeerStrategy(Strategy):
                 sizes = self.exchange.expected_sizes(invited)
             plans, budget = self.planner.plans(t, invited, sizes, speeds)
             self._logbook.budget(budget)
+            self._logbook.carried(plans)
             rounds.append(plans)
         return rounds
 
@@ -253,7 +254,9 @@ class PeerStrategy(Strategy):
         return self.exchange.messages([self._closing_plans(grid)], "evaluate")
 
     def _closing_plans(self, grid: Grid) -> dict[int, Plan]:
-        return self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
+        plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
+        self._logbook.carried(plans)
+        return plans
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -329,7 +332,8 @@ class PeerStrategy(Strategy):
             allocate=self._allocation if self._overrides("allocate") else None,
         )
         fixed = self.communicates and not self._time_varying
-        self._logbook.announce(self.method, self.planner.graph(1) if fixed else None)
+        graph = self.planner.graph(1) if fixed else None
+        self._logbook.announce(self.method, graph, couriers=self.planner.couriers)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))

@@ -75,6 +75,11 @@ class RoundPlanner:
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
 
+    @property
+    def couriers(self) -> bool:
+        """Whether devices carry blocks that they do not own."""
+        return self._couriers is not None
+
     def summary(self) -> list[str]:
         """Return what is known before the first round, in a few lines for the log."""
         name = type(self.topology).__name__ + ", new every round" * self.topology.time_varying

@@ -22,6 +22,7 @@ class _Line(BaseModel):
     total_bits: float = 0.0
     total_measured_j: float | None = None
     noted: dict[str, float] = {}
+    carried: set[tuple[int, int, int]] = set()
 
     def record(self) -> RoundRecord:
         """Return the record."""

@@ -104,10 +104,10 @@ def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
 
 
-def _measured_only(line: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a meter would have counted, where none did."""
-    of_meters = ("measured_j", "measured_s", "total_measured_j")
-    return {k: v for k, v in line.items() if v is not None or k not in of_meters}
+def _there_only(line: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a meter would have counted, and couriers carried, where none did."""
+    optional = ("measured_j", "measured_s", "total_measured_j", "carried")
+    return {k: v for k, v in line.items() if v is not None or k not in optional}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -139,6 +139,8 @@ class RoundRecord:
     total_bits: float = 0.0  # put on the air by all devices, this round included
     total_measured_j: float | None = None  # by all meters, this round included
     noted: dict[str, float] = field(default_factory=dict)  # numbers of the strategy's own
+    carried: set[tuple[int, int, int]] = field(default_factory=set)
+    """What was mixed of this round's blocks by couriers: (origin, courier, receiver)."""
 
     @property
     def evaluated(self) -> list[NodeResult]:
@@ -337,9 +339,10 @@ class RoundRecord:
             "total_measured_j": self.total_measured_j,
             "failed": {str(k): v for k, v in sorted(self.failed.items())},
             "battery_j": {str(k): v for k, v in sorted(self.battery_j.items())},
-            "nodes": [_measured_only(asdict(n)) | {"balance": n.balance} for n in self.nodes],
+            "carried": sorted(map(list, self.carried)) or None,
+            "nodes": [_there_only(asdict(n)) | {"balance": n.balance} for n in self.nodes],
         }
-        return _measured_only(line)
+        return _there_only(line)
 
 
 class Tracker(Protocol):

@@ -1,9 +1,11 @@
 """Rounds in which a device exchanges letters itself: what it does when one does not come."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, RecordDict
 from helpers import FAST, make_learner
 from helpers_direct import Shelf, plan
@@ -12,7 +14,7 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner
 from flwr_dmml.clients.direct import open_link, run_directly
 from flwr_dmml.payload.options import ExchangeOptions
-from flwr_dmml.payload.plan import Inbox, Outcome, Plan
+from flwr_dmml.payload.plan import Carried, Inbox, Outcome, Plan
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.transport.letter import Letter
 from flwr_dmml.transport.messages import LETTER_BYTES, PAYLOAD_BYTES, pack
@@ -80,6 +82,32 @@ def test_who_does_not_write_is_mixed_without_and_not_waited_for_again(letters):
     assert shelf.asked == [([], 0), ([1, 2], 1), ([2], 2)]
     assert [o.rejected for o in outcomes] == [[], *[["1: no letter within 30 s"]] * 2]
     assert shelf.lingered == ([2], 2)
+
+
+def test_a_courier_puts_into_its_letter_what_has_come_in_others() -> None:
+    """0 has images, 1 and 2 sound: 1's encoder goes by 0 to 2, which mixes it one round late."""
+    config, block = {**CONFIG, "modality-pattern": "image,audio,audio"}, "encoder.audio"
+    courier, sender, receiver = (make_learner(config, k) for k in range(3))
+    own = {(1, t): published(sender, t) for t in (1, 2)}
+    of_courier = [plan(1, courier, ()), plan(2, courier, (1,))]
+    of_courier[1] = replace(of_courier[1], weights={}, carries=(Carried(1, 1, (block,)),))
+    courier.reset()
+    shelf = Shelf(own)
+    outcomes, _ = run_directly(courier, of_courier, {1: ""}, shelf, "7", {})
+    letter = shelf.published[1]
+    assert letter.tensors["encoder.audio<1"] is own[1, 1].tensors[block]
+    assert outcomes[1].metrics[PAYLOAD_BYTES] == outcomes[0].metrics[PAYLOAD_BYTES]
+    receiver.reset()
+    receiver.run_round(plan(1, receiver, ()), {})
+    before = receiver.state()[block]
+    mix = Plan(3, 0, neighbours=(0,), weights={block: (0.5, 0.0, 0.5)}, num_rounds=3)
+    mix = replace(mix, far=(Carried(1, 0, (block,)),))
+    (outcome,), _ = run_directly(receiver, [mix], {0: ""}, Shelf({(0, 2): letter}), "7", {})
+    assert not outcome.rejected
+    mean = (before + own[1, 1].tensors[block]) / 2
+    assert torch.allclose(receiver.state()[block], mean, atol=1e-6)
+    (outcome,), _ = run_directly(receiver, [mix], {0: ""}, Shelf({}), "7", {})
+    assert outcome.rejected == ["0: no letter within 30 s"]
 
 
 def test_the_last_letter_lies_ready_for_those_who_come_later(letters):

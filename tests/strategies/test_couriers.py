@@ -8,23 +8,26 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from helpers import FAST, Recording, run_peers
+from helpers import FAST, Recording, make_learner, run_peers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import DPSGD, make_client_app
+from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.payload.plan import Carried, Inbox, Outcome, Payload, Plan
 from flwr_dmml.payload.routing import brought, passed_on, wanted
-from flwr_dmml.settings import find_parts, parse_settings
+from flwr_dmml.settings import Settings, find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.couriers import Couriers
+from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
 from flwr_dmml.strategies.energy.round_budget import Prospect
 from flwr_dmml.strategies.mixing import FarLink, neighbourhoods
-from flwr_dmml.transport.messages import read_plan, write_plan
+from flwr_dmml.transport.messages import pack, read_plan, write_plan
+from flwr_dmml.transport.relay import size_bytes
 
 A, V, C = "encoder.audio", "encoder.image", "head.common"
 RING = nx.cycle_graph(6)
@@ -358,3 +361,75 @@ def test_where_no_link_is_missing_nothing_is_carried() -> None:
     config = {**CONFIG, "topology": "complete"}
     with_them, without = run_peers(config), run_peers({**config, "couriers": "off"})
     assert [r.to_json() for r in with_them.records] == [r.to_json() for r in without.records]
+
+
+# ---- what it takes ------------------------------------------------------------------------------
+
+
+STILL = WirelessOptions(enabled=True, positions="grid", fading="none", shadowing_db=0.0)
+
+
+def on_radio(battery_j: list[float] | None = None, *, pacing: bool = True) -> EnergyConstrained:
+    """Return the energy of devices at fixed places, on mains power or with these batteries."""
+    settings = Settings(
+        local_iterations=2, energy=EnergyOptions(pacing=pacing), wireless=STILL,
+        allocation=AllocationOptions(rule="uniform"),
+    )  # fmt: skip
+    given = None if battery_j is None else np.array(battery_j)
+    return EnergyConstrained(settings, battery_j=given)
+
+
+def test_carrying_is_billed_by_its_bytes() -> None:
+    """From round 2 on device 1 sends its own payload and two encoders and heads of audio."""
+    on, off = (
+        run_peers({**CONFIG, "couriers": how}, num_rounds=3, energy=on_radio())
+        for how in ("forward", "off")
+    )
+    lengths = make_learner(CONFIG, 2).block_lengths()
+    audio, image = (
+        size_bytes(pack({name: torch.zeros(n) for name, n in lengths.items() if m in name}))
+        for m in ("audio", "image")
+    )
+    more = 2 * audio
+    for t, (a, b) in enumerate(zip(on.records, off.records, strict=True), start=1):
+        with_them, without = a.by_partition[1], b.by_partition[1]
+        own = 8 * on.roster.members[1].payload_bytes
+        bits = own + (8 * more if t > 1 else 0)
+        assert without.radio_j > 0
+        assert with_them.radio_j == pytest.approx(without.radio_j * bits / own)
+        assert a.by_partition[3].radio_j == pytest.approx(b.by_partition[3].radio_j)
+    sent = [on.records[1].by_partition[k].bytes_sent for k in (1, 4)]
+    assert sent[0] - sent[1] == more + image, "a copy to each end, and its own image to courier 0"
+    assert on.records[1].carried == {(0, 1, 2), (2, 1, 0), (1, 0, 5), (5, 0, 1)}
+    assert on.records[0].carried == set() == off.records[1].carried
+
+
+def test_the_fuller_battery_carries() -> None:
+    """1 and 4 could carry audio: 1 begins, with more; when it has less than 4, that does."""
+    batteries = [9.0, 1.02, 9.0, 9.0, 1.0, 9.0]
+    config = {**CONFIG, "num-server-rounds": 6}
+    peers = run_peers(config, num_rounds=6, energy=on_radio(batteries))
+    couriers = [{via for origin, via, _ in r.carried if origin in (0, 3)} for r in peers.records]
+    assert couriers[0] == set() and couriers[1] == {1}
+    assert {4} in couriers[2:], "1 has paid for carrying, 4 has not"
+    assert not any(record.failed for record in peers.records)
+
+
+def test_who_can_pay_for_itself_only_goes_on_without_carrying() -> None:
+    """Batteries of 1 and 4 hold their own payloads of all rounds, and half of what 1 carries.
+
+    No weight goes astray: the means over the owners of a block stay what they are, up to what was
+    carried late.
+    """
+    free = run_peers(CONFIG, num_rounds=4, energy=on_radio())
+    own = [sum(r.by_partition[k].radio_j for r in free.records) for k in (1, 4)]
+    compute = [sum(r.by_partition[k].compute_j for r in free.records) for k in (1, 4)]
+    extra = own[0] - own[1]
+    batteries = [9.0] * 6
+    batteries[1] = own[1] + compute[0] + 0.5 * extra
+    batteries[4] = own[1] + compute[1]
+    peers = run_peers(CONFIG, num_rounds=4, energy=on_radio(batteries, pacing=False))
+    assert not any(record.failed for record in peers.records)
+    couriers = [{via for origin, via, _ in r.carried if origin in (0, 3)} for r in peers.records]
+    assert {1} in couriers and couriers[-1] == set(), couriers
+    assert all(node.rejected == 0 for record in peers.records for node in record.nodes)
