@@ -18,9 +18,10 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..losses import cross_entropy
-from ..models import DecomposedClassifier, Features, ModalityModel
+from ..models import DecomposedClassifier, Features, Fusion, ModalityModel
 from ..models.stacked import Stackable, stackable
 from ..payload.blocks import STATISTICS, check_kept, check_mixable
+from ..payload.coding import Precision
 from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
@@ -96,6 +97,12 @@ class Learner:
     """The setting ``allocation.rule`` where the run config says "auto"."""
     label_correction: ClassVar[Correction] = "off"
     """The setting ``label-correction`` where the run config says "auto"."""
+    modality_loss: ClassVar[float] = 0.0
+    """The setting ``modality-loss`` where the run config says "auto"."""
+    fusion: ClassVar[Fusion] = "additive"
+    """The setting ``fusion`` where the run config says "auto"."""
+    exchange_precision: ClassVar[Precision] = "float32"
+    """The setting ``exchange.precision`` where the run config says "auto"."""
     couriers: ClassVar[Couriers] = "off"
     """The setting ``couriers`` where the run config says "auto"."""
     own_weights: ClassVar[bool] = False
@@ -160,7 +167,8 @@ class Learner:
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
         self._kinds: dict[str, str] = {}
-        self.compressor = Compressor(self.settings.exchange.precision, self.settings.exchange.top_k)
+        exchange = self.settings.exchange
+        self.compressor = Compressor(exchange.number_type, exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -173,6 +181,7 @@ class Learner:
             common_dim=self.settings.common_dim,
             specific_dim=self.settings.specific_dim,
             choice=self.settings.encoder_choice,
+            fusion="detached" if self.settings.fusion == "detached" else "additive",
             seed=self.settings.seed,
         )
 
@@ -203,7 +212,7 @@ class Learner:
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the scalar to minimise: :meth:`task_loss` unless overridden."""
-        a, x, y = self.settings.modality_loss, batch.inputs, batch.labels
+        a, x, y = self.settings.modality_weight, batch.inputs, batch.labels
         if a and isinstance(self.model, DecomposedClassifier):
             return self.task_loss(self.model.encode(x), y)
         loss = self.cross_entropy(self.model(x), y)
@@ -232,10 +241,10 @@ class Learner:
         ``CE(fused, y) + a sum_m CE(m alone, y)``, a = ``modality-loss``; solo, the first term only.
         """
         loss = self.cross_entropy(self.model.fuse(features), labels)
-        if self.settings.modality_loss and len(features.common) > 1:
+        if self.settings.modality_weight and len(features.common) > 1:
             alone = [self.model.fuse(features.only([m])) for m in features.common]
             own = total(self.cross_entropy(logits, labels) for logits in alone)
-            loss = loss + self.settings.modality_loss * own
+            loss = loss + self.settings.modality_weight * own
         return loss
 
     def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]:
@@ -545,6 +554,12 @@ class Learner:
         """Return which training samples each mini-batch holds, ``[iterations, batch]`` int64."""
         rng, size = self.rng("batches"), self.settings.batch_size
         return draw_rows(len(self.train_data), iterations, size, rng)
+
+    @property
+    def noisy(self) -> list[str]:
+        """Modalities whose inputs get noise in training: vectors, under ``input-noise``."""
+        kinds = self.partition.source_modalities if self.settings.input_noise else {}
+        return [m for m in self.partition.modalities if m in kinds and len(kinds[m].shape) == 1]
 
     @property
     def batches_of_rows(self) -> bool:

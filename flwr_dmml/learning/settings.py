@@ -1,7 +1,7 @@
 """Settings of a device: its data, model and training (:class:`DeviceSettings`)."""
 
 import os
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
@@ -10,7 +10,8 @@ from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions
-from ..models import EncoderChoice
+from ..models import EncoderChoice, Fusion
+from ..payload.coding import Precision
 from ..payload.options import ExchangeOptions
 from .label_shares import Correction
 
@@ -20,6 +21,13 @@ def _share(value: object) -> object:
     if value == "auto" or (is_number and 0 <= float(str(value)) <= 1):
         return value
     raise ValueError('must be "auto" or a number from 0 to 1')
+
+
+def _weight(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "auto" or (is_number and 0 <= float(str(value)) < inf):
+        return value
+    raise ValueError('must be "auto" or a number, at least 0')
 
 
 def _shares(text: str) -> list[float]:
@@ -36,6 +44,9 @@ class Choices(Protocol):
     stagger: float
     allocation: str
     label_correction: Correction
+    modality_loss: float
+    fusion: Fusion
+    exchange_precision: Precision
 
 
 class DeviceSettings(Group):
@@ -58,8 +69,18 @@ class DeviceSettings(Group):
     speed_metric: Literal["conditional", "relative", "cumulative", "cosine", "path"] = Field(
         "conditional", description="how the training speed of a modality is measured"
     )
-    modality_loss: float = Field(
-        0.0, ge=0, description="weight of each modality's own cross-entropy in a joint iteration"
+    modality_loss: Annotated[Literal["auto"] | float, BeforeValidator(_weight)] = Field(
+        "auto",
+        description="weight of each modality's own cross-entropy in a joint iteration; auto: the "
+        "method's",
+    )
+    fusion: Literal["auto", "additive", "detached"] = Field(
+        "auto",
+        description="how a device with several modalities predicts: by the sum of their heads, or "
+        "by a head of its own on features that it does not train; auto: the method's",
+    )
+    input_noise: float = Field(
+        0.0, ge=0, description="standard deviation of noise on vectors in training"
     )
 
     label_correction: Literal["auto", "network", "uniform", "off"] = Field(
@@ -220,12 +241,26 @@ class DeviceSettings(Group):
             own["stagger"] = method.stagger
         if self.label_correction == "auto":
             own["label_correction"] = method.label_correction
+        if self.fusion == "auto":
+            own["fusion"] = method.fusion
+        if self.modality_loss == "auto":  # without it, nothing would train detached encoders
+            detached = own.get("fusion", self.fusion) == "detached"
+            own["modality_loss"] = method.modality_loss or float(detached)
+        if self.exchange.precision == "auto":
+            own["exchange"] = self.exchange.model_copy(
+                update={"precision": method.exchange_precision}
+            )
         return self.model_copy(update=own)
 
     @property
     def stagger_share(self) -> float:
         """``stagger`` as a number; 0, plain joint iterations, where no method has chosen."""
         return 0.0 if self.stagger == "auto" else self.stagger
+
+    @property
+    def modality_weight(self) -> float:
+        """``modality-loss`` as a number; 0 where no method has chosen."""
+        return 0.0 if self.modality_loss == "auto" else self.modality_loss
 
     def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
         """Return the learning rate of a round (1-based) under ``lr-schedule``.

@@ -62,6 +62,13 @@ class Trainee(Protocol):
         """Return whether its model computes iterations of a device that has all of its blocks."""
 
     @property
+    def noisy(self) -> list[str]:
+        """Modalities whose inputs get noise."""
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """Return a generator for one purpose of this round."""
+
+    @property
     def batches_of_rows(self) -> bool:
         """Whether mini-batches are just rows of its training samples."""
 
@@ -172,6 +179,8 @@ class _Stack:
         self.odometer = self.first.speedometer.odometer(matrix)
         self.schedules = [learner.steps(learner.updates(plan)) for learner, plan in parts]
         self.done = [0] * len(parts)
+        noisy = self.first.noisy
+        self._noise = [learner.rng("input-noise") for learner in learners] if noisy else []
         self.losses = torch.zeros(len(parts), dtype=torch.float64, device=self.first.device)
         self.first.module.train()
 
@@ -202,6 +211,25 @@ class _Stack:
             view.detach().requires_grad_(i in self.trained)
             for i, view in enumerate(self.flat.views(x))
         ]
+
+    def next_batches(
+        self, devices: Sequence[int], modalities: tuple[str, ...]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the next inputs and labels of some devices, ``[device, batch, ...]``."""
+        inputs, labels = self.batches.of(devices, modalities)
+        if self._noise:
+            own = [{m: x[n] for m, x in inputs.items()} for n in range(len(devices))]
+            inputs = _stack_all([self.with_noise(k, x) for k, x in zip(devices, own, strict=True)])
+        return inputs, labels
+
+    def with_noise(self, k: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a device's inputs with noise on its vectors, under ``input-noise``."""
+        found, scale = dict(inputs), self.first.settings.input_noise
+        for m in self.first.noisy:
+            if m in found:
+                noise = torch.randn(found[m].shape, generator=self._noise[k])
+                found[m] = found[m] + scale * noise.to(found[m].device)
+        return found
 
     def waiting(self) -> dict[tuple[str, ...], list[int]]:
         """Return the devices by the modalities that they train next."""
@@ -280,6 +308,7 @@ def _alone(stack: _Stack) -> None:
         seen = dict(running)
 
         def loss_of(part: Batch, seen: dict[str, Tensor] = seen) -> Tensor:
+            part = replace(part, inputs=stack.with_noise(0, part.inputs))
             given = fixed | running | learner.draw(part)
             seen |= given
             return learner.local_loss(replace(part, given=given))
@@ -325,7 +354,7 @@ def _take(stack: _Stack, devices: Sequence[int], modalities: tuple[str, ...]) ->
         dict(zip(ids, iteration.leaves, strict=True))
         | {key: iteration.of(value) for key, value in stack.constant.items()}
     )
-    inputs, labels = stack.batches.of(devices, modalities)
+    inputs, labels = stack.next_batches(devices, modalities)
     now = {name: iteration.of(value) for name, value in stack.running.items()}
     given = now | {name: iteration.of(value) for name, value in stack.fixed.items()}
     given |= _stack_all(stack.draw(devices, inputs, labels))
@@ -382,7 +411,7 @@ class _Joins:
         x = torch.cat([s.flat.columns(it.x, flat) for s, it in iterations.items()])
         leaves = lead.leaves(x)
         lead.stand_ins.put(dict(zip(map(id, flat.parameters), leaves, strict=True)))
-        looked_up = [s.batches.of(own, modalities) for s, own in devices.items()]
+        looked_up = [s.next_batches(own, modalities) for s, own in devices.items()]
         inputs = {m: torch.cat([own[m] for own, _ in looked_up]) for m in modalities}
         labels = torch.cat([own for _, own in looked_up])
         drawn = [

@@ -1,7 +1,7 @@
 """Encoders, the decomposed classifier and the generator."""
 
 from .base import ModalityModel
-from .decomposed import DecomposedClassifier, Features
+from .decomposed import DecomposedClassifier, Features, Fusion
 from .encoders import ENCODERS, IMAGE_ENCODERS, EncoderChoice, make_encoder
 from .generator import Generator, GeneratorTraining, draw_labels, train_generators
 from .modality_networks import FusionHead, ModalityNetworks
@@ -13,6 +13,7 @@ __all__ = [
     "DecomposedClassifier",
     "EncoderChoice",
     "Features",
+    "Fusion",
     "FusionHead",
     "Generator",
     "GeneratorTraining",

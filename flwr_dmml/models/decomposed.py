@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from ..data import Modality
 from .base import ModalityModel
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode
+
+Fusion = Literal["additive", "detached"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class DecomposedClassifier(ModalityModel):
     subset works, and a missing modality adds exactly nothing (the specific heads have no bias).
     The common head alone sees only common features: that is what makes them common.
 
+    With ``fusion = "detached"`` these are the logits of a single modality only. Several are
+    classified by heads of their own on features that these do not train, ``sum_m F_m([c^m, s^m])``:
+    a strong modality then cannot spare the others' encoders the work, nor a weak one's noise come
+    in with full weight. Encoders learn from each modality's own loss.
+
     Parameters
     ----------
     modalities : mapping of str to Modality
@@ -44,6 +52,8 @@ class DecomposedClassifier(ModalityModel):
         Lengths of the common and the specific part of every modality's feature.
     choice : EncoderChoice
         Which encoder reads which kind of modality.
+    fusion : {"additive", "detached"}
+        How several modalities are classified.
     seed : int
         Every block starts from numbers that depend on this and on its name only: nodes with
         different modalities start from the same copies of what they share.
@@ -51,7 +61,7 @@ class DecomposedClassifier(ModalityModel):
     References
     ----------
     The decomposition is named by DMML-KD (Yin et al., IEEE TMC 2024); this form (a split linear
-    output, additive fusion) is this project's reconstruction.
+    output, additive fusion) is this project's reconstruction, and detached fusion this project's.
     """
 
     def __init__(
@@ -62,10 +72,12 @@ class DecomposedClassifier(ModalityModel):
         common_dim: int = 32,
         specific_dim: int = 32,
         choice: EncoderChoice = DEFAULT_CHOICE,
+        fusion: Fusion = "additive",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.common_dim = common_dim
+        detached = fusion == "detached" and len(modalities) > 1
 
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
 
@@ -76,18 +88,23 @@ class DecomposedClassifier(ModalityModel):
             self.head_common = Linear(common_dim, num_classes)
             self.encoders = nn.ModuleDict()
             self.heads = nn.ModuleDict()
+            self.fusers = nn.ModuleDict()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 width = common_dim + specific_dim
                 self.encoders[name] = make_encoder(modality, width, choice)
                 fresh(f"head.{name}")
                 self.heads[name] = Linear(specific_dim, num_classes, bias=False)
+                if detached:
+                    fresh(f"fuse.{name}")
+                    self.fusers[name] = Linear(width, num_classes)
 
     def blocks(self) -> dict[str, nn.Module]:
         """Return the parts that are mixed apart from one another, by name."""
         named: dict[str, nn.Module] = {"head.common": self.head_common}
         named |= {f"encoder.{name}": encoder for name, encoder in self.encoders.items()}
         named |= {f"head.{name}": head for name, head in self.heads.items()}
+        named |= {f"fuse.{name}": head for name, head in self.fusers.items()}
         return named
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
@@ -105,10 +122,20 @@ class DecomposedClassifier(ModalityModel):
 
     def fuse(self, features: Features) -> Tensor:
         """Classify from every modality in ``features``: ``[batch, classes]``."""
+        if len(self.fusers) and len(features.common) > 1:
+            return self._fuse_detached(features)
         common = features.common.values()
         logits = self.common_logits(reduce(torch.add, common) / len(common))
         for name, specific in features.specific.items():
             logits = logits + self.heads[name](specific)
+        return logits
+
+    def _fuse_detached(self, features: Features) -> Tensor:
+        parts = [
+            self.fusers[m](torch.cat([features.common[m], features.specific[m]], dim=-1).detach())
+            for m in features.common
+        ]
+        logits: Tensor = reduce(torch.add, parts)
         return logits
 
     def logits(

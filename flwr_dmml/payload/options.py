@@ -29,8 +29,15 @@ class ExchangeOptions(Group):
     sealed: bool = Field(
         False, description="payloads are encrypted from device to device, unread by the SuperLink"
     )
-    precision: Precision = Field("float32", description="type of the numbers that are sent")
+    precision: Literal["auto"] | Precision = Field(
+        "auto", description="type of the numbers that are sent; auto: the method's"
+    )
     top_k: float = Field(1.0, gt=0, le=1, description="share of a block's entries that is sent")
+
+    @property
+    def number_type(self) -> Precision:
+        """``precision``; float32 where no method has chosen."""
+        return "float32" if self.precision == "auto" else self.precision
 
     @model_validator(mode="after")
     def _several_rounds(self) -> "ExchangeOptions":

@@ -169,13 +169,20 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
         )
     if settings.couriers not in ("auto", "off") and (why := no_couriers(learner, rule)):
         problems.append(f"couriers = {settings.couriers!r}: {why}; allowed: off")
+    of_method = settings.of_method(learner)
+    if of_method.fusion == "detached" and not of_method.modality_weight:
+        problems.append(
+            "modality-loss = 0 with fusion = 'detached': encoders learn from each modality's own "
+            "loss there; allowed: above 0"
+        )
     exchange = settings.exchange
     if rule.whole and exchange.top_k < 1:
         problems.append(
             f"exchange.top-k = {exchange.top_k:g}: the gossip rule {rule.name!r} needs a block "
             "whole; allowed: 1"
         )
-    if learner.own_format and (exchange.precision != "float32" or exchange.top_k < 1):
+    asked_for = exchange.precision not in ("auto", "float32") or exchange.top_k < 1
+    if learner.own_format and asked_for:
         problems.append(
             f"exchange.precision = {exchange.precision!r}, exchange.top-k = {exchange.top_k:g}: "
             f"the method {method!r} writes blocks in a format of its own; allowed: float32 and 1"
