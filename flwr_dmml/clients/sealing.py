@@ -3,7 +3,9 @@
 Its state, which goes into the run's checkpoints, can only be read by the device itself.
 """
 
+from collections.abc import Iterable, Mapping
 from logging import WARNING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
@@ -13,8 +15,9 @@ from safetensors.numpy import load, save
 from ..base.errors import SettingsError
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
-from ..payload.plan import Inbox, Outcome, Plan
-from ..payload.routing import cut, wanted
+from ..payload.blocks import COMPANION, carried, is_carried
+from ..payload.plan import Carried, Inbox, Outcome, Payload, Plan
+from ..payload.routing import correspondents, cut, wanted
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.direct.tls import Tls
 from ..transport.letter import Letter, LetterError
@@ -22,6 +25,9 @@ from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES, SIMULATED, pack, re
 from ..transport.relay import own_bytes, size_bytes
 from .direct import TLS_KEYS, read_tls
 from .metering import run_metered
+
+if TYPE_CHECKING:
+    from ..transport.sealed import Identity
 
 LOCKED_STATE = "locked-state"
 """The only array in the record of a state that its device has encrypted."""
@@ -64,7 +70,7 @@ def run_sealed(
     SettingsError
         The message came without keys.
     """
-    from ..transport.sealed import KEYS, SESSION, Identity, open_letter, seal_letter
+    from ..transport.sealed import KEYS, SESSION, Identity, seal_letter
 
     if KEYS not in content.config_records:
         raise SettingsError("exchange.sealed = true, but the coordinator does not seal")
@@ -72,29 +78,33 @@ def run_sealed(
     identity, run = Identity(_tls(context), me), str(keys[SESSION])
     public: dict[int, bytes] = {}
     problems: dict[int, str] = {}
-    for other in sorted({*plan.neighbours, *plan.recipients}):
+    for other in sorted(correspondents(plan)):
         try:
             public[other] = identity.check(_announced(keys, other), other)
         except LetterError as error:
             problems[other] = f"its key is refused: {error}"
     inbox: Inbox = {}
-    received = read_inbox(content)
+    received = {
+        sender: {k: x.numpy().tobytes() for k, x in payload.items()}
+        for sender, payload in read_inbox(content).items()
+    }
     for position, sender in enumerate(plan.neighbours, start=1):
         if sender in problems:
             continue
-        parts = {k: x.numpy().tobytes() for k, x in received.get(sender, {}).items()}
+        parts = received.get(sender, {})
         try:
-            tensors = open_letter(
-                parts, identity, run, sender, plan.server_round - 1, public[sender]
-            )
+            tensors = _opened(parts, identity, run, sender, plan, public[sender])
         except LetterError as error:
             problems[sender] = str(error)
             continue
         inbox[sender] = cut(tensors, wanted(plan, position, me, tensors))
+        brought = [there for there in plan.far if there.via == sender]
+        inbox[sender] |= _brought(brought, parts, identity, run, plan, public, problems)
     for other, why in problems.items():
         log(WARNING, "Round %s: device %s: %s", plan.server_round, other, why)
     outcome = run_metered(learner, plan.without(problems), inbox, context.node_config)
-    outcome.rejected.extend(f"{other}: {why}" for other, why in problems.items())
+    lost = [n for n in problems if n in plan.neighbours or n in plan.recipients]
+    outcome.rejected.extend(f"{other}: {problems[other]}" for other in lost)
     if not outcome.payload:
         return outcome, ArrayRecord()
     plain = pack(outcome.payload)
@@ -102,7 +112,82 @@ def run_sealed(
     outcome.metrics[LABEL_BYTES] = float(size_bytes(plain, LABELS))
     letter = Letter(run, me, plan.server_round, outcome.payload)
     recipients = {k: public[k] for k in plan.recipients if k in public}
-    return outcome, _record(seal_letter(letter, identity, recipients))
+    apart = {own.blocks: {k: public[k] for k in own.readers if k in public} for own in plan.apart}
+    sealed = seal_letter(letter, identity, recipients, apart)
+    return outcome, _record(sealed | _carried(plan.carries, received))
+
+
+def _opened(
+    parts: Mapping[str, bytes],
+    identity: "Identity",
+    run: str,
+    sender: int,
+    plan: Plan,
+    public: bytes,
+) -> Payload:
+    """Return a neighbour's tensors, of all its parts that are for this device."""
+    from ..transport.sealed import SEALED, open_apart, open_letter
+
+    when = plan.server_round - 1
+    tensors = open_letter(parts, identity, run, sender, when, public)
+    for name, part in parts.items():
+        if name.startswith(f"{SEALED}:") and not is_carried(name) and not _unread(name, plan):
+            tensors |= open_apart(part, identity, run, sender, when, public)
+    return tensors
+
+
+def _unread(name: str, plan: Plan) -> bool:
+    """Return whether a courier takes this part of a neighbour's payload, for others."""
+    from ..transport.sealed import part_of
+
+    return any(
+        there.via == there.origin and part_of(there.blocks) == name for there in plan.carries
+    )
+
+
+def _brought(
+    far: Iterable[Carried],
+    parts: Mapping[str, bytes],
+    identity: "Identity",
+    run: str,
+    plan: Plan,
+    public: Mapping[int, bytes],
+    problems: dict[int, str],
+) -> Payload:
+    """Return what a courier has brought, under the names that it has in a payload in clear."""
+    from ..transport.sealed import open_apart, part_of
+
+    found: Payload = {}
+    for there in far:
+        name = carried(part_of(there.blocks), there.origin)
+        if name not in parts or there.origin not in public:
+            continue
+        when = plan.server_round - 1 - there.couriers
+        try:
+            own = open_apart(parts[name], identity, run, there.origin, when, public[there.origin])
+        except LetterError as error:
+            problems[there.origin] = f"what {there.via} has brought of it {error}"
+            continue
+        for key, tensor in own.items():
+            block, mark, companion = key.partition(COMPANION)
+            found[carried(block, there.origin) + mark + companion] = tensor
+    return found
+
+
+def _carried(
+    carries: Iterable[Carried], received: Mapping[int, Mapping[str, bytes]]
+) -> dict[str, bytes]:
+    """Return what a courier publishes for others, as it has received it."""
+    from ..transport.sealed import part_of
+
+    found: dict[str, bytes] = {}
+    for there in carries:
+        part = part_of(there.blocks)
+        name = part if there.via == there.origin else carried(part, there.origin)
+        parts = received.get(there.via, {})
+        if name in parts:
+            found[carried(part, there.origin)] = parts[name]
+    return found
 
 
 def lock_state(context: Context, state: ArrayRecord) -> ArrayRecord:

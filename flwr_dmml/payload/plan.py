@@ -25,12 +25,31 @@ class Carried:
         The neighbour whose payload holds them: a courier, or of what a courier takes on the device
         itself.
     blocks : tuple of str
-        Their names.
+        Their names, in the order of :class:`Apart` where they are sealed apart.
+    couriers : int
+        How many have carried what is brought; each took a round.
     """
 
     origin: int
     via: int
     blocks: tuple[str, ...]
+    couriers: int = 1
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Blocks that are sealed apart from the rest of a payload, as couriers carry them.
+
+    Attributes
+    ----------
+    blocks : tuple of str
+        Their names.
+    readers : tuple of int
+        Partition ids of those who may read them: owners, near and far.
+    """
+
+    blocks: tuple[str, ...]
+    readers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,8 @@ class Plan:
         What couriers among the neighbours have brought: it is mixed, too.
     carries : tuple of Carried
         What this node is to publish, unread, for others: it is a courier.
+    apart : tuple of Apart
+        Which of its own blocks this node seals apart, where payloads are sealed.
     """
 
     server_round: int
@@ -79,6 +100,7 @@ class Plan:
     recipients: tuple[int, ...] = ()
     far: tuple[Carried, ...] = ()
     carries: tuple[Carried, ...] = ()
+    apart: tuple[Apart, ...] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:

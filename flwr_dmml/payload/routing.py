@@ -23,6 +23,12 @@ def wanted(plan: Plan, position: int, recipient: int, published: Collection[str]
     return frozenset(names)
 
 
+def correspondents(plan: Plan) -> set[int]:
+    """Return those from whom, and for whom, something is in a device's round."""
+    readers = {reader for own in plan.apart for reader in own.readers}
+    return {*plan.sources, *plan.recipients, *readers}
+
+
 def cut(payload: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
     """Return a payload's blocks of these names, with what belongs to them, and its statistics."""
     return {

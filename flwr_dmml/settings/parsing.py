@@ -169,13 +169,19 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
         )
     if settings.couriers not in ("auto", "off") and (why := no_couriers(learner, rule)):
         problems.append(f"couriers = {settings.couriers!r}: {why}; allowed: off")
+    exchange = settings.exchange
+    if exchange.sealed and exchange.transport == "direct" and settings.couriers == "forward":
+        problems.append(
+            "couriers = 'forward' with exchange.sealed: from device to device letters are not "
+            "sealed, and a courier could read what it carries; allowed: exchange.transport = "
+            "'relay', or couriers = 'off'"
+        )
     of_method = settings.of_method(learner)
     if of_method.fusion == "detached" and not of_method.modality_weight:
         problems.append(
             "modality-loss = 0 with fusion = 'detached': encoders learn from each modality's own "
             "loss there; allowed: above 0"
         )
-    exchange = settings.exchange
     if rule.whole and exchange.top_k < 1:
         problems.append(
             f"exchange.top-k = {exchange.top_k:g}: the gossip rule {rule.name!r} needs a block "

@@ -157,6 +157,9 @@ class RunConfig:
         learner, chosen = self.parts.methods[method], self.settings.couriers
         if chosen != "auto":
             return chosen if learner.communicates else "off"
+        exchange = self.settings.exchange
+        if exchange.sealed and exchange.transport == "direct":  # letters are not sealed there
+            return "off"
         return "off" if no_couriers(learner, self.gossip_of(method)) else learner.couriers
 
     @property

@@ -157,6 +157,7 @@ def _run(
             keeper=Keeper(folder.path / name, every, keep, stopping),
             exchange=exchange_of(settings, grid),
             couriers=config.couriers_of(name) != "off",
+            sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         strategy.start(grid, num_rounds=rounds, timeout=timeout)

@@ -1,6 +1,6 @@
 """Couriers of a run: who carries whose blocks in a round, and what has been brought."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -9,7 +9,7 @@ import networkx as nx
 
 from ..graph.couriers import Route, find_routes
 from ..graph.weights import components
-from ..payload.plan import Carried
+from ..payload.plan import Apart, Carried
 from .energy.round_budget import Prospect
 from .mixing import FarLink, owners_by_block
 
@@ -26,11 +26,18 @@ class Carrying:
         What that adds to its payload.
     routes : list of tuple
         Names of blocks, and a way between two of their owners.
+    apart : dict of int to tuple of Apart
+        What their owners seal for those whom couriers reach, and for owners among the neighbours.
     """
 
     by: dict[int, tuple[Carried, ...]] = field(default_factory=dict)
     bytes_more: dict[int, int] = field(default_factory=dict)
     routes: list[tuple[tuple[str, ...], Route]] = field(default_factory=list)
+    apart: dict[int, tuple[Apart, ...]] = field(default_factory=dict)
+
+
+Copy = tuple[int, str, int]
+"""(origin, block, for whom: -1 for anybody, where payloads are not sealed)."""
 
 
 class Couriers:
@@ -38,11 +45,19 @@ class Couriers:
 
     A courier passes on in a round what it has received in that round, of the round before. So an
     owner mixes what came over one courier one round late, and one round more for each further one.
+
+    Parameters
+    ----------
+    sealed : bool
+        Whether payloads are sealed: then only that is carried which has been sealed for who is to
+        get it, as the plan of the round in which it was published said.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sealed: bool = False) -> None:
+        self._sealed = sealed
         self._routes: list[tuple[tuple[str, ...], Route]] = []  # of the last round
-        self._held: dict[int, set[tuple[int, str]]] = {}  # (origin, block) by courier
+        self._held: dict[int, set[Copy]] = {}  # by courier
+        self._told: set[Copy] = set()  # what has been sealed for whom in the last round
 
     def plan(
         self,
@@ -81,15 +96,40 @@ class Couriers:
                 more[r] = more.get(r, 0) + extra
                 if r in spare:
                     spare[r] -= extra
-        return Carrying({r: _written(own) for r, own in carries.items()}, more, routes)
+        apart = _apart(routes, graph, blocks) if self._sealed else {}
+        return Carrying({r: _written(own) for r, own in carries.items()}, more, routes, apart)
 
     def begin(self, carrying: Carrying) -> None:
         """Begin a round in which couriers do this: the next one brings it."""
         self._routes = carrying.routes
-        self._held = {
+        taken = {
             r: {(there.origin, name) for there in own for name in there.blocks}
             for r, own in carrying.by.items()
         }
+        held: dict[int, set[Copy]] = {}
+        for names, route in carrying.routes:
+            for way in route.ways():
+                for before, r in pairwise(way[:-1]):
+                    for name in names:
+                        copy = self._copy(way, name)
+                        if (way[0], name) in taken.get(r, ()) and self._has(before, way, copy):
+                            held.setdefault(r, set()).add(copy)
+        self._held = held
+        self._told = {
+            self._copy(way, name)
+            for names, route in carrying.routes
+            for way in route.ways()
+            for name in names
+        }
+
+    def _copy(self, way: tuple[int, ...], name: str) -> Copy:
+        return way[0], name, way[-1] if self._sealed else -1
+
+    def _has(self, before: int, way: tuple[int, ...], copy: Copy) -> bool:
+        """Return whether a copy has come as far as to a node of a way."""
+        if before == way[0]:
+            return not self._sealed or copy in self._told
+        return copy in self._held.get(before, ())
 
     def _along(
         self,
@@ -104,9 +144,9 @@ class Couriers:
         for before, r in pairwise(way[:-1]):
             if before not in published or not received.has_edge(before, r):
                 continue
-            held = self._held.get(before, set())
-            for name in names if before == origin else [n for n in names if (origin, n) in held]:
-                carries.setdefault(r, {}).setdefault((origin, name), before)
+            for name in names:
+                if self._has(before, way, self._copy(way, name)):
+                    carries.setdefault(r, {}).setdefault((origin, name), before)
 
     def brought(
         self, received: nx.Graph, blocks: Mapping[int, Collection[str]]
@@ -136,11 +176,12 @@ class Couriers:
                 arrives = all(
                     r in blocks
                     and received.has_edge(r, end)
-                    and (other, name) in self._held.get(r, ())
+                    and self._copy((other, r, end), name) in self._held.get(r, ())
                     for (r, end), other in zip(last, (second, first), strict=True)
                 )
                 if arrives and not joined:
-                    link = FarLink(route.ends, (route.couriers[0], route.couriers[-1]))
+                    via = route.couriers[0], route.couriers[-1]
+                    link = FarLink(route.ends, via, len(route.couriers))
                     found.setdefault(name, []).append(link)
         return found
 
@@ -148,7 +189,7 @@ class Couriers:
         """Return what the next round depends on, as JSON."""
         routes = [[list(n), list(r.ends), list(r.couriers)] for n, r in self._routes]
         held = {str(r): sorted(map(list, own)) for r, own in self._held.items()}
-        return {"routes": routes, "held": held}
+        return {"routes": routes, "held": held, "told": sorted(map(list, self._told))}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
@@ -156,7 +197,8 @@ class Couriers:
             (tuple(names), Route((ends[0], ends[1]), tuple(couriers)))
             for names, ends, couriers in state["routes"]
         ]
-        self._held = {int(r): {(o, b) for o, b in own} for r, own in state["held"].items()}
+        self._held = {int(r): set(map(_read, own)) for r, own in state["held"].items()}
+        self._told = set(map(_read, state["told"]))
 
 
 def _groups(blocks: Mapping[int, Iterable[str]]) -> dict[tuple[int, ...], tuple[str, ...]]:
@@ -168,9 +210,31 @@ def _groups(blocks: Mapping[int, Iterable[str]]) -> dict[tuple[int, ...], tuple[
     return {owners: tuple(names[owners]) for owners in sorted(names)}
 
 
+def _read(copy: Sequence[Any]) -> Copy:
+    origin, name, end = copy
+    return int(origin), str(name), int(end)
+
+
+def _apart(
+    routes: Iterable[tuple[tuple[str, ...], Route]],
+    graph: nx.Graph,
+    blocks: Mapping[int, Collection[str]],
+) -> dict[int, tuple[Apart, ...]]:
+    """Return what owners seal apart: for those at the other ends, and for owners nearby."""
+    readers: dict[int, dict[tuple[str, ...], set[int]]] = {}
+    for names, route in routes:
+        for way in route.ways():
+            near = {j for j in graph[way[0]] if names[0] in blocks.get(j, ())}
+            readers.setdefault(way[0], {}).setdefault(names, near).add(way[-1])
+    return {
+        origin: tuple(Apart(names, tuple(sorted(who))) for names, who in sorted(own.items()))
+        for origin, own in readers.items()
+    }
+
+
 def _written(own: Mapping[tuple[int, str], int]) -> tuple[Carried, ...]:
     """Return what a courier carries, the blocks of one origin together."""
     names: dict[tuple[int, int], list[str]] = {}
-    for (origin, name), via in sorted(own.items()):
+    for (origin, name), via in own.items():
         names.setdefault((origin, via), []).append(name)
-    return tuple(Carried(origin, via, tuple(of)) for (origin, via), of in names.items())
+    return tuple(Carried(a, via, tuple(of)) for (a, via), of in sorted(names.items()))

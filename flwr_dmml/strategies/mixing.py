@@ -21,10 +21,13 @@ class FarLink:
         The owners.
     via : tuple of int
         The neighbour that has brought it to the first end, and to the second.
+    couriers : int
+        How many there are on the way.
     """
 
     ends: tuple[int, int]
     via: tuple[int, int]
+    couriers: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,14 @@ def neighbourhoods(
 
 def _brought(links: Mapping[str, Sequence[FarLink]]) -> dict[int, tuple[Carried, ...]]:
     """Return what couriers have brought to each node."""
-    names: dict[int, dict[tuple[int, int], list[str]]] = {}
-    for name in sorted(links):
+    names: dict[int, dict[tuple[int, int, int], list[str]]] = {}
+    for name in links:
         for link in links[name]:
             for (me, origin), via in zip((link.ends, link.ends[::-1]), link.via, strict=True):
-                names.setdefault(me, {}).setdefault((origin, via), []).append(name)
+                got = names.setdefault(me, {})
+                got.setdefault((origin, via, link.couriers), []).append(name)
     return {
-        me: tuple(Carried(origin, via, tuple(of)) for (origin, via), of in sorted(got.items()))
+        me: tuple(Carried(a, via, tuple(of), n) for (a, via, n), of in sorted(got.items()))
         for me, got in names.items()
     }
 

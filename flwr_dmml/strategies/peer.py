@@ -97,6 +97,8 @@ class PeerStrategy(Strategy):
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
     couriers : bool (default: False)
         Whether devices carry blocks that they do not own between owners that no link joins.
+    sealed : bool (default: False)
+        Whether payloads are sealed: what is carried then is, too.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class PeerStrategy(Strategy):
         keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
         couriers: bool = False,
+        sealed: bool = False,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -152,6 +155,7 @@ class PeerStrategy(Strategy):
             seed=seed,
             addressed=self.gossip.addressed,
             couriers=couriers,
+            sealed=sealed,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())

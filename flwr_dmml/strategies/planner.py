@@ -41,6 +41,8 @@ class RoundPlanner:
         Whether a device sends every neighbour blocks of its own.
     couriers : bool (default: False)
         Whether devices carry blocks that they do not own between owners that are not linked.
+    sealed : bool (default: False)
+        Whether they cannot read what they carry.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RoundPlanner:
         seed: int,
         addressed: bool = False,
         couriers: bool = False,
+        sealed: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -71,7 +74,7 @@ class RoundPlanner:
         self.evaluate_every = evaluate_every
         self.seed = seed
         self.addressed = addressed
-        self._couriers = Couriers() if couriers and communicates else None
+        self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
 
@@ -199,6 +202,7 @@ class RoundPlanner:
                 recipients=recipients[p],
                 far=around[p].far,
                 carries=carries.get(p, ()),
+                apart=carrying.apart.get(p, ()),
             )
             for p, updates in budget.updates.items()
         }

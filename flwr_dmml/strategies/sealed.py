@@ -7,10 +7,11 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from ..payload.plan import Plan
+from ..payload.plan import Carried, Plan
+from ..payload.routing import correspondents
 from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES
 from ..transport.relay import size_bytes
-from ..transport.sealed import KEY, KEYS, OWN, SEALED, SESSION
+from ..transport.sealed import KEY, KEYS, OWN, SEALED, SESSION, part_of
 from .exchange import Exchange
 from .logbook import Logbook
 from .roster import Roster
@@ -41,12 +42,20 @@ class SealedExchange(Exchange):
 
     def _inbox(self, plan: Plan, partition: int) -> dict[int, ArrayRecord]:
         everyone = (1.0,) * (1 + len(plan.neighbours))
-        parts = replace(plan, weights=dict.fromkeys((SEALED, KEY, OWN), everyone))
+        apart = {part_of([block]): weights for block, weights in plan.weights.items()}
+        parts = replace(
+            plan,
+            weights=apart | dict.fromkeys((SEALED, KEY, OWN), everyone),
+            far=tuple(replace(there, blocks=(part_of(there.blocks),)) for there in plan.far),
+            carries=tuple(
+                replace(there, blocks=(part_of(there.blocks),)) for there in plan.carries
+            ),
+        )
         return super()._inbox(parts, partition)
 
     def _add(self, content: RecordDict, plan: Plan) -> None:
         keys = ConfigRecord({SESSION: self._session})
-        for other in {*plan.neighbours, *plan.recipients}:
+        for other in sorted(correspondents(plan)):
             if announced := self._roster.members[other].announced:
                 keys[str(other)] = announced
         content[KEYS] = keys
@@ -73,3 +82,8 @@ class SealedExchange(Exchange):
         super().load_state(state, payloads)
         self._session = str(state["session"])
         self._plain = {int(p): (int(a), int(b)) for p, (a, b) in state["plain"].items()}
+
+
+def _as_part(there: Carried) -> Carried:
+    """Return what is carried by the name that it has in sealed payloads."""
+    return replace(there, blocks=(part_of(there.blocks),))

@@ -1,6 +1,6 @@
 """Plans, payloads and states as Flower's records. Never a pickle."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf, isfinite
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from ..payload.plan import Carried, Inbox, Outcome, Payload, Plan
+from ..payload.plan import Apart, Carried, Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
@@ -22,7 +22,7 @@ INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
 _WEIGHTS, _UPDATES = "weights.", "updates."
-_FAR, _CARRIES = "far.", "carries."
+_FAR, _CARRIES, _APART = "far.", "carries.", "apart."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
 
@@ -74,8 +74,11 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
         record[_WEIGHTS + block] = list(weights)
     for prefix, brought in ((_FAR, plan.far), (_CARRIES, plan.carries)):
         for position, there in enumerate(brought):
-            record[f"{prefix}{position}"] = [there.origin, there.via]
+            record[f"{prefix}{position}"] = [there.origin, there.via, there.couriers]
             record[f"{prefix}{position}.blocks"] = list(there.blocks)
+    for position, own in enumerate(plan.apart):
+        record[f"{_APART}{position}"] = list(own.readers)
+        record[f"{_APART}{position}.blocks"] = list(own.blocks)
     return record
 
 
@@ -102,15 +105,25 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         },
         far=_read_carried(record, _FAR),
         carries=_read_carried(record, _CARRIES),
+        apart=tuple(Apart(blocks, tuple(readers)) for readers, blocks in _numbered(record, _APART)),
     )
 
 
 def _read_carried(record: Mapping[str, Any], prefix: str) -> tuple[Carried, ...]:
-    found: list[Carried] = []
-    while (key := f"{prefix}{len(found)}") in record:
-        origin, via = record[key]
-        found.append(Carried(origin, via, tuple(record[f"{key}.blocks"])))
-    return tuple(found)
+    return tuple(
+        Carried(origin, via, blocks, couriers)
+        for (origin, via, couriers), blocks in _numbered(record, prefix)
+    )
+
+
+def _numbered(
+    record: Mapping[str, Any], prefix: str
+) -> Iterator[tuple[list[int], tuple[str, ...]]]:
+    """Yield the numbers and the names of blocks that a plan has under a prefix."""
+    position = 0
+    while (key := f"{prefix}{position}") in record:
+        yield record[key], tuple(record[f"{key}.blocks"])
+        position += 1
 
 
 def join(rounds: Iterable[Mapping[str, Value]]) -> dict[str, Value]:

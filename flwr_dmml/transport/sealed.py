@@ -8,7 +8,8 @@ the round and both their names. Every encryption has a key that was never used b
 
 import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -32,6 +33,7 @@ addressed to it alone."""
 KEYS, SESSION = "keys", "session"
 """The record of the neighbours' public keys in a message, and the id of the run in it."""
 KEY_BYTES, SALT_BYTES = 32, 32
+LENGTH = struct.Struct("<I")
 PURPOSE = "flwr-dmml sealed 1"
 NONCE = bytes(12)  # a key is used once
 
@@ -90,12 +92,15 @@ class Identity:
 
 
 def seal_letter(
-    letter: Letter, identity: Identity, recipients: Mapping[int, bytes]
+    letter: Letter,
+    identity: Identity,
+    recipients: Mapping[int, bytes],
+    apart: Mapping[tuple[str, ...], Mapping[int, bytes]] | None = None,
 ) -> dict[str, bytes]:
     """Return a sealed payload: ciphertexts and keys by name (:data:`SEALED` and so on).
 
-    What is addressed to one recipient (``block@3``) is encrypted for it alone, the rest once for
-    all.
+    What is addressed to one recipient (``block@3``) is encrypted for it alone, blocks that couriers
+    carry for their readers (:func:`part_of`), the rest once for all.
 
     Parameters
     ----------
@@ -105,6 +110,8 @@ def seal_letter(
         This device's.
     recipients : mapping of int to bytes
         Their public keys, checked, by partition id.
+    apart : mapping of tuple of str to mapping of int to bytes, optional
+        By the names of blocks that are sealed together, the public keys of those who may read them.
 
     Raises
     ------
@@ -113,7 +120,12 @@ def seal_letter(
     """
     about, secret = (letter.run, letter.sender, letter.server_round), os.urandom(KEY_BYTES)
     common, to_one = dict[str, Tensor](), dict[str, Tensor]()
+    whose = {block: blocks for blocks in apart or {} for block in blocks}
+    to_some: dict[tuple[str, ...], dict[str, Tensor]] = {blocks: {} for blocks in apart or {}}
     for name, tensor in letter.tensors.items():
+        if (block := without_companion(name)) in whose:
+            to_some[whose[block]][name] = tensor
+            continue
         to_all = name.startswith(STATISTICS) or without_companion(name) == unaddressed(name)
         (common if to_all else to_one)[name] = tensor
     sealed = lock(secret, write_letter(Letter(*about, common)), SEALED, *about)
@@ -125,7 +137,49 @@ def seal_letter(
         if own := {n: x for n, x in to_one.items() if _is_for(recipient, n)}:
             data = write_letter(Letter(*about, own))
             parts[addressed(OWN, recipient)] = lock(shared, data, OWN, *context)
+    for blocks, readers in (apart or {}).items():
+        data = write_letter(Letter(*about, to_some[blocks]))
+        parts[part_of(blocks)] = _seal_apart(data, about, identity, readers)
     return parts
+
+
+def part_of(blocks: Sequence[str]) -> str:
+    """Return the name in a sealed payload of blocks that are sealed together, apart from others."""
+    return f"{SEALED}:{blocks[0]}"
+
+
+def _seal_apart(
+    data: bytes, about: tuple[str, int, int], identity: Identity, readers: Mapping[int, bytes]
+) -> bytes:
+    """Return a ciphertext behind the keys to it: the length of these (u32), JSON, ciphertext."""
+    secret = os.urandom(KEY_BYTES)
+    sealed = lock(secret, data, SEALED, *about)
+    keys: dict[str, str] = {}
+    for reader, public in readers.items():
+        context = (*about, reader, identity.public.hex(), public.hex(), _digest(sealed))
+        keys[str(reader)] = lock(identity.shared(public), secret, KEY, *context).hex()
+    head = json.dumps(keys).encode()
+    return LENGTH.pack(len(head)) + head + sealed
+
+
+def open_apart(
+    part: bytes, identity: Identity, run: str, sender: int, server_round: int, public: bytes
+) -> dict[str, Tensor]:
+    """Return the tensors of a part (:func:`part_of`) that is for this device, near or far.
+
+    Parameters and errors are those of :func:`open_letter`.
+    """
+    about, me = (run, sender, server_round), identity.partition
+    try:
+        (length,) = LENGTH.unpack(part[: LENGTH.size])
+        keys = json.loads(part[LENGTH.size : LENGTH.size + length])
+        key = bytes.fromhex(keys[str(me)])
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise LetterError("a part of its payload is not encrypted for this device") from error
+    sealed = part[LENGTH.size + length :]
+    context = (*about, me, public.hex(), identity.public.hex(), _digest(sealed))
+    secret = unlock(identity.shared(public), key, KEY, *context)
+    return dict(read_letter(unlock(secret, sealed, SEALED, *about)).tensors)
 
 
 def open_letter(

@@ -36,6 +36,7 @@ from flwr_dmml.transport.sealed import (
     SEALED,
     Identity,
     lock,
+    open_apart,
     open_letter,
     own_secret,
     seal_letter,
@@ -370,6 +371,69 @@ def test_numbers_are_those_without_encryption(config: dict[str, Any], files: lis
         for node, same in zip(one.nodes, other.nodes, strict=True):
             assert same.label_bytes_sent == node.label_bytes_sent
             assert same.bytes_sent > 0 and node.bytes_sent > 0
+
+
+CARRIED = {"topology": "line", "modality-pattern": "audio,image,audio", "couriers": "forward"}
+"""Device 1 has images only, and carries what 0 and 2 have of audio."""
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"exchange.precision": "int8"}, {"method": "dmml-kd"}], ids=str
+)
+def test_a_courier_carries_what_it_cannot_read(more: dict[str, Any], files: list[Tls]):
+    """Numbers are those without encryption, and the courier has nothing of the encoders."""
+    found = []
+    for encrypt in (False, True):
+        given = settings(**{**CARRIED, **more}) | {"exchange.sealed": encrypt}
+        found.append(run(Lab(files, given), given, rounds=4, couriers=True, sealed=encrypt))
+    plain, sealed = found
+    assert learned(sealed) == learned(plain)
+    assert sealed.records[2].carried == {(0, 1, 2), (2, 1, 0)} == plain.records[2].carried
+    assert not any(node.rejected for record in sealed.records for node in record.nodes)
+
+
+def test_a_courier_has_no_key_to_what_it_carries(files: list[Tls], devices: list[Identity]):
+    Published.inboxes.clear()
+    given = settings(**CARRIED, method="published")
+    grid = Lab(files, given, Published)
+    run(grid, given, rounds=4, couriers=True, sealed=True)
+    assert set(Published.inboxes[1, 3]) == {0, 2}
+    for payload in Published.inboxes[1, 3].values():
+        assert not any("audio" in name for name in payload)
+    assert any("encoder.audio<2" in payload for payload in Published.inboxes[0, 4].values())
+    contents = [c for p, c in grid.messages if p == 1 and plan_round(c) == 3]
+    part = contents[0].array_records[f"{INBOX}0"]["sealed:encoder.audio"].numpy().tobytes()
+    run_id = str(contents[0].config_records[KEYS]["session"])
+    about = {"run": run_id, "sender": 0, "server_round": 2, "public": devices[0].public}
+    assert "encoder.audio" in open_apart(part, devices[2], **about)
+    with pytest.raises(LetterError, match="not encrypted for this device"):
+        open_apart(part, devices[1], **about)
+    for cut in (part[:3], part[:20], b"", b"\xff" * 40):
+        with pytest.raises(LetterError):
+            open_apart(cut, devices[2], **about)
+    with pytest.raises(LetterError, match="cannot be opened"):
+        open_apart(part[:-1] + bytes([part[-1] ^ 1]), devices[2], **about)
+    with pytest.raises(LetterError, match="cannot be opened"):
+        open_apart(part, devices[2], **{**about, "server_round": 1})
+
+
+def test_a_courier_that_changes_what_it_carries_is_named(
+    files: list[Tls], caplog: pytest.LogCaptureFixture
+):
+    def change(partition: int, content: RecordDict) -> None:
+        if partition == 2 and plan_round(content) == 4:
+            record = content.array_records[f"{INBOX}1"].copy()
+            numbers = record["sealed:encoder.audio<0"].numpy()
+            numbers[-1] ^= 1
+            record["sealed:encoder.audio<0"] = NumpyArray(numbers)
+            content[f"{INBOX}1"] = record
+
+    given = settings(**CARRIED)
+    with caplog.at_level("WARNING"):
+        peers = run(Lab(files, given, tamper=change), given, rounds=4, couriers=True, sealed=True)
+    assert "device 0: what 1 has brought of it cannot be opened: damaged" in caplog.text
+    assert "node 2 rejects from node 1: block encoder.audio of device 0 is missing" in caplog.text
+    assert peers.records[-1].accuracy is not None and not peers.records[3].failed
 
 
 def test_the_coordinator_gets_nothing_that_it_could_read(files: list[Tls]):
