@@ -56,7 +56,7 @@ def main() -> int:
     if options.quick:
         seeds, quick = seeds[:1], QUICK
     settings = {
-        (scenario, arm): common | where | own | quick | dict(options.set)
+        (scenario, arm): made(common | where | own | quick | dict(options.set))
         for scenario, where in scenarios.items()
         for arm, own in arms.items()
         if arm in case.only.get(scenario, arms)
@@ -73,6 +73,11 @@ def main() -> int:
         json_file=options.json,
         judged=not options.quick,
     )
+
+
+def made(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the values of those that have to be made first, such as data."""
+    return {key: value() if callable(value) else value for key, value in settings.items()}
 
 
 def _chosen(

@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from cases.common import PLAIN
 from speed_app import Clock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,6 +62,8 @@ def quickstart(nodes: int, rounds: int, run_dir: str = "") -> tuple[FlowerApp, d
         "energy.battery-share": 0.0,
         "allocation.rule": "uniform",
         "wireless.enabled": False,
+        "gossip": "dpsgd",
+        **PLAIN,
     }
     return app, app.run_config | changed
 

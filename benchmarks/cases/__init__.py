@@ -11,6 +11,7 @@ from .fedcmi import FEDCMI_CASE
 from .idkd import IDKD_CASE
 from .modality_mirror import MODALITY_MIRROR_CASE
 from .sensors import SENSORS_CASE, SP_SW_HAR
+from .suite import SUITE
 
 DATA = AUDIO_VISUAL | {"sp-sw-har": SP_SW_HAR}
 
@@ -22,6 +23,7 @@ CASES: dict[str, Case] = {
     "modality-mirror": MODALITY_MIRROR_CASE,
     "sensors": SENSORS_CASE,
     "all": ALL,
+    "suite": SUITE,
 }
 
 __all__ = ["CASES", "COMMON", "DATA"]

@@ -15,7 +15,11 @@ SETTING: dict[str, Any] = {
     "public.outside": "",
 }
 ON_TREES = ["relaysgd"]
-METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in sorted(find_methods())}
+# dmml is nothing but choices that are the same for all here.
+METHODS: dict[str, dict[str, Any]] = {
+    name: {"method": name} for name in sorted(find_methods()) if name != "dmml"
+}
+METHODS["dmml-kd"]["gossip"] = "dpsgd"
 # What D-PSGD gains by what other methods have by default.
 MORE: dict[str, dict[str, Any]] = {
     "dpsgd, staggered": {"method": "dpsgd", "stagger": 0.5},

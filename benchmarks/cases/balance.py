@@ -6,6 +6,7 @@ from flwr_dmml.learning.balance import SPEED_METRICS
 
 ALL_BOTH = {"modality-pattern": "audio+image", "alpha": 100.0, "image-visible": 0.5}
 ALONE = {"modality-loss": 1.0}
+DMML_KD = {"method": "dmml-kd", "gossip": "dpsgd"}
 HALF = {"energy.battery-share": 0.5, "allocation.rule": "uniform", "stagger": 0.0}
 BY_SPEED = HALF | {"stagger": 0.5, "allocation.rule": "max-min"}
 
@@ -26,8 +27,8 @@ BALANCE = Case(
             "(i) per-modality losses": ALL_BOTH | ALONE,
             "(ii)": {},
             "(ii) per-modality losses": ALONE,
-            "(i) DMML-KD": ALL_BOTH | {"method": "dmml-kd"},
-            "(ii) DMML-KD": {"method": "dmml-kd"},
+            "(i) DMML-KD": ALL_BOTH | DMML_KD,
+            "(ii) DMML-KD": DMML_KD,
         }.items()
     },
     arms={

@@ -2,7 +2,17 @@
 
 from typing import Any
 
+PLAIN: dict[str, Any] = {
+    "modality-loss": 0.0,
+    "fusion": "additive",
+    "input-noise": 0.0,
+    "label-correction": "off",
+    "couriers": "off",
+    "exchange.precision": "float32",
+}
+"""None of the choices that DMML makes: in these cases methods differ in what they learn from."""
 COMMON: dict[str, Any] = {
+    **PLAIN,
     "num-nodes": 12,
     "topology": "ring",
     "partition": "dirichlet",

@@ -41,7 +41,7 @@ from .optimisers import (
     total,
 )
 from .options import Options
-from .settings import DeviceSettings
+from .settings import DeviceSettings, FusionChoice
 from .speedometer import SPEEDS, Speedometer
 from .training import train
 
@@ -99,8 +99,10 @@ class Learner:
     """The setting ``label-correction`` where the run config says "auto"."""
     modality_loss: ClassVar[float] = 0.0
     """The setting ``modality-loss`` where the run config says "auto"."""
-    fusion: ClassVar[Fusion] = "additive"
+    fusion: ClassVar[FusionChoice] = "additive"
     """The setting ``fusion`` where the run config says "auto"."""
+    input_noise: ClassVar[float] = 0.0
+    """The setting ``input-noise`` where the run config says "auto"."""
     exchange_precision: ClassVar[Precision] = "float32"
     """The setting ``exchange.precision`` where the run config says "auto"."""
     couriers: ClassVar[Couriers] = "off"
@@ -156,6 +158,7 @@ class Learner:
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
+        self._noise_scales: dict[str, Tensor] = {}
         self._passed_on: Payload = {}  # in this round, for others
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
@@ -181,9 +184,17 @@ class Learner:
             common_dim=self.settings.common_dim,
             specific_dim=self.settings.specific_dim,
             choice=self.settings.encoder_choice,
-            fusion="detached" if self.settings.fusion == "detached" else "additive",
+            fusion=self._fusion(),
             seed=self.settings.seed,
         )
+
+    def _fusion(self) -> Fusion:
+        """Return ``fusion``; where the method does not say, it goes by the kind of the data."""
+        if self.settings.fusion != "auto":
+            return self.settings.fusion
+        forms = self.partition.source_modalities.values()
+        vectors = all(len(form.shape) == 1 for form in forms)
+        return "detached" if vectors and self.settings.modality_weight else "additive"
 
     def blocks(self) -> dict[str, nn.Module]:
         """Return what is published and mixed, by block name; a plain module is one block."""
@@ -558,8 +569,18 @@ class Learner:
     @property
     def noisy(self) -> list[str]:
         """Modalities whose inputs get noise in training: vectors, under ``input-noise``."""
-        kinds = self.partition.source_modalities if self.settings.input_noise else {}
+        kinds = self.partition.source_modalities if self.settings.noise else {}
         return [m for m in self.partition.modalities if m in kinds and len(kinds[m].shape) == 1]
+
+    def noise_scale(self, modality: str) -> Tensor:
+        """Return the standard deviation of the noise on a vector ``[width]``.
+
+        ``input-noise`` times that of each column among the own training samples.
+        """
+        if modality not in self._noise_scales:
+            x = self.train_data.inputs[modality]
+            self._noise_scales[modality] = self.settings.noise * x.std(dim=0, correction=0)
+        return self._noise_scales[modality]
 
     @property
     def batches_of_rows(self) -> bool:

@@ -38,6 +38,10 @@ def _shares(text: str) -> list[float]:
     return shares
 
 
+FusionChoice = Literal["auto"] | Fusion
+"""Of a method, "auto" is detached where all modalities are vectors, else additive."""
+
+
 class Choices(Protocol):
     """What a method chooses where settings say "auto"."""
 
@@ -45,7 +49,8 @@ class Choices(Protocol):
     allocation: str
     label_correction: Correction
     modality_loss: float
-    fusion: Fusion
+    fusion: FusionChoice
+    input_noise: float
     exchange_precision: Precision
 
 
@@ -74,13 +79,15 @@ class DeviceSettings(Group):
         description="weight of each modality's own cross-entropy in a joint iteration; auto: the "
         "method's",
     )
-    fusion: Literal["auto", "additive", "detached"] = Field(
+    fusion: FusionChoice = Field(
         "auto",
         description="how a device with several modalities predicts: by the sum of their heads, or "
         "by a head of its own on features that it does not train; auto: the method's",
     )
-    input_noise: float = Field(
-        0.0, ge=0, description="standard deviation of noise on vectors in training"
+    input_noise: Annotated[Literal["auto"] | float, BeforeValidator(_weight)] = Field(
+        "auto",
+        description="noise on vectors in training, in standard deviations of their columns; auto: "
+        "the method's",
     )
 
     label_correction: Literal["auto", "network", "uniform", "off"] = Field(
@@ -246,6 +253,8 @@ class DeviceSettings(Group):
         if self.modality_loss == "auto":  # without it, nothing would train detached encoders
             detached = own.get("fusion", self.fusion) == "detached"
             own["modality_loss"] = method.modality_loss or float(detached)
+        if self.input_noise == "auto":
+            own["input_noise"] = method.input_noise
         if self.exchange.precision == "auto":
             own["exchange"] = self.exchange.model_copy(
                 update={"precision": method.exchange_precision}
@@ -261,6 +270,11 @@ class DeviceSettings(Group):
     def modality_weight(self) -> float:
         """``modality-loss`` as a number; 0 where no method has chosen."""
         return 0.0 if self.modality_loss == "auto" else self.modality_loss
+
+    @property
+    def noise(self) -> float:
+        """``input-noise`` as a number; 0 where no method has chosen."""
+        return 0.0 if self.input_noise == "auto" else self.input_noise
 
     def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
         """Return the learning rate of a round (1-based) under ``lr-schedule``.

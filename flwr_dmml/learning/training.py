@@ -65,6 +65,9 @@ class Trainee(Protocol):
     def noisy(self) -> list[str]:
         """Modalities whose inputs get noise."""
 
+    def noise_scale(self, modality: str) -> Tensor:
+        """Return the standard deviation of that, ``[width]``."""
+
     def rng(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this round."""
 
@@ -224,11 +227,11 @@ class _Stack:
 
     def with_noise(self, k: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a device's inputs with noise on its vectors, under ``input-noise``."""
-        found, scale = dict(inputs), self.first.settings.input_noise
+        found, learner = dict(inputs), self.parts[k][0]
         for m in self.first.noisy:
             if m in found:
                 noise = torch.randn(found[m].shape, generator=self._noise[k])
-                found[m] = found[m] + scale * noise.to(found[m].device)
+                found[m] = found[m] + learner.noise_scale(m) * noise.to(found[m].device)
         return found
 
     def waiting(self) -> dict[tuple[str, ...], list[int]]:

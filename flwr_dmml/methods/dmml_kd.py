@@ -23,6 +23,7 @@ from ..models import Features, Generator, GeneratorTraining, draw_labels, train_
 from ..payload.blocks import STATISTICS, flatten, unflatten
 from ..payload.plan import Inbox, Plan
 from ..payload.received import received
+from .dmml import Dmml
 
 COUNTS, HEAD = "label-counts", "head.common"
 
@@ -55,10 +56,10 @@ class DmmlKdOptions(Options):
         return self
 
 
-class DmmlKd(Learner):
+class DmmlKd(Dmml):
     """Decomposed features, a generator of the common ones, and distillation from it.
 
-    On top of gossip, device k minimises (weights in :class:`DmmlKdOptions`)::
+    On top of :class:`~.dmml.Dmml`, device k minimises (weights in :class:`DmmlKdOptions`)::
 
         L = CE(fused, y) + l_com mean_m CE(h(c^m), y) + l_orth mean_m L_orth(c^m, s^m) + l_sim L_sim
             + B_t E CE(h(G(y', eps)), y') + B_t mean_m KL(h(G(y, eps)) || h(c^m))
@@ -78,8 +79,6 @@ class DmmlKd(Learner):
     name: ClassVar[str] = "dmml-kd"
     paper: ClassVar[str] = "Yin, Chen and Tao, IEEE TMC 2024 (reconstruction)"
     options_type: ClassVar[type[Options]] = DmmlKdOptions
-    stagger: ClassVar[float] = 0.5
-    allocation: ClassVar[str] = "max-min"
     stacks: ClassVar[bool] = True
     options: DmmlKdOptions
 

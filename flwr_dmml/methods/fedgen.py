@@ -4,7 +4,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from ..learning.label_shares import Correction
+from ..learning.learner import Couriers, Learner
 from ..learning.options import Options
+from ..learning.settings import FusionChoice
+from ..payload.coding import Precision
 from .dmml_kd import DmmlKd, DmmlKdOptions
 
 
@@ -40,6 +44,13 @@ class FedGen(DmmlKd):
     name: ClassVar[str] = "fedgen"
     paper: ClassVar[str] = "Zhu, Hong and Zhou, ICML 2021"
     options_type: ClassVar[type[Options]] = FedGenOptions
-    stagger: ClassVar[float] = 0.0
-    allocation: ClassVar[str] = "uniform"
+    gossip: ClassVar[str] = Learner.gossip  # a baseline: none of DMML-KD's choices
+    stagger: ClassVar[float] = Learner.stagger
+    modality_loss: ClassVar[float] = Learner.modality_loss
+    fusion: ClassVar[FusionChoice] = Learner.fusion
+    input_noise: ClassVar[float] = Learner.input_noise
+    allocation: ClassVar[str] = Learner.allocation
+    label_correction: ClassVar[Correction] = Learner.label_correction
+    couriers: ClassVar[Couriers] = Learner.couriers
+    exchange_precision: ClassVar[Precision] = Learner.exchange_precision
     options: FedGenOptions

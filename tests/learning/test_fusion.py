@@ -140,14 +140,15 @@ def test_noise_is_seeded_and_only_on_vectors(table: dict[str, Any]) -> None:
 def test_noise_has_its_standard_deviation(table: dict[str, Any]) -> None:
     from flwr_dmml.learning.training import _Stack
 
+    """Half of that of each column among the device's own samples, and of each device its own."""
     learner = make_learner({**table, "input-noise": 0.5})
     stack = _Stack([(learner, Plan(1, 4))])
-    x = {m: torch.zeros(4000, 6) for m in ("text", "video")}
-    found = stack.with_noise(0, x)
-    for noise in found.values():
-        assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
-        assert abs(float(noise.mean())) < 0.02
-    assert not torch.equal(found["text"], found["video"])
+    own = learner.train_data.inputs
+    found = stack.with_noise(0, {m: torch.zeros(20_000, own[m].shape[1]) for m in own})
+    for m, noise in found.items():
+        expected = 0.5 * own[m].std(dim=0, correction=0)
+        assert torch.allclose(noise.std(dim=0), expected, rtol=0.03)
+        assert bool((noise.mean(dim=0).abs() < 0.02).all())
 
 
 @pytest.mark.parametrize(
