@@ -24,6 +24,16 @@ from flwr_dmml.strategies import PeerStrategy
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 FEW_STEPS: dict[str, Any] = {"dmml-kd.generator-steps": 2, "fedgen.generator-steps": 2}
+PLAIN: dict[str, Any] = {
+    "gossip": "dpsgd",
+    "modality-loss": 0.0,
+    "fusion": "additive",
+    "input-noise": 0.0,
+    "label-correction": "off",
+    "couriers": "off",
+    "exchange.precision": "float32",
+}
+"""None of DMML's choices: what DMML-KD adds is by itself."""
 FAST: dict[str, Any] = {
     "samples-per-node": 40,
     "local-iterations": 2,

@@ -81,8 +81,8 @@ class DeviceSettings(Group):
     )
     fusion: FusionChoice = Field(
         "auto",
-        description="how a device with several modalities predicts: by the sum of their heads, or "
-        "by a head of its own on features that it does not train; auto: the method's",
+        description="how several modalities predict: by the sum of their heads, or detached, by "
+        "heads that do not train the encoders; auto: the method's",
     )
     input_noise: Annotated[Literal["auto"] | float, BeforeValidator(_weight)] = Field(
         "auto",

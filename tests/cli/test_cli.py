@@ -87,6 +87,7 @@ def test_list_methods() -> None:
     assert result.exit_code == 0
     assert first_cells(result.stdout) == [
         "d2",
+        "dmml",
         "dmml-kd",
         "dpsgd",
         "dsgdm",
@@ -152,7 +153,7 @@ def test_a_wrong_option_is_a_usage_error(arguments: list[str]) -> None:
         (["num-nodes=many"], ["num-nodes = 'many': Input should be a valid integer"]),
         (
             ["method=fedavg"],
-            ["method = 'fedavg': there are d2, dmml-kd, dpsgd, dsgdm"],
+            ["method = 'fedavg': there are d2, dmml, dmml-kd, dpsgd"],
         ),
         (["topology=torus", "num-nodes=13"], ["nearest allowed: 12 and 14"]),
         (["dmml-kd.generator=false"], ["distillation = true needs generator = true"]),

@@ -147,6 +147,7 @@ def test_a_liar_and_a_wrong_certificate_cost_only_themselves(tmp_path: Path):
         "topology": "complete",
         "exchange.transport": "direct",
         "exchange.timeout-s": 10.0,
+        "exchange.precision": "float32",  # it lies in float32
     }
     with fleet:
         said = fleet.submit(app, settings).communicate(timeout=400)[0]

@@ -34,7 +34,12 @@ LINK = "superlink"
 DEVICES = [f"device-{number}" for number in range(NODES)]
 PAIRS = list(itertools.permutations(DEVICES, 2))
 SHAPE = {"delay_s": 0.01, "loss": 0.005, "bytes_per_s": 10e6}
-DIRECT = {**SETTINGS, "checkpoint-every": 0, "exchange.transport": "direct"}
+DIRECT = {
+    **SETTINGS,
+    "checkpoint-every": 0,
+    "exchange.transport": "direct",
+    "exchange.precision": "float32",  # much goes from device to device
+}
 TIMEOUT_S = 20.0  # far longer than one device may begin after another
 TOP = """name = "lab"
 device-dir = "{folder}/devices/{{name}}"

@@ -65,7 +65,7 @@ from helpers import FAST, make_learner
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.payload.plan import Plan
 
-learner = make_learner({**FAST, "num-nodes": 2, "method": "dmml-kd", "optimizer": "adam"})
+learner = make_learner({**FAST, "num-nodes": 2, "method": "fedgen", "optimizer": "adam"})
 measure_work(learner)
 for t in (1, 2):
     learner.run_round(Plan(t, 2, evaluate=True), {})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import FAST, make_learner, run_peers
+from helpers import FAST, PLAIN, make_learner, run_peers
 from torch import nn
 from torch.nn import functional as F
 
@@ -274,7 +274,7 @@ def test_the_modality_loss_by_hand():
 
 
 def test_dmml_kd_has_the_same_modality_loss_on_top_of_its_own_terms():
-    config, own = {**BOTH, "method": "dmml-kd"}, _own_losses()
+    config, own = {**BOTH, **PLAIN, "method": "dmml-kd"}, _own_losses()
     added = _loss({**config, "modality-loss": 0.7}) - _loss(config)
     assert added == pytest.approx(0.7 * (own["audio"] + own["image"]), abs=1e-5)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAST, make_learner
+from helpers import FAST, PLAIN, make_learner
 from helpers_work import AUDIO, AUDIO_FORWARD, BATCH, HEAD, HEAD_FORWARD, IMAGE, IMAGE_FORWARD
 from torch import nn
 
@@ -27,7 +27,7 @@ from flwr_dmml.settings import Settings
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "method": "dpsgd"}  # batches of 16
 BOTH = {**CONFIG, "modality-pattern": "audio+image"}
-KD = {**BOTH, "method": "dmml-kd"}
+KD = {**BOTH, **PLAIN, "method": "dmml-kd"}
 LABELLERS = {**BOTH, "public.samples": 100}
 NO_MORE = {"train": 0.0, "fine-tune": 0.0}  # than in any other round
 NO_GENERATOR = {"dmml-kd.generator": False, "dmml-kd.distillation": False}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAST, FEW_STEPS, Recording, make_learner, run_peers
+from helpers import FAST, FEW_STEPS, PLAIN, Recording, make_learner, run_peers
 
 from flwr_dmml.clients import Batch, Learner, Moon, find_methods
 from flwr_dmml.learning.work import measure_work
@@ -272,7 +272,7 @@ def test_fedgen_is_dmml_kd_without_its_decomposition():
     kd = {f"dmml-kd.{k}": v for k, v in options.items() if k != "stagger"}
     config = {k: v for k, v in CONFIG.items() if k not in FEW_STEPS}  # with all its defaults
     one = make_learner({**config, "method": "fedgen"})
-    two = make_learner({**config, "method": "dmml-kd", "stagger": 0.0, **kd})
+    two = make_learner({**config, **PLAIN, "method": "dmml-kd", "stagger": 0.0, **kd})
     for t in (1, 2, 3):
         a, b = (x.run_round(Plan(t, 4), {}) for x in (one, two))
         assert a.metrics == b.metrics

@@ -1,8 +1,10 @@
 """DMML-KD: its ingredients, their switches, and that they do what they are for."""
 
+from typing import Any
+
 import pytest
 import torch
-from helpers import FAST, make_learner
+from helpers import FAST, PLAIN, make_learner
 from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, DmmlKd, NonFiniteModelError
@@ -11,7 +13,8 @@ from flwr_dmml.losses import latent_distillation_loss, orthogonality_loss, simil
 from flwr_dmml.payload.blocks import STATISTICS, flatten
 from flwr_dmml.payload.plan import Plan
 
-CONFIG = {**FAST, "num-nodes": 3, "method": "dmml-kd", "modality-pattern": "audio+image"}
+KIND = {"method": "dmml-kd", "modality-pattern": "audio+image"}
+CONFIG: dict[str, Any] = {**FAST, **PLAIN, "num-nodes": 3, **KIND}
 COUNTS = STATISTICS + "label-counts"
 
 

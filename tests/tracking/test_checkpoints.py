@@ -151,7 +151,12 @@ def test_every_method_goes_on_as_if_never_stopped(method: str, gossip: str, tmp_
         {"wireless.shared-band-hz": 1e6},
         {"wireless.shared-band-hz": 1e6, "dmml-kd.generator-steps": 20},
         {"topology": "one-peer-exponential", "allocation.rule": "random"},
-        {"energy.battery-share": 0.0, "wireless.enabled": False, "optimizer": "adam"},
+        {
+            "energy.battery-share": 0.0,
+            "wireless.enabled": False,
+            "optimizer": "adam",
+            "gossip": "dpsgd",
+        },
     ],
     ids=str,
 )
