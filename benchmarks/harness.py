@@ -105,6 +105,10 @@ class _History:
 
 def run_arm(settings: Settings) -> Result:
     """Run one arm on the in-process engine and return its result."""
+    if settings["method"] == "pooled":
+        from pooled import run_pooled
+
+        return run_pooled(settings)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     devices, history = _Devices(make_client_app()), _History()
     app = FlowerApp({}, make_server_app(), devices)  # type: ignore[arg-type]
