@@ -127,7 +127,15 @@ def test_a_lan_gives_the_numbers_of_a_simulation(fleet: Fleet, parts: Path, tmp_
     fleet.run("whole", lambda metrics: None, **rounds, **{"exchange.rounds-per-message": 2})
     sent = {pair: lan.bytes(*pair) - count for pair, count in before.items()}
 
-    sets = {**SETTINGS, **rounds, "run-dir": tmp_path, "run-name": "here", "data-path": parts}
+    same = {"exchange.precision": DIRECT["exchange.precision"]}
+    sets = {
+        **SETTINGS,
+        **same,
+        **rounds,
+        "run-dir": tmp_path,
+        "run-name": "here",
+        "data-path": parts,
+    }
     command = ["simulate", str(FLEET), "--workers", "0"]
     command += [part for k, v in sets.items() for part in ("--set", f"{k}={v}")]
     assert CliRunner().invoke(app, command).exit_code == 0
