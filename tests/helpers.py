@@ -16,6 +16,7 @@ from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.gossip.rule import GossipRule
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.learning.crew import Crew
+from flwr_dmml.learning.settings import choices_of
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
@@ -25,13 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 FEW_STEPS: dict[str, Any] = {"dmml-kd.generator-steps": 2, "fedgen.generator-steps": 2}
 PLAIN: dict[str, Any] = {
-    "gossip": "dpsgd",
-    "modality-loss": 0.0,
-    "fusion": "additive",
-    "input-noise": 0.0,
-    "label-correction": "off",
-    "couriers": "off",
-    "exchange.precision": "float32",
+    **{k: v for k, v in choices_of(Learner).items() if k not in ("stagger", "allocation.rule")},
+    "gossip": Learner.gossip,
+    "couriers": Learner.couriers,
 }
 """None of DMML's choices: what DMML-KD adds is by itself."""
 FAST: dict[str, Any] = {

@@ -2,13 +2,12 @@
 
 from typing import Any
 
+from flwr_dmml.clients import Learner
+from flwr_dmml.learning.settings import choices_of
+
 PLAIN: dict[str, Any] = {
-    "modality-loss": 0.0,
-    "fusion": "additive",
-    "input-noise": 0.0,
-    "label-correction": "off",
-    "couriers": "off",
-    "exchange.precision": "float32",
+    **{k: v for k, v in choices_of(Learner).items() if k not in ("stagger", "allocation.rule")},
+    "couriers": Learner.couriers,
 }
 """None of the choices that DMML makes: in these cases methods differ in what they learn from."""
 COMMON: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import Bar, Case
 
-from .common import DATA
+from .common import DATA, PLAIN
 from .sensors import SP_SW_HAR
 from .weak_strong import weak_strong
 
@@ -17,17 +17,7 @@ STAGGERED: dict[str, Any] = {
 }  # fmt: skip
 COURIERS = {"couriers": "forward", "exchange.precision": "int8"}
 CORRECTED = {"label-correction": "network"}
-OF_THE_METHOD = dict.fromkeys(
-    [
-        "modality-loss",
-        "fusion",
-        "input-noise",
-        "label-correction",
-        "couriers",
-        "exchange.precision",
-    ],
-    "auto",
-)
+OF_THE_METHOD = dict.fromkeys(PLAIN, "auto")
 """As the method chooses: not as all cases have it."""
 AV = {**DATA["av-digits"], "learning-rate": 0.1}
 TABLES: dict[str, Any] = {

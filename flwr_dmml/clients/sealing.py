@@ -166,7 +166,7 @@ def _brought(
         try:
             own = open_apart(parts[name], identity, run, there.origin, when, public[there.origin])
         except LetterError as error:
-            problems[there.origin] = f"what {there.via} has brought of it {error}"
+            problems[there.origin] = f"carried by device {there.via}: {error}"
             continue
         for key, tensor in own.items():
             block, mark, companion = key.partition(COMPANION)

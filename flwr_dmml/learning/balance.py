@@ -268,11 +268,20 @@ def schedule(iterations: Mapping[str, int], stagger: float, seed: int) -> list[t
     joint, solo = _split(tuple(iterations.values()), stagger)
     counts = Counter({tuple(iterations): joint})
     counts.update({(m,): count for m, count in zip(iterations, solo, strict=True)})
-    steps: list[tuple[float, tuple[str, ...]]] = []
-    for modalities, count in counts.items():
-        places = torch.rand(count, generator=torch_generator(seed, *modalities), dtype=torch.double)
-        steps += [(place, modalities) for place in places.tolist()]
+    steps = [
+        (place, modalities)
+        for modalities, count in counts.items()
+        for place in _places(seed, modalities, count)
+    ]
     return [modalities for _, modalities in sorted(steps)]
+
+
+@lru_cache(maxsize=256)  # devices of a round ask for the same
+def _places(seed: int, modalities: tuple[str, ...], count: int) -> list[float]:
+    """Return where in a round iterations of these modalities come, in [0, 1); a prefix of more."""
+    generator = torch_generator(seed, *modalities)
+    places: list[float] = torch.rand(count, generator=generator, dtype=torch.double).tolist()
+    return places
 
 
 @lru_cache(maxsize=1024)

@@ -152,10 +152,11 @@ class Crew:
 
         training = {p: turn for p, turn in going.items() if _trains(turn)}
         told(len(going) - len(training))
-        for devices in _kin(training):
+        alike = {p: likeness(turn.learner, turn.plan) or p for p, turn in training.items()}
+        for devices in _grouped(training, lambda p: _method(alike[p])):
             trained: list[int] = []
             for some in _cut(devices):
-                stacks = _alike(training, some)
+                stacks = _grouped(some, alike.__getitem__)
                 try:
                     found = train_together([[going[p] for p in stack] for stack in stacks])
                     taken |= dict(zip(chain(*stacks), found, strict=True))
@@ -311,20 +312,16 @@ def _trains(turn: Turn) -> bool:
     return bool(turn.plan.iterations and turn.learner.trains(turn.plan))
 
 
-def _kin(turns: Mapping[int, Turn]) -> list[list[int]]:
-    """Return devices by method; each of those that train alone by itself."""
+def _method(like: Likeness | int) -> Hashable:
+    """Return what devices have in common that do together what comes after training."""
+    return like.method if isinstance(like, Likeness) else like
+
+
+def _grouped(devices: Iterable[int], by: Callable[[int], Hashable]) -> list[list[int]]:
+    """Return devices in groups with an equal key, in their order."""
     found: dict[Hashable, list[int]] = {}
-    for p, turn in turns.items():
-        like = likeness(turn.learner, turn.plan)
-        found.setdefault(p if like is None else like.method, []).append(p)
-    return [*found.values()]
-
-
-def _alike(turns: Mapping[int, Turn], devices: Iterable[int]) -> list[list[int]]:
-    """Return devices of one method by architecture."""
-    found: dict[Likeness | None, list[int]] = {}
     for p in devices:
-        found.setdefault(likeness(turns[p].learner, turns[p].plan), []).append(p)
+        found.setdefault(by(p), []).append(p)
     return [*found.values()]
 
 

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..base.errors import MethodError
 from ..base.options import Group
@@ -19,13 +18,13 @@ from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..losses import cross_entropy
 from ..models import DecomposedClassifier, Features, Fusion, ModalityModel
-from ..models.stacked import Stackable, stackable
+from ..models.stacked import in_words, model_stacks
 from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.coding import Precision
 from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from ..payload.routing import brought, passed_on
+from ..payload.routing import brought, by_courier, passed_on
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
@@ -400,7 +399,7 @@ class Learner:
         everybody = inbox | brought(plan.far, inbox)
         opened, why = self.compressor.decode(everybody, own, self.partition.partition_id)
         apart, rejected = self.mix(plan, opened)
-        rejected = [_by_courier(why.get(line, line), plan) for line in rejected]
+        rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
         if plan.iterations:  # a closing message publishes nothing
             rejected += self.label_shares.read(inbox, len(plan.recipients))
@@ -729,31 +728,3 @@ def method_stacks(method: type[Learner]) -> bool:
         if not IN_A_STACK.isdisjoint(vars(kind)):
             return False
     return False
-
-
-def model_stacks(model: nn.Module) -> bool:
-    """Return whether a model computes in a stack, and draws nothing at random."""
-    if not isinstance(model, ModalityModel | Stackable):
-        return stackable(model)
-    return not any(isinstance(module, _DropoutNd) for module in model.modules())
-
-
-def in_words(module: nn.Module) -> str:
-    """Return layers and shapes of a module in words; equal words, equal computation."""
-    shapes = [f"{name}{list(p.shape)}{p.requires_grad}" for name, p in module.named_parameters()]
-    return f"{module} {shapes}"
-
-
-def _by_courier(line: str, plan: Plan) -> str:
-    """Return a line about what a neighbour has sent; of a courier, where it is about a far block.
-
-    ``"3: block encoder.audio is missing"`` becomes
-    ``"2: block encoder.audio of device 3 is missing"``.
-    """
-    sender, _, rest = line.partition(": ")
-    for there in plan.far:
-        for block in there.blocks:
-            called = f"block {block} "
-            if sender == str(there.origin) and rest.startswith(called):
-                return f"{there.via}: {called}of device {there.origin} {rest.removeprefix(called)}"
-    return line

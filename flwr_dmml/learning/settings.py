@@ -2,7 +2,7 @@
 
 import os
 from math import cos, inf, pi
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
@@ -52,6 +52,19 @@ class Choices(Protocol):
     fusion: FusionChoice
     input_noise: float
     exchange_precision: Precision
+
+
+def choices_of(method: Choices) -> dict[str, Any]:
+    """Return what a method chooses, by the keys of the settings."""
+    return {
+        "stagger": method.stagger,
+        "allocation.rule": method.allocation,
+        "modality-loss": method.modality_loss,
+        "fusion": method.fusion,
+        "input-noise": method.input_noise,
+        "label-correction": method.label_correction,
+        "exchange.precision": method.exchange_precision,
+    }
 
 
 class DeviceSettings(Group):
@@ -241,25 +254,16 @@ class DeviceSettings(Group):
 
     def of_method(self, method: Choices) -> Self:
         """Return the settings with a method's own choices where they say "auto"."""
-        allocation, own = self.allocation, dict[str, object]()
-        if allocation.rule == "auto":
-            own["allocation"] = allocation.model_copy(update={"rule": method.allocation})
-        if self.stagger == "auto":
-            own["stagger"] = method.stagger
-        if self.label_correction == "auto":
-            own["label_correction"] = method.label_correction
-        if self.fusion == "auto":
-            own["fusion"] = method.fusion
-        if self.modality_loss == "auto":  # without it, nothing would train detached encoders
-            detached = own.get("fusion", self.fusion) == "detached"
-            own["modality_loss"] = method.modality_loss or float(detached)
-        if self.input_noise == "auto":
-            own["input_noise"] = method.input_noise
-        if self.exchange.precision == "auto":
-            own["exchange"] = self.exchange.model_copy(
-                update={"precision": method.exchange_precision}
-            )
-        return self.model_copy(update=own)
+        own: dict[str, dict[str, Any]] = {"": {}}  # by group
+        for key, choice in choices_of(method).items():
+            group, _, name = key.replace("-", "_").rpartition(".")
+            if getattr(getattr(self, group) if group else self, name) == "auto":
+                own.setdefault(group, {})[name] = choice
+        changed = own.pop("")
+        if changed.get("fusion", self.fusion) == "detached" and "modality_loss" in changed:
+            changed["modality_loss"] = changed["modality_loss"] or 1.0  # or nothing trains encoders
+        groups = {name: getattr(self, name).model_copy(update=new) for name, new in own.items()}
+        return self.model_copy(update=changed | groups)
 
     @property
     def stagger_share(self) -> float:

@@ -4,8 +4,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from ..models.stacked import in_words
 from ..payload.plan import Inbox, Plan
-from .learner import Learner, in_words
+from .learner import Learner
 from .mixing import Taken
 from .training import train
 

@@ -56,10 +56,10 @@ class DmmlKdOptions(Options):
         return self
 
 
-class DmmlKd(Dmml):
+class GeneratorDistillation(Learner):
     """Decomposed features, a generator of the common ones, and distillation from it.
 
-    On top of :class:`~.dmml.Dmml`, device k minimises (weights in :class:`DmmlKdOptions`)::
+    On top of gossip, device k minimises (weights in :class:`DmmlKdOptions`)::
 
         L = CE(fused, y) + l_com mean_m CE(h(c^m), y) + l_orth mean_m L_orth(c^m, s^m) + l_sim L_sim
             + B_t E CE(h(G(y', eps)), y') + B_t mean_m KL(h(G(y, eps)) || h(c^m))
@@ -67,17 +67,8 @@ class DmmlKd(Dmml):
     with ``B_t = b0 * decay^(t-2)`` from round 2 on (the generator is untrained before), and after
     the local iterations trains G against the neighbours' common heads, each weighted by its owner's
     label counts (FedGen's ensemble, decentralised).
-
-    References
-    ----------
-    Yin, Chen and Tao, "Knowledge Distillation and Training Balance for Heterogeneous Decentralized
-    Multi-Modal Learning over Wireless Networks", IEEE TMC 2024: decomposition and generator are
-    named in its abstract. Every formula here is this project's reconstruction from published parts
-    (FedGen, MISA, ShaSpec), and no result of the paper is claimed to be reproduced.
     """
 
-    name: ClassVar[str] = "dmml-kd"
-    paper: ClassVar[str] = "Yin, Chen and Tao, IEEE TMC 2024 (reconstruction)"
     options_type: ClassVar[type[Options]] = DmmlKdOptions
     stacks: ClassVar[bool] = True
     options: DmmlKdOptions
@@ -193,9 +184,9 @@ class DmmlKd(Dmml):
     @classmethod
     def after_stack(cls, turns: Sequence[tuple[Learner, Plan, Inbox]]) -> None:
         """Train all generators at once, those of devices with as many neighbours each."""
-        alike: dict[int, list[DmmlKd]] = {}
+        alike: dict[int, list[GeneratorDistillation]] = {}
         for learner, _, _ in turns:
-            assert isinstance(learner, DmmlKd)
+            assert isinstance(learner, GeneratorDistillation)
             if learner.options.generator:
                 alike.setdefault(len(learner._heads), []).append(learner)
         for learners in alike.values():
@@ -220,3 +211,18 @@ class DmmlKd(Dmml):
                 ),
                 [each._rng for each in learners],
             )
+
+
+class DmmlKd(GeneratorDistillation, Dmml):
+    """:class:`GeneratorDistillation` with the choices of :class:`~.dmml.Dmml`.
+
+    References
+    ----------
+    Yin, Chen and Tao, "Knowledge Distillation and Training Balance for Heterogeneous Decentralized
+    Multi-Modal Learning over Wireless Networks", IEEE TMC 2024: decomposition and generator are
+    named in its abstract. Every formula here is this project's reconstruction from published parts
+    (FedGen, MISA, ShaSpec), and no result of the paper is claimed to be reproduced.
+    """
+
+    name: ClassVar[str] = "dmml-kd"
+    paper: ClassVar[str] = "Yin, Chen and Tao, IEEE TMC 2024 (reconstruction)"

@@ -4,12 +4,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ..learning.label_shares import Correction
-from ..learning.learner import Couriers, Learner
 from ..learning.options import Options
-from ..learning.settings import FusionChoice
-from ..payload.coding import Precision
-from .dmml_kd import DmmlKd, DmmlKdOptions
+from .dmml_kd import DmmlKdOptions, GeneratorDistillation
 
 
 class FedGenOptions(DmmlKdOptions):
@@ -19,11 +15,11 @@ class FedGenOptions(DmmlKdOptions):
     generator_steps: int = Field(50, ge=1, description="generator steps a round")
 
 
-class FedGen(DmmlKd):
+class FedGen(GeneratorDistillation):
     """Distillation without data, from a gossiped generator of features.
 
-    :class:`~.dmml_kd.DmmlKd` without its decomposition losses; from round 2 on, with B_t =
-    ``guidance * guidance-decay^(t-2)``::
+    :class:`~.dmml_kd.GeneratorDistillation` without its decomposition losses; from round 2 on, with
+    B_t = ``guidance * guidance-decay^(t-2)``::
 
         L = CE(fused, y) + B_t E CE(h(G(y', eps)), y') + B_t mean_m KL(h(G(y, eps)) || h(c^m))
 
@@ -44,13 +40,4 @@ class FedGen(DmmlKd):
     name: ClassVar[str] = "fedgen"
     paper: ClassVar[str] = "Zhu, Hong and Zhou, ICML 2021"
     options_type: ClassVar[type[Options]] = FedGenOptions
-    gossip: ClassVar[str] = Learner.gossip  # a baseline: none of DMML-KD's choices
-    stagger: ClassVar[float] = Learner.stagger
-    modality_loss: ClassVar[float] = Learner.modality_loss
-    fusion: ClassVar[FusionChoice] = Learner.fusion
-    input_noise: ClassVar[float] = Learner.input_noise
-    allocation: ClassVar[str] = Learner.allocation
-    label_correction: ClassVar[Correction] = Learner.label_correction
-    couriers: ClassVar[Couriers] = Learner.couriers
-    exchange_precision: ClassVar[Precision] = Learner.exchange_precision
     options: FedGenOptions

@@ -15,8 +15,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..payload.flat import LINE
+from .base import ModalityModel
 from .strided import input_gradient, pays
 
 DENSE = 3
@@ -343,6 +345,19 @@ def stackable(module: nn.Module) -> bool:
     if isinstance(module, nn.Flatten):
         return module.start_dim < 0
     return isinstance(module, Stackable) or type(module) in SIMPLE
+
+
+def model_stacks(model: nn.Module) -> bool:
+    """Return whether a model computes in a stack, and draws nothing at random."""
+    if not isinstance(model, ModalityModel | Stackable):
+        return stackable(model)
+    return not any(isinstance(module, _DropoutNd) for module in model.modules())
+
+
+def in_words(module: nn.Module) -> str:
+    """Return layers and shapes of a module in words; equal words, equal computation."""
+    shapes = [f"{name}{list(p.shape)}{p.requires_grad}" for name, p in module.named_parameters()]
+    return f"{module} {shapes}"
 
 
 class StandIns:

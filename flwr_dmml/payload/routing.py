@@ -59,6 +59,21 @@ def brought(far: Iterable[Carried], inbox: Inbox) -> Inbox:
     return found
 
 
+def by_courier(line: str, plan: Plan) -> str:
+    """Return a line about what a neighbour has sent; of a courier, where it is about a far block.
+
+    ``"3: block encoder.audio is missing"`` becomes
+    ``"2: block encoder.audio of device 3 is missing"``.
+    """
+    sender, _, rest = line.partition(": ")
+    for there in plan.far:
+        for block in there.blocks:
+            called = f"block {block} "
+            if sender == str(there.origin) and rest.startswith(called):
+                return f"{there.via}: {called}of device {there.origin} {rest.removeprefix(called)}"
+    return line
+
+
 def _name(block: str, there: Carried) -> str:
     """Return the name of a block in the payload of the neighbour that has it."""
     return block if there.via == there.origin else carried(block, there.origin)

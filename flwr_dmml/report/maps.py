@@ -182,10 +182,7 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
         f"Colour and shape: sensors. Size: final test accuracy of {methods[-1].name}."
     )
     if carried:
-        caption += (
-            f" Dashed: {len(carried)} pairs of devices whose blocks couriers carry, as in the last "
-            "round in which they did."
-        )
+        caption += f" Dashed: pairs of devices that couriers joined last ({len(carried)})."
     hidden = {"visible": False, "showgrid": False, "zeroline": False}
     layout = {
         "xaxis": {**hidden, "scaleanchor": "y"},

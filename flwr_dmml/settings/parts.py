@@ -151,8 +151,7 @@ class RunConfig:
     def couriers_of(self, method: str) -> Couriers:
         """Return whether couriers carry blocks of a method.
 
-        A method that has them on its own accord goes without them where its gossip rule, or the
-        method, cannot have them.
+        A method that chooses them goes without them where its gossip rule cannot have them.
         """
         learner, chosen = self.parts.methods[method], self.settings.couriers
         if chosen != "auto":

@@ -80,22 +80,22 @@ class Couriers:
             The bytes of each block of the live devices; the others carry nothing.
         """
         graph, routes = prospect.graph, list[tuple[tuple[str, ...], Route]]()
-        spare = dict(prospect.spare_bytes)
         carries: dict[int, dict[tuple[int, str], int]] = {}  # via, by origin and block
         more: dict[int, int] = {}
         for owners, names in _groups(blocks).items():
             size = sum(blocks[owners[0]][name] for name in names)
-            most = {r: int(left // size) for r, left in spare.items()}
+            most = {
+                r: int((spare - more.get(r, 0)) // size)
+                for r, spare in prospect.spare_bytes.items()
+            }
             prices = {r: prospect.price[r] * size for r in blocks if most.get(r, 1)}
             for route in find_routes(graph, owners, prices, most):
                 routes.append((names, route))
                 for way in route.ways():
                     self._along(way, names, received, published, carries)
-            for r, own in carries.items():
-                extra = sum(blocks[origin][name] for origin, name in own) - more.get(r, 0)
-                more[r] = more.get(r, 0) + extra
-                if r in spare:
-                    spare[r] -= extra
+            more = {
+                r: sum(blocks[origin][name] for origin, name in own) for r, own in carries.items()
+            }
         apart = _apart(routes, graph, blocks) if self._sealed else {}
         return Carrying({r: _written(own) for r, own in carries.items()}, more, routes, apart)
 
@@ -161,17 +161,16 @@ class Couriers:
             Of the devices that have published and go on.
         """
         found: dict[str, list[FarLink]] = {}
-        owners, apart = owners_by_block(blocks), dict[tuple[int, ...], dict[int, int]]()
+        owners, groups = owners_by_block(blocks), dict[str, dict[int, int]]()
         for names, route in self._routes:
             if not all(end in blocks for end in route.ends):
                 continue
             for name in names:
-                of = owners.get(name, ())
-                if of not in apart:
-                    groups = enumerate(components(received, of))
-                    apart[of] = {p: number for number, group in groups for p in group}
+                if name not in groups:
+                    every = enumerate(components(received, owners.get(name, ())))
+                    groups[name] = {p: number for number, group in every for p in group}
                 first, second = route.ends
-                joined = apart[of].get(first) == apart[of].get(second)
+                joined = groups[name].get(first) == groups[name].get(second)
                 last = (route.couriers[0], first), (route.couriers[-1], second)
                 arrives = all(
                     r in blocks

@@ -62,7 +62,11 @@ class Logbook:
         if graph is not None:
             apart = separate_groups(graph, {p: m.blocks for p, m in self._members.items()})
             for blocks, count in apart.items():
-                so = "couriers carry between them" if couriers else "each group mixes on its own"
+                so = (
+                    "couriers carry blocks between them"
+                    if couriers
+                    else "each group mixes on its own"
+                )
                 text = "Owners of %s form %s groups without a link: %s"
                 log(INFO, text, ", ".join(blocks), count, so)
         for block in unequal_blocks(self._members):

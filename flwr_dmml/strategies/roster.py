@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
@@ -257,7 +258,7 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
         modalities=modalities,  # type: ignore[arg-type]
         blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
         payload_bytes=max(0, int(about["payload-bytes"])),  # type: ignore[arg-type]
-        block_bytes=dict(zip(names, about["block-bytes"], strict=True)),  # type: ignore[arg-type,misc]
+        block_bytes=_sizes(names, about["block-bytes"]),
         digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
         num_train=int(about["num-train"]),  # type: ignore[arg-type]
         class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]
@@ -278,3 +279,16 @@ def _read_member(node_id: int, about: ConfigRecord) -> Member:
             },
         ),
     )
+
+
+def _sizes(names: Any, sizes: Any) -> dict[str, int]:
+    """Return the bytes of each block, as a device says; a block has at least one.
+
+    Raises
+    ------
+    ValueError
+        It says something else.
+    """
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError("the bytes of a block are whole numbers above 0")
+    return dict(zip(names, sizes, strict=True))

@@ -266,7 +266,7 @@ def test_what_couriers_carry_is_dashed(tmp_path: Path) -> None:
         if isinstance(part, Figure) and part.name == "graph"
     )
     assert figure.data[1]["name"] == "carried" and figure.data[1]["line"]["dash"] == "dash"
-    assert len(figure.data[1]["x"]) == 3 and "1 pairs of devices" in figure.caption
+    assert len(figure.data[1]["x"]) == 3 and "couriers joined last (1)" in figure.caption
 
 
 def test_every_figure_is_valid_in_plotly(run: Path) -> None:

@@ -431,7 +431,7 @@ def test_a_courier_that_changes_what_it_carries_is_named(
     given = settings(**CARRIED)
     with caplog.at_level("WARNING"):
         peers = run(Lab(files, given, tamper=change), given, rounds=4, couriers=True, sealed=True)
-    assert "device 0: what 1 has brought of it cannot be opened: damaged" in caplog.text
+    assert "device 0: carried by device 1: cannot be opened: damaged" in caplog.text
     assert "node 2 rejects from node 1: block encoder.audio of device 0 is missing" in caplog.text
     assert peers.records[-1].accuracy is not None and not peers.records[3].failed
 
