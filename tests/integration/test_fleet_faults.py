@@ -146,7 +146,7 @@ def test_a_liar_and_a_wrong_certificate_cost_only_themselves(tmp_path: Path):
         "checkpoint-every": 0,
         "topology": "complete",
         "exchange.transport": "direct",
-        "exchange.timeout-s": 10.0,
+        "exchange.timeout-s": 40.0,
         "exchange.precision": "float32",  # it lies in float32
     }
     with fleet:
