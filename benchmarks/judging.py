@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from math import inf
+from math import inf, nan, sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from harness import CONSOLE, Bar, Case, Result, Runs, Settings
 from rich.table import Table
+from scipy import stats
 
 # A measure that a result does not have (KeyError) is shown as "-".
 MEASURES: dict[str, Callable[[Result], float]] = {
@@ -99,6 +100,40 @@ def _cell(name: str, results: Sequence[Result]) -> str:
     return f"{fmean(values):.3f}" + (f" ({each})" if len(values) > 1 else "")
 
 
+def differences_of(runs: Runs, scenario: str, ahead: str, measures: Sequence[str]) -> Table:
+    """Return what an arm is ahead of each other one, in points of the shares among the measures.
+
+    Means over seeds, and 95 % intervals of Student's t over the seeds' differences.
+    """
+    shares = [name for name in measures if is_share(name)]
+    rows: dict[str, list[str]] = {}
+    for where, arm in runs:
+        if where != scenario or arm == ahead:
+            continue
+        rows[arm] = []
+        for name in shares:
+            try:
+                by_seed = gains(runs, Bar(ahead, arm, {}, scenario), name)
+                rows[arm].append("{:+.1f} ± {:.1f}".format(*interval(list(by_seed.values()))))
+            except KeyError:
+                rows[arm].append("-")
+    shown = [i for i in range(len(shares)) if any(cells[i] != "-" for cells in rows.values())]
+    table = Table(title=f"{ahead} minus the arm, points", title_justify="left")
+    for column in ("arm", *(shares[i] for i in shown)):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, cells in rows.items():
+        table.add_row(arm, *(cells[i] for i in shown))
+    return table
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean, and half the width of its 95 % interval (Student's t; nan for one value)."""
+    if len(values) < 2:
+        return values[0], nan
+    spread = stdev(values) / sqrt(len(values))
+    return fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread
+
+
 def gains(runs: Runs, bar: Bar, name: str) -> dict[int, float]:
     """Return the gain on one measure by seed, in points."""
     baseline = runs[bar.scenario, bar.baseline]
@@ -121,6 +156,8 @@ def conclude(
     for scenario in dict.fromkeys(where for where, _ in runs):
         head = f"{title}{', ' if scenario else ''}{scenario}"
         CONSOLE.print(table_of(runs, scenario, case.measures, head))
+        if (scenario, case.ahead) in runs:
+            CONSOLE.print(differences_of(runs, scenario, case.ahead, case.measures))
     passed, report = True, list[dict[str, Any]]()
     for limit in case.limits:
         results = runs[limit.scenario, limit.arm].values()

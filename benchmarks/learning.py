@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES, COMMON, DATA
-from harness import data_folder, run_all
+from harness import OF_STATES, data_folder, run_all
 from judging import conclude
 
 from flwr_dmml.engine import parse_override
@@ -61,7 +61,8 @@ def main() -> int:
         for arm, own in arms.items()
         if arm in case.only.get(scenario, arms)
     }
-    runs = run_all(settings, seeds, options.workers)
+    states = not OF_STATES.isdisjoint(case.measures)
+    runs = run_all(settings, seeds, options.workers, states=states)
     bars = [b for b in case.bars if {(b.scenario, b.method), (b.scenario, b.baseline)} <= set(runs)]
     limits = [limit for limit in case.limits if (limit.scenario, limit.arm) in runs]
     title = f"{options.case} on {data}: mean over seeds {seeds}"
