@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.options import Group
+from ..graph.spectral import groups_over_time
 from ..graph.topology import Topology
 
 State = dict[str, Tensor]
@@ -100,6 +101,9 @@ class GossipRule:
     """Whether the rule keeps a sum over devices, and so goes with the weighted mean only."""
     static: ClassVar[bool] = False
     """Whether the mixing weights must stay the same from round to round."""
+    pushes: ClassVar[bool] = False
+    """Whether it goes with links of one way: a sender deals out what it has, by weights that sum to
+    1 over the receivers, and the rule undoes what is uneven in what arrives."""
     whole: ClassVar[bool] = False
     """Whether a block must be sent whole (``exchange.top-k = 1``)."""
 
@@ -110,6 +114,19 @@ class GossipRule:
         """Return why the rule cannot run on this graph; empty if it can."""
         if self.static and topology.time_varying:
             return "this graph changes every round, and the rule needs weights that stay the same"
+        if self.pushes and len(groups := groups_over_time(topology, num_nodes, seed=seed)) > 1:
+            return (
+                f"devices {groups[0][0]} and {groups[1][0]} cannot reach one another both ways "
+                f"({len(groups)} groups), and weight would gather in one of them"
+            )
+        if topology.directed and not self.pushes:
+            if self.linear or self.static:
+                return "its links go one way, and the rule needs both; allowed with it: sgp"
+            if not topology.even:
+                return (
+                    "its links go one way, and a device that more hear would weigh more; allowed "
+                    "with it: sgp"
+                )
         return ""
 
     def problem(self, vectors: Sequence[Tensor], num_nodes: int) -> str | None:

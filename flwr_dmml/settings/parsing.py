@@ -22,7 +22,7 @@ from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..graph.topology import TopologyError, find_topology, own_fields
 from ..learning.options import Options
-from .parts import Parts, RunConfig, no_couriers
+from .parts import Parts, RunConfig, no_couriers, no_couriers_over
 from .settings import GROUPS, Settings
 
 GroupT = TypeVar("GroupT", bound=Group)
@@ -286,6 +286,8 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
     try:
         topology = settings.make_topology()
         topology.check(settings.num_nodes)
+        if settings.couriers == "forward" and (why := no_couriers_over(topology)):
+            problems.append(f"{given} couriers = 'forward': {why}; allowed: off")
         for name, options in methods.items():
             graph = topology, settings.num_nodes, settings.seed
             if problem := options.graph_problem(*graph):

@@ -154,12 +154,14 @@ class RunConfig:
         A method that chooses them goes without them where its gossip rule cannot have them.
         """
         learner, chosen = self.parts.methods[method], self.settings.couriers
+        topology = self.settings.make_topology()
         if chosen != "auto":
             return chosen if learner.communicates else "off"
         exchange = self.settings.exchange
         if exchange.sealed and exchange.transport == "direct":  # letters are not sealed there
             return "off"
-        return "off" if no_couriers(learner, self.gossip_of(method)) else learner.couriers
+        why = no_couriers(learner, self.gossip_of(method)) or no_couriers_over(topology)
+        return "off" if why else learner.couriers
 
     @property
     def aggregation(self) -> AggregationRule:
@@ -189,4 +191,13 @@ def no_couriers(learner: type[Learner], rule: GossipRule) -> str:
         return f"the method {learner.name!r} writes blocks in a format of its own"
     if learner.own_weights:
         return f"the method {learner.name!r} chooses in every round whom it mixes with"
+    return ""
+
+
+def no_couriers_over(topology: Topology) -> str:
+    """Return why nothing can be carried over such a graph; empty if it can."""
+    if topology.directed:
+        return "its links go one way, and couriers carry both ways"
+    if topology.by_owners:
+        return "it links the owners of each block already"
     return ""

@@ -30,7 +30,9 @@ class Settings(DeviceSettings):
     wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
     topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
-    topology_degree: int = Field(4, ge=1, description="degree (random-regular, watts-strogatz)")
+    topology_degree: int = Field(
+        4, ge=1, description="links a device (random-regular, watts-strogatz, epidemic, base)"
+    )
     topology_probability: float = Field(
         0.3, ge=0, le=1, description="edge or rewiring probability (erdos-renyi, watts-strogatz)"
     )
@@ -39,6 +41,9 @@ class Settings(DeviceSettings):
     )
     topology_range_m: float = Field(
         50.0, gt=0, description="devices this near are linked, m (geometric)"
+    )
+    topology_directed: bool = Field(
+        False, description="links go one way (ring, exponential, epidemic, edge-list and others)"
     )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
     couriers: Literal["auto", "off", "forward"] = Field(
@@ -96,6 +101,7 @@ class Settings(DeviceSettings):
             path=os.path.expanduser(self.topology_file),
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
+            directed=self.topology_directed,
         )
 
 

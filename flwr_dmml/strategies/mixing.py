@@ -1,13 +1,13 @@
 """Mixing neighbourhoods: neighbours and weights of every block a node owns."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
 
 from ..graph.topology import components
-from ..graph.weights import metropolis_rows
+from ..graph.weights import Rows, heard_by, mixing_rows, with_links
 from ..payload.plan import Carried
 
 
@@ -35,9 +35,9 @@ class Neighbourhood:
     """A node's neighbours in one round, and the weights of every block it owns.
 
     ``weights[block]`` holds the node's own weight, then one for each of ``neighbours`` (0 where the
-    neighbour does not own the block) and of ``far``; they sum to 1. All are empty for a node
-    without live neighbours. One that shares no block is a neighbour all the same: statistics reach
-    it.
+    neighbour does not own the block) and of ``far``; they sum to 1, unless senders divide what they
+    send. All are empty for a node without live neighbours. One that shares no block is a neighbour
+    all the same: statistics reach it.
     """
 
     neighbours: tuple[int, ...] = ()
@@ -58,12 +58,15 @@ def neighbourhoods(
     graph: nx.Graph,
     blocks: Mapping[int, Collection[str]],
     links: Mapping[str, Sequence[FarLink]] | None = None,
+    *,
+    over: Mapping[str, nx.Graph] | None = None,
+    weigh: Callable[[nx.Graph, tuple[int, ...]], Rows] = mixing_rows,
 ) -> dict[int, Neighbourhood]:
     """Return the neighbourhood of every live node.
 
-    Each block is mixed over the subgraph of its live owners with Metropolis-Hastings weights of
-    that subgraph, and of the links over couriers: symmetric and doubly stochastic, so the mean over
-    these owners is kept (of what was carried, as it was earlier).
+    Each block is mixed over the subgraph of its live owners, by default with Metropolis-Hastings
+    weights of that subgraph, and of the links over couriers: symmetric and doubly stochastic, so
+    the mean over these owners is kept (of what was carried, as it was earlier).
 
     Parameters
     ----------
@@ -73,22 +76,28 @@ def neighbourhoods(
         The blocks of every *live* node; other nodes of the graph take no part.
     links : mapping of str to sequence of FarLink, optional
         By block, between owners that no path of owners joins.
+    over : mapping of str to networkx.Graph, optional
+        Graphs of blocks that have one of their own; of it counts what is in ``graph``, too.
+    weigh : callable
+        The weights of the owners of a block, given their graph: see :func:`~.weights.mixing_rows`.
     """
-    links, known = links or {}, dict[tuple[Any, ...], dict[int, dict[int, float]]]()
-    weights: dict[str, dict[int, dict[int, float]]] = {}
+    links, known = links or {}, dict[tuple[Any, ...], Rows]()
+    weights: dict[str, Rows] = {}
     for name, nodes in owners_by_block(blocks).items():
         edges = tuple(link.ends for link in links.get(name, ()))
-        if (nodes, edges) not in known:
-            whole = graph
+        own = (over or {}).get(name)
+        key = nodes, edges, id(own)
+        if key not in known:
+            whole = graph if own is None else with_links(own, graph.has_edge)
             if edges:
                 whole = nx.Graph(graph.subgraph(nodes))
                 whole.add_edges_from(edges)
-            known[nodes, edges] = metropolis_rows(whole, nodes)
-        weights[name] = known[nodes, edges]
+            known[key] = weigh(whole, nodes)
+        weights[name] = known[key]
     brought = _brought(links)
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
-        near = [j for j in sorted(graph[node]) if j in blocks]
+        near = [j for j in heard_by(graph, node) if j in blocks]
         if not near:
             result[node] = Neighbourhood()
             continue

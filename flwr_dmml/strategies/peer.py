@@ -156,6 +156,7 @@ class PeerStrategy(Strategy):
             addressed=self.gossip.addressed,
             couriers=couriers,
             sealed=sealed,
+            pushes=self.gossip.pushes,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())

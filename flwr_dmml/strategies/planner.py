@@ -9,16 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..energy.ledger import Floats
-from ..graph.spectral import effective_spectral_gap
+from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
+from ..graph.weights import Rows, mixing_rows
 from ..payload.plan import Carried, Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget
-from .mixing import FarLink, Neighbourhood, neighbourhoods
+from .mixing import FarLink, Neighbourhood, neighbourhoods, owners_by_block
 from .roster import Member
 
+Links = tuple[nx.Graph, Mapping[str, nx.Graph]]
+"""Who is to send to whom, and the graphs of blocks that have one of their own."""
+_NONE: Mapping[str, nx.Graph] = {}
 FarLinks = Mapping[str, Sequence[FarLink]]
 
 
@@ -43,6 +47,8 @@ class RoundPlanner:
         Whether devices carry blocks that they do not own between owners that are not linked.
     sealed : bool (default: False)
         Whether they cannot read what they carry.
+    pushes : bool (default: False)
+        Whether senders divide what they send, see :attr:`.GossipRule.pushes`.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class RoundPlanner:
         addressed: bool = False,
         couriers: bool = False,
         sealed: bool = False,
+        pushes: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -73,10 +80,11 @@ class RoundPlanner:
         self.local_iterations = local_iterations
         self.evaluate_every = evaluate_every
         self.seed = seed
-        self.addressed = addressed
+        self.addressed, self._pushes = addressed, pushes
         self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
+        self._members: Mapping[int, Member] = {}
 
     @property
     def couriers(self) -> bool:
@@ -85,12 +93,8 @@ class RoundPlanner:
 
     def summary(self) -> list[str]:
         """Return what is known before the first round, in a few lines for the log."""
-        name = type(self.topology).__name__ + ", new every round" * self.topology.time_varying
-        gap = effective_spectral_gap(self.topology, self.num_nodes, seed=self.seed)
-        links = self.graph(1).number_of_edges()
         return [
-            f"Topology: {name}, {self.num_nodes} nodes, {links} links",
-            f"Spectral gap: {gap:.4f} (Metropolis-Hastings weights)",
+            *graph_lines(self.topology, self.num_nodes, seed=self.seed),
             f"Local iterations: {self.local_iterations}",
             *self.energy.summary(),
         ]
@@ -111,22 +115,29 @@ class RoundPlanner:
         self._trained = trained
         self._members, self._phases, num_rounds = members, list(phases), len(phases)
         self._num_rounds = num_rounds
+        self._drawn: tuple[tuple[int, tuple[int, ...]], Links] = (0, ()), (nx.Graph(), _NONE)
         work = {p: member.work for p, member in members.items()}
-        reach = self.topology.graph(self.num_nodes, seed=self.seed)
+        reach = self._draw(1, members)[0]
         own = {p: member.equipment for p, member in members.items()}
         self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own, allocate)
-        self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
-        self._known: tuple[nx.Graph | None, tuple[int, ...], FarLinks] = (None, (), {})
+        self._live_graph = self._no_links()  # of the last planned round
+        self._by_block = _NONE
+        self._drawn_for: tuple[int, list[int]] = 0, []  # round, and who is there
+        self._known: tuple[Any, ...] = None, _NONE, (), {}
         self._found: dict[int, Neighbourhood] = {}
         self._told: tuple[nx.Graph | None, set[int], dict[int, tuple[int, ...]]] = None, set(), {}
         self._flat: Collection[int] = ()
 
     def graph(self, server_round: int) -> nx.Graph:
-        """Return who is to send to whom in a round, on all nodes."""
+        """Return who is to send to whom in a round, on all nodes, if all are there."""
+        return self._links(server_round, self._members)[0]
+
+    def _links(self, server_round: int, there: Collection[int]) -> Links:
+        """Return who is to send to whom in a round, of those who are there, on all nodes."""
         if not self.communicates:
-            return nx.empty_graph(self.num_nodes)
+            return nx.empty_graph(self.num_nodes), _NONE
         if self._own_graph is None:
-            return self.of_topology(server_round)
+            return self._draw(server_round, there)
         found, graph = self._own_graph(server_round), nx.empty_graph(self.num_nodes)
         if unknown := set(found) - set(graph):
             raise ValueError(
@@ -134,7 +145,7 @@ class RoundPlanner:
                 f"allowed: partition ids from 0 to {self.num_nodes - 1}"
             )
         graph.add_edges_from((i, j) for i, j in found.edges if i != j)
-        return graph
+        return graph, _NONE
 
     def of_topology(self, server_round: int) -> nx.Graph:
         """Return the graph of a round as the topology has it, on all nodes."""
@@ -144,6 +155,29 @@ class RoundPlanner:
                 return graph
             self._fixed_graph = nx.freeze(graph)
         return self._fixed_graph
+
+    def _draw(self, server_round: int, there: Collection[int]) -> Links:
+        """Return the topology's graph of a round, over each block's owners if it is one of these.
+
+        Before the devices are known they own everything.
+        """
+        if not (self.topology.by_owners and self._members):
+            return self.of_topology(server_round), _NONE
+        key = server_round if self.topology.time_varying else 1, tuple(sorted(there))
+        if key == self._drawn[0]:
+            return self._drawn[1]
+        union, graphs = self._no_links(), dict[tuple[int, ...], nx.Graph]()
+        owners = owners_by_block({p: self._members[p].blocks for p in key[1]})
+        for nodes in dict.fromkeys(owners.values()):
+            drawn = self.topology.graph(len(nodes), server_round=server_round, seed=self.seed)
+            graphs[nodes] = nx.relabel_nodes(drawn, dict(enumerate(nodes)))
+            union.add_edges_from(graphs[nodes].edges)
+        found = union, {block: graphs[nodes] for block, nodes in owners.items()}
+        self._drawn = key, found
+        return found
+
+    def _no_links(self) -> nx.Graph:
+        return nx.empty_graph(self.num_nodes, nx.DiGraph if self.topology.directed else nx.Graph)
 
     @property
     def battery_j(self) -> Floats | None:
@@ -174,8 +208,9 @@ class RoundPlanner:
         speeds : mapping of int to mapping of str to float
             Training speed of each modality around each device, where known.
         """
-        mixing_graph = self._live_graph
-        graph = self.graph(server_round)
+        mixing_graph, mixing_by_block = self._live_graph, self._by_block
+        graph, self._by_block = self._links(server_round, invited)
+        self._drawn_for = server_round, sorted(invited)
         bits = self._payload_bits(payload_bytes, graph)
         trains = self._trains(self._phases[server_round - 1])
         carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
@@ -184,7 +219,7 @@ class RoundPlanner:
         budget = self.energy.plan(server_round, graph, invited, bits, speeds, trains)
         self._live_graph, self._flat = budget.graph, budget.flat
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
-        around = self._around(mixing_graph, budget.updates, payload_bytes, brought)
+        around = self._around(mixing_graph, mixing_by_block, budget.updates, payload_bytes, brought)
         carries = self._carries(carrying, around)
         recipients = self._recipients(budget.graph, budget.updates)
         mixed = server_round - 1
@@ -214,7 +249,7 @@ class RoundPlanner:
         """Return the plans that complete the last round: mix and evaluate, train nothing."""
         going = [p for p in invited if p not in self._flat]
         brought = self._brought(self._live_graph, going, payload_bytes)
-        around = self._around(self._live_graph, going, payload_bytes, brought)
+        around = self._around(self._live_graph, self._by_block, going, payload_bytes, brought)
         return {
             p: Plan(
                 server_round=self._num_rounds + 1,
@@ -231,18 +266,24 @@ class RoundPlanner:
 
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
-        edges = sorted(sorted(edge) for edge in self._live_graph.edges)
-        own = {"edges": edges, "flat": sorted(self._flat), "energy": self.energy.state()}
+        edges = sorted(map(self._written, self._live_graph.edges))
+        own = {"edges": edges, "drawn": self._drawn_for, "flat": sorted(self._flat)}
+        own["energy"] = self.energy.state()
         return own | ({"couriers": self._couriers.state()} if self._couriers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on, after :meth:`begin`, from what :meth:`state` gave."""
-        self._live_graph = nx.empty_graph(self.num_nodes)
+        self._live_graph = self._no_links()
         self._live_graph.add_edges_from(map(tuple, state["edges"]))
+        server_round, there = self._drawn_for = state["drawn"]
+        self._by_block = self._draw(server_round, there)[1]
         self._flat = state["flat"]
         self.energy.load_state(state["energy"])
         if self._couriers:
             self._couriers.load_state(state["couriers"])
+
+    def _written(self, edge: tuple[int, int]) -> list[int]:
+        return list(edge) if self.topology.directed else sorted(edge)
 
     def _trains(self, phase: str) -> NDArray[np.bool_]:
         """Return what is to be trained in a phase, ``[node, modality]``."""
@@ -257,7 +298,7 @@ class RoundPlanner:
         """Return what each device is to send, ``[node]``: as much as last time, or its blocks."""
         bits = np.zeros(self.num_nodes)
         for partition, member in self._members.items():
-            copies = max(1, graph.degree(partition)) if self.addressed else 1
+            copies = max(1, len(graph[partition])) if self.addressed else 1
             bits[partition] = 8 * payload_bytes.get(partition, copies * member.payload_bytes)
         return bits
 
@@ -310,17 +351,23 @@ class RoundPlanner:
     def _around(
         self,
         graph: nx.Graph,
+        by_block: Mapping[str, nx.Graph],
         going: Collection[int],
         published: Collection[int],
         links: FarLinks,
     ) -> dict[int, Neighbourhood]:
         """Return who mixes with whom: those that published and go on."""
         owners = tuple(p for p in sorted(going) if p in published)
-        before, of, by = self._known
-        if graph is not before or owners != of or links != by:  # most rounds are like the last
+        before, own, of, by = self._known
+        others = owners != of or links != by or by_block is not own
+        if graph is not before or others:  # most rounds are like the last
             blocks = {p: self._members[p].blocks for p in owners}
             same = before is not None and set(graph.edges) == set(before.edges)
-            if not same or owners != of or links != by:
-                self._found = neighbourhoods(graph, blocks, links)
-            self._known = graph, owners, links
+            if not same or others:
+                self._found = neighbourhoods(graph, blocks, links, over=by_block, weigh=self._weigh)
+            self._known = graph, by_block, owners, links
         return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}
+
+    def _weigh(self, graph: nx.Graph, owners: Collection[int]) -> Rows:
+        lasting = not (self.topology.time_varying or self._own_graph)
+        return mixing_rows(graph, owners, push=self._pushes, lasting=lasting)

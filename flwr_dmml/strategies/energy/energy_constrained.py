@@ -119,7 +119,7 @@ class EnergyConstrained:
         seconds = compute_s + sending.time_s
         self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
         live = sorted(set(present) - set(decision.flat))
-        on_air = [k for k in live if sending.graph.degree(k)]
+        on_air = [k for k in live if sending.graph[k]]
         return RoundBudget(
             graph=sending.graph,
             updates={k: self._by_modality(k, tau[k]) for k in live},
