@@ -144,17 +144,17 @@ def _simple(nodes: Sequence[int], k: int) -> list[Round]:
     while done[0] < len(inside[0]):
         links = {}
         used = [0] * len(parts[t]) if t <= last else []
-        for part in range(last, -1, -1):
-            if part > t:
+        for number in range(last, -1, -1):
+            if number > t:
                 weight = sizes[t] / sum(sizes[t:]) / len(parts[t])
-                for node in (node for sub in parts[part] for node in sub):
-                    for number, sub in enumerate(parts[t]):
-                        links[node, sub[used[number]]] = weight
-                        used[number] += 1
-            elif part < t or part == last:
-                own = inside[part]
-                links |= own[done[part] % len(own)] if own else {}
-                done[part] += 1
+                for node in (node for sub in parts[number] for node in sub):
+                    for place, sub in enumerate(parts[t]):
+                        links[node, sub[used[place]]] = weight
+                        used[place] += 1
+            elif number < t or number == last:
+                own = inside[number]
+                links |= own[done[number] % len(own)] if own else {}
+                done[number] += 1
         rounds.append(links)
         t += 1
     return rounds

@@ -267,8 +267,8 @@ class RoundPlanner:
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
         edges = sorted(map(self._written, self._live_graph.edges))
-        own = {"edges": edges, "drawn": self._drawn_for, "flat": sorted(self._flat)}
-        own["energy"] = self.energy.state()
+        own: dict[str, Any] = {"edges": edges, "drawn": self._drawn_for}
+        own |= {"flat": sorted(self._flat), "energy": self.energy.state()}
         return own | ({"couriers": self._couriers.state()} if self._couriers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
