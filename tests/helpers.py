@@ -66,6 +66,7 @@ def run_peers(
     engine = grid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
     plan["couriers"] = parsed.couriers_of(name) != "off"
+    plan["loss_rate"] = parsed.settings.loss_rate
     peers = PeerStrategy(
         parsed.settings.make_topology(),
         num_nodes=n,

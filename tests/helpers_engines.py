@@ -31,7 +31,7 @@ def on_both_engines(
 ) -> PeerStrategy:
     """Run a config on both engines, compare all records, and return one of the runs."""
     runs = [
-        run_peers(config, *learners, num_rounds=rounds, evaluate_every=1, rules=rules, grid=grid)
+        run_peers(config, *learners, num_rounds=rounds, evaluate_every=2, rules=rules, grid=grid)
         for grid in (InProcessGrid, ByMessages)
     ]
     together, alone = ([record.to_json() for record in run.records] for run in runs)

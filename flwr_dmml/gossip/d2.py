@@ -1,7 +1,7 @@
 """D-squared: gossip that corrects for how different the devices' data are."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class D2Rule(GossipRule):
     paper: ClassVar[str] = "Tang et al., ICML 2018"
     linear: ClassVar[bool] = True
     static: ClassVar[bool] = True
+    loss: ClassVar[Literal["own", "pair", "sender"]] = "pair"
 
     def weigh(self, weights: Tensor, near: Sequence[Tensor]) -> Tensor:
         """Return ``(I + W) / 2``."""

@@ -101,6 +101,10 @@ class GossipRule:
     """Whether the rule keeps a sum over devices, and so goes with the weighted mean only."""
     static: ClassVar[bool] = False
     """Whether the mixing weights must stay the same from round to round."""
+    loss: ClassVar[Literal["own", "pair", "sender"]] = "own"
+    """What becomes of a lost message: its weight goes to the receiver's own copy; that of the
+    message the other way to the sender's, too, as the rule keeps a sum over devices; or the sender
+    keeps its share."""
     pushes: ClassVar[bool] = False
     """Whether it goes with links of one way: a sender deals out what it has, by weights that sum to
     1 over the receivers, and the rule undoes what is uneven in what arrives."""

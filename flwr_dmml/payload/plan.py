@@ -86,6 +86,9 @@ class Plan:
         What this node is to publish, unread, for others: it is a courier.
     apart : tuple of Apart
         Which of its own blocks this node seals apart, where payloads are sealed.
+    sent : Plan or None
+        The plan as it would be if no message had been lost; None where none has been. The node is
+        not told.
     """
 
     server_round: int
@@ -101,22 +104,28 @@ class Plan:
     far: tuple[Carried, ...] = ()
     carries: tuple[Carried, ...] = ()
     apart: tuple[Apart, ...] = ()
+    sent: "Plan | None" = None
+
+    @property
+    def as_sent(self) -> "Plan":
+        """The plan by which neighbours have sent, whether or not it has arrived."""
+        return self.sent or self
 
     @property
     def sources(self) -> tuple[int, ...]:
         """Partition ids of those whose blocks are mixed: the neighbours, then of :attr:`far`."""
         return (*self.neighbours, *(there.origin for there in self.far))
 
-    def without(self, missing: Collection[int]) -> "Plan":
+    def without(self, missing: Collection[int], *, kept: bool = True) -> "Plan":
         """Return the plan without some neighbours, and without what they were to bring.
 
-        Their weights go to the own copy.
+        Their weights go to the own copy; or to nobody, if they are not ``kept``.
         """
         ways = [*self.neighbours, *(there.via for there in self.far)]
         gone = [k for k, way in enumerate(ways) if way in missing]
-        kept = [k for k in range(len(ways)) if k not in gone]
+        here = [k for k in range(len(ways)) if k not in gone]
         weights = {
-            block: (own + sum(others[k] for k in gone), *(others[k] for k in kept))
+            block: (own + kept * sum(others[k] for k in gone), *(others[k] for k in here))
             for block, (own, *others) in self.weights.items()
         }
         return replace(

@@ -51,6 +51,9 @@ class Settings(DeviceSettings):
         description="forward: devices carry blocks that they do not own between owners that no "
         "link joins; auto: as the method says",
     )
+    loss_rate: float = Field(
+        0.0, ge=0, lt=1, description="probability that a message to a neighbour is lost"
+    )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
     )

@@ -158,6 +158,7 @@ def _run(
             exchange=exchange_of(settings, grid),
             couriers=config.couriers_of(name) != "off",
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
+            loss_rate=settings.loss_rate,
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         strategy.start(grid, num_rounds=rounds, timeout=timeout)

@@ -28,6 +28,7 @@ from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
 from .logbook import Logbook
+from .losses import Losses
 from .planner import RoundPlanner
 from .roster import Roster, handshake, wait_for_nodes
 
@@ -99,6 +100,8 @@ class PeerStrategy(Strategy):
         Whether devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
+    loss_rate : float (default: 0)
+        Probability that a message is lost, in [0, 1).
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class PeerStrategy(Strategy):
         exchange: MakeExchange = Exchange,
         couriers: bool = False,
         sealed: bool = False,
+        loss_rate: float = 0.0,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -157,6 +161,7 @@ class PeerStrategy(Strategy):
             couriers=couriers,
             sealed=sealed,
             pushes=self.gossip.pushes,
+            losses=Losses(loss_rate, seed, self.gossip.loss),
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())

@@ -12,11 +12,12 @@ from ..energy.ledger import Floats
 from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
 from ..graph.weights import Rows, mixing_rows
-from ..payload.plan import Carried, Plan
+from ..payload.plan import Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget
+from .losses import Losses
 from .mixing import FarLink, Neighbourhood, neighbourhoods, owners_by_block
 from .roster import Member
 
@@ -49,6 +50,8 @@ class RoundPlanner:
         Whether they cannot read what they carry.
     pushes : bool (default: False)
         Whether senders divide what they send, see :attr:`.GossipRule.pushes`.
+    losses : Losses
+        Which messages are lost; by default none.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class RoundPlanner:
         couriers: bool = False,
         sealed: bool = False,
         pushes: bool = False,
+        losses: Losses | None = None,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -81,6 +85,7 @@ class RoundPlanner:
         self.evaluate_every = evaluate_every
         self.seed = seed
         self.addressed, self._pushes = addressed, pushes
+        self._losses = losses or Losses(0.0, seed)
         self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
@@ -95,6 +100,7 @@ class RoundPlanner:
         """Return what is known before the first round, in a few lines for the log."""
         return [
             *graph_lines(self.topology, self.num_nodes, seed=self.seed),
+            *self._losses.summary(),
             f"Local iterations: {self.local_iterations}",
             *self.energy.summary(),
         ]
@@ -220,7 +226,6 @@ class RoundPlanner:
         self._live_graph, self._flat = budget.graph, budget.flat
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
         around = self._around(mixing_graph, mixing_by_block, budget.updates, payload_bytes, brought)
-        carries = self._carries(carrying, around)
         recipients = self._recipients(budget.graph, budget.updates)
         mixed = server_round - 1
         plans = {
@@ -236,11 +241,17 @@ class RoundPlanner:
                 phase=self._phases[server_round - 1],
                 recipients=recipients[p],
                 far=around[p].far,
-                carries=carries.get(p, ()),
+                carries=tuple(
+                    there for there in carrying.by.get(p, ()) if there.via in around[p].neighbours
+                ),
                 apart=carrying.apart.get(p, ()),
             )
             for p, updates in budget.updates.items()
         }
+        plans = self._losses.left(plans, self._losses.lost(plans))
+        if self._couriers:
+            by = {p: plan.carries for p, plan in plans.items() if plan.carries}
+            self._couriers.begin(replace(carrying, by=by))
         return plans, budget
 
     def closing_plans(
@@ -250,7 +261,7 @@ class RoundPlanner:
         going = [p for p in invited if p not in self._flat]
         brought = self._brought(self._live_graph, going, payload_bytes)
         around = self._around(self._live_graph, self._by_block, going, payload_bytes, brought)
-        return {
+        plans = {
             p: Plan(
                 server_round=self._num_rounds + 1,
                 iterations=0,
@@ -263,6 +274,7 @@ class RoundPlanner:
             )
             for p, near in around.items()
         }
+        return self._losses.left(plans, self._losses.lost(plans))
 
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
@@ -334,19 +346,6 @@ class RoundPlanner:
         prospect = self.energy.prospect(server_round, graph, invited, bits)
         live = {p: self._members[p].block_bytes for p in sorted(invited)}
         return self._couriers.plan(received, published, prospect, live)
-
-    def _carries(
-        self, carrying: Carrying, around: Mapping[int, Neighbourhood]
-    ) -> dict[int, tuple[Carried, ...]]:
-        """Return what those who take part carry, of what reaches them."""
-        by = {
-            r: tuple(there for there in own if there.via in around[r].neighbours)
-            for r, own in carrying.by.items()
-            if r in around
-        }
-        if self._couriers:
-            self._couriers.begin(replace(carrying, by=by))
-        return by
 
     def _around(
         self,

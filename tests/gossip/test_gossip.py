@@ -1,14 +1,14 @@
 """Gossip rules and aggregation rules as axes: with any method, on rows, from settings to state."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
 from helpers import FAST, make_learner, run_peers
-from helpers_gossip import OnAParabola, tracked
+from helpers_gossip import OnAParabola, Tracking, tracked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +19,7 @@ from flwr_dmml.clients import DPSGD, find_methods
 from flwr_dmml.gossip.aggregation.mean import Mean
 from flwr_dmml.gossip.qg_dsgdm import QgDsgdmRule, QgOptions
 from flwr_dmml.gossip.registry import find_aggregation, find_gossip
-from flwr_dmml.gossip.rule import GossipRule, Mix, State, Steps
+from flwr_dmml.gossip.rule import GossipRule, Mix, Steps
 from flwr_dmml.graph.topology import metropolis_weights, spectral_gap
 from flwr_dmml.learning.mixing import GOSSIP
 from flwr_dmml.payload.plan import Inbox, Plan
@@ -176,29 +176,6 @@ def test_dmml_kd_with_quasi_global_momentum_is_not_plain_dmml_kd() -> None:
 
 
 # ---- a rule of one's own ----------------------------------------------------------------------
-
-
-class Tracking(GossipRule):
-    """Gradient tracking, which sends two vectors."""
-
-    name: ClassVar[str] = "tracking"
-    sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block", "block")
-    linear: ClassVar[bool] = True
-
-    def start(self, x: Tensor) -> State:
-        return {"c": torch.zeros_like(x), "d": torch.zeros_like(x)}
-
-    def mixed(self, mix: Mix, state: State) -> tuple[Tensor, State]:
-        return mix(0), {**state, "c": state["c"] - state["d"] + mix(1)}
-
-    def direction(self, g: Tensor, state: State, steps: Steps) -> Tensor:
-        return g + state["c"]
-
-    def publish(
-        self, x: Tensor, z: Tensor, state: State, steps: Steps | None
-    ) -> tuple[tuple[Tensor, ...], State]:
-        d = torch.zeros_like(x) if steps is None else (x - z) / steps.carried
-        return (z, d), {**state, "d": d}
 
 
 @pytest.mark.parametrize("rounds", [2, 200])
