@@ -37,12 +37,24 @@ class Mix:
         ``[rows, 1 + neighbours]``, the own first; rows sum to 1, 0 for one that has not arrived.
     aggregate : callable
         The aggregation rule.
+    trained : Tensor or None
+        The model as the last round has left it, ``[rows, length]``, where that is not what has been
+        sent of it.
+    kept : float
+        The share of a vector's numbers that are sent in a round.
     """
 
     own: tuple[Tensor, ...]
     near: tuple[Tensor, ...]
     weights: Tensor
     aggregate: Aggregate
+    trained: Tensor | None = None
+    kept: float = 1.0
+
+    @property
+    def z(self) -> Tensor:
+        """The model as the last round has left it, ``[rows, length]``."""
+        return self.own[0] if self.trained is None else self.trained
 
     def __call__(self, i: int) -> Tensor:
         """Return the aggregate ``[rows, length]`` of the own and the neighbours' i-th vector."""
@@ -143,6 +155,10 @@ class GossipRule:
     def weigh(self, weights: Tensor, near: Sequence[Tensor]) -> Tensor:
         """Return the weights to mix with, given those of the graph and what has arrived."""
         return weights
+
+    def model_of(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the model in what is sent, of the shape of the first vector."""
+        return vectors[0]
 
     def start(self, x: Tensor) -> State:
         """Return the state before the first round, of a block ``[rows, length]``."""

@@ -140,7 +140,8 @@ class Mixer:
             mix = self._mix(block, x, own_weight, found)
             state = self._states.get(block)
             if measure and len(mix.near[0][0]):
-                apart += disagreement(mix.own[0], mix.near[0], mix.weights[:, 1:])
+                own, near = self.rule.model_of(mix.own), self.rule.model_of(mix.near)
+                apart += disagreement(own, near, mix.weights[:, 1:])
             mixed, state = self.rule.mixed(mix, self.rule.start(x) if state is None else state)
             self._states[block] = state
             x.copy_(mixed)

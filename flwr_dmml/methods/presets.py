@@ -7,6 +7,7 @@ from ..gossip.dpsgd import DPSGDRule
 from ..gossip.dsgdm import DSGDmRule
 from ..gossip.qg_dsgdm import QgDsgdmNRule, QgDsgdmRule
 from ..gossip.relaysgd import RelaySGDRule
+from ..gossip.sgp import SGPRule
 from ..learning.learner import Learner
 
 
@@ -48,6 +49,14 @@ class D2(Learner):
     name: ClassVar[str] = "d2"
     gossip: ClassVar[str] = D2Rule.name
     paper: ClassVar[str] = D2Rule.paper
+
+
+class SGP(Learner):
+    """Cross-entropy on push-sum gossip (:class:`~flwr_dmml.gossip.sgp.SGPRule`)."""
+
+    name: ClassVar[str] = "sgp"
+    gossip: ClassVar[str] = SGPRule.name
+    paper: ClassVar[str] = SGPRule.paper
 
 
 class RelaySGD(Learner):

@@ -152,10 +152,11 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
         if alone or learner.own_format:
             why = "sends nothing" if alone else "writes blocks in a format of its own"
             problems.append(f"{asked}: the method {method!r} {why}; allowed: auto")
-    if rule.static and learner.own_weights:
+    if (rule.static or rule.linear) and learner.own_weights:
+        needs = "weights that stay the same" if rule.static else "the graph's own weights"
         problems.append(
             f"{asked}: the method {method!r} chooses in every round whom it mixes with, and the "
-            f"rule {rule.name!r} needs weights that stay the same; choose another rule"
+            f"rule {rule.name!r} needs {needs}; choose another rule"
         )
     if rule.momentum == "own" and settings.optimizer != "sgd":
         problems.append(
