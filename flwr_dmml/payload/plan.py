@@ -72,6 +72,12 @@ class Plan:
     by_modality : dict of str to int
         Encoder updates of modalities that do not get ``iterations``. A device whose modalities all
         get 0 is parked: it publishes what it has mixed.
+    steps : dict of str to float
+        How many updates of a modality's encoder the devices that train it get in this round, on
+        average; under ``""``, how many iterations in all.
+    anew : tuple of str
+        Blocks whose owners have changed: all of them let the gossip rule start anew, once they have
+        mixed what has come.
     num_rounds : int
         Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
     budget_j : float
@@ -101,6 +107,8 @@ class Plan:
     far: tuple[Carried, ...] = ()
     carries: tuple[Carried, ...] = ()
     apart: tuple[Apart, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
+    anew: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:
