@@ -107,9 +107,12 @@ class Crew:
         for p, plan in plans.items():
             try:
                 going[p] = Turn(self.learners[p], plan, self._begin(p, plan, plain))
+                self.learners[p].remember(plan)
             except Exception as error:  # its result says so; the others go on
                 results[p] = error
         taken = self._train(going, before, results, told)
+        for p, steps in taken.items():
+            self.learners[p].normalise(steps)
         self.rows.turn()
         for p, turn in going.items():
             if p not in results:
@@ -179,6 +182,7 @@ class Crew:
         try:
             with learner.in_round(plan):
                 going[p] = Turn(learner, plan, learner.begin(plan, self._inbox(p, plan)))
+                learner.remember(plan)
                 learner.before_training(plan, going[p].inbox)
             (taken,) = train_together([[going[p]]])
             finish_together([going[p]])

@@ -30,7 +30,7 @@ from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
 from .label_shares import Correction, LabelShares
-from .mixing import Mixer, Taken, direction
+from .mixing import Mixer, Taken, hooks
 from .nonfinite import check_finite
 from .optimisers import (
     OPTIMIZER,
@@ -164,7 +164,15 @@ class Learner:
         check_kept(self.model, modules)
         self.flat = Flat(modules)
         me, nodes = self.partition.partition_id, self.settings.num_nodes
-        self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
+        self.mixer = Mixer(
+            self.rule,
+            self.aggregation,
+            self.flat,
+            me,
+            nodes,
+            momentum=self.settings.momentum if self.settings.optimizer == "sgd" else 0.0,
+            normalises=self.settings.normalises,
+        )
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
@@ -207,6 +215,14 @@ class Learner:
         """
         model: nn.Module = self.model
         return dict(model.encoders.items()) if isinstance(model, ModalityModel) else {}
+
+    def modality_of(self, block: str) -> str:
+        """Return the only modality whose iterations train a block; empty if all iterations do.
+
+        As the last part of its name says: ``encoder.audio``.
+        """
+        name = block.rpartition(".")[2]
+        return name if name in self.partition.modalities else ""
 
     def sends(self, plan: Plan) -> Collection[str]:
         """Return which of the blocks are sent in a round; of the others goes an empty vector."""
@@ -322,7 +338,7 @@ class Learner:
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
         given = plan.weights, plan.sources, inbox, plan.recipients
-        return self.mixer.mix(*given, measure=plan.evaluate)
+        return self.mixer.mix(*given, anew=plan.anew, measure=plan.evaluate)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
@@ -378,9 +394,11 @@ class Learner:
                 return Outcome({}, self.measured, self.rejected)
             taken = None
             if self.trains(plan):
+                self.remember(plan)
                 self.before_training(plan, inbox)
                 (taken,) = train([[(self, plan)]])
                 self.after_training(plan, inbox)
+                self.normalise(taken)
             return self.finish(plan, inbox, taken)
 
     def in_round(self, plan: Plan) -> AbstractContextManager[None]:
@@ -419,6 +437,15 @@ class Learner:
             self.flat.attach()
             self.measured |= self.evaluate()
 
+    def remember(self, plan: Plan) -> None:
+        """Keep where training begins, if this device does not train as much as the others."""
+        if any(own != mean for own, mean in self.planned(plan).values()):
+            self.mixer.begin(self.block_names)
+
+    def normalise(self, taken: Taken) -> None:
+        """Scale what a round's training has come to, under ``gossip-normalise``."""
+        self.mixer.normalise(taken, self.block_names)
+
     def finish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Outcome:
         """Do the part of a round after training: publish.
 
@@ -431,6 +458,19 @@ class Learner:
     def updates(self, plan: Plan) -> dict[str, int]:
         """Return how many times a plan trains each owned modality."""
         return {m: plan.by_modality.get(m, plan.iterations) for m in self.partition.modalities}
+
+    def planned(self, plan: Plan) -> dict[str, tuple[float, float]]:
+        """Return by block the steps that a plan gives this device, and the mean over its owners.
+
+        Of those that train it; nothing where the plan does not say.
+        """
+        updates, found = self.updates(plan), dict[str, tuple[float, float]]()
+        own = {"": len(self.steps(updates))} | updates if plan.steps else {}
+        for block in self.block_names if own else ():
+            of = self.modality_of(block)
+            if own[of] and of in plan.steps:
+                found[block] = float(own[of]), plan.steps[of]
+        return found
 
     def trains(self, plan: Plan) -> bool:
         """Return whether a plan trains anything here."""
@@ -508,6 +548,8 @@ class Learner:
         rate = settings.learning_rate_at(plan.server_round, plan.num_rounds)
         trained = flat.indices_of(self.trained_parameters())
         factors, optimizer = self.learning_rates(), None
+        mixers = [learner.mixer for learner in learners]
+        direct, follow = hooks(mixers, rate, settings.momentum)
         if type(self).make_optimizer is not Learner.make_optimizer:
             groups: dict[float, list[nn.Parameter]] = {}
             for i in trained:
@@ -530,7 +572,8 @@ class Learner:
             trained,
             how,
             kept=[learner.optimizer_state for learner in learners],
-            direct=direction([learner.mixer for learner in learners], rate, settings.momentum),
+            direct=direct,
+            follow=follow,
             optimizer=optimizer,
         )
 

@@ -77,6 +77,11 @@ class DeviceSettings(Group):
     aggregation: str = Field(
         "mean", description="what a device makes of its neighbours' copies of a block"
     )
+    gossip_normalise: Literal["auto"] | bool = Field(
+        "auto",
+        description="scale a device's progress in a round to what devices make on average; auto: "
+        "false",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
     num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
@@ -279,6 +284,11 @@ class DeviceSettings(Group):
     def noise(self) -> float:
         """``input-noise`` as a number; 0 where no method has chosen."""
         return 0.0 if self.input_noise == "auto" else self.input_noise
+
+    @property
+    def normalises(self) -> bool:
+        """``gossip-normalise`` as a boolean."""
+        return self.gossip_normalise is True
 
     def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
         """Return the learning rate of a round (1-based) under ``lr-schedule``.

@@ -68,10 +68,16 @@ class Plan:
         Partition ids of the live neighbours whose payloads are in the inbox.
     weights : dict of str to tuple of float
         For each block: this node's own mixing weight, then that of each of :attr:`sources` (0 for
-        one that does not own the block). They sum to 1.
+        one that does not own the block). They sum to 1, unless senders deal out shares.
     by_modality : dict of str to int
         Encoder updates of modalities that do not get ``iterations``. A device whose modalities all
         get 0 is parked: it publishes what it has mixed.
+    steps : dict of str to float
+        How many updates of a modality's encoder the devices that train it get in this round, on
+        average; under ``""``, how many iterations in all.
+    anew : tuple of str
+        Blocks whose owners have changed: all of them let the gossip rule start anew, once they have
+        mixed what has come.
     num_rounds : int
         Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
     budget_j : float
@@ -104,6 +110,8 @@ class Plan:
     far: tuple[Carried, ...] = ()
     carries: tuple[Carried, ...] = ()
     apart: tuple[Apart, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
+    anew: tuple[str, ...] = ()
     sent: "Plan | None" = None
 
     @property

@@ -158,9 +158,10 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             f"{asked}: the method {method!r} chooses in every round whom it mixes with, and the "
             f"rule {rule.name!r} needs {needs}; choose another rule"
         )
-    if rule.momentum == "own" and settings.optimizer != "sgd":
+    if settings.optimizer != "sgd" and (rule.sgd or rule.momentum == "own"):
+        what = "momentum" if rule.momentum == "own" else "correction"
         problems.append(
-            f"optimizer = '{settings.optimizer}': the momentum of the gossip rule {rule.name!r} "
+            f"optimizer = '{settings.optimizer}': the {what} of the gossip rule {rule.name!r} "
             "goes with sgd only"
         )
     if rule.linear and not aggregation.linear:

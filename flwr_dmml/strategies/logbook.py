@@ -9,6 +9,7 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp.strategy import Result
 
+from ..payload.blocks import STATISTICS
 from ..payload.plan import Plan
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Shortened, Tracker
@@ -49,6 +50,7 @@ class Logbook:
         self._trackers = tuple(trackers)
         self._energy = energy
         self._flat: set[int] = set()
+        self._unheard: set[int] = set()
         self._unread: set[int] = set()  # whose meter fails at present
 
     def announce(self, method: str, graph: nx.Graph | None, *, couriers: bool) -> None:
@@ -80,13 +82,14 @@ class Logbook:
         record = self.records[-1]
         battery = {str(k): v for k, v in record.battery_j.items()}
         own = {"seconds": record.seconds, "battery_j": battery, "flat": sorted(self._flat)}
-        return {**own, "record": record.to_json()}
+        return {**own, "record": record.to_json(), "unheard": sorted(self._unheard)}
 
     def load_state(self, state: Mapping[str, Any], before: Sequence[RoundRecord]) -> None:
         """Go on from what :meth:`state` gave; ``before`` are the rounds that were complete."""
         record = read_record(state["record"])
         record.battery_j = {int(k): float(v) for k, v in state["battery_j"].items()}
         record.seconds, self._flat = float(state["seconds"]), set(state["flat"])
+        self._unheard = set(state["unheard"])
         self.records = [*before, record]
 
     def open(self, server_round: int) -> RoundRecord:
@@ -136,8 +139,15 @@ class Logbook:
             if sender.isdigit() and int(sender) in self._members:
                 failed = self.records[server_round - 1].failed
                 failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
+            if not problem.startswith(STATISTICS):
+                self._unheard.add(partition)
         node.measured(metrics)
         node.rejected = len(rejected)
+
+    def unheard(self) -> set[int]:
+        """Return who has not got something that it was to mix, since this was last asked."""
+        found, self._unheard = self._unheard, set()
+        return found
 
     def carried(self, plans: Mapping[int, Plan]) -> None:
         """Note what couriers have brought, by plans that begin with mixing it."""

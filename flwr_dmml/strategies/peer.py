@@ -162,6 +162,7 @@ class PeerStrategy(Strategy):
             sealed=sealed,
             pushes=self.gossip.pushes,
             losses=Losses(loss_rate, seed, self.gossip.loss),
+            resets=self.gossip.resets,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
@@ -232,8 +233,10 @@ class PeerStrategy(Strategy):
     def _plans(self, server_round: int, grid: Grid) -> list[dict[int, Plan]]:
         """Open a round, or several, and return the plans of each."""
         self._logbook.open(server_round)
-        invited = self._take_part(server_round, self._invite(grid))
+        connected = self._invite(grid)
+        invited = self._take_part(server_round, connected)
         sizes, speeds = self.exchange.sizes, self.exchange.speeds
+        unheard = self._logbook.unheard()
         rounds: list[dict[int, Plan]] = []
         last = min(server_round + self.exchange.rounds_per_message - 1, self._num_rounds)
         for t in range(server_round, last + 1):
@@ -241,7 +244,11 @@ class PeerStrategy(Strategy):
                 self._logbook.open(t)
                 invited = self._take_part(t, list(rounds[-1]))
                 sizes = self.exchange.expected_sizes(invited)
-            plans, budget = self.planner.plans(t, invited, sizes, speeds)
+            resting = set(connected) - set(invited)
+            plans, budget = self.planner.plans(
+                t, invited, sizes, speeds, resting=resting, unheard=unheard
+            )
+            unheard = set()
             self._logbook.budget(budget)
             self._logbook.carried(plans)
             rounds.append(plans)

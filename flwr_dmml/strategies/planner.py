@@ -8,6 +8,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..energy.costs import split
 from ..energy.ledger import Floats
 from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
@@ -16,7 +17,7 @@ from ..payload.plan import Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
-from .energy.round_budget import RoundBudget
+from .energy.round_budget import RoundBudget, Updates
 from .losses import Losses
 from .mixing import FarLink, Neighbourhood, neighbourhoods, owners_by_block
 from .roster import Member
@@ -52,6 +53,8 @@ class RoundPlanner:
         Whether senders divide what they send, see :attr:`.GossipRule.pushes`.
     losses : Losses
         Which messages are lost; by default none.
+    resets : bool (default: False)
+        Whether the gossip rule starts anew when a block's owners change.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class RoundPlanner:
         sealed: bool = False,
         pushes: bool = False,
         losses: Losses | None = None,
+        resets: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -84,7 +88,7 @@ class RoundPlanner:
         self.local_iterations = local_iterations
         self.evaluate_every = evaluate_every
         self.seed = seed
-        self.addressed, self._pushes = addressed, pushes
+        self.addressed, self._pushes, self._resets = addressed, pushes, resets
         self._losses = losses or Losses(0.0, seed)
         self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
         self._own_graph: Callable[[int], nx.Graph] | None = None
@@ -133,6 +137,8 @@ class RoundPlanner:
         self._found: dict[int, Neighbourhood] = {}
         self._told: tuple[nx.Graph | None, set[int], dict[int, tuple[int, ...]]] = None, set(), {}
         self._flat: Collection[int] = ()
+        self._there: set[int] = set()  # who takes part, or only rests; in the last planned round
+        self._asked: set[int] = set()  # who got a plan of it
 
     def graph(self, server_round: int) -> nx.Graph:
         """Return who is to send to whom in a round, on all nodes, if all are there."""
@@ -200,6 +206,9 @@ class RoundPlanner:
         invited: Collection[int],
         payload_bytes: Mapping[int, int],
         speeds: Mapping[int, Mapping[str, float]],
+        *,
+        resting: Collection[int] = (),
+        unheard: Collection[int] = (),
     ) -> tuple[dict[int, Plan], RoundBudget]:
         """Plan a round for the devices that can be asked, and book its energy.
 
@@ -213,6 +222,10 @@ class RoundPlanner:
             Size of what each device published in the round before; only these can be mixed.
         speeds : mapping of int to mapping of str to float
             Training speed of each modality around each device, where known.
+        resting : collection of int
+            Devices that could be asked, and take no part in this round.
+        unheard : collection of int
+            Those that have not got something of what they were to mix in the last round.
         """
         mixing_graph, mixing_by_block = self._live_graph, self._by_block
         graph, self._by_block = self._links(server_round, invited)
@@ -227,6 +240,9 @@ class RoundPlanner:
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
         around = self._around(mixing_graph, mixing_by_block, budget.updates, payload_bytes, brought)
         recipients = self._recipients(budget.graph, budget.updates)
+        steps = self._mean_steps(budget.updates) if self.communicates else {}
+        anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
+        self._asked = set(budget.updates)
         mixed = server_round - 1
         plans = {
             p: Plan(
@@ -245,6 +261,8 @@ class RoundPlanner:
                     there for there in carrying.by.get(p, ()) if there.via in around[p].neighbours
                 ),
                 apart=carrying.apart.get(p, ()),
+                steps=steps,
+                anew=tuple(b for b in self._members[p].blocks if b in anew),
             )
             for p, updates in budget.updates.items()
         }
@@ -281,6 +299,7 @@ class RoundPlanner:
         edges = sorted(map(self._written, self._live_graph.edges))
         own: dict[str, Any] = {"edges": edges, "drawn": self._drawn_for}
         own |= {"flat": sorted(self._flat), "energy": self.energy.state()}
+        own |= {"there": sorted(self._there), "asked": sorted(self._asked)}
         return own | ({"couriers": self._couriers.state()} if self._couriers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -290,6 +309,7 @@ class RoundPlanner:
         server_round, there = self._drawn_for = state["drawn"]
         self._by_block = self._draw(server_round, there)[1]
         self._flat = state["flat"]
+        self._there, self._asked = set(state["there"]), set(state["asked"])
         self.energy.load_state(state["energy"])
         if self._couriers:
             self._couriers.load_state(state["couriers"])
@@ -313,6 +333,32 @@ class RoundPlanner:
             copies = max(1, len(graph[partition])) if self.addressed else 1
             bits[partition] = 8 * payload_bytes.get(partition, copies * member.payload_bytes)
         return bits
+
+    def _mean_steps(self, updates: Mapping[int, Updates]) -> dict[str, float]:
+        """Return :attr:`.Plan.steps` of a round with these updates."""
+        costs = self.energy.costs
+        each = [[own.get(m, 0) for m in costs.modalities] for own in updates.values()]
+        tau, owned = np.array(each, np.int64), costs.owned[list(updates)]
+        joint, solo = split(tau, owned, self.energy.settings.stagger_share)
+        every = np.column_stack([joint + solo.sum(axis=1), tau])  # [node, 1 + modality]
+        trains = np.maximum(1, np.count_nonzero(every, axis=0))
+        means = every.sum(axis=0) / trains
+        return {m: float(n) for m, n in zip(("", *costs.modalities), means, strict=True) if n}
+
+    def _anew(
+        self, there: set[int], published: Collection[int], unheard: Collection[int]
+    ) -> set[str]:
+        """Return the blocks whose owners have changed since the last round.
+
+        One that has failed in between has not mixed what the others have, and neither has one to
+        which something did not come.
+        """
+        if not self._resets:
+            return set()
+        failed = self._asked.difference(published)
+        before, self._there = self._there, there - failed
+        changed = {*(before ^ self._there), *unheard} if before else set()
+        return {block for p in changed for block in self._members[p].blocks}
 
     def _recipients(self, graph: nx.Graph, live: Collection[int]) -> dict[int, tuple[int, ...]]:
         """Return whom each device's payload is for."""

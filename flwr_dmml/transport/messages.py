@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
-_WEIGHTS, _UPDATES = "weights.", "updates."
+_WEIGHTS, _UPDATES, _STEPS, _ANEW = "weights.", "updates.", "steps.", "anew"
 _FAR, _CARRIES, _APART = "far.", "carries.", "apart."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
@@ -70,6 +70,10 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
             record[key] = list(partitions)
     for modality, updates in plan.by_modality.items():
         record[_UPDATES + modality] = updates
+    for modality, mean in plan.steps.items():
+        record[_STEPS + modality] = mean
+    if plan.anew:
+        record[_ANEW] = list(plan.anew)
     for block, weights in plan.weights.items():
         record[_WEIGHTS + block] = list(weights)
     for prefix, brought in ((_FAR, plan.far), (_CARRIES, plan.carries)):
@@ -103,6 +107,12 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
             for key, value in record.items()
             if key.startswith(_UPDATES)
         },
+        steps={
+            key.removeprefix(_STEPS): float(value)
+            for key, value in record.items()
+            if key.startswith(_STEPS)
+        },
+        anew=tuple(record.get(_ANEW, [])),
         far=_read_carried(record, _FAR),
         carries=_read_carried(record, _CARRIES),
         apart=tuple(Apart(blocks, tuple(readers)) for readers, blocks in _numbered(record, _APART)),
