@@ -1,105 +1,104 @@
-"""Sixteen devices with different quadratics, stepped by a gossip rule at once, in float64.
+"""Sixteen devices that minimise different quadratics by a gossip rule, on rows, in float64.
 
-``f_i(x) = (x - b_i)^T A_i (x - b_i) / 2`` in ten dimensions, eigenvalues from 0.2 to 1.8: the
-optimum of the sum is far from that of each device.
+``(x - b_k)^T A_k (x - b_k) / 2`` in ten dimensions, eigenvalues of A_k from 0.2 to 1.8.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
 from math import inf
 
-import numpy as np
+import networkx as nx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_dmml.base.options import Group
-from flwr_dmml.gossip.aggregation.mean import Mean
-from flwr_dmml.gossip.rule import GossipRule, Mix, Steps
+from flwr_dmml.gossip.registry import find_gossip
+from flwr_dmml.gossip.rule import GossipRule
+from flwr_dmml.gossip.trial import Trial
 
-NODES, DIM = 16, 10
-Weights = Callable[[int], NDArray[np.float64]]
-"""The matrix ``[receiver, sender]`` of a round, from 0."""
-
-
-@cache
-def quadratics() -> tuple[Tensor, Tensor, Tensor]:
-    """Return A ``[node, dim, dim]``, b ``[node, dim]`` and the optimum ``[dim]``."""
-    rng = np.random.default_rng(0)
-    turns = [np.linalg.qr(rng.normal(size=(DIM, DIM)))[0] for _ in range(NODES)]
-    a = np.stack([q @ np.diag(np.linspace(0.2, 1.8, DIM)) @ q.T for q in turns])
-    b = rng.normal(size=(NODES, DIM)) * 2 + rng.normal(size=DIM)
-    best = np.linalg.solve(a.sum(0), np.einsum("nij,nj->i", a, b))
-    return torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(best)
+NODES, LENGTH = 16, 10
+RULES = find_gossip()
 
 
-@dataclass(frozen=True)
-class Distance:
-    """How far from the optimum: of the mean model, and of the nodes, root mean square."""
+def problem() -> tuple[Tensor, Tensor, Tensor]:
+    """Return A ``[node, length, length]``, b ``[node, length]`` and the optimum ``[length]``."""
+    g = torch.Generator().manual_seed(0)
+    some = torch.randn(NODES, LENGTH, LENGTH, generator=g, dtype=torch.float64)
+    q, _ = torch.linalg.qr(some)
+    eigenvalues = torch.linspace(0.2, 1.8, LENGTH, dtype=torch.float64)
+    a = q @ torch.diag(eigenvalues) @ q.mT
+    b = 2 * torch.randn(NODES, LENGTH, generator=g, dtype=torch.float64)
+    return a, b, torch.linalg.solve(a.sum(dim=0), (a @ b[:, :, None]).sum(dim=0))[:, 0]
 
-    mean: float
-    rms: float
+
+def make(name: str, **options: float) -> GossipRule:
+    """Return a rule by its name."""
+    return RULES[name](RULES[name].options_type(**options))
 
 
-def distance(
+def error(
     rule: GossipRule,
-    weights: Weights,
+    weights: Tensor | Callable[[int], Tensor],
     *,
     rounds: int,
+    tau: Tensor | int = 1,
     lr: float = 0.02,
-    taus: Sequence[int] | int = 1,
-    scaled: bool = True,
-    code: Callable[[int, Tensor], Tensor] | None = None,
-    kept: float = 1.0,
-) -> Distance:
-    """Return where a rule ends.
+    momentum: float = 0.0,
+    top: float = 1.0,
+    spread: bool = True,
+) -> float:
+    """Return how far a rule ends from the optimum, root mean square of the nodes.
 
     Parameters
     ----------
     rule : GossipRule
-        On rows, one a node.
-    weights : callable
-        What a round mixes with, whatever has been lost.
-    rounds : int
-        How many.
-    lr : float
-        Of a local step.
-    taus : sequence of int, or int
-        Local steps of each node.
-    scaled : bool
-        Whether progress is scaled by mean(tau) / tau, as ``gossip-normalise`` does.
-    code : callable, optional
-        What arrives of the i-th vector that is sent: compression.
-    kept : float
-        The share of numbers that it keeps.
+        What they do.
+    weights : Tensor or callable
+        ``[node, node]`` of all rounds, or of each.
+    rounds, tau, lr, momentum
+        How many rounds, and the local steps of each node in one.
+    top : float
+        The share of the numbers of a change that is sent, the largest.
+    spread : bool
+        Whether nodes count; otherwise the distance of their mean.
     """
-    a, b, best = quadratics()
-    x, mean = torch.zeros(NODES, DIM, dtype=torch.float64), Mean(Group())
-    tau = torch.as_tensor(taus).expand(NODES).double()[:, None]
-    state, own = rule.start(x), tuple[Tensor, ...]()
+    a, b, best = problem()
+
+    def code(change: Tensor) -> Tensor:
+        count = round(top * LENGTH)
+        least = change.abs().topk(count, dim=1).values[:, -1:]
+        return torch.where(change.abs() >= least, change, 0.0)
+
+    trial = Trial(
+        rule,
+        torch.zeros_like(b),
+        lambda x: (a @ (x - b)[:, :, None])[:, :, 0],
+        lr=lr,
+        momentum=momentum,
+        normalises=True,
+        code=code,
+        kept=top,
+    )
+    taus = torch.as_tensor(tau).expand(NODES)
     for t in range(rounds):
-        if not own:
-            sizes = [DIM if kind == "block" else 1 for kind in rule.sends]
-            own = tuple(x if not i else x.new_zeros(NODES, n) for i, n in enumerate(sizes))
-            w = np.eye(NODES)
-        else:
-            w = weights(t - 1)
-        row = torch.from_numpy(np.concatenate([np.diag(w)[:, None], w - np.diag(np.diag(w))], 1))
-        near = tuple(vector.expand(NODES, *vector.shape) for vector in own)
-        mix = Mix(own, near, rule.weigh(row, near), mean, trained=x, kept=kept)
-        x, state = rule.mixed(mix, state)
-        begun = z = x
-        for step in range(int(tau.max())):
-            g = torch.einsum("nij,nj->ni", a, z - b)
-            goes = (step < tau).double()
-            z = z - goes * lr * rule.direction(g, state, Steps(lr, 0.0, torch.zeros(1, 1)))
-        if scaled:
-            z = begun + (z - begun) * tau.mean() / tau
-        own, state = rule.publish(begun, z, state, Steps(lr, 0.0, tau))
-        own = tuple(code(i, vector) if code else vector for i, vector in enumerate(own))
-        x = z
-        if not bool(torch.isfinite(x).all()) or float(x.abs().max()) > 1e9:
-            return Distance(inf, inf)
-    away = x - best
-    return Distance(float(away.mean(0).norm()), float(away.norm(dim=1).square().mean().sqrt()))
+        w = weights if isinstance(weights, Tensor) else weights(t)
+        trial.round(w, taus)
+        if not float(trial.x.abs().max()) < 1e9:
+            return inf
+    trial.mix(weights if isinstance(weights, Tensor) else weights(rounds))
+    away = trial.x - best
+    if not spread:
+        return float(away.mean(dim=0).norm())
+    return float(away.square().sum(dim=1).mean().sqrt())
+
+
+def er() -> nx.Graph:
+    """Return a connected random graph."""
+    graph = nx.fast_gnp_random_graph(NODES, 0.3, seed=1)
+    assert nx.is_connected(graph)
+    return graph
+
+
+def digraph() -> nx.DiGraph:
+    """Return a ring one way with more links: some are heard by five, others by one."""
+    graph = nx.gnp_random_graph(NODES, 0.12, seed=3, directed=True)
+    graph.add_edges_from((i, (i + 1) % NODES) for i in range(NODES))
+    return graph

@@ -168,6 +168,9 @@ class GossipRule:
     """What becomes of a lost message: its weight goes to the receiver's own copy; that of the
     message the other way to the sender's, too, as the rule keeps a sum over devices; or the sender
     keeps its share."""
+    coded: ClassVar[bool] = False
+    """Whether neighbours get what has changed in a vector, compressed, and keep copies of it
+    (:class:`~.copies.Copies`). :class:`Mix` then has the copies, of the own vectors as well."""
     pushes: ClassVar[bool] = False
     """Whether it goes with links of one way: a sender deals out what it has, by weights that sum to
     1 over the receivers, and the rule undoes what is uneven in what arrives."""

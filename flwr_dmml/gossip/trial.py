@@ -29,6 +29,10 @@ class Trial:
         The setting ``gossip-normalise``.
     aggregate : callable, optional
         The aggregation rule; the weighted mean by default.
+    code : callable, optional
+        What arrives of a change ``[devices, length]``, for rules that mix copies; all by default.
+    kept : float (default: 1)
+        The share of numbers that it keeps.
 
     Attributes
     ----------
@@ -46,6 +50,8 @@ class Trial:
         momentum: float = 0.0,
         normalises: bool = False,
         aggregate: Aggregate | None = None,
+        code: Callable[[Tensor], Tensor] | None = None,
+        kept: float = 1.0,
     ) -> None:
         self.rule, self.x, self.lr, self.momentum = rule, x, lr, momentum
         self._gradient, self._aggregate = gradient, aggregate or Mean(Group())
@@ -53,6 +59,8 @@ class Trial:
         self._restarted = momentum if rule.momentum == "round" else 0.0
         self._state: State = rule.start(x)
         self._sent: tuple[Tensor, ...] = ()
+        self._code, self._kept = code or (lambda change: change), kept
+        self._copies = (x, *(self._nothing(kind) for kind in rule.sends[1:]))
         self._v = torch.zeros_like(x)
 
     def round(self, weights: Tensor, tau: Tensor, *, anew: bool = False) -> None:
@@ -79,7 +87,8 @@ class Trial:
             row, came = torch.ones_like(row[:, :1]), tuple(_received(v, near) for v in own)
         if self.rule.addressed:  # nothing is sent to oneself
             own = (self.x, *(self._nothing(kind) for kind in self.rule.sends[1:]))
-        mix = Mix(own, came, self.rule.weigh(row, came), self._aggregate)
+        weights = self.rule.weigh(row, came)
+        mix = Mix(own, came, weights, self._aggregate, trained=self.x, kept=self._kept)
         self.x, self._state = self.rule.mixed(mix, self._state)
         if anew:
             self._state = self.rule.start(self.x)
@@ -118,6 +127,11 @@ class Trial:
             self._sent = tuple(torch.where(_like(a, works), a, b) for a, b in pairs)
             trained = {k: torch.where(_like(a, works), a, resting[k]) for k, a in trained.items()}
         self._state, self.x = trained, z
+        if self.rule.coded:
+            every = zip(self.rule.sends, self._sent, self._copies, strict=True)
+            self._sent = self._copies = tuple(
+                copy + self._code(v - copy) if kind == "block" else v for kind, v, copy in every
+            )
 
     def _nothing(self, kind: str) -> Tensor:
         return torch.zeros_like(self.x if kind == "block" else self.x[:, :1])

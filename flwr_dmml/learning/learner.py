@@ -22,6 +22,7 @@ from ..models.stacked import in_words, model_stacks
 from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.coding import Precision
 from ..payload.compression import Compressor
+from ..payload.copies import Copies
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import brought, by_courier, passed_on
@@ -172,13 +173,15 @@ class Learner:
             nodes,
             momentum=self.settings.momentum if self.settings.optimizer == "sgd" else 0.0,
             normalises=self.settings.normalises,
+            kept=self.settings.exchange.top_k,
         )
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
         self._kinds: dict[str, str] = {}
         exchange = self.settings.exchange
-        self.compressor = Compressor(exchange.number_type, exchange.top_k)
+        make = Copies if self.rule.coded else Compressor
+        self.compressor = make(exchange.number_type, exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -647,7 +650,7 @@ class Learner:
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
-        own = self.compressor.encode(written, self.block_lengths()) | self.extras()
+        own = self.compressor.encode(written, self.block_lengths(), plan.resend) | self.extras()
         return own | self._passed_on
 
     def extras(self) -> Payload:

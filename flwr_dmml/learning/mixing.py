@@ -132,6 +132,8 @@ class Mixer:
         Of its optimiser, where that is one with momentum.
     normalises : bool (default: False)
         Whether the progress of a round is scaled to what devices make on average.
+    kept : float (default: 1)
+        The share of a vector's numbers that are sent in a round.
     """
 
     def __init__(
@@ -144,11 +146,12 @@ class Mixer:
         *,
         momentum: float = 0.0,
         normalises: bool = False,
+        kept: float = 1.0,
     ) -> None:
         self.rule, self._aggregation, self._flat = rule, aggregation, flat
         self._me, self._num_nodes = partition_id, num_nodes
         self._restarted = momentum if rule.momentum == "round" else 0.0
-        self._normalises = normalises and rule.normalised
+        self._normalises, self._kept = normalises and rule.normalised, kept
         self._states: dict[str, State] = {}
         self._sent: dict[str, tuple[Tensor, ...]] = {}  # where that is not the model
         self._begun: dict[str, Tensor] = {}
@@ -191,7 +194,7 @@ class Mixer:
             found, wrong = self._arrived(block, others, inbox, x)
             rejected += wrong
             own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
-            mix = self._mix(block, x, own_weight, found)
+            mix = self._mix(block, x, own_weight, found, inbox.get(self._me, {}))
             state = self._states.get(block)
             if measure and len(mix.near[0][0]):
                 own, near = self.rule.model_of(mix.own), self.rule.model_of(mix.near)
@@ -245,6 +248,7 @@ class Mixer:
         x: Tensor,
         own_weight: float,
         found: Mapping[int, tuple[float, list[Tensor]]],
+        copies: Payload,
     ) -> Mix:
         sent = self._sent.get(block, ())
         lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
@@ -252,11 +256,18 @@ class Mixer:
             sent[i] if i < len(sent) else (x.new_zeros(1, n) if i else x)
             for i, n in enumerate(lengths)
         )
+        if self.rule.coded and block in copies:
+            keys = (f"{block}{COMPANION}{i}" if i else block for i in range(len(own)))
+            own = tuple(
+                copies[key].to(x)[None] if key in copies else vector
+                for key, vector in zip(keys, own, strict=True)
+            )
         slots = self._slots if self.rule.addressed else list(found)
         near = tuple(_near(found, slots, i, x.new_zeros(1, 0, n)) for i, n in enumerate(lengths))
         others = [found[j][0] if j in found else 0.0 for j in slots]
         row = x.new_tensor([[own_weight, *others]])
-        return Mix(own, near, self.rule.weigh(row, near), self._aggregation)
+        weights = self.rule.weigh(row, near)
+        return Mix(own, near, weights, self._aggregation, trained=x, kept=self._kept)
 
     def kept(self) -> tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]:
         """Return what the rule keeps, to :meth:`take_back`."""
@@ -334,7 +345,12 @@ class Mixer:
             sent, self._states[block] = self.rule.publish(begun, z, self._states[block], steps)
             plain = len(sent) == 1 and sent[0] is z
             self._sent.pop(block, None)
-            if not plain and not self.rule.addressed:
+            if self.rule.coded and block in blocks and "number" in self.rule.sends:
+                kinds = zip(self.rule.sends, sent, strict=True)
+                self._sent[block] = tuple(  # vectors are kept as copies
+                    vector[:, :0] if kind == "block" else vector for kind, vector in kinds
+                )
+            elif not (plain or self.rule.coded or self.rule.addressed):
                 self._sent[block] = sent
             if block not in blocks:
                 continue

@@ -92,6 +92,8 @@ class Plan:
         What this node is to publish, unread, for others: it is a courier.
     apart : tuple of Apart
         Which of its own blocks this node seals apart, where payloads are sealed.
+    resend : tuple of int
+        Recipients that lack something of what earlier rounds have sent.
     sent : Plan or None
         The plan as it would be if no message had been lost; None where none has been. The node is
         not told.
@@ -112,6 +114,7 @@ class Plan:
     apart: tuple[Apart, ...] = ()
     steps: Mapping[str, float] = field(default_factory=dict)
     anew: tuple[str, ...] = ()
+    resend: tuple[int, ...] = ()
     sent: "Plan | None" = None
 
     @property

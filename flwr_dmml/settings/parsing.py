@@ -169,6 +169,11 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
             "over all devices; allowed with it: mean"
         )
+    if rule.coded and settings.exchange.transport == "direct":
+        problems.append(
+            f"exchange.transport = 'direct': the gossip rule {rule.name!r} sends what has changed, "
+            "and from device to device nobody knows who has missed it; allowed: relay"
+        )
     if settings.couriers not in ("auto", "off") and (why := no_couriers(learner, rule)):
         problems.append(f"couriers = {settings.couriers!r}: {why}; allowed: off")
     exchange = settings.exchange

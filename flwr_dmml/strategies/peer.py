@@ -27,7 +27,7 @@ from ..transport.messages import unpack
 from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
-from .logbook import Logbook
+from .logbook import Logbook, unequal_blocks
 from .losses import Losses
 from .planner import RoundPlanner
 from .roster import Roster, handshake, wait_for_nodes
@@ -162,6 +162,7 @@ class PeerStrategy(Strategy):
             sealed=sealed,
             pushes=self.gossip.pushes,
             losses=Losses(loss_rate, seed, self.gossip.loss),
+            coded=self.gossip.coded,
             resets=self.gossip.resets,
         )
         self.roster = Roster({})
@@ -347,6 +348,7 @@ class PeerStrategy(Strategy):
             self.options.trained,
             graph=self.graph if self._overrides("graph") else None,
             allocate=self._allocation if self._overrides("allocate") else None,
+            alike=not unequal_blocks(self.roster.members),
         )
         fixed = self.communicates and not self._time_varying
         graph = self.planner.graph(1) if fixed else None

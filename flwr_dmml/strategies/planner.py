@@ -18,6 +18,7 @@ from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget, Updates
+from .gaps import Gaps
 from .losses import Losses
 from .mixing import FarLink, Neighbourhood, neighbourhoods, owners_by_block
 from .roster import Member
@@ -53,6 +54,8 @@ class RoundPlanner:
         Whether senders divide what they send, see :attr:`.GossipRule.pushes`.
     losses : Losses
         Which messages are lost; by default none.
+    coded : bool (default: False)
+        Whether devices send what has changed, so that one that misses a message lacks something.
     resets : bool (default: False)
         Whether the gossip rule starts anew when a block's owners change.
     """
@@ -72,6 +75,7 @@ class RoundPlanner:
         sealed: bool = False,
         pushes: bool = False,
         losses: Losses | None = None,
+        coded: bool = False,
         resets: bool = False,
     ) -> None:
         for name, value in (
@@ -90,6 +94,7 @@ class RoundPlanner:
         self.seed = seed
         self.addressed, self._pushes, self._resets = addressed, pushes, resets
         self._losses = losses or Losses(0.0, seed)
+        self._gaps = Gaps() if coded and communicates else None
         self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
@@ -116,11 +121,16 @@ class RoundPlanner:
         trained: Callable[[str, tuple[str, ...]], Collection[str]],
         graph: Callable[[int], nx.Graph] | None = None,
         allocate: Allocate | None = None,
+        *,
+        alike: bool = True,
     ) -> None:
         """Take note of who is there, of every round's phase, and of what is trained in a phase.
 
-        ``graph`` and ``allocate`` are those of a strategy that has its own.
+        ``graph`` and ``allocate`` are those of a strategy that has its own. ``alike`` says whether
+        all owners of a block start from the same numbers.
         """
+        if self._gaps:
+            self._gaps = Gaps(alike=alike)
         self._own_graph = graph
         self._trained = trained
         self._members, self._phases, num_rounds = members, list(phases), len(phases)
@@ -267,6 +277,9 @@ class RoundPlanner:
             for p, updates in budget.updates.items()
         }
         plans = self._losses.left(plans, self._losses.lost(plans))
+        if self._gaps:
+            failed = [p for p in plans if p not in payload_bytes]
+            plans = self._gaps.plan(plans, {*failed, *unheard})
         if self._couriers:
             by = {p: plan.carries for p, plan in plans.items() if plan.carries}
             self._couriers.begin(replace(carrying, by=by))
@@ -300,6 +313,8 @@ class RoundPlanner:
         own: dict[str, Any] = {"edges": edges, "drawn": self._drawn_for}
         own |= {"flat": sorted(self._flat), "energy": self.energy.state()}
         own |= {"there": sorted(self._there), "asked": sorted(self._asked)}
+        if self._gaps:
+            own["gaps"] = self._gaps.state()
         return own | ({"couriers": self._couriers.state()} if self._couriers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -311,6 +326,8 @@ class RoundPlanner:
         self._flat = state["flat"]
         self._there, self._asked = set(state["there"]), set(state["asked"])
         self.energy.load_state(state["energy"])
+        if self._gaps:
+            self._gaps.load_state(state["gaps"])
         if self._couriers:
             self._couriers.load_state(state["couriers"])
 

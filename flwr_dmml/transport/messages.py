@@ -65,7 +65,11 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
         record["budget-j"] = plan.budget_j
     if plan.phase:
         record["phase"] = plan.phase
-    for key, partitions in (("neighbours", plan.neighbours), ("recipients", plan.recipients)):
+    for key, partitions in (
+        ("neighbours", plan.neighbours),
+        ("recipients", plan.recipients),
+        ("resend", plan.resend),
+    ):
         if partitions:
             record[key] = list(partitions)
     for modality, updates in plan.by_modality.items():
@@ -97,6 +101,7 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         phase=str(record.get("phase", "")),
         neighbours=tuple(record.get("neighbours", [])),
         recipients=tuple(record.get("recipients", [])),
+        resend=tuple(record.get("resend", [])),
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)
             for key, value in record.items()
