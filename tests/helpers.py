@@ -20,6 +20,7 @@ from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
+from flwr_dmml.strategies.app import merge_of
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
@@ -66,7 +67,7 @@ def run_peers(
     engine = grid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
     plan["couriers"] = parsed.couriers_of(name) != "off"
-    plan["loss_rate"] = parsed.settings.loss_rate
+    plan |= {"loss_rate": parsed.settings.loss_rate, "merge": merge_of(parsed.settings)}
     peers = PeerStrategy(
         parsed.settings.make_topology(),
         num_nodes=n,

@@ -233,10 +233,11 @@ class Crew:
 
     def _begin(self, p: int, plan: Plan, plain: bool) -> Inbox:
         learner = self.learners[p]
-        if plain:
+        if plain and not plan.merged:
             learner.hear([self.reports[n] for n in plan.neighbours], plan)
         if plain and not learner.listens and not plan.evaluate:  # nothing asked of it, or drawn
-            learner.server_round, learner.measured, learner.rejected = plan.server_round, {}, []
+            learner.enter(plan)
+            learner.rejected = []
             return {}
         inbox = self._inbox(p, plan) if learner.listens or not plain else {}
         with learner.in_round(plan):
@@ -290,7 +291,8 @@ class Crew:
             return learner.finish(plan, turn.inbox, taken)
         if not self.rows.in_range(p):
             check_finite(plan.server_round, learner.flat.copy())
-        near = learner.near([self.reports[n] for n in plan.neighbours])
+        heard = [self.reports[n] for n in plan.neighbours]
+        near = {} if plan.merged else learner.near(heard)
         payload = self._payload(p) if learner.listens else {}
         return Outcome(payload, learner.measured | near, learner.rejected)
 

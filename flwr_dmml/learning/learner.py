@@ -175,6 +175,10 @@ class Learner:
             normalises=self.settings.normalises,
             kept=self.settings.exchange.top_k,
         )
+        plain = DPSGDRule(Group())  # the final merge, but where senders deal out what they have
+        others = Mixer(plain, self.aggregation, self.flat, me, nodes)
+        self.merger = self.mixer if self.rule.pushes else others
+        self.merges = False  # in this round
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
@@ -406,8 +410,12 @@ class Learner:
 
     def in_round(self, plan: Plan) -> AbstractContextManager[None]:
         """Enter a round: torch's global generator is seeded for it, for dropout, say."""
-        self.server_round, self.measured = plan.server_round, {}
+        self.enter(plan)
         return global_generator(self.seed_for("global"), self.device)
+
+    def enter(self, plan: Plan) -> None:
+        """Take note of a round in which nothing is drawn at random."""
+        self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
 
     def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
         """Do the part of a round before training: mix, and evaluate if asked.
@@ -417,8 +425,15 @@ class Learner:
         self.flat.attach()
         self._passed_on = passed_on(plan, inbox)
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
-        everybody = inbox | brought(plan.far, inbox)
-        opened, why = self.compressor.decode(everybody, own, self.partition.partition_id)
+        me = self.partition.partition_id
+        if plan.merged:
+            inbox, why = self._merged(plan, inbox, own)
+            given = plan.weights, plan.sources, inbox, plan.recipients
+            apart, rejected = self.merger.mix(*given, measure=plan.evaluate)
+            self.begin_mixed(plan, {}, apart if plan.neighbours and plan.evaluate else None)
+            self.rejected = [by_courier(why.get(line, line), plan) for line in rejected]
+            return {}
+        opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), own, me)
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
@@ -428,6 +443,20 @@ class Learner:
         self.rejected = rejected + self.rejected
         return inbox
 
+    def _merged(self, plan: Plan, inbox: Inbox, own: Payload) -> tuple[Inbox, dict[str, str]]:
+        """Return what has come of the final merge: blocks as they are.
+
+        Couriers may still bring what was published before it, which has to be decoded.
+        """
+        first = plan.num_rounds + 1  # of the merge
+        late = [t for t in plan.far if plan.server_round - 1 - t.couriers < first]
+        others = [t for t in plan.far if t not in late]
+        found = inbox | brought(others, inbox)
+        opened, why = self.compressor.decode(brought(late, inbox), own, self.partition.partition_id)
+        for origin, payload in opened.items():
+            found[origin] = found.get(origin, {}) | payload
+        return found, why
+
     def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
         """Go on from rows that have been mixed; ``apart`` is the disagreement, where measured."""
         self.rejected = []
@@ -435,7 +464,8 @@ class Learner:
             self.measured["mix.disagreement"] = apart
         if self.listens:
             self.flat.attach()
-        self.after_mixing(plan, inbox)
+        if not plan.merged:
+            self.after_mixing(plan, inbox)
         if plan.evaluate:
             self.flat.attach()
             self.measured |= self.evaluate()
@@ -454,8 +484,10 @@ class Learner:
 
         ``taken`` are the steps that it took; None of a device that rests.
         """
-        near, wrong = self.speedometer.near(self.modalities, inbox)
         payload = self._publish(plan, inbox, taken)
+        if plan.merged:
+            return Outcome(payload, self.measured, self.rejected)
+        near, wrong = self.speedometer.near(self.modalities, inbox)
         return Outcome(payload, self.measured | near, self.rejected + wrong)
 
     def updates(self, plan: Plan) -> dict[str, int]:
@@ -645,6 +677,11 @@ class Learner:
     def _publish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Payload:
         snapshot, names = self.flat.copy(), self.block_names
         check_finite(self.server_round, snapshot)
+        if plan.merges:
+            if not plan.merged:
+                self.merger.start_over()
+            whole = self.merger.publish(snapshot, names, names, None, plan.recipients)
+            return whole | self._passed_on
         sends = self.sends(plan)
         blocks = self.mixer.publish(snapshot, names, sends, taken, plan.recipients)
         written = self.outgoing(plan, inbox, blocks)
@@ -654,7 +691,9 @@ class Learner:
         return own | self._passed_on
 
     def extras(self) -> Payload:
-        """Return what is published besides the blocks."""
+        """Return what is published besides the blocks: nothing in the final merge."""
+        if self.merges:
+            return {}
         statistics = {STATISTICS + key: value for key, value in self.statistics().items()}
         speeds = {SPEEDS: self.speedometer.report(self.modalities)}
         return speeds | self.label_shares.payload() | statistics

@@ -282,6 +282,11 @@ class Mixer:
         """Return what the rule keeps of a block, a row of each."""
         return self._states[block]
 
+    def start_over(self) -> None:
+        """Let the rule start anew with what there is."""
+        for block, place in self._flat.slices.items():
+            self._states[block] = self.rule.start(self._flat.rows[:, place])
+
     def begin(self, blocks: Collection[str]) -> None:
         """Remember where training begins, if the progress of these blocks may be scaled."""
         if self._normalises and not self._publishes:  # else mixing has

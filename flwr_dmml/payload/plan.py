@@ -94,6 +94,10 @@ class Plan:
         Which of its own blocks this node seals apart, where payloads are sealed.
     resend : tuple of int
         Recipients that lack something of what earlier rounds have sent.
+    merges : bool
+        Whether this round trains nothing and publishes the blocks as they are: the final merge.
+    merged : bool
+        Whether what has come was published so.
     sent : Plan or None
         The plan as it would be if no message had been lost; None where none has been. The node is
         not told.
@@ -115,6 +119,8 @@ class Plan:
     steps: Mapping[str, float] = field(default_factory=dict)
     anew: tuple[str, ...] = ()
     resend: tuple[int, ...] = ()
+    merges: bool = False
+    merged: bool = False
     sent: "Plan | None" = None
 
     @property

@@ -54,6 +54,16 @@ class Settings(DeviceSettings):
     loss_rate: float = Field(
         0.0, ge=0, lt=1, description="probability that a message to a neighbour is lost"
     )
+    final_merge: Literal["off", "owners"] = Field(
+        "off",
+        description="owners: after the last round all owners of a block average it, by gossip",
+    )
+    final_merge_tolerance: float = Field(
+        0.01, gt=0, lt=1, description="share of the models' spread that the final merge leaves"
+    )
+    final_merge_rounds: int = Field(
+        100, ge=1, description="most rounds of gossip that the final merge takes"
+    )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
     )

@@ -32,6 +32,7 @@ from .energy.shared_band import SharedBandConstrained
 from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .layout import layout
+from .merging import FinalMerge
 from .peer import PeerStrategy
 from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
@@ -159,6 +160,7 @@ def _run(
             couriers=config.couriers_of(name) != "off",
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
             loss_rate=settings.loss_rate,
+            merge=merge_of(settings),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         strategy.start(grid, num_rounds=rounds, timeout=timeout)
@@ -168,6 +170,13 @@ def _run(
         folder.finish(name, {"battery_j": None if battery_j is None else battery_j.tolist()})
     report(settings, results)
     log(INFO, "Run folder: %s", folder.path)
+
+
+def merge_of(settings: Settings) -> FinalMerge | None:
+    """Return what the settings ask of a final merge; None where there is none."""
+    if settings.final_merge == "off":
+        return None
+    return FinalMerge(settings.final_merge_tolerance, settings.final_merge_rounds)
 
 
 def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:

@@ -239,6 +239,15 @@ class Logbook:
             if isinstance(tracker, Shortened):
                 tracker.run_shortened(server_round)
 
+    def merged(self, trained: int) -> None:
+        """Say what the final merge has made of the last round that trained."""
+        before, after = self.records[trained - 1], self.records[-1]
+        sent = [sum(node.bytes_sent for node in record.nodes) for record in self.records[trained:]]
+        text = "Final merge: mean accuracy %.3f before, %.3f after; %.3g MB sent and %.3g J in %s"
+        spent_j = after.total_j - before.total_j
+        accuracies = [0.0 if r.accuracy is None else r.accuracy for r in (before, after)]
+        log(INFO, text + " rounds", *accuracies, sum(sent) / 1e6, spent_j, len(sent))
+
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""
         for tracker in self._trackers:

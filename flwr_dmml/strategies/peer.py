@@ -29,6 +29,7 @@ from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
 from .logbook import Logbook, unequal_blocks
 from .losses import Losses
+from .merging import FinalMerge
 from .planner import RoundPlanner
 from .roster import Roster, handshake, wait_for_nodes
 
@@ -102,6 +103,8 @@ class PeerStrategy(Strategy):
         Whether payloads are sealed: what is carried then is, too.
     loss_rate : float (default: 0)
         Probability that a message is lost, in [0, 1).
+    merge : FinalMerge, optional
+        What follows on the last round: all owners of a block average it.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class PeerStrategy(Strategy):
         couriers: bool = False,
         sealed: bool = False,
         loss_rate: float = 0.0,
+        merge: FinalMerge | None = None,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -163,6 +167,7 @@ class PeerStrategy(Strategy):
             pushes=self.gossip.pushes,
             losses=Losses(loss_rate, seed, self.gossip.loss),
             coded=self.gossip.coded,
+            merge=merge,
             resets=self.gossip.resets,
         )
         self.roster = Roster({})
@@ -329,11 +334,21 @@ class PeerStrategy(Strategy):
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         started = time.monotonic()
-        self._num_rounds, self.timeout = num_rounds, timeout
+        self.timeout = timeout
         checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
-        self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
+        self.planner.begin(
+            self.roster.members,
+            self.options.phases(num_rounds),
+            self.options.trained,
+            graph=self.graph if self._overrides("graph") else None,
+            allocate=self._allocation if self._overrides("allocate") else None,
+            alike=not unequal_blocks(self.roster.members),
+        )
+        trained, last = num_rounds, self.planner.last_round  # others are of the final merge
+        self._num_rounds = last
+        self._logbook = Logbook(self.roster.members, last, self.trackers, self.planner.energy)
         given = self.method, self.roster, self._logbook
         devices = self._hosted(grid)
         self.exchange = (
@@ -341,18 +356,11 @@ class PeerStrategy(Strategy):
             if isinstance(grid, SimulationGrid) and devices
             else self._make_exchange(*given)
         )
-        phases = self.options.phases(num_rounds)
-        self.planner.begin(
-            self.roster.members,
-            phases,
-            self.options.trained,
-            graph=self.graph if self._overrides("graph") else None,
-            allocate=self._allocation if self._overrides("allocate") else None,
-            alike=not unequal_blocks(self.roster.members),
-        )
         fixed = self.communicates and not self._time_varying
         graph = self.planner.graph(1) if fixed else None
         self._logbook.announce(self.method, graph, couriers=self.planner.couriers)
+        for line in self.planner.merge_lines():
+            log(INFO, "%s", line)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
@@ -363,7 +371,7 @@ class PeerStrategy(Strategy):
             self.keeper.restore(self, grid, checkpoint)
             first = checkpoint.server_round + 1
         done = first - 1
-        while done < num_rounds:
+        while done < last:
             before, begun = done, time.monotonic()
             if isinstance(self.exchange, HostedExchange):
                 (plans,) = self._plans(before + 1, grid)
@@ -381,17 +389,20 @@ class PeerStrategy(Strategy):
                 self._complete(record)
             if self.keeper:
                 self.keeper.after_rounds(self, grid, before, done)
-            if done < num_rounds and (why := next(filter(None, map(self.stop, complete)), "")):
+            if done < trained and (why := next(filter(None, map(self.stop, complete)), "")):
                 log(INFO, "The run ends after round %s: %s", done, why)
-                num_rounds = self._num_rounds = done
+                trained = done
                 self.planner.end_at(done)
-                self._logbook.end_at(done)
+                last = self._num_rounds = self.planner.last_round
+                self._logbook.end_at(last)
         if isinstance(self.exchange, HostedExchange):
-            self.exchange.run(num_rounds, self._closing_plans(grid), closing=True)
+            self.exchange.run(last, self._closing_plans(grid), closing=True)
         else:
-            closing = self.configure_evaluate(num_rounds, arrays, config, grid)
-            self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
+            closing = self.configure_evaluate(last, arrays, config, grid)
+            self.aggregate_evaluate(last, self.roster.send(grid, closing, timeout))
         self._complete(self.records[-1])
+        if last > trained:
+            self._logbook.merged(trained)
         if self.keeper:
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)

@@ -20,6 +20,7 @@ from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget, Updates
 from .gaps import Gaps
 from .losses import Losses
+from .merging import FinalMerge
 from .mixing import FarLink, Neighbourhood, neighbourhoods, owners_by_block
 from .roster import Member
 
@@ -56,6 +57,8 @@ class RoundPlanner:
         Which messages are lost; by default none.
     coded : bool (default: False)
         Whether devices send what has changed, so that one that misses a message lacks something.
+    merge : FinalMerge, optional
+        What follows on the last round.
     resets : bool (default: False)
         Whether the gossip rule starts anew when a block's owners change.
     """
@@ -76,6 +79,7 @@ class RoundPlanner:
         pushes: bool = False,
         losses: Losses | None = None,
         coded: bool = False,
+        merge: FinalMerge | None = None,
         resets: bool = False,
     ) -> None:
         for name, value in (
@@ -95,6 +99,9 @@ class RoundPlanner:
         self.addressed, self._pushes, self._resets = addressed, pushes, resets
         self._losses = losses or Losses(0.0, seed)
         self._gaps = Gaps() if coded and communicates else None
+        self._merge = merge if communicates else None
+        self.merging = 0
+        """Rounds of the final merge, which follow on the last one that trains."""
         self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
@@ -133,13 +140,24 @@ class RoundPlanner:
             self._gaps = Gaps(alike=alike)
         self._own_graph = graph
         self._trained = trained
-        self._members, self._phases, num_rounds = members, list(phases), len(phases)
-        self._num_rounds = num_rounds
+        self._members, self._phases, self._num_rounds = members, list(phases), len(phases)
         self._drawn: tuple[tuple[int, tuple[int, ...]], Links] = (0, ()), (nx.Graph(), _NONE)
         work = {p: member.work for p, member in members.items()}
         reach = self._draw(1, members)[0]
         own = {p: member.equipment for p, member in members.items()}
-        self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own, allocate)
+        self.merging, self._left = self._count_merging()
+        phases = [*phases, *[phases[-1]] * self.merging]
+        self.energy.begin(
+            work,
+            self.num_nodes,
+            len(phases),
+            reach,
+            phases,
+            own,
+            allocate,
+            merging=self.merging,
+            merge_bits=8.0 * self._whole_bytes() if self.merging else None,
+        )
         self._live_graph = self._no_links()  # of the last planned round
         self._by_block = _NONE
         self._drawn_for: tuple[int, list[int]] = 0, []  # round, and who is there
@@ -149,6 +167,43 @@ class RoundPlanner:
         self._flat: Collection[int] = ()
         self._there: set[int] = set()  # who takes part, or only rests; in the last planned round
         self._asked: set[int] = set()  # who got a plan of it
+
+    @property
+    def last_round(self) -> int:
+        """The last round, with those of the final merge."""
+        return self._num_rounds + self.merging
+
+    def merge_lines(self) -> list[str]:
+        """Return what the final merge does, in a line for the log."""
+        if not self.merging:
+            return []
+        text = "rounds of gossip bring the spread of the models to"
+        left = f"{self._left:.2g} of what it is, if nothing is lost"
+        return [f"Final merge: {self.merging} {text} {left}"]
+
+    def _count_merging(self) -> tuple[int, float]:
+        """Return the rounds of the final merge, and the spread that they leave."""
+        if self._merge is None:
+            return 0, 1.0
+
+        def graph(number: int, block: str) -> nx.Graph:
+            links, by_block = self._draw(self._num_rounds + number, self._members)
+            return by_block.get(block, links)
+
+        return self._merge.rounds(
+            graph,
+            {p: member.blocks for p, member in self._members.items()},
+            self._weigh,
+            lasting=not self.topology.time_varying,
+            couriers=self.couriers,
+        )
+
+    def _whole_bytes(self) -> Floats:
+        """Return the bytes of the blocks of each device as they are, ``[node]``."""
+        size = np.zeros(self.num_nodes)
+        for p, member in self._members.items():
+            size[p] = 4 * sum(member.blocks.values())
+        return size
 
     def graph(self, server_round: int) -> nx.Graph:
         """Return who is to send to whom in a round, on all nodes, if all are there."""
@@ -207,8 +262,9 @@ class RoundPlanner:
         return self.energy.left_j
 
     def end_at(self, server_round: int) -> None:
-        """Make a round the last one, before the closing message."""
+        """Make a round the last one that trains."""
         self._num_rounds = server_round
+        self.energy.end_at(self.last_round)
 
     def plans(
         self,
@@ -240,8 +296,12 @@ class RoundPlanner:
         mixing_graph, mixing_by_block = self._live_graph, self._by_block
         graph, self._by_block = self._links(server_round, invited)
         self._drawn_for = server_round, sorted(invited)
+        merges = server_round > self._num_rounds
+        phase = self._phases[min(server_round, self._num_rounds) - 1]
         bits = self._payload_bits(payload_bytes, graph)
-        trains = self._trains(self._phases[server_round - 1])
+        if server_round == self._num_rounds + 1:
+            bits = 8 * self._whole_bytes()
+        trains = self._trains(phase) & (not merges)
         carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
         for p, more in carrying.bytes_more.items():
             bits[p] += 8 * more
@@ -258,13 +318,15 @@ class RoundPlanner:
             p: Plan(
                 server_round=server_round,
                 iterations=self.local_iterations,
-                evaluate=mixed >= 1 and mixed % self.evaluate_every == 0,
+                evaluate=self._evaluates(mixed),
                 neighbours=around[p].neighbours,
                 weights=around[p].weights,
                 num_rounds=self._num_rounds,
                 by_modality=updates,
                 budget_j=float(budget.budget_j[p]),
-                phase=self._phases[server_round - 1],
+                phase=phase,
+                merges=merges,
+                merged=mixed > self._num_rounds,
                 recipients=recipients[p],
                 far=around[p].far,
                 carries=tuple(
@@ -294,7 +356,8 @@ class RoundPlanner:
         around = self._around(self._live_graph, self._by_block, going, payload_bytes, brought)
         plans = {
             p: Plan(
-                server_round=self._num_rounds + 1,
+                server_round=self.last_round + 1,
+                merged=self.merging > 0,
                 iterations=0,
                 evaluate=True,
                 neighbours=near.neighbours,
@@ -330,6 +393,11 @@ class RoundPlanner:
             self._gaps.load_state(state["gaps"])
         if self._couriers:
             self._couriers.load_state(state["couriers"])
+
+    def _evaluates(self, mixed: int) -> bool:
+        """Return whether a round is evaluated once it is mixed; the last one always is."""
+        every = mixed % self.evaluate_every == 0 or mixed == self._num_rounds
+        return 1 <= mixed <= self._num_rounds and every
 
     def _written(self, edge: tuple[int, int]) -> list[int]:
         return list(edge) if self.topology.directed else sorted(edge)

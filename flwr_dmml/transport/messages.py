@@ -63,6 +63,9 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     )
     if isfinite(plan.budget_j):
         record["budget-j"] = plan.budget_j
+    for key, is_so in (("merges", plan.merges), ("merged", plan.merged)):
+        if is_so:
+            record[key] = True
     if plan.phase:
         record["phase"] = plan.phase
     for key, partitions in (
@@ -102,6 +105,8 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         neighbours=tuple(record.get("neighbours", [])),
         recipients=tuple(record.get("recipients", [])),
         resend=tuple(record.get("resend", [])),
+        merges=bool(record.get("merges", False)),
+        merged=bool(record.get("merged", False)),
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)
             for key, value in record.items()
