@@ -10,8 +10,7 @@ to the common optimum: of the mean model, and the root mean square over devices.
 the latter after as many bytes as D-PSGD sends: a rule with two vectors gets half of the rounds.
 
 Prints a table for each graph, and exits with 1 if a rule that is exact ends above 1e-6, or D-PSGD
-below 0.05; with 0 otherwise. ``--quick`` is a smoke run of a tenth of the rounds, whose bars are not
-judged.
+below 0.05; with 0 otherwise. ``--quick`` is a smoke run of a tenth of the rounds, not judged.
 """
 
 import argparse
