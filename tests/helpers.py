@@ -55,6 +55,7 @@ def run_peers(
     stall_s: float = 60.0,
     rules: Sequence[type[GossipRule]] = (),
     grid: type[InProcessGrid] = InProcessGrid,
+    kind: type[PeerStrategy] = PeerStrategy,
     **strategy: Any,
 ) -> PeerStrategy:
     """Run ``config`` on the in-process grid and return the strategy with its records."""
@@ -68,7 +69,7 @@ def run_peers(
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
     plan["couriers"] = parsed.couriers_of(name) != "off"
     plan |= {"loss_rate": parsed.settings.loss_rate, "merge": merge_of(parsed.settings)}
-    peers = PeerStrategy(
+    peers = kind(
         parsed.settings.make_topology(),
         num_nodes=n,
         method=name,

@@ -28,6 +28,7 @@ class DecentLamRule(GossipRule):
     name: ClassVar[str] = "decentlam"
     paper: ClassVar[str] = "Yuan et al., ICCV 2021"
     momentum: ClassVar[Literal["round", "kept", "own"]] = "own"
+    static: ClassVar[bool] = True
 
     def start(self, x: Tensor) -> State:
         """Return no momentum, and nothing trained."""

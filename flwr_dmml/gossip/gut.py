@@ -26,7 +26,7 @@ class QgGutmOptions(Group):
 
 
 class GutRule(GossipRule):
-    """Gossip that adds to a device's own step what the network's last one was more than its own.
+    """Gossip that adds what the network's last step was more than the own one.
 
     A device keeps its own model x, and trains from the mixed one, s. With D the way from x to where
     that leads, a dash for the round before, and mu the share that is tracked::

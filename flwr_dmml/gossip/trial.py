@@ -147,16 +147,12 @@ def _lists(weights: Tensor) -> tuple[Tensor, Tensor]:
 
     ``[devices, neighbours]`` and ``[devices, 1 + neighbours]``.
     """
-    n = len(weights)
     linked = ((weights != 0) | (weights.T != 0)).fill_diagonal_(False)
-    near = torch.arange(n)[:, None].repeat(1, max(1, int(linked.sum(dim=1).max())))
-    row = weights.new_zeros(n, 1 + near.shape[1])
-    row[:, 0] = weights.diagonal()
-    for k in range(n):
-        others = linked[k].nonzero().flatten()
-        near[k, : len(others)] = others
-        row[k, 1 : 1 + len(others)] = weights[k, others]
-    return near, row
+    width = max(1, int(linked.sum(dim=1).max()))
+    there, near = (x[:, :width] for x in linked.sort(dim=1, descending=True, stable=True))
+    me = torch.arange(len(weights))[:, None]
+    row = torch.cat([weights.diagonal()[:, None], weights.gather(1, near) * there], dim=1)
+    return torch.where(there, near, me), row
 
 
 def _received(sent: Tensor, near: Tensor) -> Tensor:
