@@ -2,14 +2,11 @@
 
 from typing import ClassVar
 
-from ..gossip.beer import BeerRule, MotefRule
-from ..gossip.choco import ChocoRule
 from ..gossip.d2 import D2Rule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.dsgdm import DSGDmRule
 from ..gossip.qg_dsgdm import QgDsgdmNRule, QgDsgdmRule
 from ..gossip.relaysgd import RelaySGDRule
-from ..gossip.sgp import SGPRule
 from ..learning.learner import Learner
 
 
@@ -51,38 +48,6 @@ class D2(Learner):
     name: ClassVar[str] = "d2"
     gossip: ClassVar[str] = D2Rule.name
     paper: ClassVar[str] = D2Rule.paper
-
-
-class Choco(Learner):
-    """Cross-entropy on gossip on copies (:class:`~flwr_dmml.gossip.choco.ChocoRule`)."""
-
-    name: ClassVar[str] = "choco"
-    gossip: ClassVar[str] = ChocoRule.name
-    paper: ClassVar[str] = ChocoRule.paper
-
-
-class Beer(Learner):
-    """Cross-entropy on tracking on copies (:class:`~flwr_dmml.gossip.beer.BeerRule`)."""
-
-    name: ClassVar[str] = "beer"
-    gossip: ClassVar[str] = BeerRule.name
-    paper: ClassVar[str] = BeerRule.paper
-
-
-class Motef(Learner):
-    """Cross-entropy on momentum tracking on copies (:class:`~flwr_dmml.gossip.beer.MotefRule`)."""
-
-    name: ClassVar[str] = "motef"
-    gossip: ClassVar[str] = MotefRule.name
-    paper: ClassVar[str] = MotefRule.paper
-
-
-class SGP(Learner):
-    """Cross-entropy on push-sum gossip (:class:`~flwr_dmml.gossip.sgp.SGPRule`)."""
-
-    name: ClassVar[str] = "sgp"
-    gossip: ClassVar[str] = SGPRule.name
-    paper: ClassVar[str] = SGPRule.paper
 
 
 class RelaySGD(Learner):

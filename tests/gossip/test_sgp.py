@@ -134,7 +134,7 @@ def test_where_everybody_sends_to_as_many_as_it_hears_from_it_is_plain_gossip() 
     ids=str,
 )
 def test_rows_and_messages_give_the_same_numbers(changed: dict[str, Any]) -> None:
-    run = on_both_engines({**SENSORS, "method": "sgp", **changed})
+    run = on_both_engines({**SENSORS, "gossip": "sgp", **changed})
     assert run.records[-1].accuracy is not None
 
 
@@ -188,4 +188,4 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "gossip rule 'sgp' needs a block whole" in said(exchange__top_k=0.5)
     assert "the rule 'sgp' needs the graph's own weights" in said(method="harmony")
     assert "couriers = 'forward': the gossip rule 'sgp'" in said(couriers="forward")
-    parse_settings({"method": "sgp", "topology": "ring", "topology-directed": True}, find_parts())
+    parse_settings({"method": "dpsgd", "gossip": "sgp", "topology": "ring", "topology-directed": True}, find_parts())
