@@ -77,14 +77,15 @@ def find_hubs(graph: nx.Graph, owners: Collection[int], prices: Mapping[int, flo
     """
     groups = components(graph, owners)
     group_of = {owner: number for number, group in enumerate(groups) for owner in group}
-    every: list[Hub] = []
+    around = {r: _near(graph, r, group_of) for r in sorted(set(prices) - set(group_of))}
+    around = {r: near for r, near in around.items() if len(near) > 1}
+    every = [Hub(r, tuple(sorted(near.values()))) for r, near in around.items()]
+    if len(every) < 2:
+        return every
     shared: dict[tuple[int, int], set[int]] = {}  # by two components: places in every
-    for r in sorted(set(prices) - set(group_of)):
-        near = _near(graph, r, group_of)
-        if len(near) > 1:
-            for pair in combinations(sorted(near), 2):
-                shared.setdefault(pair, set()).add(len(every))
-            every.append(Hub(r, tuple(sorted(near.values()))))
+    for k, near in enumerate(around.values()):
+        for pair in combinations(sorted(near), 2):
+            shared.setdefault(pair, set()).add(k)
     taken = {k for hubs in shared.values() if len(hubs) == 1 for k in hubs}
     open_pairs = [hubs for hubs in shared.values() if not hubs & taken]
     if open_pairs:

@@ -17,12 +17,13 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import DPSGD, make_client_app
 from flwr_dmml.energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from flwr_dmml.engine import InProcessGrid, server_identity
+from flwr_dmml.gossip.rule import GossipRule
 from flwr_dmml.graph.couriers import Hub
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.payload.compression import Compressor
 from flwr_dmml.payload.plan import Averaged, Carried, Inbox, Outcome, Payload, Plan
 from flwr_dmml.payload.routing import averaged, brought, passed_on, wanted
-from flwr_dmml.settings import Settings, find_parts, parse_settings
+from flwr_dmml.settings import OwnParts, Settings, find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.couriers import Couriers
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
@@ -549,6 +550,21 @@ def test_what_cannot_have_couriers_is_refused_by_name(changed: dict[str, Any], w
     with pytest.raises(SettingsError, match="couriers") as refused:
         parse_settings({**CONFIG, **changed}, find_parts(), side="coordinator")
     assert words in str(refused.value)
+
+
+class Twice(GossipRule):
+    """Sends more of a block than the model."""
+
+    name = "twice"
+    sends = ("block", "number")
+
+
+def test_means_are_of_models_alone() -> None:
+    parts = find_parts(OwnParts(gossip=(Twice,)))
+    config = {**CONFIG, "gossip": "twice"}
+    parse_settings(config, parts)
+    with pytest.raises(SettingsError, match="couriers = 'average': the gossip rule 'twice' sends"):
+        parse_settings({**config, "couriers": "average"}, parts)
 
 
 def test_where_no_link_is_missing_nothing_is_carried() -> None:
