@@ -41,10 +41,10 @@ class Settings(DeviceSettings):
         50.0, gt=0, description="devices this near are linked, m (geometric)"
     )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
-    couriers: Literal["auto", "off", "forward"] = Field(
+    couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
         description="forward: devices carry blocks that they do not own between owners that no "
-        "link joins; auto: as the method says",
+        "link joins; average: they send the mean of these; auto: as the method says",
     )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
