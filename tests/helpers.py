@@ -67,7 +67,7 @@ def run_peers(
     method = parsed.parts.methods[name]
     engine = grid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
-    plan["couriers"] = parsed.couriers_of(name) != "off"
+    plan["couriers"] = parsed.couriers_of(name)
     plan |= {"loss_rate": parsed.settings.loss_rate, "merge": merge_of(parsed.settings)}
     peers = kind(
         parsed.settings.make_topology(),

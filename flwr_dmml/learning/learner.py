@@ -25,7 +25,7 @@ from ..payload.compression import Compressor
 from ..payload.copies import Copies
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from ..payload.routing import brought, by_courier, passed_on
+from ..payload.routing import averaged, brought, by_courier, passed_on
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
@@ -50,7 +50,7 @@ IN_A_STACK = {
     "begin", "finish",
 }  # fmt: skip
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
-Couriers = Literal["off", "forward"]
+CourierChoice = Literal["off", "forward", "average"]
 Kept = tuple[Any, ...]
 """What a device keeps besides its parameters."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
@@ -105,7 +105,7 @@ class Learner:
     """The setting ``input-noise`` where the run config says "auto"."""
     exchange_precision: ClassVar[Precision] = "float32"
     """The setting ``exchange.precision`` where the run config says "auto"."""
-    couriers: ClassVar[Couriers] = "off"
+    couriers: ClassVar[CourierChoice] = "off"
     """The setting ``couriers`` where the run config says "auto"."""
     own_weights: ClassVar[bool] = False
     """Whether the method changes the mixing weights, from round to round."""
@@ -159,7 +159,7 @@ class Learner:
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
         self._noise_scales: dict[str, Tensor] = {}
-        self._passed_on: Payload = {}  # in this round, for others
+        self._for_others: Payload = {}  # in this round, for others
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         check_kept(self.model, modules)
@@ -423,7 +423,7 @@ class Learner:
         Returns what the neighbours published, as it is once nothing of it is compressed.
         """
         self.flat.attach()
-        self._passed_on = passed_on(plan, inbox)
+        self._for_others, wrong = self.for_others(plan, inbox)
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         me = self.partition.partition_id
         if plan.merged:
@@ -431,12 +431,13 @@ class Learner:
             given = plan.weights, plan.sources, inbox, plan.recipients
             apart, rejected = self.merger.mix(*given, measure=plan.evaluate)
             self.begin_mixed(plan, {}, apart if plan.neighbours and plan.evaluate else None)
-            self.rejected = [by_courier(why.get(line, line), plan) for line in rejected]
+            self.rejected = [by_courier(why.get(line, line), plan) for line in rejected] + wrong
             return {}
         opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), own, me)
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
+        rejected += wrong
         if plan.iterations:  # a closing message publishes nothing
             rejected += self.label_shares.read(inbox, len(plan.recipients))
         self.begin_mixed(plan, inbox, apart if plan.neighbours and plan.evaluate else None)
@@ -681,14 +682,20 @@ class Learner:
             if not plan.merged:
                 self.merger.start_over()
             whole = self.merger.publish(snapshot, names, names, None, plan.recipients)
-            return whole | self._passed_on
+            return whole | self._for_others
         sends = self.sends(plan)
         blocks = self.mixer.publish(snapshot, names, sends, taken, plan.recipients)
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
         own = self.compressor.encode(written, self.block_lengths(), plan.resend) | self.extras()
-        return own | self._passed_on
+        return own | self._for_others
+
+    def for_others(self, plan: Plan, inbox: Inbox) -> tuple[Payload, list[str]]:
+        """Return what is published as a courier, and what was wrong with what it is made of."""
+        compressor = Compressor() if plan.merged else self.compressor
+        means, wrong = averaged(plan, inbox, compressor, self.partition.partition_id)
+        return passed_on(plan, inbox) | means, wrong
 
     def extras(self) -> Payload:
         """Return what is published besides the blocks: nothing in the final merge."""

@@ -169,20 +169,14 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
             "over all devices; allowed with it: mean"
         )
-    if rule.coded and settings.exchange.transport == "direct":
+    exchange, how = settings.exchange, settings.couriers
+    if rule.coded and exchange.transport == "direct":
         problems.append(
             f"exchange.transport = 'direct': the gossip rule {rule.name!r} sends what has changed, "
             "and from device to device nobody knows who has missed it; allowed: relay"
         )
-    if settings.couriers not in ("auto", "off") and (why := no_couriers(learner, rule)):
-        problems.append(f"couriers = {settings.couriers!r}: {why}; allowed: off")
-    exchange = settings.exchange
-    if exchange.sealed and exchange.transport == "direct" and settings.couriers == "forward":
-        problems.append(
-            "couriers = 'forward' with exchange.sealed: from device to device letters are not "
-            "sealed, and a courier could read what it carries; allowed: exchange.transport = "
-            "'relay', or couriers = 'off'"
-        )
+    if how != "auto" and (why := no_couriers(how, learner, rule, exchange)):
+        problems.append(f"couriers = {how!r}: {why}")
     of_method = settings.of_method(learner)
     if of_method.fusion == "detached" and not of_method.modality_weight:
         problems.append(

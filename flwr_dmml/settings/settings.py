@@ -46,10 +46,10 @@ class Settings(DeviceSettings):
         False, description="links go one way (ring, exponential, epidemic, edge-list and others)"
     )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
-    couriers: Literal["auto", "off", "forward"] = Field(
+    couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
         description="forward: devices carry blocks that they do not own between owners that no "
-        "link joins; auto: as the method says",
+        "link joins; average: they send the mean of these; auto: as the method says",
     )
     loss_rate: float = Field(
         0.0, ge=0, lt=1, description="probability that a message to a neighbour is lost"

@@ -157,7 +157,7 @@ def _run(
             trackers=trackers,
             keeper=Keeper(folder.path / name, every, keep, stopping),
             exchange=exchange_of(settings, grid),
-            couriers=config.couriers_of(name) != "off",
+            couriers=config.couriers_of(name),
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
             loss_rate=settings.loss_rate,
             merge=merge_of(settings),

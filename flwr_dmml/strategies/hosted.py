@@ -116,7 +116,7 @@ class HostedExchange(Exchange):
             if (
                 known is None
                 or known[0].weights is not plan.weights
-                or (known[0].far, known[0].carries) != (plan.far, plan.carries)
+                or _as_courier(known[0]) != _as_courier(plan)
                 or any(a is not b for a, b in zip(known[1], sent, strict=True))
             ):
                 known = self._booked[p] = plan, sent, list(_letters(p, plan, sent))
@@ -135,6 +135,11 @@ class HostedExchange(Exchange):
             for p, record in payloads.items()
         }
         self._sizes = _own_sizes(self._entries)
+
+
+def _as_courier(plan: Plan) -> tuple[object, ...]:
+    """Return what a device gets by couriers, and as one."""
+    return plan.far, plan.carries, plan.averages
 
 
 def _own_sizes(entries: Mapping[int, Entries]) -> dict[int, int]:

@@ -9,7 +9,7 @@ import networkx as nx
 from ..graph.couriers import find_routes
 from ..graph.spectral import rounds_to_agree
 from ..graph.weights import Rows, components
-from .mixing import owners_by_block
+from .mixing import Weigh, owners_by_block
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FinalMerge:
         self,
         graphs: Callable[[int, str], nx.Graph],
         blocks: Mapping[int, Collection[str]],
-        weigh: Callable[[nx.Graph, Collection[int]], Rows],
+        weigh: Weigh,
         *,
         lasting: bool,
         couriers: bool,
@@ -77,14 +77,14 @@ class FinalMerge:
         graphs: Callable[[int, str], nx.Graph],
         block: str,
         first: nx.Graph,
-        owners: Collection[int],
-        weigh: Callable[[nx.Graph, Collection[int]], Rows],
+        owners: tuple[int, ...],
+        weigh: Weigh,
         *,
         lasting: bool,
     ) -> Iterator[Rows]:
         """Yield the weights of each round that it may take."""
-        begins = weigh(first, owners)
+        begins = weigh(first, owners, {})
         if lasting:
             return repeat(begins, self.most)
-        others = (weigh(graphs(n, block), owners) for n in range(2, self.most + 1))
+        others = (weigh(graphs(n, block), owners, {}) for n in range(2, self.most + 1))
         return chain([begins], others)

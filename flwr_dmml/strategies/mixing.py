@@ -6,9 +6,14 @@ from typing import Any
 
 import networkx as nx
 
+from ..graph.couriers import Hub
 from ..graph.topology import components
 from ..graph.weights import Rows, heard_by, mixing_rows, with_links
-from ..payload.plan import Carried
+from ..payload.plan import Carried, mean_of
+
+Hubs = Mapping[int, Collection[int]]
+Weigh = Callable[[nx.Graph, tuple[int, ...], Hubs], Rows]
+"""(graph, owners of a block, those around each hub) to the weights of the owners."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,16 @@ def neighbourhoods(
     graph: nx.Graph,
     blocks: Mapping[int, Collection[str]],
     links: Mapping[str, Sequence[FarLink]] | None = None,
+    means: Mapping[str, Sequence[Hub]] | None = None,
     *,
     over: Mapping[str, nx.Graph] | None = None,
-    weigh: Callable[[nx.Graph, tuple[int, ...]], Rows] = mixing_rows,
+    weigh: Weigh = mixing_rows,
 ) -> dict[int, Neighbourhood]:
     """Return the neighbourhood of every live node.
 
     Each block is mixed over the subgraph of its live owners, by default with Metropolis-Hastings
-    weights of that subgraph, and of the links over couriers: symmetric and doubly stochastic, so
-    the mean over these owners is kept (of what was carried, as it was earlier).
+    weights of that subgraph, of the links over couriers, and of their means: symmetric and doubly
+    stochastic, so the mean over these owners is kept (of what was carried, as it was earlier).
 
     Parameters
     ----------
@@ -76,25 +82,30 @@ def neighbourhoods(
         The blocks of every *live* node; other nodes of the graph take no part.
     links : mapping of str to sequence of FarLink, optional
         By block, between owners that no path of owners joins.
+    means : mapping of str to sequence of Hub, optional
+        By block, who has sent the mean of whose: they have got it.
     over : mapping of str to networkx.Graph, optional
         Graphs of blocks that have one of their own; of it counts what is in ``graph``, too.
     weigh : callable
-        The weights of the owners of a block, given their graph: see :func:`~.weights.mixing_rows`.
+        The weights of the owners of a block, given their graph and the hubs around them: see
+        :func:`~.weights.mixing_rows`.
     """
-    links, known = links or {}, dict[tuple[Any, ...], Rows]()
+    links, means, over = links or {}, means or {}, over or {}
+    known = dict[tuple[Any, ...], Rows]()
     weights: dict[str, Rows] = {}
     for name, nodes in owners_by_block(blocks).items():
         edges = tuple(link.ends for link in links.get(name, ()))
-        own = (over or {}).get(name)
-        key = nodes, edges, id(own)
+        hubs, own = tuple(means.get(name, ())), over.get(name)
+        key = nodes, edges, hubs, id(own)
         if key not in known:
             whole = graph if own is None else with_links(own, graph.has_edge)
             if edges:
                 whole = nx.Graph(graph.subgraph(nodes))
                 whole.add_edges_from(edges)
-            known[key] = weigh(whole, nodes)
+            around = {mean_of(hub.courier): hub.owners for hub in hubs}
+            known[key] = weigh(whole, nodes, around)
         weights[name] = known[key]
-    brought = _brought(links)
+    brought = _brought(links, means)
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
         near = [j for j in heard_by(graph, node) if j in blocks]
@@ -109,7 +120,9 @@ def neighbourhoods(
     return result
 
 
-def _brought(links: Mapping[str, Sequence[FarLink]]) -> dict[int, tuple[Carried, ...]]:
+def _brought(
+    links: Mapping[str, Sequence[FarLink]], means: Mapping[str, Sequence[Hub]]
+) -> dict[int, tuple[Carried, ...]]:
     """Return what couriers have brought to each node."""
     names: dict[int, dict[tuple[int, int, int], list[str]]] = {}
     for name in links:
@@ -117,6 +130,11 @@ def _brought(links: Mapping[str, Sequence[FarLink]]) -> dict[int, tuple[Carried,
             for (me, origin), via in zip((link.ends, link.ends[::-1]), link.via, strict=True):
                 got = names.setdefault(me, {})
                 got.setdefault((origin, via, link.couriers), []).append(name)
+    for name in means:
+        for hub in means[name]:
+            for me in hub.owners:
+                got = names.setdefault(me, {})
+                got.setdefault((mean_of(hub.courier), hub.courier, 1), []).append(name)
     return {
         me: tuple(Carried(a, via, tuple(of), n) for (a, via, n), of in sorted(got.items()))
         for me, got in names.items()

@@ -19,6 +19,7 @@ from ..engine.nodes import Hosted
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
+from ..learning.learner import CourierChoice
 from ..learning.options import Options
 from ..payload.plan import Plan
 from ..tracking.checkpoints import Checkpoint
@@ -97,8 +98,8 @@ class PeerStrategy(Strategy):
         Writes checkpoints; where there is one already, the run goes on from it.
     exchange : callable
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
-    couriers : bool (default: False)
-        Whether devices carry blocks that they do not own between owners that no link joins.
+    couriers : {"off", "forward", "average"} (default: "off")
+        How devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
     loss_rate : float (default: 0)
@@ -125,7 +126,7 @@ class PeerStrategy(Strategy):
         trackers: Sequence[Tracker] = (),
         keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
-        couriers: bool = False,
+        couriers: CourierChoice = "off",
         sealed: bool = False,
         loss_rate: float = 0.0,
         merge: FinalMerge | None = None,

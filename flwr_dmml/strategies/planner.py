@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from ..energy.costs import split
 from ..energy.ledger import Floats
+from ..graph.couriers import Hub
 from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
 from ..graph.weights import Rows, mixing_rows
-from ..payload.plan import Plan
+from ..learning.learner import CourierChoice
+from ..payload.plan import Averaged, Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
@@ -21,13 +23,14 @@ from .energy.round_budget import RoundBudget, Updates
 from .gaps import Gaps
 from .losses import Losses
 from .merging import FinalMerge
-from .mixing import FarLink, Neighbourhood, neighbourhoods, owners_by_block
+from .mixing import FarLink, Hubs, Neighbourhood, neighbourhoods, owners_by_block
 from .roster import Member
 
 Links = tuple[nx.Graph, Mapping[str, nx.Graph]]
 """Who is to send to whom, and the graphs of blocks that have one of their own."""
 _NONE: Mapping[str, nx.Graph] = {}
-FarLinks = Mapping[str, Sequence[FarLink]]
+Brought = tuple[Mapping[str, Sequence[FarLink]], Mapping[str, Sequence[Hub]]]
+"""By block: links of couriers over which copies have come, and means that have come."""
 
 
 class RoundPlanner:
@@ -47,8 +50,8 @@ class RoundPlanner:
         See :class:`~flwr_dmml.strategies.PeerStrategy`.
     addressed : bool (default: False)
         Whether a device sends every neighbour blocks of its own.
-    couriers : bool (default: False)
-        Whether devices carry blocks that they do not own between owners that are not linked.
+    couriers : {"off", "forward", "average"} (default: "off")
+        How devices carry blocks that they do not own between owners that are not linked.
     sealed : bool (default: False)
         Whether they cannot read what they carry.
     pushes : bool (default: False)
@@ -74,7 +77,7 @@ class RoundPlanner:
         evaluate_every: int,
         seed: int,
         addressed: bool = False,
-        couriers: bool = False,
+        couriers: CourierChoice = "off",
         sealed: bool = False,
         pushes: bool = False,
         losses: Losses | None = None,
@@ -102,7 +105,9 @@ class RoundPlanner:
         self._merge = merge if communicates else None
         self.merging = 0
         """Rounds of the final merge, which follow on the last one that trains."""
-        self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
+        self._couriers: Couriers | None = None
+        if communicates and couriers != "off":
+            self._couriers = Couriers(sealed=sealed, average=couriers == "average")
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
         self._members: Mapping[int, Member] = {}
@@ -161,7 +166,7 @@ class RoundPlanner:
         self._live_graph = self._no_links()  # of the last planned round
         self._by_block = _NONE
         self._drawn_for: tuple[int, list[int]] = 0, []  # round, and who is there
-        self._known: tuple[Any, ...] = None, _NONE, (), {}
+        self._known: tuple[Any, ...] = None, _NONE, (), ({}, {})
         self._found: dict[int, Neighbourhood] = {}
         self._told: tuple[nx.Graph | None, set[int], dict[int, tuple[int, ...]]] = None, set(), {}
         self._flat: Collection[int] = ()
@@ -309,6 +314,8 @@ class RoundPlanner:
         self._live_graph, self._flat = budget.graph, budget.flat
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
         around = self._around(mixing_graph, mixing_by_block, budget.updates, payload_bytes, brought)
+        carrying = _reached(carrying, around)
+        averages = self._averages(carrying)
         recipients = self._recipients(budget.graph, budget.updates)
         steps = self._mean_steps(budget.updates) if self.communicates else {}
         anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
@@ -329,9 +336,8 @@ class RoundPlanner:
                 merged=mixed > self._num_rounds,
                 recipients=recipients[p],
                 far=around[p].far,
-                carries=tuple(
-                    there for there in carrying.by.get(p, ()) if there.via in around[p].neighbours
-                ),
+                carries=carrying.by.get(p, ()),
+                averages=averages.get(p, ()),
                 apart=carrying.apart.get(p, ()),
                 steps=steps,
                 anew=tuple(b for b in self._members[p].blocks if b in anew),
@@ -342,10 +348,7 @@ class RoundPlanner:
         if self._gaps:
             failed = [p for p in plans if p not in payload_bytes]
             plans = self._gaps.plan(plans, {*failed, *unheard})
-        if self._couriers:
-            by = {p: plan.carries for p, plan in plans.items() if plan.carries}
-            self._couriers.begin(replace(carrying, by=by))
-        return plans, budget
+        return self._carry(carrying, plans), budget
 
     def closing_plans(
         self, invited: Collection[int], payload_bytes: Mapping[int, int]
@@ -455,12 +458,12 @@ class RoundPlanner:
 
     def _brought(
         self, graph: nx.Graph, going: Collection[int], published: Collection[int]
-    ) -> FarLinks:
-        """Return over which links of couriers blocks have come, of a round's graph."""
+    ) -> Brought:
+        """Return what couriers have brought, over a round's graph."""
         if self._couriers is None:
-            return {}
+            return {}, {}
         there = {p: self._members[p].blocks for p in sorted(going) if p in published}
-        return self._couriers.brought(graph, there)
+        return self._couriers.brought(graph, there), self._couriers.means(graph, there)
 
     def _carrying(
         self,
@@ -478,26 +481,69 @@ class RoundPlanner:
         live = {p: self._members[p].block_bytes for p in sorted(invited)}
         return self._couriers.plan(received, published, prospect, live)
 
+    def _carry(self, carrying: Carrying, plans: Mapping[int, Plan]) -> dict[int, Plan]:
+        """Let couriers take on what has arrived, and return the plans with that."""
+        if self._couriers is None:
+            return dict(plans)
+        found = {
+            p: replace(plan, averages=tuple(m for m in plan.averages if len(m.origins) > 1))
+            for p, plan in plans.items()
+        }
+        hubs: list[tuple[tuple[str, ...], Hub]] = []
+        for names, hub in carrying.hubs:
+            means = found[hub.courier].averages
+            hubs += [(names, replace(hub, owners=m.origins)) for m in means if m.block == names[0]]
+        by = {p: plan.carries for p, plan in found.items() if plan.carries}
+        self._couriers.begin(replace(carrying, by=by, hubs=hubs))
+        return found
+
+    def _averages(self, carrying: Carrying) -> dict[int, tuple[Averaged, ...]]:
+        """Return of what each hub is to publish the mean."""
+        found: dict[int, list[Averaged]] = {}
+        for names, hub in carrying.hubs:
+            lengths = self._members[hub.owners[0]].blocks
+            own = found.setdefault(hub.courier, [])
+            own += [Averaged(name, hub.owners, lengths[name]) for name in names]
+        return {r: tuple(own) for r, own in found.items()}
+
     def _around(
         self,
         graph: nx.Graph,
         by_block: Mapping[str, nx.Graph],
         going: Collection[int],
         published: Collection[int],
-        links: FarLinks,
+        brought: Brought,
     ) -> dict[int, Neighbourhood]:
         """Return who mixes with whom: those that published and go on."""
         owners = tuple(p for p in sorted(going) if p in published)
         before, own, of, by = self._known
-        others = owners != of or links != by or by_block is not own
+        others = owners != of or brought != by or by_block is not own
         if graph is not before or others:  # most rounds are like the last
             blocks = {p: self._members[p].blocks for p in owners}
             same = before is not None and set(graph.edges) == set(before.edges)
             if not same or others:
-                self._found = neighbourhoods(graph, blocks, links, over=by_block, weigh=self._weigh)
-            self._known = graph, by_block, owners, links
+                self._found = neighbourhoods(
+                    graph, blocks, *brought, over=by_block, weigh=self._weigh
+                )
+            self._known = graph, by_block, owners, brought
         return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}
 
-    def _weigh(self, graph: nx.Graph, owners: Collection[int]) -> Rows:
+    def _weigh(self, graph: nx.Graph, owners: Collection[int], hubs: Hubs) -> Rows:
         lasting = not (self.topology.time_varying or self._own_graph)
-        return mixing_rows(graph, owners, push=self._pushes, lasting=lasting)
+        return mixing_rows(graph, owners, hubs, push=self._pushes, lasting=lasting)
+
+
+def _reached(carrying: Carrying, around: Mapping[int, Neighbourhood]) -> Carrying:
+    """Return what those who take part are to carry, of what is sent to them."""
+    by = {
+        r: tuple(there for there in own if there.via in around[r].neighbours)
+        for r, own in carrying.by.items()
+        if r in around
+    }
+    hubs: list[tuple[tuple[str, ...], Hub]] = []
+    for names, hub in carrying.hubs:
+        near = around[hub.courier].neighbours if hub.courier in around else ()
+        owners = tuple(j for j in hub.owners if j in near)
+        if len(owners) > 1:
+            hubs.append((names, replace(hub, owners=owners)))
+    return replace(carrying, by=by, hubs=hubs)

@@ -188,4 +188,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "gossip rule 'sgp' needs a block whole" in said(exchange__top_k=0.5)
     assert "the rule 'sgp' needs the graph's own weights" in said(method="harmony")
     assert "couriers = 'forward': the gossip rule 'sgp'" in said(couriers="forward")
-    parse_settings({"method": "dpsgd", "gossip": "sgp", "topology": "ring", "topology-directed": True}, find_parts())
+    parse_settings(
+        {"method": "dpsgd", "gossip": "sgp", "topology": "ring", "topology-directed": True},
+        find_parts(),
+    )

@@ -147,6 +147,7 @@ def test_every_method_goes_on_as_if_never_stopped(method: str, gossip: str, tmp_
         {"label-correction": "network"},
         {"couriers": "forward", "modality-pattern": "audio,image"},
         {"couriers": "forward", "modality-pattern": "audio,image", "exchange.precision": "int8"},
+        {"couriers": "average", "modality-pattern": "audio,image", "exchange.precision": "int8"},
         {"energy.battery-share": 0.0, "energy.battery-j": 0.05, "allocation.rule": "max-min"},
         {"wireless.shared-band-hz": 1e6},
         {"wireless.shared-band-hz": 1e6, "dmml-kd.generator-steps": 20},
