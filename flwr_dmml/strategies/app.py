@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +140,7 @@ def _run(
             log(INFO, "%s has run to its end already", name)
             continue
         energy = constrain(settings, methods[name], battery_j)
+        warn_of_losses(settings, config.gossip_of(name), grid)
         every, keep = settings.checkpoint_every, settings.checkpoint_keep
         strategy = kind(
             settings.make_topology(),
@@ -170,6 +171,15 @@ def _run(
         folder.finish(name, {"battery_j": None if battery_j is None else battery_j.tolist()})
     report(settings, results)
     log(INFO, "Run folder: %s", folder.path)
+
+
+def warn_of_losses(settings: Settings, rule: GossipRule, grid: Grid) -> None:
+    """Say that a rule needs both ends to know what is lost, where only the receiver does."""
+    direct = settings.exchange.transport == "direct" and not isinstance(grid, SimulationGrid)
+    if direct and rule.loss != "own":
+        text = "The gossip rule %r needs both ends of a link to know what is lost; from device to"
+        text += " device only the receiver does: lost letters may lead it to another model"
+        log(WARNING, text, rule.name)
 
 
 def merge_of(settings: Settings) -> FinalMerge | None:

@@ -10,6 +10,8 @@ from helpers_gossip import OnAParabola
 
 from flwr_dmml.clients import DPSGD
 from flwr_dmml.payload.plan import Carried, Inbox, Outcome, Plan
+from flwr_dmml.settings import find_parts, parse_settings
+from flwr_dmml.strategies.app import warn_of_losses
 from flwr_dmml.strategies.losses import Losses
 
 A, B = "encoder.audio", "head.common"
@@ -151,3 +153,12 @@ def test_one_way_losses_break_tracking_for_good_and_pairs_do_not() -> None:
     """Gradient tracking on three parabolas, a fifth of the messages lost."""
     assert tracking_error({"loss": "pair"}) < 0.01
     assert tracking_error({"loss": "own"}) > 0.1
+
+
+def test_direct_letters_warn_where_both_ends_should_know(caplog: pytest.LogCaptureFixture) -> None:
+    config = {"method": "dpsgd", "exchange.transport": "direct"}
+    for gossip, warned in (("dpsgd", False), ("k-gt", True), ("sgp", True)):
+        parsed = parse_settings({**config, "gossip": gossip}, find_parts())
+        caplog.clear()
+        warn_of_losses(parsed.settings, parsed.gossip_of("dpsgd"), object())  # type: ignore[arg-type]
+        assert any("only the receiver does" in r.message for r in caplog.records) == warned
