@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from ..base.errors import SettingsError
 from ..tracking.files import WriteError, write_whole, writing
 from ..transport.arrays import NumpyArray, record_of
-from ..transport.messages import STATE
+from ..transport.messages import PARTITION, STATE
 
 NODE_KEY = "state-dir"
 """In the node config: the folder for it."""
@@ -80,10 +80,8 @@ class OwnState:
                 self._claim(partition)
                 self._write(initial(), "before round 1")
             except WriteError as error:
-                raise SettingsError(
-                    f"node config {NODE_KEY} = {str(self.file.parent)!r}: must be a folder that "
-                    f"this device can write: {error}"
-                ) from error
+                said = f"must be a folder that this device can write: {error}"
+                raise self._wrong(partition, said) from error
             for old in sorted(self.file.parent.glob("run-*.safetensors"), key=_age)[KEPT_RUNS:]:
                 old.unlink(missing_ok=True)
                 old.with_suffix(self.mark.suffix).unlink(missing_ok=True)
@@ -112,11 +110,12 @@ class OwnState:
             other = None
         if other is None or (other.node != own.node and other.partition != own.partition):
             whose = f"device {other.partition} (node {other.node})" if other else "another device"
-            raise SettingsError(
-                f"node config {NODE_KEY} = {str(self.file.parent)!r}: is the folder of {whose} in "
-                f"this run: {_APART}"
-            )
+            raise self._wrong(partition, f"is the folder of {whose} in this run: {_APART}")
         write_whole(self.mark, own.model_dump_json())
+
+    def _wrong(self, partition: int, said: str) -> SettingsError:
+        where = f"node config {NODE_KEY} = {str(self.file.parent)!r}"
+        return SettingsError(f"{PARTITION} {partition}: {where}: {said}")
 
     def recover(self) -> str:
         """Load the state on disk if the context has none; return when it was kept, or nothing.

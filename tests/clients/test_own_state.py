@@ -98,8 +98,8 @@ def test_a_second_device_with_the_folder_is_refused_and_told_whose_it_is(tmp_pat
     with pytest.raises(SettingsError) as refused:
         begun(tmp_path, node=6, partition=0)
     assert str(refused.value) == (
-        f"node config state-dir = {str(tmp_path)!r}: is the folder of device 2 (node 5) in this "
-        "run: give each device a state-dir of its own"
+        f"partition 0: node config state-dir = {str(tmp_path)!r}: is the folder of device 2 (node "
+        "5) in this run: give each device a state-dir of its own"
     )
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     begun(tmp_path, run=2, node=6, partition=0)
