@@ -40,7 +40,7 @@ class RunKeeper(Protocol):
         """Return the checkpoint to go on from, if there is one."""
 
     def begun(self, strategy: "PeerStrategy") -> None:
-        """Take note of who takes part."""
+        """Take note of who takes part in a run that begins."""
 
     def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
         """Take a strategy that has met its devices back to a checkpoint."""
@@ -343,11 +343,11 @@ class PeerStrategy(Strategy):
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
         first = 1
-        if self.keeper:
-            self.keeper.begun(self)
         if self.keeper and checkpoint:
             self.keeper.restore(self, grid, checkpoint)
             first = checkpoint.server_round + 1
+        elif self.keeper:
+            self.keeper.begun(self)
         done = first - 1
         while done < num_rounds:
             before, begun = done, time.monotonic()
