@@ -17,9 +17,9 @@ from ..tracking.checkpoints import Arrays, Checkpoint, Checkpoints
 from ..tracking.files import write_whole
 from ..tracking.history import read_metrics_file, read_record
 from ..transport.arrays import NumpyArray, record_of
-from ..transport.messages import STATE, read_notes
+from .member import Member
 from .peer import PeerStrategy
-from .roster import Member
+from .replies import read_state
 
 
 class RunStoppedError(Exception):
@@ -99,11 +99,14 @@ class Keeper:
             raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
 
     def _save(self, strategy: PeerStrategy, grid: Grid, server_round: int) -> None:
-        states, absent = strategy.roster.ask(grid, "query.state", strategy.method, strategy.timeout)
-        for p, content in states.items():
-            for line in read_notes(content):
+        asked = strategy.method, strategy.timeout
+        states, absent = strategy.roster.ask(
+            grid, "query.state", *asked, lambda _, content: read_state(content)
+        )
+        for p, (_, lines) in states.items():
+            for line in lines:
                 log(INFO, "Round %s: node %s %s", server_round, p, line)
-        nodes = {p: _arrays(content.array_records[STATE]) for p, content in states.items()}
+        nodes = {p: _arrays(state) for p, (state, _) in states.items()}
         if absent:
             nodes |= self._known_of(absent, server_round)
         payloads = {p: _arrays(record) for p, record in strategy.exchange.payloads.items()}
@@ -157,8 +160,9 @@ class Keeper:
         if new := members.keys() - {int(p) for p in before}:
             raise ResumeError(f"node {min(new)} was not part of the run to resume")
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
+        asked = strategy.method, strategy.timeout
         _, absent = strategy.roster.ask(
-            grid, "query.restore", strategy.method, strategy.timeout, states
+            grid, "query.restore", *asked, lambda _, content: None, states
         )
         for p, why in absent.items():
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
@@ -199,7 +203,7 @@ def _record(arrays: Mapping[str, Any]) -> ArrayRecord:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(dict(content)) + "\n")
+    write_whole(path, json.dumps(dict(content), allow_nan=False) + "\n")
 
 
 def _cut(path: Path, lines: int) -> None:

@@ -16,8 +16,8 @@ from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget
+from .member import Member
 from .mixing import FarLink, Neighbourhood, neighbourhoods
-from .roster import Member
 
 FarLinks = Mapping[str, Sequence[FarLink]]
 
