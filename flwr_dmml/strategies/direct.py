@@ -65,7 +65,7 @@ class DirectExchange(Exchange):
 
     def trained(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take note of what the devices have measured and sent in each round."""
-        good, failed = self._roster.sort(replies, self._read)
+        good = self._good(replies)
         self._begun |= set(good)
         for partition, reply in good.items():
             self._logbook.notes(partition, reply.notes)
@@ -82,7 +82,6 @@ class DirectExchange(Exchange):
                 size, labels = told_bytes(account.metrics, sent)
                 self._letters[partition], self._payloads[partition] = (sent, labels), size
             self._settle(t - 1, plans, there)
-        self._logbook.failures(failed)
 
     def closed(self, server_round: int, replies: Iterable[Message]) -> None:
         """Note what the devices have measured after the last round."""

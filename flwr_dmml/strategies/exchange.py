@@ -14,7 +14,7 @@ from ..transport.arrays import serialised_bytes
 from ..transport.messages import INBOX, INITIAL, PLAN, write_plan
 from .logbook import Logbook
 from .replies import Reply, check_arrays, check_payload, read_reply
-from .roster import Roster
+from .roster import Roster, require_some
 
 MakeExchange = Callable[[str, Roster, Logbook], "Exchange"]
 """(method, roster, logbook) -> the exchange of a run."""
@@ -126,23 +126,34 @@ class Exchange:
 
     def trained(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take the payloads for the next round, and what the devices have measured."""
-        good, failed = self._roster.sort(replies, self._read)
+        good = self._good(replies)
         self._begun |= set(good)
         for partition, reply in good.items():
             self._heard(server_round - 1, partition, reply)
             self._trained(server_round, partition, reply.rounds[0].metrics)
         self._settle(server_round - 1, self._rounds[0], good)
-        self._logbook.failures(failed)
         self._relay.take({partition: reply.payload for partition, reply in good.items()})
 
     def closed(self, server_round: int, replies: Iterable[Message]) -> None:
         """Note what the devices have measured after the last round."""
-        good, failed = self._roster.sort(replies, self._read)
+        good = self._good(replies)
         for partition, reply in good.items():
             self._heard(server_round, partition, reply)
         self._settle(server_round, self._rounds[0], good)
-        self._logbook.failures(failed)
         self.confusion = added_up([reply.confusion for reply in good.values()])
+
+    def _good(self, replies: Iterable[Message]) -> dict[int, Reply]:
+        """Return the good replies, by partition, when the others are noted.
+
+        Raises
+        ------
+        NoDevicesError
+            There is none.
+        """
+        good, failed = self._roster.sort(replies, self._read)
+        self._logbook.failures(failed)
+        require_some(good, failed)
+        return good
 
     def _heard(self, mixed: int, partition: int, reply: Reply) -> None:
         self._logbook.notes(partition, reply.notes)

@@ -15,7 +15,7 @@ from ..payload.routing import cut, wanted
 from ..transport.arrays import serialised_bytes
 from .exchange import Exchange, added_up
 from .logbook import Logbook
-from .reasons import ReplyError, guarded, join_reasons, reason_of
+from .reasons import ReplyError, guarded, reason_of
 from .replies import (
     Account,
     Reply,
@@ -24,7 +24,7 @@ from .replies import (
     check_payload,
     read_claims,
 )
-from .roster import NoDevicesError, Roster
+from .roster import Roster, require_some
 
 NOTHING = ArrayRecord()
 Entries = Mapping[str, int]
@@ -97,15 +97,14 @@ class HostedExchange(Exchange):
                 good[p] = self._checked(p, plans[p], reply)
             except ReplyError as error:
                 failed[p] = str(error)
-        if failed and not good:
-            raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
+        self._logbook.failures(failed)
+        require_some(good, failed)
         self._begun |= set(good)
         for p, reply in good.items():
             self._logbook.mixed(mixed, p, reply.rounds[0])
             if not closing:
                 self._trained(server_round, p, reply.rounds[0].metrics)
         self._settle(mixed, plans, good)
-        self._logbook.failures(failed)
         if closing:
             self.confusion = added_up([reply.confusion for reply in good.values()])
         else:

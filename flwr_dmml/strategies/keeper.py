@@ -81,9 +81,17 @@ class Keeper:
             _write_json(self.folder / "confusion.json", {"round": last, "matrix": matrix})
 
     def after_rounds(
-        self, strategy: PeerStrategy, grid: Grid, before: int, server_round: int
+        self,
+        strategy: PeerStrategy,
+        grid: Grid,
+        before: int,
+        server_round: int,
+        *,
+        last: bool = False,
     ) -> None:
         """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
+
+        After the ``last`` one it always is.
 
         Raises
         ------
@@ -92,7 +100,7 @@ class Keeper:
         """
         stopping = self._stopping()
         due = self._every and server_round // self._every > before // self._every
-        if stopping or due:
+        if stopping or due or last:
             self._save(strategy, grid, server_round)
         if stopping:
             run = self.folder.parent

@@ -49,7 +49,7 @@ class Logbook:
         self._trackers = tuple(trackers)
         self._energy = energy
         self.lost: set[int] = set()
-        """Who has not answered in the current round, or not as it should."""
+        """Who has not answered the last message, or not as it should."""
         self._flat: set[int] = set()
         self._unread: set[int] = set()  # whose meter fails at present
 
@@ -93,9 +93,18 @@ class Logbook:
 
     def open(self, server_round: int) -> RoundRecord:
         """Begin the record of a round."""
-        self.lost = set()
         self.records.append(RoundRecord(server_round))
         return self.records[-1]
+
+    def asked(self) -> None:
+        """Take note of a new message: nobody is lost yet."""
+        self.lost = set()
+
+    @property
+    def present(self) -> list[int]:
+        """Who has answered the last message, or rests; by partition."""
+        away = self.lost | self._flat
+        return [p for p in self._members if p not in away]
 
     def node(self, server_round: int, partition: int) -> NodeResult:
         """Return a node's entry in the record of a round (from 1)."""

@@ -43,10 +43,10 @@ def guarded(read: Callable[[], T]) -> T:
     try:
         return read()
     except ReplyError as error:
-        raise ReplyError(f"its reply cannot be read: {error}") from error
+        raise ReplyError(f"its reply is refused: {error}") from error
     except Exception as error:  # another's bytes can make Flower's readers raise anything
         why = one_line(f"{type(error).__name__}: {error}")
-        raise ReplyError(f"its reply cannot be read: {why}") from error
+        raise ReplyError(f"its reply is refused: {why}") from error
 
 
 def join_reasons(reasons: Mapping[int, str], partitions: Mapping[int, int] | None = None) -> str:

@@ -1,7 +1,7 @@
 """Roster of a run: the handshake that maps Flower's node ids to partitions, and the members."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from logging import INFO, WARNING
 from typing import TypeVar
@@ -25,6 +25,10 @@ _REMIND_S = 10.0
 
 class NoDevicesError(UserError, RuntimeError):
     """Too few devices answered for the run to start, or none is left to go on."""
+
+
+class QuorumError(NoDevicesError):
+    """Fewer devices are left than ``min-devices``; the run has stopped and can be resumed."""
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
@@ -184,6 +188,11 @@ class Roster:
         """Ask all members who are there something outside of a round; return as :meth:`sort` does.
 
         ``states`` go with the messages, by partition.
+
+        Raises
+        ------
+        NoDevicesError
+            Not one reply is good.
         """
         invited, absent = self.invite(grid)
         messages: list[Message] = []
@@ -193,6 +202,7 @@ class Roster:
                 content[STATE] = states.get(partition, ArrayRecord())
             messages.append(Message(content, self.members[partition].node_id, kind))
         good, failed = self.sort(self.send(grid, messages, timeout), read)
+        require_some(good, failed)
         return good, absent | failed
 
     def sort(
@@ -206,11 +216,6 @@ class Roster:
             To what was sent last.
         read : callable
             Given a partition and the content of its reply, returns what it says, checked.
-
-        Raises
-        ------
-        NoDevicesError
-            Somebody was asked, and not one reply is good.
         """
         good: dict[int, T] = {}
         failed: dict[int, str] = {}
@@ -225,6 +230,16 @@ class Roster:
         for message_id, partition in open_letters.items():
             self._waiting[partition] = message_id
             failed[partition] = "no reply in time (round-timeout)"
-        if failed and not good:
-            raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
         return dict(sorted(good.items())), dict(sorted(failed.items()))
+
+
+def require_some(good: Collection[int], failed: Mapping[int, str]) -> None:
+    """Go on if there is a good reply, or nobody was asked.
+
+    Raises
+    ------
+    NoDevicesError
+        All have failed.
+    """
+    if failed and not good:
+        raise NoDevicesError(f"every device failed: {join_reasons(failed)}")

@@ -16,6 +16,7 @@ from .provenance import provenance
 from .records import RoundRecord
 
 END = "end.json"
+"""Of the run: how it ended; of a method, in its folder: what it has left, if it came to its end."""
 
 
 class RunFolder:
@@ -26,6 +27,7 @@ class RunFolder:
     (:meth:`logging`); each method that runs writes
     ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
     same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a round).
+    ``end.json`` says how the run ended (:mod:`~flwr_dmml.tracking.ending`).
 
     Parameters
     ----------
@@ -62,6 +64,11 @@ class RunFolder:
         folder.path, folder._made, folder._resumed = path, True, True
         folder._log = None
         return folder
+
+    @property
+    def made(self) -> bool:
+        """Whether the folder is there, and this run's."""
+        return self._made
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -125,4 +132,4 @@ class RunFolder:
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True) + "\n")
+        file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")

@@ -151,8 +151,8 @@ def parted(joined: Mapping[str, Value], count: int | None = None) -> list[dict[s
     found: dict[int, dict[str, Value]] = {0: {}}
     for key, value in joined.items():
         number, colon, rest = key.partition(":")
-        numbered = colon and len(number) < 10 and number.isascii() and number.isdecimal()
-        position, name = (int(number), rest) if numbered else (0, key)
+        numbered = colon and number.isascii() and number.isdecimal()
+        position, name = (int(number[:10]), rest) if numbered else (0, key)
         found.setdefault(position, {})[name] = value
     count = len(found) if count is None else count
     if (last := max(found)) >= count:

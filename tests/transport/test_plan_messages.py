@@ -419,7 +419,7 @@ def test_the_rounds_of_a_message_are_one_record():
     assert parted(joined, 4) == [{"a": 1.0}, {}, {"a": 3.0, "b:c": 4.0}, {}]
 
 
-@pytest.mark.parametrize("key", ["1:x", "30000000:x", "999999999:x"])
+@pytest.mark.parametrize("key", ["1:x", "30000000:x", "1000000000:x"])
 def test_an_entry_of_no_round_of_the_message_is_refused(key: str):
     """It used to make as many records as its number says, in as much memory."""
     with pytest.raises(ValueError, match=f"of round {int(key[:-2]) + 1} of 1"):
