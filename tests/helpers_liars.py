@@ -1,15 +1,20 @@
 """A ClientApp on which one device lies, and the lies, for tests of what they cost the others."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from flwr_dmml.clients import make_client_app
+from flwr_dmml.clients import DPSGD, make_client_app
+from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.payload.plan import Inbox, Plan
+from flwr_dmml.strategies import make_server_app
 from flwr_dmml.transport.messages import (
     ABOUT,
     CONFUSION,
@@ -55,6 +60,29 @@ class Lying:
         if lies and self.change is not None:
             self.change(reply.content)
         return reply
+
+
+class LyingRow(DPSGD):
+    """Device 1 says from round 2 on that it is better than perfect: rows go without messages."""
+
+    name = "lying-row"
+
+    def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
+        super().begin_mixed(plan, inbox, apart)
+        if self.partition.partition_id == LIAR and plan.iterations and plan.server_round > 1:
+            self.lie()
+
+    def lie(self) -> None:
+        self.measured["test.uar"] = 7.0
+
+
+class FailingRow(LyingRow):
+    """It fails instead."""
+
+    name = "failing-row"
+
+    def lie(self) -> None:
+        raise RuntimeError(EVIL)
 
 
 def kind_of(message: Message) -> str:
@@ -137,6 +165,46 @@ def with_header(shape: str) -> Array:
     text += " " * (63 - (10 + len(text)) % 64) + "\n"
     data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + b"\x00" * 4
     return Array("float32", (1,), "numpy.ndarray", data)
+
+
+FEW: dict[str, Any] = {
+    "num-nodes": 4,
+    "method": "dpsgd",
+    "num-server-rounds": 3,
+    "evaluate-every": 1,
+    "checkpoint-every": 1,
+    "modality-pattern": "image",
+    "image-encoder": "tiny",
+    "samples-per-node": 20,
+    "local-iterations": 1,
+    "batch-size": 16,
+    "run-name": "x",
+}
+"""Settings of a small run on a ring."""
+
+
+def run_four(folder: Path, devices: Any, workers: int = 0, **settings: Any) -> Path:
+    """Run four devices; return the method's folder. ``_`` in settings stands for ``-``."""
+    config = FEW | {key.replace("_", "-"): value for key, value in settings.items()}
+    own = (LyingRow, FailingRow)
+    app = FlowerApp(config, make_server_app(*own), devices or make_client_app(*own))
+    run_app(app, 4, {"run-dir": str(folder)}, workers=workers)
+    return folder / "x" / str(config["method"])
+
+
+def lines_of(method: Path) -> list[dict[str, Any]]:
+    """Return the rounds of a run, read as strictly as JSON is."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (method / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def of_others(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return what stands of the honest devices in each round."""
+    return [[n for n in line["nodes"] if n["partition"] != LIAR] for line in lines]
 
 
 NO_ARRAY = Array("float32", (2,), "numpy.ndarray", b"no file of numpy's")

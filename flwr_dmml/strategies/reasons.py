@@ -72,6 +72,11 @@ def reason_of(error: Error) -> str:
     return one_line(f"{match[1]}: {match[4]}" if match else text, MOST)
 
 
+def is_lost_worker(error: Error) -> bool:
+    """Return whether a node failed because an actor of Flower's simulation engine has died."""
+    return bool(re.match(r"<class 'ray\.exceptions\.\w*Actor\w*'>", str(error.reason)))
+
+
 def partition_of(error: Error) -> int | None:
     """Return the partition of a node that failed, where its reason begins with it."""
     match = re.match(rf"<class '[^']*'>:<'{OWN}", str(error.reason))

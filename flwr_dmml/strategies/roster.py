@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -16,9 +16,15 @@ from ..payload.plan import Payload
 from ..transport.messages import ABOUT, PLAN, STATE
 from .admission import odd_ones
 from .member import Member, read_member
-from .reasons import ReplyError, join_reasons, opened, partition_of
+from .reasons import ReplyError, is_lost_worker, join_reasons, opened, partition_of
 
 T = TypeVar("T")
+WORKER_LOST = (
+    "A worker process of Flower's simulation has died (killed, or out of memory): node %s failed. "
+    "Flower starts no other one and goes on handing it messages, so that most devices fail from "
+    "now on. Stop this run and resume it; or let the engine of this package run it, which starts "
+    'its workers again: engine = "sharded", or flwr-dmml simulate'
+)
 _POLL_S = 0.1
 _REMIND_S = 10.0
 
@@ -129,6 +135,7 @@ class Roster:
         self.modalities = frozenset(m for member in members.values() for m in member.modalities)
         self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
+        self._lost_told = False
 
     def check_initial(self, payload: Payload) -> None:
         """Refuse blocks to start from that no device takes.
@@ -219,6 +226,7 @@ class Roster:
         """
         good: dict[int, T] = {}
         failed: dict[int, str] = {}
+        lost: list[int] = []
         open_letters = dict(self._asked)
         for reply in replies:
             # An error made by the SuperLink carries its own node id: the message id tells whose.
@@ -227,6 +235,11 @@ class Roster:
                 good[partition] = opened(reply, partial(read, partition))
             except ReplyError as error:
                 failed[partition] = str(error)
+                if reply.has_error() and is_lost_worker(reply.error):
+                    lost.append(partition)
+        if lost and not self._lost_told:
+            log(ERROR, WORKER_LOST, ", ".join(map(str, sorted(lost))))
+            self._lost_told = True
         for message_id, partition in open_letters.items():
             self._waiting[partition] = message_id
             failed[partition] = "no reply in time (round-timeout)"

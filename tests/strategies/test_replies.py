@@ -11,18 +11,28 @@ from typing import Any, ClassVar
 import pytest
 from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 from helpers import FAST, make_learner, run_peers
-from helpers_liars import EVIL, LIAR, LIES, PLAIN, Lying, replaced
+from helpers_liars import (
+    EVIL,
+    FEW,
+    LIAR,
+    LIES,
+    PLAIN,
+    Lying,
+    lines_of,
+    of_others,
+    replaced,
+    run_four,
+)
 
 from flwr_dmml.base.text import one_line
 from flwr_dmml.clients import DPSGD
 from flwr_dmml.clients.hello import introduction
 from flwr_dmml.energy.costs import Work
 from flwr_dmml.energy.equipment import Equipment
-from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.payload.plan import Carried, Plan
 from flwr_dmml.report import read_run
 from flwr_dmml.report.summary import claims
-from flwr_dmml.strategies import NoDevicesError, make_server_app
+from flwr_dmml.strategies import NoDevicesError
 from flwr_dmml.strategies.member import Member, read_member
 from flwr_dmml.strategies.reasons import ReplyError
 from flwr_dmml.strategies.replies import (
@@ -36,43 +46,6 @@ from flwr_dmml.strategies.replies import (
 from flwr_dmml.tracking.ending import read_ending
 from flwr_dmml.transport.messages import METRICS, NOTES, REJECTED, REPORT, join
 
-CONFIG: dict[str, Any] = {
-    "num-nodes": 4,
-    "method": "dpsgd",
-    "num-server-rounds": 3,
-    "evaluate-every": 1,
-    "checkpoint-every": 1,
-    "modality-pattern": "image",
-    "image-encoder": "tiny",
-    "samples-per-node": 20,
-    "local-iterations": 1,
-    "batch-size": 16,
-    "run-name": "x",
-}
-
-
-def run(folder: Path, lying: Any, workers: int = 0, **settings: Any) -> Path:
-    """Run four devices on a ring; return the method's folder."""
-    config = CONFIG | settings
-    app = FlowerApp(config, make_server_app(), lying)
-    run_app(app, 4, {"run-dir": str(folder)}, workers=workers)
-    return folder / "x" / str(config["method"])
-
-
-def lines_of(method: Path) -> list[dict[str, Any]]:
-    """Return the rounds of a run, read as strictly as JSON is."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    text = (method / "metrics.jsonl").read_text()
-    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
-
-
-def of_others(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return what stands of the honest devices in each round."""
-    return [[n for n in line["nodes"] if n["partition"] != LIAR] for line in lines]
-
 
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
@@ -80,7 +53,7 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dic
 
     @cache
     def rounds(kind: str) -> list[dict[str, Any]]:
-        return lines_of(run(tmp_path_factory.mktemp("silent"), Lying(kind, None)))
+        return lines_of(run_four(tmp_path_factory.mktemp("silent"), Lying(kind, None)))
 
     return rounds
 
@@ -91,7 +64,7 @@ def test_a_liar_costs_only_itself_and_is_named(
 ):
     """The others' figures are those of a run in which that device fails in the same replies."""
     kind, change, words = LIES[name]
-    method = run(tmp_path, Lying(kind, change))
+    method = run_four(tmp_path, Lying(kind, change))
     lines, end = lines_of(method), json.loads((method.parent / "end.json").read_text())
     assert of_others(lines) == of_others(silent(kind)) and len(lines) == 3
     log = (method.parent / "log.txt").read_text().splitlines()
@@ -124,22 +97,35 @@ def test_a_run_in_which_all_lie_ends_with_their_reasons(tmp_path: Path):
             return reply
 
     with pytest.raises(NoDevicesError, match=r"every device failed: node 0, 1, 2, 3: its reply is"):
-        run(tmp_path, All("hello", lambda content: None))
+        run_four(tmp_path, All("hello", lambda content: None))
     end = read_ending(tmp_path / "x")
     assert end and end.ended == "failed" and "test.accuracy is nan" in end.reason
     assert end.methods["dpsgd"].rounds == 0 and end.methods["dpsgd"].finished == []
     assert all("nan" in own.reason for own in end.methods["dpsgd"].failures.values())
 
 
+def test_a_liar_among_rows_is_named_too(tmp_path: Path):
+    """An engine that runs all devices together gets no messages from them."""
+    lied, failed = (
+        run_four(tmp_path / method, None, method=method) for method in ("lying-row", "failing-row")
+    )
+    assert of_others(lines_of(lied)) == of_others(lines_of(failed))
+    why = "its reply is refused: its metric test.uar is 7.0; allowed: 0 to 1"
+    assert [line["failed"] for line in lines_of(lied)] == [{}, {"1": why}, {"1": why}]
+    assert lines_of(failed)[1]["failed"] == {"1": f"RuntimeError: {PLAIN}"}
+    kept = json.loads((lied / "checkpoints" / "round-00003" / "state.json").read_text())
+    assert set(kept["about"]["published"]) == {"0", "2", "3"}
+
+
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return lines_of(run(tmp_path_factory.mktemp("honest"), Lying("nothing", None)))
+    return lines_of(run_four(tmp_path_factory.mktemp("honest"), Lying("nothing", None)))
 
 
 def test_a_blame_is_the_word_of_the_one_who_says_it(honest: list[dict[str, Any]], tmp_path: Path):
     """On the ring 0-1-2-3 device 1 blames both its neighbours, 3, itself, and somebody unknown."""
     blamed = [f"{k}: block head.common holds {EVIL}" for k in (0, 2, 3, 1, 99)] + ["nonsense"]
-    method = run(tmp_path, Lying("train", replaced(REPORT, REJECTED, blamed)))
+    method = run_four(tmp_path, Lying("train", replaced(REPORT, REJECTED, blamed)))
     lines = lines_of(method)
     assert of_others(lines) == of_others(honest)
     assert not any(line["failed"] for line in lines)
@@ -174,7 +160,7 @@ class Blaming(DPSGD):
 def test_a_sender_has_failed_if_all_whom_it_should_have_reached_say_so(by: set[int], fails: bool):
     """1's neighbours on the ring of four are 0 and 2; 3 is nobody whom it sends anything."""
     Blaming.by = by
-    peers = run_peers({**CONFIG, "method": "blaming"}, Blaming, num_rounds=3, evaluate_every=1)
+    peers = run_peers({**FEW, "method": "blaming"}, Blaming, num_rounds=3, evaluate_every=1)
     failed = {r.round: r.failed for r in peers.records if r.failed}
     why = "rejected by all of its 2 neighbours: block head.common is missing"
     assert failed == ({1: {1: why}} if fails else {})
@@ -185,7 +171,7 @@ def test_a_sender_has_failed_if_all_whom_it_should_have_reached_say_so(by: set[i
 @pytest.mark.parametrize("by", [{0}, {1}])
 def test_of_two_devices_neither_condemns_the_other(by: set[int]):
     Blaming.by = by
-    config = {**CONFIG, "num-nodes": 2, "method": "blaming"}
+    config = {**FEW, "num-nodes": 2, "method": "blaming"}
     peers = run_peers(config, Blaming, num_rounds=2, evaluate_every=1)
     assert not any(record.failed for record in peers.records)
 
@@ -193,7 +179,7 @@ def test_of_two_devices_neither_condemns_the_other(by: set[int]):
 @pytest.mark.parametrize("kind", ["train", "state"])
 def test_no_word_of_a_device_forges_a_line_or_reaches_the_terminal(kind: str, tmp_path: Path):
     notes = Lying(kind, replaced(NOTES, NOTES, [EVIL] * 20))
-    log = (run(tmp_path, notes).parent / "log.txt").read_text()
+    log = (run_four(tmp_path, notes).parent / "log.txt").read_text()
     assert log.count(f"node 1 {PLAIN}\n") == 10 * (2 if kind == "train" else 3)
     assert not any(line.startswith("[ROUND") for line in log.splitlines())
     assert all(c.isprintable() or c in "\n\t" for c in log)
