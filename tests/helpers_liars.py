@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from flwr_dmml.clients import DPSGD, make_client_app
-from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.engine import FlowerApp, never, run_app
 from flwr_dmml.payload.plan import Inbox, Plan
 from flwr_dmml.strategies import make_server_app
 from flwr_dmml.transport.messages import (
@@ -183,12 +183,18 @@ FEW: dict[str, Any] = {
 """Settings of a small run on a ring."""
 
 
-def run_four(folder: Path, devices: Any, workers: int = 0, **settings: Any) -> Path:
+def run_four(
+    folder: Path,
+    devices: Any,
+    workers: int = 0,
+    stopping: Callable[[], bool] = never,
+    **settings: Any,
+) -> Path:
     """Run four devices; return the method's folder. ``_`` in settings stands for ``-``."""
     config = FEW | {key.replace("_", "-"): value for key, value in settings.items()}
     own = (LyingRow, FailingRow)
     app = FlowerApp(config, make_server_app(*own), devices or make_client_app(*own))
-    run_app(app, 4, {"run-dir": str(folder)}, workers=workers)
+    run_app(app, 4, {"run-dir": str(folder)}, workers=workers, stopping=stopping)
     return folder / "x" / str(config["method"])
 
 

@@ -104,8 +104,8 @@ def absence(method: str, begun: Collection[int], missing: Collection[int]) -> st
     some = sorted(missing)
     who = ", ".join(map(str, some[:10])) + f" and {len(some) - 10} more" * (len(some) > 10)
     return (
-        f"{method}: {len(begun) - len(some)} of {len(begun)} devices came to the end, and the last "
-        f"accuracies are theirs alone. Missing: {who}"
+        f"{method}: {len(begun) - len(some)} of {len(begun)} devices came to the end; the last accuracies "
+        f"are theirs. Missing: {who}"
     )
 
 

@@ -201,7 +201,7 @@ def test_measured_joules_are_in_records_log_and_table(
     assert all(n["measured_j"] > CLOSING_J / 2 and n["measured_s"] > 0 for n in last["nodes"])
     total_j = sum(n.measured_j or 0.0 for r in peers.records for n in r.nodes)
     assert last["total_measured_j"] == pytest.approx(total_j, rel=1e-12)
-    report(Settings(method="drawing"), {"drawing": peers.records[-1]})
+    report(Settings(method="drawing"), {"drawing": peers.records[-1]}, {})
     text = caplog.text
     assert "Joules of node 0, 1, 2 are measured by powercap: Processor energy from the" in text
     assert f"meters counted {total_j:.3g} J of computing" in text

@@ -45,7 +45,9 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         port = probe.getsockname()[1]
     installed = install_metadata(CUSTOM, home / "installed")
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(installed), str(CUSTOM)]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(installed), str(CUSTOM), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "FLWR_HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -81,9 +83,10 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             for process in _processes_of(str(home), command="flwr-simulation"):
                 os.kill(process, signal.SIGKILL)
             return "killed", ""
-        while lose_a_worker is not None and not lose_a_worker() and time.monotonic() < deadline:
-            time.sleep(0.01)
         if lose_a_worker is not None:
+            while not lose_a_worker():
+                assert time.monotonic() < deadline, call("log", run_id, "--show")
+                time.sleep(0.01)
             os.kill(_actors_of(_processes_of(str(home), command="flwr-simulation"))[0], 9)
         while time.monotonic() < deadline:
             if _processes_of(str(home), command="flwr-simulation"):  # asking costs a process
