@@ -103,10 +103,8 @@ def absence(method: str, begun: Collection[int], missing: Collection[int]) -> st
         return ""
     some = sorted(missing)
     who = ", ".join(map(str, some[:10])) + f" and {len(some) - 10} more" * (len(some) > 10)
-    return (
-        f"{method}: {len(begun) - len(some)} of {len(begun)} devices came to the end; the last accuracies "
-        f"are theirs. Missing: {who}"
-    )
+    came = f"{len(begun) - len(some)} of {len(begun)} devices came to the end"
+    return f"{method}: {came}; the last accuracies are theirs. Missing: {who}"
 
 
 def write_ending(run: Path, ending: Ending) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from logging import CRITICAL, NOTSET, FileHandler, Formatter, getLogger
 from logging.handlers import MemoryHandler
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -131,5 +132,18 @@ class RunFolder:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(line, sort_keys=True, allow_nan=False)
+    except ValueError:  # NaN or infinite: JSON has neither
+        text = json.dumps(_existing(line), sort_keys=True, allow_nan=False)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
+        file.write(text + "\n")
+
+
+def _existing(value: Any) -> Any:
+    """Return what is to be written, with null for numbers that do not exist."""
+    if isinstance(value, dict):
+        return {key: _existing(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_existing(own) for own in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -416,10 +417,13 @@ def test_numbers_are_short_and_never_nan() -> None:
     ]  # fmt: skip
 
 
-def test_a_loss_that_is_nan_leaves_a_gap(tmp_path: Path) -> None:
+def test_a_loss_that_does_not_exist_leaves_a_gap(tmp_path: Path) -> None:
     rounds = [make_round(r, [0.5, 0.5, 0.5]) for r in (1, 2)]
-    rounds[0].by_partition[1].train_loss = float("nan")
-    page = page_of(write_run(tmp_path, "x", {"local": rounds}))
+    for node, loss in zip(rounds[0].nodes, (nan, inf, nan), strict=True):
+        node.train_loss = loss
+    run = write_run(tmp_path, "x", {"local": rounds})
+    assert not re.search("NaN|Infinity", (run / "local" / "metrics.jsonl").read_text())
+    page = page_of(run)
     assert page.figures["train-loss"]["data"][0]["y"] == [None, 1]
 
 
