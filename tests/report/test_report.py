@@ -417,14 +417,18 @@ def test_numbers_are_short_and_never_nan() -> None:
     ]  # fmt: skip
 
 
-def test_a_loss_that_does_not_exist_leaves_a_gap(tmp_path: Path) -> None:
+def test_a_loss_that_does_not_exist_is_null_and_left_out(tmp_path: Path) -> None:
+    """In a file of an older version it is NaN, which is no JSON: that leaves a gap."""
     rounds = [make_round(r, [0.5, 0.5, 0.5]) for r in (1, 2)]
     for node, loss in zip(rounds[0].nodes, (nan, inf, nan), strict=True):
         node.train_loss = loss
     run = write_run(tmp_path, "x", {"local": rounds})
-    assert not re.search("NaN|Infinity", (run / "local" / "metrics.jsonl").read_text())
-    page = page_of(run)
-    assert page.figures["train-loss"]["data"][0]["y"] == [None, 1]
+    file = run / "local" / "metrics.jsonl"
+    text = file.read_text()
+    assert not re.search("NaN|Infinity", text) and text.count('"train_loss": null') == 4
+    assert page_of(run).figures["train-loss"]["data"][0]["y"] == [1]
+    file.write_text(text.replace('"train_loss": null', '"train_loss": NaN'))
+    assert page_of(run).figures["train-loss"]["data"][0]["y"] == [None, 1]
 
 
 def test_a_hundred_devices_and_two_hundred_rounds_stay_under_six_megabytes(tmp_path: Path) -> None:
