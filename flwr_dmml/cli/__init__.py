@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, compare, doctor, fleet, partition, report, simulate, sweep
+from . import cache, compare, doctor, fleet, partition, report, simulate, status, sweep
 from .output import STOPPED, say
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ def _root(
 
 
 app.command()(simulate.simulate)
+app.command()(status.status)
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(sweep.sweep)

@@ -226,6 +226,10 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
     for key, name, known in named:
         if name not in known:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
+    if settings.quorum > settings.num_nodes:
+        problems.append(
+            f"min-devices = {settings.min_devices}: there are num-nodes = {settings.num_nodes}"
+        )
     try:
         dataset = find_dataset(settings.dataset)
         if settings.partition == "natural" and not dataset.natural_ids:

@@ -1,10 +1,10 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 from signal import SIGTERM
 
@@ -26,9 +26,20 @@ from ..gossip.rule import GossipRule
 from ..graph.topology import Topology
 from ..learning.learner import Learner
 from ..settings import RunConfig, Settings, find_parts, parse_settings
-from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
+from ..tracking import (
+    RoundRecord,
+    RunFolder,
+    Tracker,
+    devices_table,
+    failures_table,
+    final_table,
+    render,
+    verdict,
+)
+from ..tracking.ending import MethodEnd, absence
 from ..tracking.sinks import closing_all, make_sinks
 from .direct import DirectExchange
+from .ending import Ends, end_noted, end_of
 from .energy.energy_constrained import EnergyConstrained
 from .energy.shared_band import SharedBandConstrained
 from .exchange import Exchange, MakeExchange
@@ -97,8 +108,14 @@ def make_server_app(
         settings, folder = config.settings, _folder(config)
         sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)
-        with folder.in_use(), closing_all(sinks), engine as arranged, _stopping(grid) as stopping:
-            _run(arranged, config, strategy, folder, sinks, stopping)
+        with (
+            folder.in_use(),
+            end_noted(folder) as ends,
+            closing_all(sinks),
+            engine as arranged,
+            _stopping(grid) as stopping,
+        ):
+            _run(arranged, config, strategy, folder, sinks, stopping, ends)
 
     return app
 
@@ -120,6 +137,7 @@ def _run(
     folder: RunFolder,
     sinks: Sequence[Tracker],
     stopping: Callable[[], bool],
+    ends: Ends,
 ) -> None:
     """Run the methods one after another, and report."""
     settings, methods, options = config.settings, config.parts.methods, config.options
@@ -137,6 +155,7 @@ def _run(
             results[name], end = done
             present = max(1, len(results[name].nodes))
             battery_j = None if end["battery_j"] is None else np.array(end["battery_j"])
+            ends.done(name, MethodEnd.model_validate(end["end"]))
             log(INFO, "%s has run to its end already", name)
             continue
         energy = constrain(settings, methods[name], battery_j)
@@ -150,6 +169,7 @@ def _run(
             evaluate_every=settings.evaluate_every,
             wait_timeout=settings.wait_timeout,
             min_nodes=present,
+            quorum=settings.quorum,
             seed=settings.seed,
             options=options[name],
             gossip=config.gossip_of(name),
@@ -161,12 +181,16 @@ def _run(
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
+        ends.begin(name, strategy)
         strategy.start(grid, num_rounds=rounds, timeout=timeout)
         results[name] = strategy.records[-1]
         present = max(1, len(results[name].nodes))
         battery_j = None if settings.energy.on_mains else energy.battery_j
-        folder.finish(name, {"battery_j": None if battery_j is None else battery_j.tolist()})
-    report(settings, results)
+        left_j = None if battery_j is None else battery_j.tolist()
+        end_here = end_of(strategy)
+        folder.finish(name, {"battery_j": left_j, "end": end_here.model_dump(mode="json")})
+        ends.done(name, end_here)
+    report(settings, results, ends.so_far())
     log(INFO, "Run folder: %s", folder.path)
 
 
@@ -249,10 +273,16 @@ def constrain(
     return kind(settings.of_method(method), battery_j=battery_j)
 
 
-def report(settings: Settings, results: dict[str, RoundRecord]) -> None:
-    """Log the final tables."""
-    for table in (devices_table(results), final_table(results)):
-        for line in render(table).splitlines():
+def report(
+    settings: Settings, results: dict[str, RoundRecord], ends: Mapping[str, MethodEnd]
+) -> None:
+    """Log the final tables, and who is not in them."""
+    begun = max((len(end.begun) for end in ends.values()), default=0)
+    for table in (devices_table(results), failures_table(ends), final_table(results, begun)):
+        for line in render(table).splitlines() if table.row_count else []:
             log(INFO, "%s", line)
     if len(results) > 1:
         log(INFO, "%s", verdict(settings.compare_with, settings.method, results))
+    for name, end in ends.items():
+        if warning := absence(name, end.begun, end.missing):
+            log(WARNING, "%s", warning)

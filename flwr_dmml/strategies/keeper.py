@@ -18,9 +18,9 @@ from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoi
 from ..tracking.files import sync_file, write_whole
 from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
-from ..transport.messages import STATE, read_notes
+from .member import Member
 from .peer import PeerStrategy
-from .roster import Member
+from .replies import read_state
 
 
 class RunStoppedError(Exception):
@@ -89,9 +89,17 @@ class Keeper:
             _write_json(self.folder / "confusion.json", {"round": last, "matrix": matrix})
 
     def after_rounds(
-        self, strategy: PeerStrategy, grid: Grid, before: int, server_round: int
+        self,
+        strategy: PeerStrategy,
+        grid: Grid,
+        before: int,
+        server_round: int,
+        *,
+        last: bool = False,
     ) -> None:
         """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
+
+        After the ``last`` one it always is.
 
         Raises
         ------
@@ -100,18 +108,21 @@ class Keeper:
         """
         stopping = self._stopping()
         due = self._every and server_round // self._every > before // self._every
-        if stopping or due:
+        if stopping or due or last:
             self._save(strategy, grid, server_round)
         if stopping:
             run = self.folder.parent
             raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
 
     def _save(self, strategy: PeerStrategy, grid: Grid, server_round: int) -> None:
-        states, absent = strategy.roster.ask(grid, "query.state", strategy.method, strategy.timeout)
-        for p, content in states.items():
-            for line in read_notes(content):
+        asked = strategy.method, strategy.timeout
+        states, absent = strategy.roster.ask(
+            grid, "query.state", *asked, lambda _, content: read_state(content)
+        )
+        for p, (_, lines) in states.items():
+            for line in lines:
                 log(INFO, "Round %s: node %s %s", server_round, p, line)
-        nodes = {p: _arrays(content.array_records[STATE]) for p, content in states.items()}
+        nodes = {p: _arrays(state) for p, (state, _) in states.items()}
         if absent:
             nodes |= self._known_of(absent, server_round)
         payloads = {p: _arrays(record) for p, record in strategy.exchange.payloads.items()}
@@ -200,8 +211,9 @@ class Keeper:
         with _as_written(checkpoint):
             _same_devices(checkpoint.about["members"], strategy.roster.members)
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
+        asked = strategy.method, strategy.timeout
         _, absent = strategy.roster.ask(
-            grid, "query.restore", strategy.method, strategy.timeout, states
+            grid, "query.restore", *asked, lambda _, content: None, states
         )
         for p, why in absent.items():
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
@@ -285,7 +297,7 @@ def _record(arrays: Mapping[str, Any]) -> ArrayRecord:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(dict(content)) + "\n")
+    write_whole(path, json.dumps(dict(content), allow_nan=False) + "\n")
 
 
 def _lines(path: Path) -> list[bytes]:

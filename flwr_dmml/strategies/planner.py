@@ -18,8 +18,8 @@ from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget
+from .member import Member
 from .mixing import FarLink, Neighbourhood, neighbourhoods
-from .roster import Member
 
 Brought = tuple[Mapping[str, Sequence[FarLink]], Mapping[str, Sequence[Hub]]]
 """By block: links of couriers over which copies have come, and means that have come."""

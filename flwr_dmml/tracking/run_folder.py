@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from logging import CRITICAL, NOTSET, WARNING, FileHandler, Formatter, LogRecord, getLogger
 from logging.handlers import MemoryHandler
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .provenance import provenance
 from .records import RoundRecord
 
 END = "end.json"
+"""Of the run: how it ended; of a method, in its folder: what it has left, if it came to its end."""
 
 
 class RunFolder:
@@ -28,6 +30,7 @@ class RunFolder:
     (:meth:`in_use`); each method that runs writes
     ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
     same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a round).
+    ``end.json`` says how the run ended (:mod:`~flwr_dmml.tracking.ending`).
 
     Parameters
     ----------
@@ -65,6 +68,11 @@ class RunFolder:
         folder.path, folder._made, folder._resumed = path, True, True
         folder._log = folder._lock = None
         return folder
+
+    @property
+    def made(self) -> bool:
+        """Whether the folder is there, and this run's."""
+        return self._made
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -178,5 +186,18 @@ class _LogFile(FileHandler):
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(line, sort_keys=True, allow_nan=False)
+    except ValueError:  # NaN or infinite: JSON has neither
+        text = json.dumps(_existing(line), sort_keys=True, allow_nan=False)
     with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True) + "\n")
+        file.write(text + "\n")
+
+
+def _existing(value: Any) -> Any:
+    """Return what is to be written, with null for numbers that do not exist."""
+    if isinstance(value, dict):
+        return {key: _existing(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_existing(own) for own in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

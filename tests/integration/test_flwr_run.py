@@ -66,6 +66,7 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         app: Path = QUICKSTART,
         when: Callable[[], bool] | None = None,
         number: signal.Signals = signal.SIGKILL,
+        lose_a_worker: Callable[[], bool] | None = None,
         **settings: object,
     ) -> tuple[str, str]:
         config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
@@ -83,6 +84,11 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                 os.kill(process, number)
             if number == signal.SIGKILL:
                 return "killed", ""
+        if lose_a_worker is not None:
+            while not lose_a_worker():
+                assert time.monotonic() < deadline, call("log", run_id, "--show")
+                time.sleep(0.01)
+            os.kill(_actors_of(_processes_of(str(home), command="flwr-simulation"))[0], 9)
         while time.monotonic() < deadline:
             if _processes_of(str(home), command="flwr-simulation"):  # asking costs a process
                 time.sleep(0.05)
@@ -114,6 +120,21 @@ def _processes_of(*marks: str, command: str = "") -> list[int]:
             if named and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
+
+
+def _actors_of(drivers: list[int]) -> list[int]:
+    """Return the processes in which Flower's simulation runs devices: grandchildren of its own."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ClientAppActor"):
+                raylet = _parent(int(folder.name))
+                found += [int(folder.name)] * (_parent(raylet) in drivers)
+    return found
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_all_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path: Path):
@@ -197,3 +218,26 @@ def test_a_run_that_is_stopped_and_killed_goes_on(flwr_run: Run, tmp_path: Path)
     assert "Resumed after round" in log
     whole = tmp_path / "whole" / "same" / "dmml-kd" / "metrics.jsonl"
     assert metrics.read_bytes() == whole.read_bytes()
+
+
+def test_a_lost_worker_is_told_and_too_few_devices_stop_the_run(flwr_run: Run, tmp_path: Path):
+    """``kill -9`` of an actor: Flower starts no other one. `flwr run` itself exits with 0."""
+    settings = {
+        **SETTINGS, "num-server-rounds": 60, "compare-with": "", "min-devices": 1.0,
+        "checkpoint-every": 0, "run-dir": str(tmp_path),
+    }  # fmt: skip
+    run = tmp_path / "same"
+    metrics = run / "dmml-kd" / "metrics.jsonl"
+    status, log = flwr_run(4, lose_a_worker=metrics.exists, **settings)
+    assert status == "finished:failed", log
+    text = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", log))
+    assert "A worker process of Flower's simulation has died" in text, text
+    assert 'engine = "sharded"' in text
+    done = CliRunner().invoke(app, ["status", str(run)])
+    assert done.exit_code == 1 and "stopped: Stopped after round" in done.output, done.output
+    assert "min-devices asks for 4" in done.output and "the run can be resumed" in done.output
+    end = json.loads((run / "end.json").read_text())["methods"]["dmml-kd"]
+    assert 1 <= end["rounds"] < 60 and end["begun"] == [0, 1, 2, 3]
+    lost = {int(k) for k in end["failures"]}
+    assert lost and set(end["finished"]) == set(end["begun"]) - lost
+    assert len(list((run / "dmml-kd" / "checkpoints").glob("round-*"))) == 1

@@ -21,7 +21,8 @@ from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.graph.topology import Ring
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.admission import odd_ones
-from flwr_dmml.strategies.roster import Member, NoDevicesError
+from flwr_dmml.strategies.member import Member
+from flwr_dmml.strategies.roster import NoDevicesError
 
 NODES = 3
 NOBODY = 65534
@@ -110,11 +111,11 @@ def of_another(part: Path) -> None:
     [
         (
             gone,
-            "SettingsError: this device's settings cannot work:\n  data-path = '{}': no such fo",
+            "SettingsError: this device's settings cannot work: data-path = '{}': no such fo",
         ),
         (
             a_file,
-            "SettingsError: this device's settings cannot work:\n  data-path = '{}': is a file",
+            "SettingsError: this device's settings cannot work: data-path = '{}': is a file",
         ),
         (
             emptied,
