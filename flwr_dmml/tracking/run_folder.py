@@ -1,7 +1,6 @@
 """The run folder: resolved settings and metrics as JSON lines."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,6 +9,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+from ..base.machine import expanded
 from .files import write_whole
 from .history import read_metrics_file, read_record
 from .provenance import provenance
@@ -44,9 +44,7 @@ class RunFolder:
 
     def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.path = Path(os.path.expanduser(parent)).resolve() / (
-            name or f"{stamp}-{config['method']}"
-        )
+        self.path = Path(expanded(str(parent))).resolve() / (name or f"{stamp}-{config['method']}")
         self._taken = f"run-name = {name!r}: {self.path} exists already; choose another name"
         if self.path.exists():
             raise FileExistsError(self._taken)
