@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..base.errors import SettingsError
+from ..base.machine import expanded
 from ..tracking.files import WriteError, write_whole, writing
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.messages import PARTITION, STATE
@@ -54,7 +55,7 @@ class OwnState:
     def __init__(self, context: Context, method: str) -> None:
         self._context, self._method = context, method
         folder = str(context.node_config.get(NODE_KEY, ""))
-        self.file = Path(folder).expanduser() / f"run-{context.run_id}.safetensors"
+        self.file = Path(expanded(folder)) / f"run-{context.run_id}.safetensors"
         self.mark = self.file.with_suffix(".device")
         self._on_disk = bool(folder)
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from ..base.errors import MethodError, SettingsError
+from ..base.machine import expanded
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
@@ -267,7 +268,7 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
             "exchange.sealed = True: a router of exchange.router could read all letters; allowed: "
             "transport = 'relay', or devices that reach each other"
         )
-    if (run_dir := Path(os.path.expanduser(settings.run_dir))).exists() and not run_dir.is_dir():
+    if (run_dir := Path(expanded(settings.run_dir))).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     if settings.wireless.shared and settings.allocation.rule == "sync-only":
         problems.append(

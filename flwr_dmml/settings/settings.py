@@ -1,12 +1,11 @@
 """All settings of a run but those of its methods (:class:`Settings`)."""
 
-import os
 from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from ..base.machine import RUNS
+from ..base.machine import RUNS, expanded
 from ..base.options import Group
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
@@ -112,7 +111,7 @@ class Settings(DeviceSettings):
             own=None if self._of_topology is None else self._of_topology.model_dump(),
             degree=self.topology_degree,
             probability=self.topology_probability,
-            path=os.path.expanduser(self.topology_file),
+            path=expanded(self.topology_file),
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
         )

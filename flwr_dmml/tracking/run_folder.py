@@ -1,7 +1,6 @@
 """The run folder: resolved settings and metrics as JSON lines."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.log import log
+from ..base.machine import expanded
 from .files import WriteError, write_whole, writing
 from .history import read_metrics_file, read_record
 from .lock import locked
@@ -49,9 +49,7 @@ class RunFolder:
 
     def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.path = Path(os.path.expanduser(parent)).resolve() / (
-            name or f"{stamp}-{config['method']}"
-        )
+        self.path = Path(expanded(str(parent))).resolve() / (name or f"{stamp}-{config['method']}")
         self._taken = f"run-name = {name!r}: {self.path} exists already; choose another name"
         if self.path.exists():
             raise FileExistsError(self._taken)
