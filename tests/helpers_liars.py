@@ -221,6 +221,7 @@ LIES: dict[str, tuple[str, Change, str]] = {
     "FLOPs NaN": ("hello", hello("flops-joint", nan), "flops-joint = nan"),
     "FLOPs inf": ("hello", hello("flops-solo", [inf]), "flops-solo.0 = inf"),
     "FLOPs negative": ("hello", hello("flops-per-round", -1.0), "flops-per-round = -1.0"),
+    "FLOPs for nothing": ("hello", hello("flops-solo", [0.0]), "times the sum of flops-solo, 0"),
     "battery NaN": ("hello", hello("battery-j", nan), "battery-j = nan"),
     "modality": ("hello", hello("modalities", [EVIL]), "characters that print"),
     "block of another": ("hello", hello("block-names", ["a<3", "b", "c"]), "cannot hold '<'"),

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import nan
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -173,19 +174,18 @@ def check_metrics(metrics: Mapping[str, Any], modalities: Collection[str]) -> di
         Names the first one that is not.
     """
     ranges = _ranges(tuple(metrics), frozenset(modalities))
+    numbers: dict[str, float] = {}
     for (name, value), (lowest, highest) in zip(metrics.items(), ranges, strict=True):
-        if not isinstance(value, int | float):
+        if isinstance(value, int | float) and lowest <= value <= highest:
+            numbers[name] = float(value)
+        elif not isinstance(value, int | float):
             raise ReplyError(f"its metric {name} is a {type(value).__name__}; allowed: a number")
-        if not lowest <= value <= highest and not name.startswith(METER):
-            raise ReplyError(
-                f"its metric {name} is {one_line(str(value), 40)}; allowed: {lowest:g} to "
-                f"{highest:g}"
-            )
-    return {name: _number(value) for name, value in metrics.items()}
-
-
-def _number(value: int | float) -> float:
-    return float(value) if -LARGEST <= value <= LARGEST else float("nan")
+        elif name.startswith(METER):
+            numbers[name] = nan
+        else:
+            told = one_line(str(value), 40)
+            raise ReplyError(f"its metric {name} is {told}; allowed: {lowest:g} to {highest:g}")
+    return numbers
 
 
 @lru_cache(maxsize=4096)

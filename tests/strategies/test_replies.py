@@ -17,8 +17,11 @@ from helpers_liars import (
     LIAR,
     LIES,
     PLAIN,
+    Change,
     Lying,
+    hello,
     lines_of,
+    metric,
     of_others,
     replaced,
     run_four,
@@ -115,6 +118,22 @@ def test_a_liar_among_rows_is_named_too(tmp_path: Path):
     assert lines_of(failed)[1]["failed"] == {"1": f"RuntimeError: {PLAIN}"}
     kept = json.loads((lied / "checkpoints" / "round-00003" / "state.json").read_text())
     assert set(kept["about"]["published"]) == {"0", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("hello", hello("flops-solo", [1e24])),
+        ("hello", hello("payload-bytes", 1 << 30)),
+        ("train", metric("near.image", 1e30)),
+        ("train", metric("mix.disagreement", 1e30)),
+    ],
+)
+def test_what_is_in_range_ends_no_run(kind: str, change: Change, tmp_path: Path):
+    """Rounds are planned by these numbers, with batteries and radio."""
+    power = {"energy.battery-share": 0.5, "wireless.enabled": True, "allocation.rule": "max-min"}
+    method = run_four(tmp_path, Lying(kind, change), **power)
+    assert len(lines_of(method)) == 3 and (method / "end.json").exists()
 
 
 @pytest.fixture(scope="module")
