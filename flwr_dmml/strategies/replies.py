@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ..base.text import one_line
 from ..payload.blocks import STATISTICS, carried, is_carried, without_companion
-from ..payload.plan import Plan
+from ..payload.plan import Plan, mean_of
 from ..payload.routing import correspondents
 from ..transport.arrays import array_problem
 from ..transport.letter import MAX_LETTER
@@ -304,6 +304,7 @@ def check_payload(
     if problem := member.problem_with(sizes):
         raise ReplyError(problem)
     asked = {carried(b, there.origin) for there in plan.carries for b in there.blocks}
+    asked |= {carried(mean.block, mean_of(member.partition_id)) for mean in plan.averages}
     brought = {without_companion(name) for name in sizes if is_carried(name)}
     if unasked := sorted(brought - asked):
         raise ReplyError(f"its payload carries {one_line(unasked[0], 60)}, which was not asked for")
@@ -314,6 +315,7 @@ def check_payload(
         )
     most = _most_bytes(member, member.blocks) * max(1, len(plan.recipients))
     most += sum(_most_bytes(members[there.origin], there.blocks) for there in plan.carries)
+    most += sum(_most_bytes(members[mean.origins[0]], [mean.block]) for mean in plan.averages)
     blocks = sum(sizes.values()) - statistics
     if blocks > most:
         raise ReplyError(f"the blocks in its payload have {blocks} bytes; allowed: {most}")
