@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 
 from torch import Tensor
 
@@ -206,8 +206,8 @@ class Outcome:
         all own modalities),
         ``test.accuracy.<modality>`` (from it alone), ``validation.accuracy``, of
         a device with several modalities ``test.without.<modality>`` (from all its others), and with
-        ``missing.test-share`` ``test.missing`` (each sample from what it then has). A share of no
-        sample is left out.
+        ``missing.test-share`` ``test.missing`` (each sample from what it then has). A number that
+        does not exist, NaN or infinite, is left out.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
     meter_problem : str
@@ -218,3 +218,7 @@ class Outcome:
     metrics: dict[str, float]
     rejected: list[str]
     meter_problem: str = ""
+
+    def __post_init__(self) -> None:
+        for name in [name for name, value in self.metrics.items() if not isfinite(value)]:
+            del self.metrics[name]

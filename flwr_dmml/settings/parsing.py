@@ -17,6 +17,7 @@ from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from ..base.errors import MethodError, SettingsError
+from ..base.machine import expanded
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
@@ -233,6 +234,10 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
     for key, name, known in named:
         if name not in known:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
+    if settings.quorum > settings.num_nodes:
+        problems.append(
+            f"min-devices = {settings.min_devices}: there are num-nodes = {settings.num_nodes}"
+        )
     try:
         dataset = find_dataset(settings.dataset)
         if settings.partition == "natural" and not dataset.natural_ids:
@@ -270,7 +275,7 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
             "exchange.sealed = True: a router of exchange.router could read all letters; allowed: "
             "transport = 'relay', or devices that reach each other"
         )
-    if (run_dir := Path(os.path.expanduser(settings.run_dir))).exists() and not run_dir.is_dir():
+    if (run_dir := Path(expanded(settings.run_dir))).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     if settings.wireless.shared and settings.allocation.rule == "sync-only":
         problems.append(

@@ -22,9 +22,9 @@ from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget, Updates
 from .gaps import Gaps
 from .losses import Losses
+from .member import Member
 from .merging import FinalMerge
 from .mixing import FarLink, Hubs, Neighbourhood, neighbourhoods, owners_by_block
-from .roster import Member
 
 Links = tuple[nx.Graph, Mapping[str, nx.Graph]]
 """Who is to send to whom, and the graphs of blocks that have one of their own."""

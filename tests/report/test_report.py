@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -425,11 +426,18 @@ def test_numbers_are_short_and_never_nan() -> None:
     ]  # fmt: skip
 
 
-def test_a_loss_that_is_nan_leaves_a_gap(tmp_path: Path) -> None:
+def test_a_loss_that_does_not_exist_is_null_and_left_out(tmp_path: Path) -> None:
+    """In a file of an older version it is NaN, which is no JSON: that leaves a gap."""
     rounds = [make_round(r, [0.5, 0.5, 0.5]) for r in (1, 2)]
-    rounds[0].by_partition[1].train_loss = float("nan")
-    page = page_of(write_run(tmp_path, "x", {"local": rounds}))
-    assert page.figures["train-loss"]["data"][0]["y"] == [None, 1]
+    for node, loss in zip(rounds[0].nodes, (nan, inf, nan), strict=True):
+        node.train_loss = loss
+    run = write_run(tmp_path, "x", {"local": rounds})
+    file = run / "local" / "metrics.jsonl"
+    text = file.read_text()
+    assert not re.search("NaN|Infinity", text) and text.count('"train_loss": null') == 4
+    assert page_of(run).figures["train-loss"]["data"][0]["y"] == [1]
+    file.write_text(text.replace('"train_loss": null', '"train_loss": NaN'))
+    assert page_of(run).figures["train-loss"]["data"][0]["y"] == [None, 1]
 
 
 def test_a_hundred_devices_and_two_hundred_rounds_stay_under_six_megabytes(tmp_path: Path) -> None:

@@ -553,15 +553,16 @@ def test_what_is_tampered_with_costs_only_itself_and_is_named(
     given = settings(method="published")
     Published.inboxes.clear()
     peers = run(Lab(files, given, Published, tamper=tamper), given)
-    failed = {record.round: record.failed for record in peers.records if record.failed}
-    assert words in failed.pop(noticed)[0]
+    assert not any(record.failed for record in peers.records), "one device's word: 2 can read it"
+    told = {(r.round, n.partition): n.claims for r in peers.records for n in r.nodes if n.claims}
+    assert words in told.pop((noticed, 1))[0]
     assert f"Round {noticed}: node 1 rejects from node 0: " in caplog.text
     senders = {key: sorted(inbox) for key, inbox in Published.inboxes.items() if key[1] > 1}
     assert senders.pop((1, noticed + 1)) == [2]
     if attack == "swap":  # device 1 did not encrypt for whom it could not know
-        assert "not encrypted for this device" in failed.pop(2)[1]
+        assert "not encrypted for this device" in told.pop((2, 0))[1]
         assert senders.pop((0, 3)) == [2]
-    assert all(len(inbox) == NODES - 1 for inbox in senders.values()) and not failed
+    assert all(len(inbox) == NODES - 1 for inbox in senders.values()) and not told
 
 
 def test_a_device_does_not_encrypt_to_a_key_that_it_refuses(
