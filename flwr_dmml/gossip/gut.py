@@ -54,6 +54,7 @@ class GutRule(GossipRule):
     sgd: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     static: ClassVar[bool] = True
+    loss: ClassVar[Literal["own", "pair", "sender"]] = "pair"
     whole: ClassVar[bool] = True
     resets: ClassVar[bool] = True
     options: GutOptions
@@ -67,8 +68,8 @@ class GutRule(GossipRule):
 
     def start(self, x: Tensor) -> State:
         """Return no step to track."""
-        names = "own", "way", "mixed", "before", "m"
-        return {name: torch.zeros_like(x) for name in names} | {"common": number(x, 0)}
+        nothing = {name: torch.zeros_like(x) for name in ("way", "mixed", "before", "m")}
+        return {**nothing, "own": x.clone(), "common": number(x, 0)}
 
     def mixed(self, mix: Mix, state: State) -> tuple[Tensor, State]:
         """Train from the mixed model, and keep the own one."""

@@ -160,6 +160,7 @@ class Learner:
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
         self._noise_scales: dict[str, Tensor] = {}
         self._for_others: Payload = {}  # in this round, for others
+        self._planned: tuple[Plan | None, dict[str, tuple[float, float]]] = None, {}
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         check_kept(self.model, modules)
@@ -500,12 +501,15 @@ class Learner:
 
         Of those that train it; nothing where the plan does not say.
         """
+        if self._planned[0] is plan:
+            return self._planned[1]
         updates, found = self.updates(plan), dict[str, tuple[float, float]]()
         own = {"": len(self.steps(updates))} | updates if plan.steps else {}
         for block in self.block_names if own else ():
             of = self.modality_of(block)
             if own[of] and of in plan.steps:
                 found[block] = float(own[of]), plan.steps[of]
+        self._planned = plan, found
         return found
 
     def trains(self, plan: Plan) -> bool:

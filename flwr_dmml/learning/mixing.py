@@ -18,7 +18,7 @@ from ..gossip.rule import (
 )
 from ..payload.blocks import COMPANION, addressed
 from ..payload.flat import Flat
-from ..payload.plan import Inbox, Payload
+from ..payload.plan import Inbox, Payload, Plan
 from ..payload.received import received
 from .optimisers import Direct
 
@@ -205,6 +205,18 @@ class Mixer:
             if self._publishes:
                 self._begun[block] = mixed if mixed is not x else x.clone()
         return apart, rejected
+
+    def models(self, block: str, plan: Plan, inbox: Inbox) -> dict[int, Tensor]:
+        """Return the models in what neighbours have sent of a block, ``[length]`` by neighbour.
+
+        Of those alone who own it, and whose vectors are as they should be. Where a rule sends
+        something that a model is made of, it is that.
+        """
+        place = self._flat.slices[block]
+        row = plan.weights.get(block, (1.0,))
+        others = {j: w for j, w in zip(plan.neighbours, row[1:], strict=False) if w}
+        found, _ = self._arrived(block, others, inbox, self._flat.rows[:, place])
+        return {j: self.rule.model_of(vectors) for j, (_, vectors) in found.items()}
 
     def _arrived(
         self, block: str, weights: Mapping[int, float], inbox: Inbox, x: Tensor

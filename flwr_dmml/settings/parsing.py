@@ -22,6 +22,7 @@ from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..graph.topology import TopologyError, find_topology, own_fields
+from ..learning.learner import Learner
 from ..learning.options import Options
 from .parts import Parts, RunConfig, no_couriers, no_couriers_over
 from .settings import GROUPS, Settings
@@ -164,6 +165,11 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
         problems.append(
             f"optimizer = '{settings.optimizer}': the {what} of the gossip rule {rule.name!r} "
             "goes with sgd only"
+        )
+    if rule.sgd and learner.make_optimizer is not Learner.make_optimizer:
+        problems.append(
+            f"{asked}: the method {method!r} has an optimiser of its own, and the correction of "
+            f"the rule {rule.name!r} goes with sgd only; choose another rule"
         )
     if rule.linear and not aggregation.linear:
         problems.append(

@@ -425,8 +425,10 @@ class RoundPlanner:
     def _mean_steps(self, updates: Mapping[int, Updates]) -> dict[str, float]:
         """Return :attr:`.Plan.steps` of a round with these updates."""
         costs = self.energy.costs
-        each = [[own.get(m, 0) for m in costs.modalities] for own in updates.values()]
-        tau, owned = np.array(each, np.int64), costs.owned[list(updates)]
+        tau = np.zeros((len(updates), len(costs.modalities)), np.int64)
+        for row, own in zip(tau, updates.values(), strict=True):
+            row[:] = [own.get(m, 0) for m in costs.modalities]
+        owned = costs.owned[np.array(list(updates), np.int64)]
         joint, solo = split(tau, owned, self.energy.settings.stagger_share)
         every = np.column_stack([joint + solo.sum(axis=1), tau])  # [node, 1 + modality]
         trains = np.maximum(1, np.count_nonzero(every, axis=0))

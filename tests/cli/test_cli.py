@@ -86,6 +86,7 @@ def test_list_methods() -> None:
     result = invoke("--list-methods")
     assert result.exit_code == 0
     assert first_cells(result.stdout) == [
+        "ccl",
         "d2",
         "dmml",
         "dmml-kd",

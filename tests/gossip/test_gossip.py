@@ -86,7 +86,7 @@ REFUSED = {
     **{
         ("harmony", name): "chooses in every round whom it mixes with"
         for name, rule in find_gossip().items()
-        if rule.static
+        if rule.static or rule.linear
     },
     **{("local", rule): "sends nothing" for rule in RULES if rule != "dsgdm"},
 }
@@ -120,6 +120,7 @@ def test_every_method_runs_with_every_rule_or_is_refused_by_name(method: str) ->
         found[rule] = [n.train_loss for r in peers.records for n in r.nodes], last.accuracy
     plain = found.get("dpsgd")
     alike = [rule for rule, numbers in found.items() if numbers == plain]
+    alike = [rule for rule in alike if rule != "choco"]  # which here sends everything
     assert method == "local" or alike == ["dpsgd"], alike
 
 
@@ -139,7 +140,7 @@ def test_a_round_goes_on_from_the_state(rule: str) -> None:
         inbox = {1: other.run_round(theirs, {}).payload}
     state = one.state()
     kept = any(name.startswith(GOSSIP) for name in state)
-    assert kept == (rule not in ("dpsgd", "dsgdm", "relaysgd"))
+    assert kept == (rule not in ("dpsgd", "dsgdm", "relaysgd", "choco"))
     two.load_state({name: value.clone() for name, value in state.items()})
     plan = Plan(3, 3, neighbours=(1,), recipients=(1,), weights=weights)
     a, b = one.run_round(plan, inbox), two.run_round(plan, inbox)

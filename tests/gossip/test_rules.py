@@ -454,3 +454,25 @@ def test_rows_of_many_are_those_of_each_by_itself_to_the_last_bit(name: str) -> 
     every, each = at(slice(None)), [at(slice(k, k + 1)) for k in range(3)]
     for i, of_all in enumerate(every):
         assert torch.equal(of_all, torch.cat([own_rows[i] for own_rows in each]))
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.resets])
+def test_to_start_anew_is_to_begin_from_there(name: str) -> None:
+    """Momentum that is the optimiser's own lasts; here there is none."""
+    x, w = torch.zeros(SMALL, LENGTH), ring()
+    tau = torch.tensor([1, 2, 3, 2, 1])
+
+    def of(start: Tensor) -> Trial:
+        return Trial(make(name), start, gradient(SMALL), lr=0.05)
+
+    old = of(x)
+    for _ in range(3):
+        old.round(w, tau)
+    old.mix(w, anew=True)
+    new = of(old.x)
+    new.mix(w)  # nobody has published
+    for _ in range(3):
+        for t in (old, new):
+            t.train(tau)
+            t.mix(w)
+        assert torch.allclose(old.x, new.x, atol=1e-12)
