@@ -21,6 +21,7 @@ from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
 from flwr_dmml.strategies.merging import FinalMerge
+from flwr_dmml.strategies.mixing import Hubs
 from flwr_dmml.tracking.records import RoundRecord
 
 
@@ -38,8 +39,8 @@ MERGE: dict[str, Any] = {**SENSORS, "final-merge": "owners"}
 EVERYBODY = {node: ["b"] for node in range(12)}
 
 
-def weigh(graph: nx.Graph, owners: Collection[int]) -> dict[int, dict[int, float]]:
-    return metropolis_rows(graph, owners)
+def weigh(graph: nx.Graph, owners: Collection[int], hubs: Hubs) -> dict[int, dict[int, float]]:
+    return metropolis_rows(graph, owners, hubs)
 
 
 def test_rounds_of_a_ring_are_those_of_its_gap() -> None:
