@@ -269,7 +269,7 @@ def test_the_rule_is_the_methods_own_unless_it_is_named() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"gossip": "push"}, "gossip = 'push': there are auto, d2, decentlam, dpsgd, dsgdm"),
+        ({"gossip": "push"}, "gossip = 'push': there are auto, beer, choco, d2, decentlam"),
         ({"aggregation": "median"}, "aggregation = 'median': there are mean"),
         (
             {"method": "dpsgd", "gossip": "qg-dsgdm", "optimizer": "adam"},
