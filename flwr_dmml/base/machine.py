@@ -1,7 +1,8 @@
-"""Resources of this machine: cores, memory, disk space, and the folders for cache and runs."""
+"""The machine: its cores, memory and disk space, and the folders for cache and runs."""
 
 import os
 import shutil
+import socket
 import tempfile
 from logging import WARNING
 from math import ceil
@@ -57,6 +58,12 @@ def cache_folder() -> Path:
     """Return the folder of cached data sets, whether it exists or not."""
     usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flwr-dmml")
     return Path(expanded(os.environ.get(CACHE) or usual))
+
+
+def boot_id() -> str:
+    """Return what tells this machine, since its last start, from others."""
+    boot = Path("/proc/sys/kernel/random/boot_id")  # Linux
+    return boot.read_text(encoding="ascii").strip() if boot.exists() else socket.gethostname()
 
 
 def cores() -> int:

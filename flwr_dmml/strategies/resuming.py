@@ -15,6 +15,7 @@ FREE = {
     "run-name",
     "checkpoint-every",
     "checkpoint-keep",
+    "min-devices",
     "engine",
     "workers",
     "ray-address",
