@@ -17,9 +17,12 @@ def parse_json(text: str | bytes) -> Any:
         It is no JSON, or nested too deeply.
     """
     try:
-        return _checked(json.loads(text))
+        value = _checked(json.loads(text))
     except RecursionError as error:
         raise _too_deep() from error
+    if "\\u" in (text if isinstance(text, str) else text.decode(errors="replace")):
+        json.dumps(value, ensure_ascii=False).encode()  # half a character, "\\ud800", is not UTF-8
+    return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -516,7 +516,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
 def test_files_that_are_empty_or_not_json(tmp_path: Path) -> None:
     cases = [
         ("dpsgd/metrics.jsonl", "", "empty; the run has not finished a round"),
-        ("config.json", '{"seed": 0,\n', "line 2: "),
+        ("config.json", '{"seed": 0,\n', "line 2 column 1"),
         ("config.json", "[]", "not a JSON object"),
         ("run.json", "{", "Invalid JSON"),
         ("dpsgd/devices.json", '{"nodes": [{"partition": 0}]}', "nodes.0.modalities"),
