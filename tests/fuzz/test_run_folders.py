@@ -97,6 +97,6 @@ seed = [0, 1, 2]
 
 def test_a_sweep_file(memory: Path, pytestconfig: pytest.Config) -> None:
     file = memory / "grid.toml"
-    parse = of_file(file, lambda: read_sweep(file).runs(), SweepError, file.name, "grid: two runs")
+    parse = of_file(file, lambda: read_sweep(file).runs(), SweepError, file.name, "grid: ")
     assert tomllib.loads(SWEEP.decode())
     fuzz(parse, (SweepError,), [SWEEP], pytestconfig)
