@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fuzzing import fuzz
-from helpers_fuzz import of_file
+from helpers_fuzz import UNCHANGED, of_file, of_values
 
 from flwr_dmml.base.machine import CACHE
 from flwr_dmml.data import DataError, Modality, Samples, Source, known
@@ -54,6 +54,12 @@ def test_a_file_of_the_cache(
     file, example = files[suffix], files[suffix].read_bytes()
     parse = of_file(file, lambda: READERS[suffix](file), DataError)
     fuzz(parse, (DataError,), [example], pytestconfig)
+
+
+def test_a_record_of_odd_values(files: dict[str, Path], pytestconfig: pytest.Config) -> None:
+    file = files[".json"]
+    parse = of_values(file, lambda: READERS[".json"](file), DataError)
+    fuzz(parse, (DataError,), [UNCHANGED], pytestconfig)
 
 
 @pytest.mark.parametrize("suffix", READERS)
