@@ -57,8 +57,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as stop:
-        if stop.code == STOPPED:  # a device's thread may be deep inside torch: do not wait for it
+        if stop.code in STOPPED:  # a device's thread may be deep inside torch: do not wait for it
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(STOPPED)
+            os._exit(stop.code)
         raise

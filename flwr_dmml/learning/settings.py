@@ -1,11 +1,11 @@
 """Settings of a device: its data, model and training (:class:`DeviceSettings`)."""
 
-import os
 from math import cos, inf, pi
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
+from ..base.machine import expanded
 from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
@@ -213,7 +213,7 @@ class DeviceSettings(Group):
     @property
     def data_folder(self) -> str:
         """``data_path`` with ``~`` expanded."""
-        return os.path.expanduser(self.data_path)
+        return expanded(self.data_path)
 
     @property
     def encoder_choice(self) -> EncoderChoice:
@@ -223,7 +223,7 @@ class DeviceSettings(Group):
             audio=self.audio_encoder,
             series=self.series_encoder,
             vector=self.vector_encoder,
-            weights=os.path.expanduser(self.encoder_weights),
+            weights=expanded(self.encoder_weights),
         )
 
     def partition_options(self) -> PartitionOptions:

@@ -1,12 +1,11 @@
 """All settings of a run but those of its methods (:class:`Settings`)."""
 
-import os
 from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from ..base.machine import RUNS
+from ..base.machine import RUNS, expanded
 from ..base.options import Group
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
@@ -54,10 +53,10 @@ class Settings(DeviceSettings):
         50.0, gt=0, description="devices this near are linked, m (geometric)"
     )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
-    couriers: Literal["auto", "off", "forward"] = Field(
+    couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
         description="forward: devices carry blocks that they do not own between owners that no "
-        "link joins; auto: as the method says",
+        "link joins; average: they send the mean of these; auto: as the method says",
     )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
@@ -112,7 +111,7 @@ class Settings(DeviceSettings):
             own=None if self._of_topology is None else self._of_topology.model_dump(),
             degree=self.topology_degree,
             probability=self.topology_probability,
-            path=os.path.expanduser(self.topology_file),
+            path=expanded(self.topology_file),
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
         )

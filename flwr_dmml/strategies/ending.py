@@ -11,7 +11,7 @@ from ..base.text import one_line
 from ..tracking import RunFolder
 from ..tracking.ending import Ended, Ending, MethodEnd, failures_of, write_ending
 from ..tracking.run_folder import END
-from .keeper import RunStoppedError
+from .keeper import ResumeError, RunStoppedError
 from .peer import PeerStrategy
 from .reasons import MOST
 from .roster import QuorumError
@@ -53,12 +53,21 @@ def end_of(strategy: PeerStrategy) -> MethodEnd:
 
 @contextmanager
 def end_noted(folder: RunFolder) -> Iterator[Ends]:
-    """Write into the run folder how the block ends (``end.json``); nothing is there meanwhile."""
-    if folder.made:
-        (folder.path / END).unlink(missing_ok=True)
+    """Write into the run folder how the block ends (``end.json``); nothing is there meanwhile.
+
+    A resume that is refused changes nothing: what was there is put back.
+    """
+    file, before = folder.path / END, b""
+    if folder.made and file.exists():
+        before = file.read_bytes()
+        file.unlink()
     ends = Ends()
     try:
         yield ends
+    except ResumeError:
+        if before:
+            file.write_bytes(before)
+        raise
     except BaseException as error:
         try:
             _write(folder, ends, _kind(error), _reason(error))

@@ -21,7 +21,6 @@ from .replies import (
     Reply,
     check_confusion,
     check_metrics,
-    check_payload,
     read_claims,
 )
 from .roster import Roster, require_some
@@ -128,7 +127,7 @@ class HostedExchange(Exchange):
         members = self._roster.members
         entries = reply.entries or {}
         if plan.iterations and self._entries.get(partition) is not entries:
-            check_payload(entries, members[partition], plan, members)
+            self._check_sizes(entries, partition, plan)
         metrics = check_metrics(reply.metrics, self._roster.modalities)
         account = Account(metrics, read_claims(reply.rejected, plan))
         return Reply([account], NOTHING, [], check_confusion(reply.confusion, members[partition]))
@@ -144,7 +143,7 @@ class HostedExchange(Exchange):
             if (
                 known is None
                 or known[0].weights is not plan.weights
-                or (known[0].far, known[0].carries) != (plan.far, plan.carries)
+                or _as_courier(known[0]) != _as_courier(plan)
                 or any(a is not b for a, b in zip(known[1], sent, strict=True))
             ):
                 known = self._booked[p] = plan, sent, list(_letters(p, plan, sent))
@@ -163,6 +162,11 @@ class HostedExchange(Exchange):
             for p, record in payloads.items()
         }
         self._sizes = _own_sizes(self._entries)
+
+
+def _as_courier(plan: Plan) -> tuple[object, ...]:
+    """Return what a device gets by couriers, and as one."""
+    return plan.far, plan.carries, plan.averages
 
 
 def _own_sizes(entries: Mapping[int, Entries]) -> dict[int, int]:

@@ -158,11 +158,17 @@ class Logbook:
                 record.failed.setdefault(sender, why)
 
     def carried(self, plans: Mapping[int, Plan]) -> None:
-        """Note what couriers have brought, by plans that begin with mixing it."""
+        """Note what couriers have brought, by plans that begin with mixing it.
+
+        The origin of a mean is the courier that has made it.
+        """
         for p, plan in plans.items():
             if plan.far:
                 record = self.records[plan.server_round - 2]
-                record.carried |= {(there.origin, there.via, p) for there in plan.far}
+                record.carried |= {
+                    (there.via if there.is_mean else there.origin, there.via, p)
+                    for there in plan.far
+                }
 
     def _meter(self, server_round: int, partition: int, account: Account) -> None:
         """Note what a node's meter counted in a round's work, and have it booked.

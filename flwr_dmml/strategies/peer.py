@@ -20,6 +20,7 @@ from ..engine.nodes import Hosted
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
+from ..learning.learner import CourierChoice
 from ..learning.options import Options
 from ..payload.plan import Plan
 from ..tracking.checkpoints import Checkpoint
@@ -41,7 +42,7 @@ class RunKeeper(Protocol):
         """Return the checkpoint to go on from, if there is one."""
 
     def begun(self, strategy: "PeerStrategy") -> None:
-        """Take note of who takes part."""
+        """Take note of who takes part in a run that begins."""
 
     def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
         """Take a strategy that has met its devices back to a checkpoint."""
@@ -105,8 +106,8 @@ class PeerStrategy(Strategy):
         Writes checkpoints; where there is one already, the run goes on from it.
     exchange : callable
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
-    couriers : bool (default: False)
-        Whether devices carry blocks that they do not own between owners that no link joins.
+    couriers : {"off", "forward", "average"} (default: "off")
+        How devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
     """
@@ -130,7 +131,7 @@ class PeerStrategy(Strategy):
         trackers: Sequence[Tracker] = (),
         keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
-        couriers: bool = False,
+        couriers: CourierChoice = "off",
         sealed: bool = False,
     ) -> None:
         self.options = options or Options()
@@ -374,11 +375,11 @@ class PeerStrategy(Strategy):
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
         first = 1
-        if self.keeper:
-            self.keeper.begun(self)
         if self.keeper and checkpoint:
             self.keeper.restore(self, grid, checkpoint)
             first = checkpoint.server_round + 1
+        elif self.keeper:
+            self.keeper.begun(self)
         done = first - 1
         while done < num_rounds:
             before, begun = done, time.monotonic()

@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from ..payload.plan import Apart, Carried, Inbox, Outcome, Payload, Plan
+from ..payload.plan import Apart, Averaged, Carried, Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
@@ -22,7 +22,7 @@ INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
 _WEIGHTS, _UPDATES = "weights.", "updates."
-_FAR, _CARRIES, _APART = "far.", "carries.", "apart."
+_FAR, _CARRIES, _AVERAGES, _APART = "far.", "carries.", "averages.", "apart."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
 
@@ -76,6 +76,9 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
         for position, there in enumerate(brought):
             record[f"{prefix}{position}"] = [there.origin, there.via, there.couriers]
             record[f"{prefix}{position}.blocks"] = list(there.blocks)
+    for position, mean in enumerate(plan.averages):
+        record[f"{_AVERAGES}{position}"] = [mean.length, *mean.origins]
+        record[f"{_AVERAGES}{position}.blocks"] = [mean.block]
     for position, own in enumerate(plan.apart):
         record[f"{_APART}{position}"] = list(own.readers)
         record[f"{_APART}{position}.blocks"] = list(own.blocks)
@@ -105,6 +108,10 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         },
         far=_read_carried(record, _FAR),
         carries=_read_carried(record, _CARRIES),
+        averages=tuple(
+            Averaged(block, tuple(origins), length)
+            for (length, *origins), (block,) in _numbered(record, _AVERAGES)
+        ),
         apart=tuple(Apart(blocks, tuple(readers)) for readers, blocks in _numbered(record, _APART)),
     )
 

@@ -44,10 +44,9 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     installed = install_metadata(CUSTOM, home / "installed")
+    found = [str(installed), str(CUSTOM), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(
-            [str(installed), str(CUSTOM), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, found)),
         "FLWR_HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -65,7 +64,8 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     def run(
         num_nodes: int,
         app: Path = QUICKSTART,
-        kill: Callable[[], bool] | None = None,
+        when: Callable[[], bool] | None = None,
+        number: signal.Signals = signal.SIGKILL,
         lose_a_worker: Callable[[], bool] | None = None,
         **settings: object,
     ) -> tuple[str, str]:
@@ -77,12 +77,13 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         )  # fmt: skip
         run_id = str(json.loads(submitted)["run-id"])
         deadline = time.monotonic() + 300
-        if kill is not None:  # asking Flower takes a second, in which rounds go by
-            while not kill() and time.monotonic() < deadline:
+        if when is not None:  # asking Flower takes a second, in which rounds go by
+            while not when() and time.monotonic() < deadline:
                 time.sleep(0.01)
             for process in _processes_of(str(home), command="flwr-simulation"):
-                os.kill(process, signal.SIGKILL)
-            return "killed", ""
+                os.kill(process, number)
+            if number == signal.SIGKILL:
+                return "killed", ""
         if lose_a_worker is not None:
             while not lose_a_worker():
                 assert time.monotonic() < deadline, call("log", run_id, "--show")
@@ -186,20 +187,31 @@ def test_a_method_of_ones_own_by_entry_point(flwr_run: Run, tmp_path: Path):
         assert ray == (found / "same" / method / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_that_is_killed_goes_on(flwr_run: Run, tmp_path: Path):
-    """Flower's engine is killed with -9; a new `flwr run` ends with what nobody disturbed."""
-    settings = {**SETTINGS, "num-server-rounds": 20, "compare-with": "", "checkpoint-every": 2}
+def test_a_run_that_is_stopped_and_killed_goes_on(flwr_run: Run, tmp_path: Path):
+    """SIGTERM stops it after the round, with a checkpoint; then it is killed with -9.
+
+    The last `flwr run` ends with what nobody disturbed.
+    """
+    settings = {**SETTINGS, "num-server-rounds": 20, "compare-with": "", "checkpoint-every": 3}
     sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
     command = ["simulate", str(QUICKSTART), *sets, "--set", f"run-dir={tmp_path / 'whole'}"]
     assert CliRunner().invoke(app, [*command, "--workers", "0"]).exit_code == 0
 
     metrics = tmp_path / "flower" / "same" / "dmml-kd" / "metrics.jsonl"
 
-    def after_four() -> bool:
-        return metrics.exists() and metrics.read_text().count("\n") >= 4
+    def after(rounds: int) -> Callable[[], bool]:
+        return lambda: metrics.exists() and metrics.read_text().count("\n") >= rounds
 
     given = {**settings, "run-dir": str(tmp_path / "flower")}
-    status, _ = flwr_run(4, kill=after_four, **given)
+    status, log = flwr_run(4, when=after(3), number=signal.SIGTERM, **given)
+    assert status == "finished:failed", log
+    stopped = re.search(r"Stopped after round (\d+)", log)
+    assert stopped and "SIGTERM: the run stops after this round" in log, log
+    checkpoints = metrics.parent / "checkpoints"
+    assert (checkpoints / f"round-{int(stopped[1]):05d}").is_dir()
+    assert metrics.read_text().count("\n") == int(stopped[1]) - 1
+
+    status, _ = flwr_run(4, when=after(int(stopped[1]) + 4), **given, resume="same")
     assert status == "killed" and metrics.read_text().count("\n") < 20
     status, log = flwr_run(4, **given, resume="same")
     assert status == "finished:completed", log

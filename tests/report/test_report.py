@@ -256,10 +256,19 @@ def test_the_graph(page: Page) -> None:
     assert "neighbours: 0, 1" in sets[1]["customdata"][0]
 
 
-def test_what_couriers_carry_is_dashed(tmp_path: Path) -> None:
-    """1 has brought blocks of 0 and 2 to one another in round 1, nobody anything in round 2."""
+@pytest.mark.parametrize(
+    ("carried", "lines", "words"),
+    [
+        ({(0, 1, 2), (2, 1, 0)}, 1, "couriers joined last (1)"),
+        ({(1, 1, 0), (1, 1, 2)}, 2, "couriers sent means last (2)"),
+    ],
+)
+def test_what_couriers_carry_is_dashed(
+    carried: set[tuple[int, int, int]], lines: int, words: str, tmp_path: Path
+) -> None:
+    """1 has brought blocks of 0 and 2 to one another, or their mean, in round 1, none in 2."""
     rounds = [make_round(1, None), make_round(2, [0.5, 0.6, 0.7])]
-    rounds[0].carried = {(0, 1, 2), (2, 1, 0)}
+    rounds[0].carried = carried
     (figure,) = (
         part
         for section in report_sections(read_run(write_run(tmp_path, "carried", {"dpsgd": rounds})))
@@ -267,7 +276,7 @@ def test_what_couriers_carry_is_dashed(tmp_path: Path) -> None:
         if isinstance(part, Figure) and part.name == "graph"
     )
     assert figure.data[1]["name"] == "carried" and figure.data[1]["line"]["dash"] == "dash"
-    assert len(figure.data[1]["x"]) == 3 and "couriers joined last (1)" in figure.caption
+    assert len(figure.data[1]["x"]) == 3 * lines and words in figure.caption
 
 
 def test_every_figure_is_valid_in_plotly(run: Path) -> None:

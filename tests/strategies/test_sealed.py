@@ -385,7 +385,7 @@ def test_a_courier_carries_what_it_cannot_read(more: dict[str, Any], files: list
     found = []
     for encrypt in (False, True):
         given = settings(**{**CARRIED, **more}) | {"exchange.sealed": encrypt}
-        found.append(run(Lab(files, given), given, rounds=4, couriers=True, sealed=encrypt))
+        found.append(run(Lab(files, given), given, rounds=4, couriers="forward", sealed=encrypt))
     plain, sealed = found
     assert learned(sealed) == learned(plain)
     assert sealed.records[2].carried == {(0, 1, 2), (2, 1, 0)} == plain.records[2].carried
@@ -396,7 +396,7 @@ def test_a_courier_has_no_key_to_what_it_carries(files: list[Tls], devices: list
     Published.inboxes.clear()
     given = settings(**CARRIED, method="published")
     grid = Lab(files, given, Published)
-    run(grid, given, rounds=4, couriers=True, sealed=True)
+    run(grid, given, rounds=4, couriers="forward", sealed=True)
     assert set(Published.inboxes[1, 3]) == {0, 2}
     for payload in Published.inboxes[1, 3].values():
         assert not any("audio" in name for name in payload)
@@ -430,7 +430,9 @@ def test_a_courier_that_changes_what_it_carries_is_named(
 
     given = settings(**CARRIED)
     with caplog.at_level("WARNING"):
-        peers = run(Lab(files, given, tamper=change), given, rounds=4, couriers=True, sealed=True)
+        peers = run(
+            Lab(files, given, tamper=change), given, rounds=4, couriers="forward", sealed=True
+        )
     assert "device 0: carried by device 1: cannot be opened: damaged" in caplog.text
     assert "node 2 rejects from node 1: block encoder.audio of device 0 is missing" in caplog.text
     assert peers.records[-1].accuracy is not None and not peers.records[3].failed
