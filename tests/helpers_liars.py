@@ -221,12 +221,17 @@ LIES: dict[str, tuple[str, Change, str]] = {
     "FLOPs NaN": ("hello", hello("flops-joint", nan), "flops-joint = nan"),
     "FLOPs inf": ("hello", hello("flops-solo", [inf]), "flops-solo.0 = inf"),
     "FLOPs negative": ("hello", hello("flops-per-round", -1.0), "flops-per-round = -1.0"),
+    "FLOPs for nothing": ("hello", hello("flops-solo", [0.0]), "times the sum of flops-solo, 0"),
     "battery NaN": ("hello", hello("battery-j", nan), "battery-j = nan"),
     "modality": ("hello", hello("modalities", [EVIL]), "characters that print"),
     "block of another": ("hello", hello("block-names", ["a<3", "b", "c"]), "cannot hold '<'"),
     "no introduction": ("hello", without(ABOUT), "not that of a ClientApp of flwr-dmml"),
     "payload no array": ("train", array(PAYLOAD, NO_ARRAY), "is no array that can be read"),
-    "payload pickle": ("train", array(PAYLOAD, stored(np.array([{}]))), "Object arrays cannot"),
+    "payload pickle": (
+        "train",
+        array(PAYLOAD, stored(np.array([{}]))),
+        "in its payload is no array",
+    ),
     "payload words": ("train", array(PAYLOAD, stored(np.array(["a"]))), "which are no numbers"),
     "payload of 70 dimensions": (
         "train",

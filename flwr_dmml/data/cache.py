@@ -46,7 +46,7 @@ Kind = Literal["data set", "damaged data set", "file list", "leftover"]
 class Record(BaseModel):
     """What was written into an entry.
 
-    Parameters
+    Attributes
     ----------
     dataset : str
         Name of the data set.

@@ -55,8 +55,8 @@ class Settings(DeviceSettings):
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
     couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
-        description="forward: devices carry blocks that they do not own between owners that no "
-        "link joins; average: they send the mean of these; auto: as the method says",
+        description="forward: devices carry others' blocks between owners that no link joins; "
+        "average: they send a mean of them; auto: as the method says",
     )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"

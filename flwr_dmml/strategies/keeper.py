@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from logging import INFO, WARNING
 from math import isqrt
 from pathlib import Path
@@ -155,8 +156,8 @@ class Keeper:
         """Return digests of what goes with a checkpoint: settings, and the rounds before it."""
         config = self.folder.parent / "config.json"
         return {
-            config.name: digest(config.read_bytes() if config.exists() else b""),
-            self._metrics.name: digest(b"".join(_lines(self._metrics)[: server_round - 1])),
+            config.name: digest(_lines(config)),
+            self._metrics.name: digest(islice(_lines(self._metrics), server_round - 1)),
         }
 
     def _check(self, checkpoint: Checkpoint) -> None:
@@ -180,10 +181,9 @@ class Keeper:
         ResumeError
             There were checkpoints, and none can be used.
         """
-        checkpoint = self._checkpoints.latest(self._check)
-        done = len(_lines(self._metrics))
-        if checkpoint is not None:
+        if checkpoint := self._checkpoints.latest(self._check):
             return checkpoint
+        done = _count(self._metrics)
         if self._checkpoints.none_yet:
             if done:
                 text = "%s rounds are run again: %s was stopped before its first checkpoint"
@@ -219,13 +219,14 @@ class Keeper:
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
         complete = checkpoint.server_round - 1
         with _as_written(checkpoint):
-            before = [read_record(json.loads(x)) for x in _lines(self._metrics)[:complete]]
+            lines = islice(_lines(self._metrics), complete)
+            before = [read_record(json.loads(line)) for line in lines]
             payloads = {
                 int(p): _record({k: checkpoint.array(int(p), k) for k in names})
                 for p, names in checkpoint.about["published"].items()
             }
             strategy.load_state(checkpoint.about, payloads, before)
-        again = len(_lines(self._metrics)) - complete
+        again = _count(self._metrics) - complete
         for path in (self._metrics, self._timing):
             _cut(path, complete)
         text = "Resumed after round %s; rounds that were complete and are run again: %s"
@@ -300,12 +301,18 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(dict(content), allow_nan=False) + "\n")
 
 
-def _lines(path: Path) -> list[bytes]:
-    """Return the lines of a file; none where there is no file."""
-    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file; none where there is no file."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from file
+
+
+def _count(path: Path) -> int:
+    return sum(1 for _ in _lines(path))
 
 
 def _cut(path: Path, lines: int) -> None:
     """Keep the first lines of a file, whole or not at all."""
     if path.exists():
-        write_whole(path, b"".join(_lines(path)[:lines]))
+        write_whole(path, b"".join(islice(_lines(path), lines)))

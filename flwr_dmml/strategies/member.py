@@ -20,6 +20,8 @@ from .reasons import ReplyError
 
 MOST_FLOPS = 1e24
 """More than any device can do in a round."""
+MOST_JOINT = 1000
+"""Times what its modalities take one by one: more than an iteration of all of them takes."""
 MOST_COUNT = 1 << 48
 """Of samples, of parameters, and of whatever else is counted."""
 MOST_CLASSES, MOST_MODALITIES, MOST_BLOCKS, MOST_PHASES = 1 << 16, 64, 10_000, 100
@@ -185,4 +187,9 @@ class _Hello(BaseModel):
         ):
             if len(there) != asked:
                 raise ValueError(f"{name} has {len(there)} entries instead of {asked}")
+        if self.flops_joint > MOST_JOINT * sum(self.flops_solo):
+            raise ValueError(
+                f"flops-joint = {self.flops_joint:g}; allowed: up to {MOST_JOINT} times the sum of "
+                f"flops-solo, {sum(self.flops_solo):g}"
+            )
         return self

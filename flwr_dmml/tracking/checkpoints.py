@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from logging import WARNING
@@ -191,10 +191,10 @@ def _store(checkpoint: Checkpoint, folder: Path) -> None:
     for group, arrays in zip(_GROUPS, (checkpoint.nodes, checkpoint.payloads), strict=True):
         data, about[group] = _pack(arrays)
         write_whole(folder / f"{group}.safetensors", data)
-        digests.append(digest(data))
+        digests.append(digest([data]))
     state = json.dumps(about).encode()
     write_whole(folder / _STATE, state)
-    digests.append(digest(state))
+    digests.append(digest([state]))
     pairs = zip(digests, _FILES, strict=True)
     write_whole(folder / DIGESTS, "".join(f"{value}  {name}\n" for value, name in pairs))
     sync_folder(folder)
@@ -236,7 +236,7 @@ def _load(place: Path) -> Checkpoint:
 
 def _read(path: Path, digests: Mapping[str, bytes]) -> bytes:
     data = path.read_bytes()
-    if digest(data).encode() != digests[path.name]:
+    if digest([data]).encode() != digests[path.name]:
         raise CheckpointError(f"{path.name} and its digest do not agree")
     return data
 
@@ -249,9 +249,12 @@ def _unpack(data: bytes, group: _Group) -> dict[int, Arrays]:
     }
 
 
-def digest(data: bytes) -> str:
-    """Return what tells whether a file has changed."""
-    return blake2b(data, digest_size=16).hexdigest()
+def digest(parts: Iterable[bytes]) -> str:
+    """Return what tells whether a file has changed, given all its bytes in order."""
+    hashed = blake2b(digest_size=16)
+    for part in parts:
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 def _round_of(place: Path) -> int:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM stop a run after the round, with a checkpoint; in processes of their own."""
 
+import contextlib
 import os
 import re
 import signal
@@ -19,6 +20,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return metrics(folder / "whole")
 
 
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines of processes that were started with temporary files there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.fsencode(folder / "tmp") in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+    return found
+
+
 @pytest.mark.parametrize(
     ("workers", "number"),
     [(0, signal.SIGINT), (0, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGTERM)],
@@ -28,7 +39,7 @@ def test_a_run_stops_after_the_round_and_goes_on_as_if_never_stopped(
 ):
     """With workers SIGTERM goes to all processes at once, as timeout, Slurm and systemd send it.
 
-    Nothing is left of temporary files, and the resumed metrics are the same bytes.
+    Nothing is left of temporary files and of Ray, and the resumed metrics are the same bytes.
     """
     if workers:
         pytest.importorskip("ray", reason="workers need Ray")
@@ -46,6 +57,7 @@ def test_a_run_stops_after_the_round_and_goes_on_as_if_never_stopped(
     assert "Traceback" not in said and "SIGTERM received" not in said, said
     assert not list((tmp_path / "tmp").glob("flwr-dmml-*"))
     assert not (tmp_path / "r" / "in-use.json").exists()
+    assert not processes_of(tmp_path)
     run_here(tmp_path, "--workers", "0", "--resume", "r")
     assert f"Resumed after round {stopped[1]};" in (tmp_path / "r" / "log.txt").read_text()
     assert metrics(tmp_path / "r") == whole

@@ -391,6 +391,7 @@ def test_a_hit_needs_no_right_to_write(folder: Path, caplog: pytest.LogCaptureFi
     load(folder)
     (file,) = (folder.parent / "cache").glob("*.safetensors")
     file.with_suffix(".lock").mkdir()  # which cannot be opened to write
+    caplog.clear()
     caplog.set_level("WARNING", logger="flwr")
     load(folder)
     assert len(LOADS) == 1 and not caplog.records

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers_signals import SETTINGS, metrics, run_here, start, wait_for
 
+from flwr_dmml.engine import folders
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
@@ -19,7 +21,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize(("workers", "rounds"), [(0, 1), (0, 5), (2, 4)])
 def test_killed_and_resumed(workers: int, rounds: int, whole: bytes, tmp_path: Path):
-    """The metrics are those of the run that nobody disturbed; the engine may be another."""
+    """The metrics are those of the run that nobody disturbed; the engine may be another.
+
+    The next run removes the data set that the workers had in the folder for temporary files.
+    """
     if workers:
         pytest.importorskip("ray", reason="workers need Ray")
     given = ["--workers", str(workers)]
@@ -27,6 +32,13 @@ def test_killed_and_resumed(workers: int, rounds: int, whole: bytes, tmp_path: P
     wait_for(process, tmp_path / "r", rounds)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    left = list((tmp_path / "tmp").glob(f"{folders.PREFIX}*"))
+    assert len(left) == (1 if workers else 0)
+    for folder in left:
+        assert list(folder.glob("*.safetensors"))
+        os.utime(folder, (0, 0))  # as old as it would be in a minute
+    folders.sweep(tmp_path / "tmp")
+    assert not list((tmp_path / "tmp").glob(f"{folders.PREFIX}*"))
     run_here(tmp_path, *given, "--resume", "r")
     if rounds > 1:  # else it may be killed before its first checkpoint
         assert re.search(r"Resumed after round \d+", (tmp_path / "r" / "log.txt").read_text())
