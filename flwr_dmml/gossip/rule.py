@@ -45,6 +45,9 @@ class Mix:
         sent of it.
     kept : float
         The share of a vector's numbers that are sent in a round.
+    late : Tensor or None
+        By how many rounds neighbours' vectors are older than usual, as couriers have carried them,
+        ``[rows, neighbours]``; None where none is.
     """
 
     own: tuple[Tensor, ...]
@@ -53,6 +56,7 @@ class Mix:
     aggregate: Aggregate
     trained: Tensor | None = None
     kept: float = 1.0
+    late: Tensor | None = None
 
     @property
     def z(self) -> Tensor:

@@ -41,13 +41,20 @@ class TrackingRule(GossipRule):
         return {"c": torch.zeros_like(x)}
 
 
-def exchanged(mix: Mix, i: int) -> Tensor:
-    """Return ``sum_j w_kj (v_j - v_k)`` of the i-th vector, over the pairs that have trained."""
-    both = mix.own[-1] * mix.near[-1][:, :, 0]  # [rows, neighbours]
-    pairs = mix.weights[:, 1:] * both
+def exchanged(mix: Mix, i: int, before: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Return ``sum_j w_kj (v_j - v_k)`` of the i-th vector, over the pairs that have trained.
+
+    Of what is late, v_k is what the device itself sent in that round: ``before`` is that of one
+    round ago, ``[rows, length]``, and whether it had trained then, ``[rows, 1]``. What is later
+    than that does not count; without ``before`` nothing may be late.
+    """
+    own, trained = mix.own[i][:, None], mix.own[-1]
+    pairs = mix.weights[:, 1:] * mix.near[-1][:, :, 0]  # [rows, neighbours]
+    if before is not None and mix.late is not None:
+        then = mix.late == 1
+        own = torch.where(then[:, :, None], before[0][:, None], own)
+        trained = torch.where(then, before[1], trained * (mix.late == 0))
+    pairs = pairs * trained
     weights = torch.cat([1 - pairs.sum(dim=1, keepdim=True), pairs], dim=1)
-    own = mix.own[i]
-    apart = replace(
-        mix, own=(torch.zeros_like(own),), near=(mix.near[i] - own[:, None],), weights=weights
-    )
-    return apart(0)
+    nothing = torch.zeros_like(mix.own[i])
+    return replace(mix, own=(nothing,), near=(mix.near[i] - own,), weights=weights)(0)

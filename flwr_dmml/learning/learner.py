@@ -346,7 +346,8 @@ class Learner:
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
         given = plan.weights, plan.sources, inbox, plan.recipients
-        return self.mixer.mix(*given, anew=plan.anew, measure=plan.evaluate)
+        late = {there.origin: there.couriers for there in plan.far}
+        return self.mixer.mix(*given, anew=plan.anew, late=late, measure=plan.evaluate)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""

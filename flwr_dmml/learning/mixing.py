@@ -167,6 +167,7 @@ class Mixer:
         recipients: Sequence[int] = (),
         *,
         anew: Collection[str] = (),
+        late: Mapping[int, int] | None = None,
         measure: bool = True,
     ) -> tuple[float, list[str]]:
         """Bring every block to where the round's training begins, in place.
@@ -175,7 +176,8 @@ class Mixer:
         blocks a courier has brought among them); they sum to 1. A block without weights meets
         nobody. What cannot be mixed is left out and its weight given
         to the own copy, which keeps the weights of all others doubly stochastic. The rule starts
-        anew with what it has made of the blocks in ``anew``.
+        anew with what it has made of the blocks in ``anew``. ``late`` says by how many rounds some
+        neighbours' blocks are older than the others'.
 
         Returns
         -------
@@ -194,7 +196,7 @@ class Mixer:
             found, wrong = self._arrived(block, others, inbox, x)
             rejected += wrong
             own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
-            mix = self._mix(block, x, own_weight, found, inbox.get(self._me, {}))
+            mix = self._mix(block, x, own_weight, found, inbox.get(self._me, {}), late or {})
             state = self._states.get(block)
             if measure and len(mix.near[0][0]):
                 own, near = self.rule.model_of(mix.own), self.rule.model_of(mix.near)
@@ -261,6 +263,7 @@ class Mixer:
         own_weight: float,
         found: Mapping[int, tuple[float, list[Tensor]]],
         copies: Payload,
+        late: Mapping[int, int],
     ) -> Mix:
         sent = self._sent.get(block, ())
         lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
@@ -279,7 +282,9 @@ class Mixer:
         others = [found[j][0] if j in found else 0.0 for j in slots]
         row = x.new_tensor([[own_weight, *others]])
         weights = self.rule.weigh(row, near)
-        return Mix(own, near, weights, self._aggregation, trained=x, kept=self._kept)
+        rounds = [late.get(j, 0) for j in slots]
+        age = torch.tensor([rounds], device=x.device) if any(rounds) else None
+        return Mix(own, near, weights, self._aggregation, trained=x, kept=self._kept, late=age)
 
     def kept(self) -> tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]:
         """Return what the rule keeps, to :meth:`take_back`."""

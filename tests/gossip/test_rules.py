@@ -219,6 +219,39 @@ def test_d_squared_is_its_algorithm(tau: list[int]) -> None:
     assert_steps("d2", tau, found)
 
 
+@pytest.mark.parametrize("tau", [[1] * SMALL, [1, 3, 2, 5, 4]])
+@pytest.mark.parametrize("keep", [0.8, 1.0])
+def test_leaky_d_squared_is_its_algorithm(tau: list[int], keep: float) -> None:
+    w, g, found = torch.eye(SMALL) / 8 + 7 / 8 * ring(), gradient(SMALL), []
+    x, c = torch.zeros(2, SMALL, LENGTH)
+    mean = sum(tau) / SMALL
+    for lr in LR:
+        z = x.clone()
+        for k, steps in enumerate(tau):
+            for _ in range(steps):
+                z[k] += -lr * (g(z)[k] + c[k])
+        y = x + torch.tensor([min(4.0, mean / steps) for steps in tau])[:, None] * (z - x)
+        x = w @ y
+        c = keep * (c - 0.25 * (x - y) / (lr * mean))
+        found.append(x)
+    assert_steps("leaky-d2", tau, found, keep=keep)
+
+
+def test_late_models_are_compared_with_the_own_one_of_their_round() -> None:
+    """Device 1 is as ever, 2 one round late, 3 two, and 4 did not train: with equal steps c = 0."""
+    rule, step = make("leaky-d2", keep=1.0), torch.tensor([1.0, -2.0])
+    state, weights = rule.start(torch.zeros(1, 2)), torch.full((1, 5), 0.2)
+    trained = torch.tensor([1.0, 1.0, 1.0, 0.0]).view(1, 4, 1)
+    late = torch.tensor([[0, 1, 2, 0]])
+    for t, differs in enumerate([torch.zeros(4, 2)] * 3 + [torch.eye(4, 2)], start=1):
+        own = t * step[None]
+        near = torch.stack([own[0], own[0] - step, own[0] + 5, own[0] - 7])[None] + differs
+        mix = Mix((own, torch.ones(1, 1)), (near, trained), weights, MEAN, late=late)
+        _, state = rule.mixed(mix, state)
+        expected = torch.zeros(1, 2) if t < 4 else torch.full((1, 2), -0.25 * 0.2)
+        assert torch.allclose(state["c"], expected), t
+
+
 @pytest.mark.parametrize(("name", "beta"), [("gut", 0.0), ("qg-gutm", 0.7)])
 @pytest.mark.parametrize("mu", [0.3, 1.0])
 def test_global_update_tracking_is_its_algorithm(name: str, beta: float, mu: float) -> None:
@@ -387,6 +420,29 @@ def test_exact_on_a_graph_that_changes_in_every_round(name: str) -> None:
     assert error(t.x, optimum()) < 1e-6
 
 
+@pytest.mark.parametrize("tau", list(TAU))
+def test_leaky_d_squared_keeps_a_part_of_the_bias(tau: str) -> None:
+    plain, leaky = ends_at("dpsgd", tau, 600), ends_at("leaky-d2", tau, 600)
+    assert plain > 0.2 and 0.01 < leaky < 0.5 * plain, (plain, leaky)
+    assert ends_at("leaky-d2", tau, 900, keep=1.0) < 1e-6
+
+
+def test_leaky_d_squared_goes_on_where_messages_are_lost_and_on_changing_graphs() -> None:
+    ends = {}
+    for name in ("dpsgd", "leaky-d2"):
+        draws, t, w = np.random.default_rng(0), trial(name), weights_of(er())
+        for _ in range(300):
+            lost = torch.from_numpy(draws.random((N, N)) < 0.1).fill_diagonal_(False)
+            now = w.masked_fill(lost, 0.0)
+            t.round(now + torch.diag(1 - now.sum(dim=1)), TAU["5"])
+        ends[name] = error(t.x, optimum())
+    assert ends["leaky-d2"] < 0.5 * ends["dpsgd"], ends
+    family, t = make_topology("random-matching"), trial("leaky-d2")
+    for k in range(1, 301):
+        t.round(weights_of(family.graph(N, server_round=k, seed=0)), TAU["5"])
+    assert float(t.x.abs().max()) < 10
+
+
 def test_decentlam_would_diverge_there() -> None:
     family, t = make_topology("random-matching"), trial("decentlam")
     assert "changes every round" in t.rule.graph_problem(family, N, 0)
@@ -410,7 +466,7 @@ def test_links_that_fail_in_both_directions_do_not_matter_and_one_direction_does
     assert found[True] < 1e-4 and found[False] > 0.02, found
 
 
-@pytest.mark.parametrize("name", ["d2", "gut", "qg-gutm"])
+@pytest.mark.parametrize("name", ["d2", "gut", "qg-gutm", "leaky-d2"])
 def test_weights_are_made_lazy_for_a_graph_that_is_nearly_bipartite(name: str) -> None:
     """Between two halves Metropolis has the eigenvalue -7/9; without it these would diverge."""
     w = weights_of(nx.complete_bipartite_graph(8, 8))
