@@ -18,12 +18,14 @@ from ..transport.messages import (
     STATE,
     join,
     pack,
+    read_blocks,
     read_inbox,
     read_peers,
     unpack,
     write_report,
 )
 from .direct import SENT, open_link, run_directly
+from .limits import limits_of
 from .metering import run_metered
 from .sealing import run_sealed, seals
 
@@ -101,8 +103,8 @@ class Direct:
         before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
         sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
         me, exchange = learner.partition.partition_id, learner.settings.exchange
-        peers = read_peers(content)
-        with open_link(context, exchange, me) as link:
+        peers, limits = read_peers(content), limits_of(learner, read_blocks(content))
+        with open_link(context, exchange, me, limits) as link:
             run, own = str(context.run_id), context.node_config
             outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own)
         metrics = MetricRecord(join(outcome.metrics for outcome in outcomes))

@@ -183,6 +183,11 @@ class DeviceSettings(Group):
         True, description="devices tell how many samples of each class they have, for the report"
     )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
+    couriers: Literal["auto", "off", "forward"] = Field(
+        "auto",
+        description="forward: devices carry blocks that they do not own between owners that no "
+        "link joins; auto: as the method says",
+    )
 
     energy: EnergyOptions = EnergyOptions()
     allocation: AllocationOptions = AllocationOptions()

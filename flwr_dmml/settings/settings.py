@@ -41,11 +41,6 @@ class Settings(DeviceSettings):
         50.0, gt=0, description="devices this near are linked, m (geometric)"
     )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
-    couriers: Literal["auto", "off", "forward"] = Field(
-        "auto",
-        description="forward: devices carry blocks that they do not own between owners that no "
-        "link joins; auto: as the method says",
-    )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
     )

@@ -9,6 +9,7 @@ from ..learning.speedometer import NEAR
 from ..payload.plan import Plan
 from ..tracking.records import under
 from ..transport.messages import (
+    BLOCKS,
     LABEL_BYTES,
     LETTER_BYTES,
     PAYLOAD_BYTES,
@@ -63,6 +64,7 @@ class DirectExchange(Exchange):
             peers = sorted({n for plan in own for n in plan.neighbours})
             told = join(write_plan(plan, self._method) for plan in own)
             content = RecordDict({PLAN: ConfigRecord(told)})
+            content[BLOCKS] = ConfigRecord(dict(self._roster.block_lengths))
             content[PEERS] = ConfigRecord({str(n): self._roster.members[n].address for n in peers})
             messages.append(self._message(partition, first.server_round, content, kind, initial))
         return messages

@@ -13,7 +13,7 @@ from ..payload.plan import Apart, Carried, Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
-PEERS, LETTER_BYTES, LABEL_BYTES = "peers", "letter.bytes", "letter.label-bytes"
+PEERS, BLOCKS, LETTER_BYTES, LABEL_BYTES = "peers", "blocks", "letter.bytes", "letter.label-bytes"
 PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
 NOTES, METER_PROBLEM = "notes", "meter-problem"
 PUBLIC_KEY, PAYLOAD_BYTES = "public-key", "payload.bytes"
@@ -164,6 +164,11 @@ def read_plans(content: RecordDict) -> list[Plan]:
 def read_peers(content: RecordDict) -> dict[int, str]:
     """Read the addresses of the neighbours, by partition id; empty for one that has none."""
     return {int(k): str(v) for k, v in content.config_records[PEERS].items()}
+
+
+def read_blocks(content: RecordDict) -> dict[str, int]:
+    """Read the lengths of all blocks of the run."""
+    return {str(k): int(str(v)) for k, v in content.config_records[BLOCKS].items()}
 
 
 def read_metrics(content: RecordDict, position: int = 0) -> dict[str, float]:

@@ -23,9 +23,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from torch import Tensor
 
 from ..payload.blocks import STATISTICS, addressed, unaddressed, without_companion
+from ..payload.limits import Limits
 from .direct.security import Seal
 from .direct.tls import DirectError, Tls
-from .letter import Letter, LetterError, read_letter, write_letter
+from .letter import MAX_HEADER, Letter, LetterError, letter_bytes, read_letter, write_letter
 
 SEALED, KEY, OWN = "sealed", "key", "own"
 """Names in a sealed payload: its ciphertext, and by recipient (``key@3``) the key to it and what is
@@ -71,10 +72,11 @@ class Identity:
         Raises
         ------
         LetterError
-            If it is not signed by this device of the fleet.
+            If it is not signed by this device of the fleet, or nothing can be encrypted with it.
         """
         public, proof = announcement[:KEY_BYTES], announcement[KEY_BYTES:]
         self._seal.check(_announced(public, device), proof, device)
+        self.shared(public)
         return public
 
     def shared(self, public: bytes) -> bytes:
@@ -163,13 +165,20 @@ def _seal_apart(
 
 
 def open_apart(
-    part: bytes, identity: Identity, run: str, sender: int, server_round: int, public: bytes
+    part: bytes,
+    identity: Identity,
+    run: str,
+    sender: int,
+    server_round: int,
+    public: bytes,
+    limits: Limits | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a part (:func:`part_of`) that is for this device, near or far.
 
     Parameters and errors are those of :func:`open_letter`.
     """
     about, me = (run, sender, server_round), identity.partition
+    check_size(len(part), limits)
     try:
         (length,) = LENGTH.unpack(part[: LENGTH.size])
         keys = json.loads(part[LENGTH.size : LENGTH.size + length])
@@ -179,7 +188,7 @@ def open_apart(
     sealed = part[LENGTH.size + length :]
     context = (*about, me, public.hex(), identity.public.hex(), _digest(sealed))
     secret = unlock(identity.shared(public), key, KEY, *context)
-    return dict(read_letter(unlock(secret, sealed, SEALED, *about)).tensors)
+    return dict(read_letter(unlock(secret, sealed, SEALED, *about), limits).tensors)
 
 
 def open_letter(
@@ -189,6 +198,7 @@ def open_letter(
     sender: int,
     server_round: int,
     public: bytes,
+    limits: Limits | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a sealed payload that are for this device.
 
@@ -202,13 +212,17 @@ def open_letter(
         What the payload has to be of.
     public : bytes
         The sender's public key, checked.
+    limits : Limits, optional
+        What it may hold, as in :func:`~.letter.read_letter`.
 
     Raises
     ------
     LetterError
-        If it is damaged, of another run, sender or round, or not for this device; it says why.
+        If it is damaged, too long, of another run, sender or round, or not for this device, or
+        holds what it may not; it says which.
     """
     about, me = (run, sender, server_round), identity.partition
+    check_size(sum(map(len, parts.values())), limits)
     if SEALED not in parts or addressed(KEY, me) not in parts:
         raise LetterError("its payload is not encrypted for this device")
     context = (*about, me, public.hex(), identity.public.hex(), _digest(parts[SEALED]))
@@ -217,7 +231,20 @@ def open_letter(
     found = [unlock(secret, parts[SEALED], SEALED, *about)]
     if addressed(OWN, me) in parts:
         found.append(unlock(shared, parts[addressed(OWN, me)], OWN, *context))
-    return {name: x for data in found for name, x in read_letter(data).tensors.items()}
+    return {name: x for data in found for name, x in read_letter(data, limits).tensors.items()}
+
+
+def check_size(num_bytes: int, limits: Limits | None) -> None:
+    """Refuse a sealed payload that is longer than one that holds what it may.
+
+    Raises
+    ------
+    LetterError
+        It is.
+    """
+    limit = letter_bytes(limits) + MAX_HEADER  # of the keys
+    if num_bytes > limit:
+        raise LetterError(f"{num_bytes} bytes, allowed are {limit}")
 
 
 def own_secret(key: Path, purpose: str) -> bytes:

@@ -13,6 +13,7 @@ from helpers_direct import Shelf, plan
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner
 from flwr_dmml.clients.direct import open_link, run_directly
+from flwr_dmml.payload.limits import Limits
 from flwr_dmml.payload.options import ExchangeOptions
 from flwr_dmml.payload.plan import Carried, Inbox, Outcome, Plan
 from flwr_dmml.settings import find_parts, parse_settings
@@ -145,7 +146,7 @@ def test_a_node_config_that_cannot_work(
     node_config: dict[str, Any], exchange: ExchangeOptions, words: str
 ):
     with pytest.raises(SettingsError, match=words):
-        open_link(Context(1, 2, node_config, RecordDict(), {}), exchange, 0)
+        open_link(Context(1, 2, node_config, RecordDict(), {}), exchange, 0, Limits({}))
 
 
 def test_the_relay_has_a_round_a_message():
