@@ -3,20 +3,25 @@
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from flwr_dmml.fleet.certificates import Authority
 from flwr_dmml.transport.direct.security import LENGTH
 
 ED25519, UNKNOWN = bytes.fromhex("06032b6570"), bytes.fromhex("06032b6579")
 """Object identifiers in DER: 1.3.101.112, and 1.3.101.121, which stands for nothing."""
+ECDSA_WITH_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 
 
 def of_an_unknown_key(common_name: str, authority: Authority) -> bytes:
     """Return such a certificate in DER, really signed by an authority."""
+    known = content_of_a_certificate(common_name, authority)
+    assert known.count(ED25519) == 1
+    return signed(known.replace(ED25519, UNKNOWN), authority)
+
+
+def content_of_a_certificate(common_name: str, authority: Authority) -> bytes:
+    """Return what is signed in a certificate of an Ed25519 key, in DER."""
     issuer = x509.load_pem_x509_certificate(authority.certificate_file.read_bytes())
-    key = load_pem_private_key(authority.key_file.read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
     made = (
         x509.CertificateBuilder()
         .issuer_name(issuer.subject)
@@ -25,25 +30,20 @@ def of_an_unknown_key(common_name: str, authority: Authority) -> bytes:
         .serial_number(x509.random_serial_number())
         .not_valid_before(issuer.not_valid_before_utc)
         .not_valid_after(issuer.not_valid_after_utc)
-        .sign(key, SHA256())
+        .sign(authority.key(), SHA256())
     )
-    whole, old = made.public_bytes(Encoding.DER), made.tbs_certificate_bytes
-    assert old.count(ED25519) == 1
-    new = old.replace(ED25519, UNKNOWN)
-    start = whole.index(old)
-    algorithm = _element(whole[start + len(old) :])  # as it was: ECDSA with SHA-256
-    signature = _encoded(0x03, b"\x00" + key.sign(new, ec.ECDSA(SHA256())))
-    return _encoded(0x30, new + algorithm + signature)
+    return made.tbs_certificate_bytes
+
+
+def signed(content: bytes, authority: Authority) -> bytes:
+    """Return a certificate in DER of any content, with an authority's signature."""
+    signature = authority.key().sign(content, ec.ECDSA(SHA256()))
+    return _encoded(0x30, content + ECDSA_WITH_SHA256 + _encoded(0x03, b"\x00" + signature))
 
 
 def seal_with(certificate: bytes) -> bytes:
     """Return the seal of a letter with a certificate in DER, and a signature of zeros."""
     return LENGTH.pack(64) + bytes(64) + certificate
-
-
-def _element(data: bytes) -> bytes:
-    """Return the first element of a DER encoding, shorter than 128 bytes."""
-    return data[: 2 + data[1]]
 
 
 def _encoded(tag: int, content: bytes) -> bytes:

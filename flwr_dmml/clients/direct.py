@@ -21,6 +21,10 @@ from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.relay import own_bytes
 from .metering import NodeConfig, run_metered
 
+IN_THE_CLEAR = (
+    "talks to its neighbours in the clear: whoever reaches its port gets its letters, and nothing "
+    "proves who wrote those that it reads. Give it tls-ca, tls-certificate and tls-key"
+)
 SENT = "sent."
 """Prefix of the last letter's tensors, in what a device keeps between messages."""
 TLS_KEYS = ("tls-ca", "tls-certificate", "tls-key")

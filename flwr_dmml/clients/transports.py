@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.common.logger import log
 from torch import Tensor, equal
 
 from ..learning.learner import Learner
@@ -16,6 +18,7 @@ from ..transport.messages import (
     PEERS,
     REPORT,
     STATE,
+    add_note,
     join,
     pack,
     read_blocks,
@@ -24,7 +27,7 @@ from ..transport.messages import (
     unpack,
     write_report,
 )
-from .direct import SENT, open_link, run_directly
+from .direct import IN_THE_CLEAR, SENT, open_link, read_tls, run_directly
 from .limits import limits_of
 from .metering import run_metered
 from .sealing import run_sealed, seals
@@ -111,6 +114,9 @@ class Direct:
         reply = RecordDict({METRICS: metrics})
         if report := join(map(write_report, outcomes)):
             reply[REPORT] = ConfigRecord(report)
+        if plans[0].server_round == 1 and read_tls(context) is None:
+            log(WARNING, "This device %s", IN_THE_CLEAR)
+            add_note(reply, IN_THE_CLEAR)
         return reply, pack(learner.state() | {SENT + k: v for k, v in sent.items()})
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ..base.text import one_line
 from .certificates import BACKDATED
 from .config import Device, Fleet, host_port
 from .scripts import device_config
@@ -20,32 +21,43 @@ SAME = ("flwr-dmml", "flwr")
 REACHED = ("open", "closed")
 
 
+Text = Annotated[str, AfterValidator(one_line)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
 class _Said(BaseModel):
     """Base of what comes from a device: strict types; what a newer version adds is left out."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Form(_Said):
+    """What all parts of a data set have in common; modalities by kind and shape, in words."""
+
+    classes: Count
+    modalities: dict[Text, list[Text]]
 
 
 class Data(_Said):
-    """A device's data; ``form`` is what all parts of a data set have in common."""
+    """A device's data."""
 
-    summary: str
-    problem: str = ""
+    summary: Text
+    problem: Text = ""
     part: int | None = None
     parts: int | None = None
-    form: dict[str, Any] | None = None
+    form: Form | None = None
 
 
 class Answer(_Said):
     """A device's status answer; ``time_s`` is its clock, in seconds since 1970, UTC."""
 
-    versions: dict[str, str]
-    platform: str
-    config: dict[str, str | int]
+    versions: dict[Text, Text]
+    platform: Text
+    config: dict[Text, Text | int]
     data: Data
-    disk_bytes: int
-    memory_bytes: int | None
-    peers: dict[str, str]
+    disk_bytes: Count
+    memory_bytes: Count | None
+    peers: dict[Text, Text]
     time_s: float
 
 
@@ -154,7 +166,7 @@ def _off(heard: Heard) -> str:
 
 def _forms(heard: Mapping[str, Heard]) -> list[str]:
     """Return whether devices hold parts of different data sets."""
-    groups: list[tuple[dict[str, Any], list[str]]] = []
+    groups: list[tuple[Form, list[str]]] = []
     for name, one in heard.items():
         if (form := one.answer.data.form) is None:
             continue
@@ -170,7 +182,6 @@ def _forms(heard: Mapping[str, Heard]) -> list[str]:
     return [f"the parts are of different data sets: {told}"]
 
 
-def _form(form: Mapping[str, Any]) -> str:
-    kinds = form.get("modalities", {})
-    told = ", ".join(f"{name} ({' '.join(kind)})" for name, kind in kinds.items())
-    return f"{form.get('classes')} classes, {told}"
+def _form(form: Form) -> str:
+    told = ", ".join(f"{name} ({' '.join(kind)})" for name, kind in form.modalities.items())
+    return f"{form.classes} classes, {told}"

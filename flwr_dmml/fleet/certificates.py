@@ -1,9 +1,10 @@
-"""The fleet's own certificate authority, what it issues, and the keys of nodes.
+"""The fleet's own certificate authority, what it issues and takes back, and the keys of nodes.
 
-No key is ever printed, logged or overwritten.
+No key is ever printed, logged or overwritten; those that are rotated are removed.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ CA_DAYS = 3650
 CERTIFICATE_DAYS = 730
 BACKDATED = timedelta(days=1)
 """A certificate is valid from a day before it is made: boards may have no clock of their own."""
+REVOKED = "revoked.crl"
+"""The authority's revocation list."""
 SERVER = (ExtendedKeyUsageOID.SERVER_AUTH,)
 PEER = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
@@ -144,10 +147,21 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.certificate_file = folder / "ca.crt"
         self.key_file = folder / "ca.key"
+        self.revoked_file = folder / REVOKED
 
     def make(self, name: str) -> bool:
-        """Make the key and the certificate; return False if the certificate is there."""
+        """Make what is missing: key and certificate, an empty revocation list.
+
+        Returns False if the certificate is there.
+
+        Raises
+        ------
+        FleetError
+            The list is missing, and the authority's key is not there.
+        """
         if self.certificate_file.exists():
+            if not self.revoked_file.exists():
+                self._write_list([])
             return False
         make_folder(self.key_file.parent)
         key = own_key(self.key_file)
@@ -158,7 +172,72 @@ class Authority:
         builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
         builder = builder.add_extension(identifier, critical=False)
         _write_certificate(self.certificate_file, builder.sign(key, hashes.SHA256()))
+        self._write_list([])
         return True
+
+    def has_revoked(self, file: Path) -> bool:
+        """Return whether the certificate in a file has been taken back.
+
+        Raises
+        ------
+        FleetError
+            There is no certificate, or the revocation list is damaged.
+        """
+        serial = read_certificate(file).serial_number
+        return serial in {one.serial_number for one in self._listed()}
+
+    def revoke(self, *certificates: x509.Certificate) -> None:
+        """Take certificates back: add them to the revocation list.
+
+        Raises
+        ------
+        FleetError
+            The list is damaged, or the authority's key is not there.
+        """
+        known = self._listed()
+        held = {one.serial_number for one in known}
+        now = datetime.now(UTC)
+        fresh = [
+            x509.RevokedCertificateBuilder(certificate.serial_number, now).build()
+            for certificate in certificates
+            if certificate.serial_number not in held
+        ]
+        if fresh:
+            self._write_list([*known, *fresh])
+
+    def forget(self) -> None:
+        """Remove the authority itself, so that nothing it has issued counts any more."""
+        for file in (self.certificate_file, self.key_file, self.revoked_file):
+            file.unlink(missing_ok=True)
+
+    def _listed(self) -> list[x509.RevokedCertificate]:
+        if not self.revoked_file.exists():
+            return []
+        try:
+            return list(x509.load_pem_x509_crl(self.revoked_file.read_bytes()))
+        except ValueError as error:
+            raise FleetError(f"{self.revoked_file} is damaged: {error}") from error
+
+    def _write_list(self, revoked: Sequence[x509.RevokedCertificate]) -> None:
+        own, issuer, now = self.key(), read_certificate(self.certificate_file), datetime.now(UTC)
+        made = x509.CertificateRevocationListBuilder(
+            issuer.subject, now - BACKDATED, now + timedelta(days=CA_DAYS), [], list(revoked)
+        ).sign(own, hashes.SHA256())
+        write_file(self.revoked_file, made.public_bytes(serialization.Encoding.PEM), 0o644)
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """Return the authority's private key.
+
+        Raises
+        ------
+        FleetError
+            It is not there.
+        """
+        if not self.key_file.exists():
+            raise FleetError(
+                f"{self.key_file} is missing: without it nothing can be issued or revoked"
+            )
+        return own_key(self.key_file)
 
     def issue(self, wanted: Wanted, key_file: Path, file: Path) -> x509.Certificate:
         """Issue a certificate for the key in ``key_file`` (made where missing) into ``file``.
@@ -168,9 +247,7 @@ class Authority:
         FleetError
             The authority's key is not there.
         """
-        if not self.key_file.exists():
-            raise FleetError(f"{self.key_file} is missing: without it nothing can be issued")
-        authority, own = read_certificate(self.certificate_file), own_key(self.key_file)
+        authority, own = read_certificate(self.certificate_file), self.key()
         public = own_key(key_file).public_key()
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted.common_name)])
         builder = _builder(subject, authority.subject, public, CERTIFICATE_DAYS)

@@ -128,6 +128,7 @@ class Device(_Table):
     meter: Literal["auto", "none"] | None = None
     device: Annotated[str, AfterValidator(_torch_device)] | None = None
     torch_threads: int | None = Field(None, ge=1)
+    require_sealed: bool = False
 
     @property
     def direct_address(self) -> str:
@@ -183,7 +184,7 @@ def read_fleet(file: Path, device_dir: str | None = None) -> Fleet:
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, UTF-8, or number
         raise FleetError(f"{file} cannot be read: {error}") from error
     if device_dir is not None:
         content["device-dir"] = device_dir

@@ -210,6 +210,12 @@ def read_notes(content: RecordDict) -> list[str]:
     return [str(line) for line in lines] if isinstance(lines, list) else []
 
 
+def add_note(content: RecordDict, line: str) -> None:
+    """Add a line to what a node has to say in the run's log."""
+    lines = content.config_records.get(NOTES, ConfigRecord()).get(NOTES, [])
+    content[NOTES] = ConfigRecord({NOTES: [*map(str, lines), line]})  # type: ignore[arg-type]
+
+
 def read_inbox(content: RecordDict) -> Inbox:
     """Read the neighbours' payloads that came with a plan."""
     return {

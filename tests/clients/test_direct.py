@@ -140,6 +140,11 @@ def test_weights_of_who_is_missing_stay_with_oneself():
             ExchangeOptions(),
             "there is no file x",
         ),
+        (
+            {"direct-address": ":0", "tls-revoked": "x"},
+            ExchangeOptions(),
+            "give tls-ca, tls-certificate",
+        ),
     ],
 )
 def test_a_node_config_that_cannot_work(

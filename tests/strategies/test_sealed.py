@@ -638,6 +638,21 @@ def test_a_device_without_a_certificate_is_left_out_with_one_clear_error(files: 
         run(grid, given)
 
 
+def test_a_device_that_insists_on_encryption_is_left_out_of_a_run_without(
+    files: list[Tls], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("WARNING", logger="flwr")
+    getLogger("flwr").propagate = True
+    given = settings() | {"exchange.sealed": False}
+    grid = Lab(files, given)
+    for node in grid._nodes.values():
+        if node.partition_id == 1:
+            node.config["require-sealed"] = True
+    peers = run(grid, given, rounds=1, min_nodes=2)
+    assert "(partition 1): SettingsError: node config: require-sealed = true, and" in caplog.text
+    assert {node.partition for node in peers.records[-1].nodes} == {0, 2}
+
+
 def test_a_certificate_of_another_device_is_refused(
     files: list[Tls], caplog: pytest.LogCaptureFixture
 ):

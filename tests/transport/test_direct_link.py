@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Timer
 from time import monotonic, sleep
@@ -448,6 +449,20 @@ class Fleet:
         )
         return Tls(self.ca, path.with_suffix(".pem"), path.with_suffix(".key"))
 
+    def revoke(self, *devices):
+        """Return the list of these devices' certificates; other ones may follow."""
+        now = datetime.now(UTC)
+        listed = x509.CertificateRevocationListBuilder(
+            self.name, now - timedelta(days=1), now + timedelta(days=1)
+        )
+        for tls in devices:
+            serial = x509.load_pem_x509_certificate(tls.certificate.read_bytes()).serial_number
+            one = x509.RevokedCertificateBuilder(serial, now).build()
+            listed = listed.add_revoked_certificate(one)
+        path = self.folder / "revoked.crl"
+        path.write_bytes(listed.sign(self.key, SHA256()).public_bytes(Encoding.PEM))
+        return path
+
     def _name(self, text):
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
 
@@ -566,3 +581,51 @@ def test_signatures_hold_through_a_router(fleet):
             with rogue("dmml/run/1/*", WHOLE, tls=three, seal=seal, **connected):
                 found, link = why({1: ""}, timeout_s=LONG_S, router=where, tls=tls)
             assert found == said and link.letters_refused == 1
+
+
+def test_a_revoked_device_neither_gets_letters_nor_is_heard(fleet, tmp_path):
+    """Its certificate is the fleet's, so that TLS lets it in: its question is refused."""
+    where, theirs = address(), address()
+    gone, good = fleet.device("device-2"), fleet.device("device-0")
+    listed = fleet.revoke(gone)
+    one, zero = (replace(tls, revoked=listed) for tls in (fleet.device("device-1"), good))
+    with (
+        DirectLink("run", 1, listen=where, tls=one) as other,
+        DirectLink("run", 2, listen=theirs, tls=gone) as revoked,
+        DirectLink("run", 0, tls=zero) as link,
+    ):
+        other.publish(letter(1, 1))
+        revoked.publish(letter(2, 1))
+        letters, missing = link.collect({1: where, 2: theirs}, 1, LONG_S)
+        assert set(letters) == {1} and missing == {2: "certificate refused: it is revoked"}
+        letters, missing = revoked.collect({1: where}, 1, LONG_S)
+        assert not letters
+        assert missing == {1: "refuses the question: certificate refused: it is revoked"}
+        assert other.linger({2}, 1, SHORT_S) == {2}
+    with pytest.raises(DirectError, match=r"device-2.pem: certificate refused: it is revoked"):
+        DirectLink("run", 2, tls=replace(gone, revoked=listed))
+    strange = Fleet(tmp_path / "other").revoke(gone)
+    for file, said in ((strange, "is not signed by the fleet's authority"), (gone.key, "TLS: ")):
+        with pytest.raises(DirectError, match=said):
+            DirectLink("run", 0, tls=replace(good, revoked=file))
+
+
+def test_a_question_in_the_name_of_another_is_refused(fleet):
+    """Device 3 asks as device 0, over a connection of its own; and without any signature."""
+    from flwr_dmml.transport.direct.security import Seal
+
+    where, thief = address(), fleet.device("device-3")
+    with DirectLink("run", 1, listen=where, tls=fleet.device("device-1")) as other:
+        other.publish(letter(1, 1))
+        settings = {"mode": "client", "connect__endpoints": [f"tls/{where}"]}
+        with zenoh.open(config(**settings, transport__link__tls=tls_settings(thief))) as session:
+            for question in (Question(1, 0, 5.0, 10_000), Question(1, 0)):
+                selector = question.at("dmml/run/1")
+                for seal in (b"", Seal(thief, 3).sign(selector.encode())):
+                    replies = list(session.get(selector, timeout=5, attachment=seal))
+                    assert all(not reply.ok for reply in replies)
+            asked = Question(1, 3, 5.0, 10_000).at("dmml/run/1")
+            seal = Seal(thief, 3).sign(asked.encode())
+            (reply,) = session.get(asked, timeout=5, attachment=seal)
+            assert reply.ok
+        assert other.linger({0}, 1, SHORT_S) == {0}  # nobody has said that 0 has it
