@@ -154,7 +154,11 @@ class Answers:
                 self._seal.check(selector.encode(), seal, question.by)
         except LetterError as error:
             log.debug("a question of device %d is refused: %s", question.by, error)
-            self._threads.submit(self._refuse, query, f"refuses the question: {error}")
+            with self._changed:
+                if not self._closed:
+                    self._threads.submit(self._refuse, query, f"refuses the question: {error}")
+                    return
+            query.drop()
             return
         with self._changed:
             if question.wait_s and not self._closed:
