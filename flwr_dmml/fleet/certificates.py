@@ -100,7 +100,7 @@ def read_certificate(file: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(file.read_bytes())
     except FileNotFoundError:
         raise FleetError(f"{file} is missing: run flwr-dmml fleet init") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         raise FleetError(f"{file} holds no certificate: {error}") from error
 
 
@@ -215,7 +215,7 @@ class Authority:
             return []
         try:
             return list(x509.load_pem_x509_crl(self.revoked_file.read_bytes()))
-        except ValueError as error:
+        except (OSError, ValueError, x509.InvalidVersion) as error:
             raise FleetError(f"{self.revoked_file} is damaged: {error}") from error
 
     def _write_list(self, revoked: Sequence[x509.RevokedCertificate]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from helpers import FAST, Recording
-from helpers_certificates import of_an_unknown_key, seal_with
+from helpers_certificates import content_of_a_certificate, of_an_unknown_key, seal_with, signed
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import make_client_app
@@ -264,6 +264,16 @@ def test_a_certificate_of_an_unknown_key_type_is_refused(
     assert str(refused.value) == "certificate refused: " + (
         "Unknown key type: 1.3.101.121" if ours else "not issued by the fleet's authority"
     )
+
+
+def test_a_certificate_of_an_unknown_version_is_refused(folder: Path, devices: list[Identity]):
+    authority = Authority(folder / "ca")
+    version_3, version_62 = bytes.fromhex("a003020102"), bytes.fromhex("a00302013d")
+    content = content_of_a_certificate("device-1", authority)
+    assert content.count(version_3) == 1
+    seal = seal_with(signed(content.replace(version_3, version_62), authority))
+    with pytest.raises(LetterError, match="^certificate refused: it cannot be read$"):
+        devices[0].check(devices[1].public + seal, 1)
 
 
 def test_what_is_too_long_or_unknown_is_not_opened(devices: list[Identity], parts: Parts):
