@@ -272,7 +272,7 @@ def test_a_certificate_of_an_unknown_version_is_refused(folder: Path, devices: l
     content = content_of_a_certificate("device-1", authority)
     assert content.count(version_3) == 1
     seal = seal_with(signed(content.replace(version_3, version_62), authority))
-    with pytest.raises(LetterError, match="^certificate refused: it cannot be read$"):
+    with pytest.raises(LetterError, match=r"^certificate refused: it cannot be read$"):
         devices[0].check(devices[1].public + seal, 1)
 
 
