@@ -65,7 +65,7 @@ def run_peers(
     method = parsed.parts.methods[name]
     grid = InProcessGrid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
-    plan["couriers"] = parsed.couriers_of(name) != "off"
+    plan["couriers"] = parsed.couriers_of(name)
     peers = PeerStrategy(
         make_topology(config.get("topology", "ring"), path=config.get("topology-file", "")),
         num_nodes=n,

@@ -10,6 +10,7 @@ from flwr.app import Context
 from torch import Tensor
 
 from ..base.errors import SettingsError
+from ..base.machine import expanded
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.limits import Limits
@@ -168,7 +169,7 @@ def read_tls(context: Context) -> Tls | None:
         return None
     if not {*TLS_KEYS} <= {*names}:
         raise SettingsError(f"node config: give {', '.join(TLS_KEYS)} together, or none of them")
-    files = {name: Path(config[name]).expanduser() for name in names}
+    files = {name: Path(expanded(config[name])) for name in names}
     for path in files.values():
         if not path.is_file():
             raise SettingsError(f"node config: there is no file {path}")

@@ -19,7 +19,9 @@ def limits_of(learner: Learner, lengths: Mapping[str, int]) -> Limits:
     lengths : mapping of str to int
         Of all blocks of the run, as the coordinator says; those of the device's own come first.
     """
-    several = learner.rule.addressed or learner.settings.couriers != "off"
+    chosen = learner.settings.couriers
+    couriers = learner.couriers if chosen == "auto" else chosen
+    several = learner.rule.addressed or couriers != "off"
     return Limits(
         blocks=dict(lengths) | learner.block_lengths(),
         copies=learner.settings.num_nodes if several else 1,

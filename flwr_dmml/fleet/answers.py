@@ -21,21 +21,32 @@ SAME = ("flwr-dmml", "flwr")
 REACHED = ("open", "closed")
 
 
+MOST = 1000
+"""Entries of a table, such as the modalities of its data."""
 Text = Annotated[str, AfterValidator(one_line)]
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 class _Said(BaseModel):
-    """Base of what comes from a device: strict types; what a newer version adds is left out."""
+    """Base of what comes from a device: strict types; what a newer version adds is left out.
+
+    Text is cut and made plain: it is shown on a terminal.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Form(_Said):
-    """What all parts of a data set have in common; modalities by kind and shape, in words."""
+    """What all parts of a data set have in common."""
 
     classes: Count
-    modalities: dict[Text, list[Text]]
+    modalities: Annotated[
+        dict[Text, Annotated[list[Text], Field(max_length=MOST)]], Field(max_length=MOST)
+    ]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} ({' '.join(kind)})" for name, kind in self.modalities.items())
+        return one_line(f"{self.classes} classes, {told}")
 
 
 class Data(_Said):
@@ -43,21 +54,21 @@ class Data(_Said):
 
     summary: Text
     problem: Text = ""
-    part: int | None = None
-    parts: int | None = None
+    part: Count | None = None
+    parts: Count | None = None
     form: Form | None = None
 
 
 class Answer(_Said):
     """A device's status answer; ``time_s`` is its clock, in seconds since 1970, UTC."""
 
-    versions: dict[Text, Text]
+    versions: Annotated[dict[Text, Text], Field(max_length=MOST)]
     platform: Text
-    config: dict[Text, Text | int]
+    config: Annotated[dict[Text, Text | int], Field(max_length=MOST)]
     data: Data
     disk_bytes: Count
     memory_bytes: Count | None
-    peers: dict[Text, Text]
+    peers: Annotated[dict[Text, Text], Field(max_length=MOST)]
     time_s: float
 
 
@@ -178,10 +189,5 @@ def _forms(heard: Mapping[str, Heard]) -> list[str]:
             groups.append((form, [name]))
     if len(groups) < 2:
         return []
-    told = "; ".join(f"{', '.join(names)}: {_form(form)}" for form, names in groups)
+    told = "; ".join(f"{', '.join(names)}: {form}" for form, names in groups)
     return [f"the parts are of different data sets: {told}"]
-
-
-def _form(form: Form) -> str:
-    told = ", ".join(f"{name} ({' '.join(kind)})" for name, kind in form.modalities.items())
-    return f"{form.classes} classes, {told}"

@@ -110,7 +110,8 @@ def _told(log: str) -> tuple[list[_Line], str]:
     if ended:
         return lines, ""
     last = [line.strip() for line in log.splitlines() if line.strip()][-1:]
-    return lines, f"the run that asks devices has not come to its end: {''.join(last) or 'no log'}"
+    why = one_line("".join(last)) or "no log"
+    return lines, f"the run that asks devices has not come to its end: {why}"
 
 
 def run_to_end(fleet: Fleet, folder: Path, app: Path, config: str, timeout_s: float) -> str:

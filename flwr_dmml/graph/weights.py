@@ -1,6 +1,6 @@
 """Mixing weights of a graph (symmetric, doubly stochastic), and how fast they mix."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import networkx as nx
 import numpy as np
@@ -13,12 +13,18 @@ def components(graph: nx.Graph, nodes: Iterable[int] | None = None) -> list[list
     return sorted(sorted(component) for component in nx.connected_components(members))
 
 
-def metropolis_rows(graph: nx.Graph, nodes: Iterable[int]) -> dict[int, dict[int, float]]:
+def metropolis_rows(
+    graph: nx.Graph, nodes: Iterable[int], hubs: Mapping[int, Collection[int]] | None = None
+) -> dict[int, dict[int, float]]:
     """Return the Metropolis-Hastings weights of the subgraph induced by ``nodes``, without zeros.
 
     ``w_ij = 1 / (1 + max(d_i, d_j))`` on a link, ``w_ii = 1 - sum_j w_ij``, with d the degrees in
     the subgraph. Source: Xiao, Boyd and Lall, "A Scheme for Robust Distributed Sensor Fusion Based
     on Average Consensus", IPSN 2005.
+
+    A hub counts as one more neighbour of those around it, and all of them give the mean that it
+    sends ``w = 1 / (1 + max d)``, over all of them: so each gives each w / k, itself included, and
+    keeps at least ``1 / (1 + d)`` of what it has now (this project).
 
     Parameters
     ----------
@@ -26,17 +32,28 @@ def metropolis_rows(graph: nx.Graph, nodes: Iterable[int]) -> dict[int, dict[int
         Links from a node to itself do not count.
     nodes : iterable of int
         The members, e.g. the live owners of a block; unknown ids are ignored.
+    hubs : mapping of int to collection of int, optional
+        The members around each hub, by an id that is no node's.
 
     Returns
     -------
     dict of int to dict of int to float
-        A row for every member, its own weight included: symmetric, doubly stochastic, in [0, 1].
+        A row for every member, its own weight included, with the weights of means under the ids of
+        the hubs. Rows sum to 1; with each mean's weight shared among those whose mean it is, they
+        make a symmetric, doubly stochastic matrix in [0, 1].
     """
-    members = set(nodes) & set(graph)
+    members, hubs = set(nodes) & set(graph), hubs or {}
     near = {i: [j for j in sorted(graph[i]) if j in members and j != i] for i in sorted(members)}
+    around: dict[int, list[int]] = {}
+    for hub, own in hubs.items():
+        for i in own:
+            around.setdefault(i, []).append(hub)
+    degree = {i: len(others) + len(around.get(i, ())) for i, others in near.items()}
+    of_hub = {hub: 1.0 / (1.0 + max(degree[i] for i in own)) for hub, own in hubs.items()}
     rows: dict[int, dict[int, float]] = {}
     for i, others in near.items():
-        row = {j: 1.0 / (1.0 + max(len(others), len(near[j]))) for j in others}
+        row = {j: 1.0 / (1.0 + max(degree[i], degree[j])) for j in others}
+        row |= {hub: of_hub[hub] for hub in around.get(i, ())}
         rows[i] = {i: 1.0 - sum(row.values()), **row}
     return rows
 

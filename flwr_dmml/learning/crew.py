@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..payload.blocks import LARGEST, is_carried
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from ..payload.routing import cut, passed_on, wanted
+from ..payload.routing import cut, wanted
 from .batch import pooled
 from .learner import Kept, Learner
 from .mixing import Taken
@@ -97,7 +97,7 @@ class Crew:
         before = {p: self.learners[p].kept() for p in plans}
         passing: dict[int, Payload] = {}
         if plain:
-            passing = self._passed_on(plans)
+            passing = self._for_others(plans)
             self.rows.mix(plans, self.carried)
         for p, learner in self.learners.items():
             go = learner.flat.stand_at if plain else learner.flat.move_to
@@ -246,13 +246,15 @@ class Crew:
                 learner.before_training(plan, inbox)
         return inbox
 
-    def _passed_on(self, plans: Mapping[int, Plan]) -> dict[int, Payload]:
+    def _for_others(self, plans: Mapping[int, Plan]) -> dict[int, Payload]:
         """Return what couriers publish in this round: copies of rows that a next one overwrites."""
         found: dict[int, Payload] = {}
         for p, plan in plans.items():
-            ways = {there.via for there in plan.carries}
-            if ways and plan.iterations:
-                own = passed_on(plan, {n: self.payload(n) for n in ways})
+            senders = {there.via for there in plan.carries}
+            senders |= {n for mean in plan.averages for n in mean.origins}
+            if senders and plan.iterations:
+                inbox = {n: self.payload(n) for n in senders}
+                own, _ = self.learners[p].for_others(plan, inbox)  # all is in range
                 found[p] = {name: x.clone() for name, x in own.items()}
         return found
 

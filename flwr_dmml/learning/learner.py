@@ -24,7 +24,7 @@ from ..payload.coding import Precision
 from ..payload.compression import Compressor
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from ..payload.routing import brought, by_courier, passed_on
+from ..payload.routing import averaged, brought, by_courier, passed_on
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
@@ -49,7 +49,7 @@ IN_A_STACK = {
     "begin", "finish",
 }  # fmt: skip
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
-Couriers = Literal["off", "forward"]
+CourierChoice = Literal["off", "forward", "average"]
 Kept = tuple[Any, ...]
 """What a device keeps besides its parameters."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
@@ -106,7 +106,7 @@ class Learner:
     """The setting ``input-noise`` where the run config says "auto"."""
     exchange_precision: ClassVar[Precision] = "float32"
     """The setting ``exchange.precision`` where the run config says "auto"."""
-    couriers: ClassVar[Couriers] = "off"
+    couriers: ClassVar[CourierChoice] = "off"
     """The setting ``couriers`` where the run config says "auto"."""
     own_weights: ClassVar[bool] = False
     """Whether the method changes the mixing weights, from round to round."""
@@ -160,7 +160,7 @@ class Learner:
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
         self._noise_scales: dict[str, Tensor] = {}
-        self._passed_on: Payload = {}  # in this round, for others
+        self._for_others: Payload = {}  # in this round, for others
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         check_kept(self.model, modules)
@@ -400,13 +400,14 @@ class Learner:
         Returns what the neighbours published, as it is once nothing of it is compressed.
         """
         self.flat.attach()
-        self._passed_on = passed_on(plan, inbox)
+        self._for_others, wrong = self.for_others(plan, inbox)
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         everybody = inbox | brought(plan.far, inbox)
         opened, why = self.compressor.decode(everybody, own, self.partition.partition_id)
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
+        rejected += wrong
         if plan.iterations:  # a closing message publishes nothing
             rejected += self.label_shares.read(inbox, len(plan.recipients))
         self.begin_mixed(plan, inbox, apart if plan.neighbours and plan.evaluate else None)
@@ -611,7 +612,12 @@ class Learner:
         if not self.own_format:
             self._check_format(written, blocks)
         own = self.compressor.encode(written, self.block_lengths()) | self.extras()
-        return own | self._passed_on
+        return own | self._for_others
+
+    def for_others(self, plan: Plan, inbox: Inbox) -> tuple[Payload, list[str]]:
+        """Return what is published as a courier, and what was wrong with what it is made of."""
+        means, wrong = averaged(plan, inbox, self.compressor, self.partition.partition_id)
+        return passed_on(plan, inbox) | means, wrong
 
     def extras(self) -> Payload:
         """Return what is published besides the blocks."""

@@ -1,11 +1,11 @@
 """Settings of a device: its data, model and training (:class:`DeviceSettings`)."""
 
-import os
 from math import cos, inf, pi
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
+from ..base.machine import expanded
 from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
@@ -183,10 +183,10 @@ class DeviceSettings(Group):
         True, description="devices tell how many samples of each class they have, for the report"
     )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
-    couriers: Literal["auto", "off", "forward"] = Field(
+    couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
-        description="forward: devices carry blocks that they do not own between owners that no "
-        "link joins; auto: as the method says",
+        description="forward: devices carry others' blocks between owners that no link joins; "
+        "average: they send a mean of them; auto: as the method says",
     )
 
     energy: EnergyOptions = EnergyOptions()
@@ -218,7 +218,7 @@ class DeviceSettings(Group):
     @property
     def data_folder(self) -> str:
         """``data_path`` with ``~`` expanded."""
-        return os.path.expanduser(self.data_path)
+        return expanded(self.data_path)
 
     @property
     def encoder_choice(self) -> EncoderChoice:
@@ -228,7 +228,7 @@ class DeviceSettings(Group):
             audio=self.audio_encoder,
             series=self.series_encoder,
             vector=self.vector_encoder,
-            weights=os.path.expanduser(self.encoder_weights),
+            weights=expanded(self.encoder_weights),
         )
 
     def partition_options(self) -> PartitionOptions:

@@ -127,15 +127,20 @@ class Compressor:
         wanted = (x + error)[chosen]
         values, scale = quantise(wanted, self.precision)
         came = dequantise(values, scale)
-        entries = {name: values}
-        if scale is not None:
-            entries[name + SCALE] = scale
+        entries = _written(name, values, scale)
         if self.precision != "float32":
             self._error[name] = _replaced(error, chosen, wanted - came)
         if at is not None:
             entries[name + AT] = write_places(at, len(x))
             self._last[name] = _replaced(self._last_of(name), at, came)
         return entries
+
+    def rounded(self, name: str, x: Tensor) -> Payload:
+        """Return a whole vector ``[length]`` in the type of ``precision``; nothing is kept of it.
+
+        For what is not the device's own: without error feedback.
+        """
+        return _written(name, *quantise(x, self.precision))
 
     def _choose(self, name: str, x: Tensor) -> Tensor:
         return largest((x - self._last_of(name)).abs(), self._count(len(x)))
@@ -218,6 +223,11 @@ class Compressor:
             _check(more := payload[name + MORE], torch.float32, MORE)
             dense = torch.cat([dense, more])
         return dense
+
+
+def _written(name: str, values: Tensor, scale: Tensor | None) -> Payload:
+    """Return the entries of a whole block."""
+    return {name: values} if scale is None else {name: values, name + SCALE: scale}
 
 
 def _apart(name: str) -> bool:

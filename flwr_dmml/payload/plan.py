@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class Carried:
     Attributes
     ----------
     origin : int
-        Whose they are.
+        Whose they are; :func:`mean_of` a courier for the mean that it makes.
     via : int
         The neighbour whose payload holds them: a courier, or of what a courier takes on the device
         itself.
@@ -34,6 +34,35 @@ class Carried:
     via: int
     blocks: tuple[str, ...]
     couriers: int = 1
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean of several devices' blocks, made by the courier."""
+        return self.origin == mean_of(self.via)
+
+
+def mean_of(courier: int) -> int:
+    """Return what stands for the mean that a courier makes, in place of a partition id: below 0."""
+    return -1 - courier
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A block that is no own one: a courier publishes the mean of its neighbours'.
+
+    Attributes
+    ----------
+    block : str
+        Its name.
+    origins : tuple of int
+        Partition ids of the neighbours whose mean it is.
+    length : int
+        Of the block, which the courier does not own.
+    """
+
+    block: str
+    origins: tuple[int, ...]
+    length: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +113,8 @@ class Plan:
         What couriers among the neighbours have brought: it is mixed, too.
     carries : tuple of Carried
         What this node is to publish, unread, for others: it is a courier.
+    averages : tuple of Averaged
+        Of what this node is to publish the mean, for those whose mean it is: it is a hub.
     apart : tuple of Apart
         Which of its own blocks this node seals apart, where payloads are sealed.
     """
@@ -100,11 +131,12 @@ class Plan:
     recipients: tuple[int, ...] = ()
     far: tuple[Carried, ...] = ()
     carries: tuple[Carried, ...] = ()
+    averages: tuple[Averaged, ...] = ()
     apart: tuple[Apart, ...] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """Partition ids of those whose blocks are mixed: the neighbours, then of :attr:`far`."""
+        """Ids of those whose blocks are mixed: the neighbours, then the origins of :attr:`far`."""
         return (*self.neighbours, *(there.origin for there in self.far))
 
     def without(self, missing: Collection[int]) -> "Plan":
@@ -125,6 +157,10 @@ class Plan:
             weights=weights,
             far=tuple(there for there in self.far if there.via not in missing),
             carries=tuple(there for there in self.carries if there.via not in missing),
+            averages=tuple(
+                replace(mean, origins=tuple(j for j in mean.origins if j not in missing))
+                for mean in self.averages
+            ),
         )
 
 
@@ -144,8 +180,8 @@ class Outcome:
         all own modalities),
         ``test.accuracy.<modality>`` (from it alone), ``validation.accuracy``, of
         a device with several modalities ``test.without.<modality>`` (from all its others), and with
-        ``missing.test-share`` ``test.missing`` (each sample from what it then has). A share of no
-        sample is left out.
+        ``missing.test-share`` ``test.missing`` (each sample from what it then has). A number that
+        does not exist, NaN or infinite, is left out.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
     meter_problem : str
@@ -156,3 +192,7 @@ class Outcome:
     metrics: dict[str, float]
     rejected: list[str]
     meter_problem: str = ""
+
+    def __post_init__(self) -> None:
+        for name in [name for name, value in self.metrics.items() if not isfinite(value)]:
+            del self.metrics[name]

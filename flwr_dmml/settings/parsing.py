@@ -17,6 +17,7 @@ from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from ..base.errors import MethodError, SettingsError
+from ..base.machine import expanded
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
@@ -167,15 +168,9 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
             "over all devices; allowed with it: mean"
         )
-    if settings.couriers not in ("auto", "off") and (why := no_couriers(learner, rule)):
-        problems.append(f"couriers = {settings.couriers!r}: {why}; allowed: off")
-    exchange = settings.exchange
-    if exchange.sealed and exchange.transport == "direct" and settings.couriers == "forward":
-        problems.append(
-            "couriers = 'forward' with exchange.sealed: from device to device letters are not "
-            "sealed, and a courier could read what it carries; allowed: exchange.transport = "
-            "'relay', or couriers = 'off'"
-        )
+    exchange, how = settings.exchange, settings.couriers
+    if how != "auto" and (why := no_couriers(how, learner, rule, exchange)):
+        problems.append(f"couriers = {how!r}: {why}")
     of_method = settings.of_method(learner)
     if of_method.fusion == "detached" and not of_method.modality_weight:
         problems.append(
@@ -232,6 +227,10 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
     for key, name, known in named:
         if name not in known:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
+    if settings.quorum > settings.num_nodes:
+        problems.append(
+            f"min-devices = {settings.min_devices}: there are num-nodes = {settings.num_nodes}"
+        )
     try:
         dataset = find_dataset(settings.dataset)
         if settings.partition == "natural" and not dataset.natural_ids:
@@ -269,7 +268,7 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
             "exchange.sealed = True: a router of exchange.router could read all letters; allowed: "
             "transport = 'relay', or devices that reach each other"
         )
-    if (run_dir := Path(os.path.expanduser(settings.run_dir))).exists() and not run_dir.is_dir():
+    if (run_dir := Path(expanded(settings.run_dir))).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     if settings.wireless.shared and settings.allocation.rule == "sync-only":
         problems.append(

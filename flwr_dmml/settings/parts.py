@@ -13,9 +13,10 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.registry import find_aggregation, find_gossip
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, add_topologies
-from ..learning.learner import Couriers, Learner
+from ..learning.learner import CourierChoice, Learner
 from ..learning.options import Options
 from ..methods.registry import find_methods
+from ..payload.options import ExchangeOptions
 from .settings import GROUPS, Settings
 
 
@@ -148,18 +149,17 @@ class RunConfig:
             raise MethodError(f"{learner.__name__}.gossip = {name!r}: there are {known}")
         return self.parts.gossip[name](self.rules.get(name, Group()))
 
-    def couriers_of(self, method: str) -> Couriers:
-        """Return whether couriers carry blocks of a method.
+    def couriers_of(self, method: str) -> CourierChoice:
+        """Return how couriers carry blocks of a method.
 
-        A method that chooses them goes without them where its gossip rule cannot have them.
+        A method that chooses them goes without them where its gossip rule or the exchange cannot
+        have them.
         """
         learner, chosen = self.parts.methods[method], self.settings.couriers
         if chosen != "auto":
             return chosen if learner.communicates else "off"
-        exchange = self.settings.exchange
-        if exchange.sealed and exchange.transport == "direct":  # letters are not sealed there
-            return "off"
-        return "off" if no_couriers(learner, self.gossip_of(method)) else learner.couriers
+        rule, exchange = self.gossip_of(method), self.settings.exchange
+        return "off" if no_couriers(learner.couriers, learner, rule, exchange) else learner.couriers
 
     @property
     def aggregation(self) -> AggregationRule:
@@ -181,12 +181,45 @@ class RunConfig:
         return flat
 
 
-def no_couriers(learner: type[Learner], rule: GossipRule) -> str:
-    """Return why blocks that come late by couriers cannot be mixed; empty if they can."""
+def no_couriers(
+    how: CourierChoice, learner: type[Learner], rule: GossipRule, exchange: ExchangeOptions
+) -> str:
+    """Return why couriers cannot do that, and what is allowed; empty if they can."""
+    if how == "off":
+        return ""
     if rule.static or rule.linear or rule.addressed:
-        return f"the gossip rule {rule.name!r} needs what all neighbours have now"
+        return f"the gossip rule {rule.name!r} needs what all neighbours have now; allowed: off"
     if learner.own_format:
-        return f"the method {learner.name!r} writes blocks in a format of its own"
+        return f"the method {learner.name!r} writes blocks in a format of its own; allowed: off"
     if learner.own_weights:
-        return f"the method {learner.name!r} chooses in every round whom it mixes with"
+        return (
+            f"the method {learner.name!r} chooses in every round whom it mixes with; allowed: off"
+        )
+    if how == "average":
+        return _no_means(rule, exchange)
+    if exchange.sealed and exchange.transport == "direct":
+        return (
+            "with exchange.sealed, letters from device to device are not sealed, and a courier "
+            "could read what it carries; allowed: exchange.transport = 'relay', or couriers = 'off'"
+        )
+    return ""
+
+
+def _no_means(rule: GossipRule, exchange: ExchangeOptions) -> str:
+    """Return why couriers cannot send means, and what is allowed; empty if they can."""
+    if exchange.sealed:
+        return (
+            "a courier cannot read what exchange.sealed hides from it; allowed: forward with "
+            "exchange.transport = 'relay', or off"
+        )
+    if exchange.top_k < 1:
+        return (
+            f"a mean needs whole blocks, and exchange.top-k = {exchange.top_k:g} sends a part of "
+            "them; allowed: exchange.top-k = 1, or couriers = 'forward' or 'off'"
+        )
+    if rule.sends != GossipRule.sends:
+        return (
+            f"the gossip rule {rule.name!r} sends more of a block than the model; allowed: "
+            "forward, off"
+        )
     return ""

@@ -1,11 +1,11 @@
 """All settings of a run but those of its methods (:class:`Settings`)."""
 
-import os
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from ..base.machine import RUNS
+from ..base.machine import RUNS, expanded
 from ..base.options import Group
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
@@ -20,6 +20,13 @@ def _number_of_processes(value: object) -> object:
     raise ValueError('must be "auto" or a whole number, at least 0')
 
 
+def _devices(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if whole or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError("must be a whole number, at least 1, or a share: above 0.0, at most 1.0")
+
+
 class Settings(DeviceSettings):
     """The settings that every method shares; groups of them have a prefix (``energy.…``)."""
 
@@ -29,6 +36,11 @@ class Settings(DeviceSettings):
     evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
     wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
+    min_devices: Annotated[int | float, BeforeValidator(_devices)] = Field(
+        1,
+        description="stop, with a checkpoint, when fewer devices answer: a number (4), or a share "
+        "of num-nodes (0.5; 1.0 is all)",
+    )
     topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
     topology_degree: int = Field(4, ge=1, description="degree (random-regular, watts-strogatz)")
     topology_probability: float = Field(
@@ -69,6 +81,12 @@ class Settings(DeviceSettings):
 
     _of_topology: Group | None = PrivateAttr(None)  # the topology's own options
 
+    @property
+    def quorum(self) -> int:
+        """``min-devices`` as a number of devices, at least 1."""
+        least = self.min_devices
+        return least if isinstance(least, int) else ceil(least * self.num_nodes - 1e-9)
+
     def with_topology(self, own: Group | None) -> Self:
         """Return the settings with the options of the topology's own."""
         settings = self.model_copy()
@@ -88,7 +106,7 @@ class Settings(DeviceSettings):
             own=None if self._of_topology is None else self._of_topology.model_dump(),
             degree=self.topology_degree,
             probability=self.topology_probability,
-            path=os.path.expanduser(self.topology_file),
+            path=expanded(self.topology_file),
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
         )

@@ -1,11 +1,11 @@
 """Logbook of a run: records of its rounds, passed to the log and to the trackers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
 import networkx as nx
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp.strategy import Result
 
@@ -13,12 +13,12 @@ from ..payload.plan import Plan
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Shortened, Tracker
 from ..tracking.text import describe
-from ..transport.messages import read_metrics, read_notes, read_rejected
 from .energy.energy_constrained import EnergyConstrained
 from .energy.measured import meters_told, read_meter
 from .energy.round_budget import RoundBudget
+from .member import Member
 from .mixing import separate_groups
-from .roster import Member
+from .replies import Account
 
 
 class Logbook:
@@ -48,6 +48,8 @@ class Logbook:
         self._num_rounds = num_rounds
         self._trackers = tuple(trackers)
         self._energy = energy
+        self.lost: set[int] = set()
+        """Who has not answered the last message, or not as it should."""
         self._flat: set[int] = set()
         self._unread: set[int] = set()  # whose meter fails at present
 
@@ -94,6 +96,16 @@ class Logbook:
         self.records.append(RoundRecord(server_round))
         return self.records[-1]
 
+    def asked(self) -> None:
+        """Take note of a new message: nobody is lost yet."""
+        self.lost = set()
+
+    @property
+    def present(self) -> list[int]:
+        """Who has answered the last message, or rests; by partition."""
+        away = self.lost | self._flat
+        return [p for p in self._members if p not in away]
+
     def node(self, server_round: int, partition: int) -> NodeResult:
         """Return a node's entry in the record of a round (from 1)."""
         return self.records[server_round - 1].node(partition, self._members[partition].modalities)
@@ -101,59 +113,71 @@ class Logbook:
     def failures(self, failed: Mapping[int, str]) -> None:
         """Note why nodes are left out of the current round; the first reason is the cause."""
         record = self.records[-1]
+        self.lost |= failed.keys()
         for partition, reason in failed.items():
             if partition not in record.failed:
                 record.failed[partition] = reason
                 log(WARNING, "Round %s: node %s is left out: %s", record.round, partition, reason)
 
-    def mixing(
-        self, server_round: int, partition: int, content: RecordDict, position: int = 0
-    ) -> None:
-        """Note what a node measured and rejected after mixing the payloads of a round.
-
-        It is in the n-th round of its reply.
-        """
-        if not position:
-            self.notes(partition, content)
-        self._meter(server_round + 1, partition, content, position)
-        rejected = read_rejected(content, position)
-        self.mixed(server_round, partition, read_metrics(content, position), rejected)
-
-    def mixed(
-        self,
-        server_round: int,
-        partition: int,
-        metrics: Mapping[str, float],
-        rejected: Sequence[str],
-    ) -> None:
-        """Note the same of a node that has no more to say."""
+    def mixed(self, server_round: int, partition: int, account: Account) -> None:
+        """Note what a node measured and rejected after mixing the payloads of a round."""
+        self._meter(server_round + 1, partition, account)
         if server_round < 1:
             return
         node = self.node(server_round, partition)
-        for line in rejected:
-            log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
-            sender, _, problem = line.partition(": ")
-            if sender.isdigit() and int(sender) in self._members:
-                failed = self.records[server_round - 1].failed
-                failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
-        node.measured(metrics)
-        node.rejected = len(rejected)
+        for claim in account.claims:
+            about, text = claim.about, claim.text
+            words = "says" if about is None else f"rejects from node {about}"
+            log(WARNING, "Round %s: node %s %s: %s", server_round, partition, words, text)
+            if about is not None:
+                node.claims.setdefault(about, text)
+        node.measured(account.metrics)
+        node.rejected = len(account.claims)
+
+    def settle(self, server_round: int, plans: Mapping[int, Plan]) -> None:
+        """Weigh what nodes say of each other's payloads of a round.
+
+        What one node says is its word, and stands in its own line. A sender has failed if all who
+        were to have its payload reject it, and these are several.
+
+        Parameters
+        ----------
+        server_round : int
+            The round; none before the first.
+        plans : mapping of int to Plan
+            By which nodes mixed it, of those that have answered.
+        """
+        if server_round < 1:
+            return
+        record = self.records[server_round - 1]
+        claims = {p: record.by_partition[p].claims for p in plans if p in record.by_partition}
+        for sender in sorted({about for own in claims.values() for about in own}):
+            told = [claims[p].get(sender) for p, plan in plans.items() if sender in plan.neighbours]
+            if len(told) > 1 and all(told):
+                why = f"rejected by all of its {len(told)} neighbours: {told[0]}"
+                record.failed.setdefault(sender, why)
 
     def carried(self, plans: Mapping[int, Plan]) -> None:
-        """Note what couriers have brought, by plans that begin with mixing it."""
+        """Note what couriers have brought, by plans that begin with mixing it.
+
+        The origin of a mean is the courier that has made it.
+        """
         for p, plan in plans.items():
             if plan.far:
                 record = self.records[plan.server_round - 2]
-                record.carried |= {(there.origin, there.via, p) for there in plan.far}
+                record.carried |= {
+                    (there.via if there.is_mean else there.origin, there.via, p)
+                    for there in plan.far
+                }
 
-    def _meter(self, server_round: int, partition: int, content: RecordDict, position: int) -> None:
+    def _meter(self, server_round: int, partition: int, account: Account) -> None:
         """Note what a node's meter counted in a round's work, and have it booked.
 
         What comes after the last round, mixing and evaluation, counts as that round's.
         """
         if not self._members[partition].equipment.has_meter:
             return
-        reading = read_meter(content, position)
+        reading = read_meter(account.metrics, account.meter_problem)
         if reading.problem:
             if partition not in self._unread:
                 text = "Round %s: node %s's meter fails, its joules are the model's for now: %s"
@@ -176,9 +200,9 @@ class Logbook:
             if partition in record.battery_j:
                 record.battery_j[partition] = max(0.0, record.battery_j[partition] - extra_j)
 
-    def notes(self, partition: int, content: RecordDict) -> None:
+    def notes(self, partition: int, lines: Iterable[str]) -> None:
         """Log what a node has to say."""
-        for line in read_notes(content):
+        for line in lines:
             log(INFO, "Round %s: node %s %s", self.records[-1].round, partition, line)
 
     def budget(self, budget: RoundBudget) -> None:

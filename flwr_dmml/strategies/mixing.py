@@ -6,9 +6,10 @@ from typing import Any
 
 import networkx as nx
 
+from ..graph.couriers import Hub
 from ..graph.topology import components
 from ..graph.weights import metropolis_rows
-from ..payload.plan import Carried
+from ..payload.plan import Carried, mean_of
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ def neighbourhoods(
     graph: nx.Graph,
     blocks: Mapping[int, Collection[str]],
     links: Mapping[str, Sequence[FarLink]] | None = None,
+    means: Mapping[str, Sequence[Hub]] | None = None,
 ) -> dict[int, Neighbourhood]:
     """Return the neighbourhood of every live node.
 
     Each block is mixed over the subgraph of its live owners with Metropolis-Hastings weights of
-    that subgraph, and of the links over couriers: symmetric and doubly stochastic, so the mean over
-    these owners is kept (of what was carried, as it was earlier).
+    that subgraph, of the links over couriers, and of their means: symmetric and doubly stochastic,
+    so the mean over these owners is kept (of what was carried, as it was earlier).
 
     Parameters
     ----------
@@ -73,19 +75,24 @@ def neighbourhoods(
         The blocks of every *live* node; other nodes of the graph take no part.
     links : mapping of str to sequence of FarLink, optional
         By block, between owners that no path of owners joins.
+    means : mapping of str to sequence of Hub, optional
+        By block, who has sent the mean of whose: they have got it.
     """
-    links, known = links or {}, dict[tuple[Any, ...], dict[int, dict[int, float]]]()
+    links, means = links or {}, means or {}
+    known = dict[tuple[Any, ...], dict[int, dict[int, float]]]()
     weights: dict[str, dict[int, dict[int, float]]] = {}
     for name, nodes in owners_by_block(blocks).items():
         edges = tuple(link.ends for link in links.get(name, ()))
-        if (nodes, edges) not in known:
+        hubs = tuple(means.get(name, ()))
+        if (nodes, edges, hubs) not in known:
             whole = graph
             if edges:
                 whole = nx.Graph(graph.subgraph(nodes))
                 whole.add_edges_from(edges)
-            known[nodes, edges] = metropolis_rows(whole, nodes)
-        weights[name] = known[nodes, edges]
-    brought = _brought(links)
+            around = {mean_of(hub.courier): hub.owners for hub in hubs}
+            known[nodes, edges, hubs] = metropolis_rows(whole, nodes, around)
+        weights[name] = known[nodes, edges, hubs]
+    brought = _brought(links, means)
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
         near = [j for j in sorted(graph[node]) if j in blocks]
@@ -100,7 +107,9 @@ def neighbourhoods(
     return result
 
 
-def _brought(links: Mapping[str, Sequence[FarLink]]) -> dict[int, tuple[Carried, ...]]:
+def _brought(
+    links: Mapping[str, Sequence[FarLink]], means: Mapping[str, Sequence[Hub]]
+) -> dict[int, tuple[Carried, ...]]:
     """Return what couriers have brought to each node."""
     names: dict[int, dict[tuple[int, int, int], list[str]]] = {}
     for name in links:
@@ -108,6 +117,11 @@ def _brought(links: Mapping[str, Sequence[FarLink]]) -> dict[int, tuple[Carried,
             for (me, origin), via in zip((link.ends, link.ends[::-1]), link.via, strict=True):
                 got = names.setdefault(me, {})
                 got.setdefault((origin, via, link.couriers), []).append(name)
+    for name in means:
+        for hub in means[name]:
+            for me in hub.owners:
+                got = names.setdefault(me, {})
+                got.setdefault((mean_of(hub.courier), hub.courier, 1), []).append(name)
     return {
         me: tuple(Carried(a, via, tuple(of), n) for (a, via, n), of in sorted(got.items()))
         for me, got in names.items()

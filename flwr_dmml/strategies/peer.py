@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO
+from math import isfinite
 from typing import Any, Protocol
 
 import networkx as nx
@@ -19,6 +20,7 @@ from ..engine.nodes import Hosted
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
+from ..learning.learner import CourierChoice
 from ..learning.options import Options
 from ..payload.plan import Plan
 from ..tracking.checkpoints import Checkpoint
@@ -29,7 +31,8 @@ from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
 from .logbook import Logbook
 from .planner import RoundPlanner
-from .roster import Roster, handshake, wait_for_nodes
+from .reasons import join_reasons
+from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
 
 
 class RunKeeper(Protocol):
@@ -39,15 +42,21 @@ class RunKeeper(Protocol):
         """Return the checkpoint to go on from, if there is one."""
 
     def begun(self, strategy: "PeerStrategy") -> None:
-        """Take note of who takes part."""
+        """Take note of who takes part in a run that begins."""
 
     def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
         """Take a strategy that has met its devices back to a checkpoint."""
 
     def after_rounds(
-        self, strategy: "PeerStrategy", grid: Grid, before: int, server_round: int
+        self,
+        strategy: "PeerStrategy",
+        grid: Grid,
+        before: int,
+        server_round: int,
+        *,
+        last: bool = False,
     ) -> None:
-        """Write a checkpoint if one is due after these rounds."""
+        """Write a checkpoint if one is due after these rounds, or they are the last ones."""
 
     def ended(self, strategy: "PeerStrategy") -> None:
         """Take note of the end."""
@@ -79,7 +88,9 @@ class PeerStrategy(Strategy):
     wait_timeout : float (default: 60)
         Seconds to wait for the devices before round 1.
     min_nodes : int, optional
-        Go on with so many devices instead of all; the others' places stay empty.
+        Begin with so many devices instead of all; the others' places stay empty.
+    quorum : int (default: 1)
+        Stop, with a checkpoint, when fewer devices answer.
     seed : int (default: 0)
         Seed of random graphs.
     options : Options, optional
@@ -95,8 +106,8 @@ class PeerStrategy(Strategy):
         Writes checkpoints; where there is one already, the run goes on from it.
     exchange : callable
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
-    couriers : bool (default: False)
-        Whether devices carry blocks that they do not own between owners that no link joins.
+    couriers : {"off", "forward", "average"} (default: "off")
+        How devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
     """
@@ -112,6 +123,7 @@ class PeerStrategy(Strategy):
         evaluate_every: int = 5,
         wait_timeout: float = 60.0,
         min_nodes: int | None = None,
+        quorum: int = 1,
         seed: int = 0,
         options: Options | None = None,
         gossip: GossipRule | None = None,
@@ -119,7 +131,7 @@ class PeerStrategy(Strategy):
         trackers: Sequence[Tracker] = (),
         keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
-        couriers: bool = False,
+        couriers: CourierChoice = "off",
         sealed: bool = False,
     ) -> None:
         self.options = options or Options()
@@ -141,6 +153,7 @@ class PeerStrategy(Strategy):
         self.evaluate_every = evaluate_every
         self.wait_timeout = wait_timeout
         self.min_nodes = num_nodes if min_nodes is None else min_nodes
+        self.quorum = quorum
         self.seed = seed
         self.trackers = tuple(trackers)
         self.keeper = keeper
@@ -161,11 +174,23 @@ class PeerStrategy(Strategy):
         self._logbook = Logbook({}, 0, ())
         self.exchange = exchange(method, self.roster, self._logbook)
         self._num_rounds, self.timeout = 0, 3600.0
+        self.rounds_done = 0
+        """Rounds whose mixing and evaluation are in."""
 
     @property
     def records(self) -> list[RoundRecord]:
         """The record of every round so far."""
         return self._logbook.records
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of the run, fewer than was asked for where :meth:`stop` ended it."""
+        return self._num_rounds
+
+    @property
+    def present(self) -> list[int]:
+        """Partition ids of those who have answered the last message, or rest; ascending."""
+        return self._logbook.present
 
     def summary(self) -> None:
         """Log the strategy's configuration as a tree."""
@@ -198,7 +223,8 @@ class PeerStrategy(Strategy):
     def recorded(self, record: RoundRecord) -> Mapping[str, float]:
         """Return numbers to record of a complete round, by names of your own.
 
-        They reach ``metrics.jsonl`` (``own``), the report and the sinks.
+        They reach ``metrics.jsonl`` (``own``), the report and the sinks. A number that does not
+        exist, NaN or infinite, is left out.
         """
         return {}
 
@@ -226,6 +252,7 @@ class PeerStrategy(Strategy):
     def _plans(self, server_round: int, grid: Grid) -> list[dict[int, Plan]]:
         """Open a round, or several, and return the plans of each."""
         self._logbook.open(server_round)
+        self._logbook.asked()
         invited = self._take_part(server_round, self._invite(grid))
         sizes, speeds = self.exchange.sizes, self.exchange.speeds
         rounds: list[dict[int, Plan]] = []
@@ -258,6 +285,7 @@ class PeerStrategy(Strategy):
         return self.exchange.messages([self._closing_plans(grid)], "evaluate")
 
     def _closing_plans(self, grid: Grid) -> dict[int, Plan]:
+        self._logbook.asked()
         plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
         self._logbook.carried(plans)
         return plans
@@ -305,6 +333,8 @@ class PeerStrategy(Strategy):
         ------
         NoDevicesError
             Too few devices to start, or none left to go on.
+        QuorumError
+            Fewer than ``quorum`` are left.
         ValueError
             ``evaluate_fn`` is given, or ``initial_arrays`` holds a block that no device takes.
         """
@@ -319,6 +349,9 @@ class PeerStrategy(Strategy):
         checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
+        if len(self.roster.members) < self.quorum:
+            can = f"{len(self.roster.members)} devices can take part"
+            raise NoDevicesError(f"min-devices asks for {self.quorum}, and only {can}")
         self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
         given = self.method, self.roster, self._logbook
         devices = self._hosted(grid)
@@ -342,11 +375,11 @@ class PeerStrategy(Strategy):
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
         first = 1
-        if self.keeper:
-            self.keeper.begun(self)
         if self.keeper and checkpoint:
             self.keeper.restore(self, grid, checkpoint)
             first = checkpoint.server_round + 1
+        elif self.keeper:
+            self.keeper.begun(self)
         done = first - 1
         while done < num_rounds:
             before, begun = done, time.monotonic()
@@ -364,8 +397,12 @@ class PeerStrategy(Strategy):
             complete = self.records[max(0, before - 1) : -1]
             for record in complete:
                 self._complete(record)
+            short = self._short()
             if self.keeper:
-                self.keeper.after_rounds(self, grid, before, done)
+                self.keeper.after_rounds(self, grid, before, done, last=bool(short))
+            if short:
+                go_on = "; the run can be resumed" if self.keeper else ""
+                raise QuorumError(f"Stopped after round {done}: {short}{go_on}")
             if done < num_rounds and (why := next(filter(None, map(self.stop, complete)), "")):
                 log(INFO, "The run ends after round %s: %s", done, why)
                 num_rounds = self._num_rounds = done
@@ -377,6 +414,8 @@ class PeerStrategy(Strategy):
             closing = self.configure_evaluate(num_rounds, arrays, config, grid)
             self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
         self._complete(self.records[-1])
+        if short := self._short():
+            raise QuorumError(f"Too few devices after the last round, {num_rounds}: {short}")
         if self.keeper:
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
@@ -411,6 +450,7 @@ class PeerStrategy(Strategy):
         before: Sequence[RoundRecord],
     ) -> None:
         """Go on from a :meth:`state`, with its payloads and the records of complete rounds."""
+        self.rounds_done = len(before)
         self.planner.load_state(state["planner"])
         self._logbook.load_state(state["logbook"], before)
         self.exchange.load_state(state["exchange"], payloads)
@@ -463,10 +503,26 @@ class PeerStrategy(Strategy):
             )
         return plan
 
+    def _short(self) -> str:
+        """Return why too few devices are left after a message, or nothing.
+
+        One that rests, or whose modelled battery is flat, is not missed.
+        """
+        lost, of = self._logbook.lost, len(self.roster.members)
+        if of - len(lost) >= self.quorum:
+            return ""
+        failed = self.records[-1].failed
+        why = join_reasons({p: failed[p] for p in lost})
+        return (
+            f"{of - len(lost)} of {of} devices are left, min-devices asks for {self.quorum}: {why}"
+        )
+
     def _complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""
-        record.noted |= {str(k): float(v) for k, v in self.recorded(record).items()}
+        recorded = {str(k): float(v) for k, v in self.recorded(record).items()}
+        record.noted |= {name: value for name, value in recorded.items() if isfinite(value)}
         self._logbook.complete(record)
+        self.rounds_done = record.round
 
     def _overrides(self, hook: str) -> bool:
         return getattr(type(self), hook) is not getattr(PeerStrategy, hook)

@@ -9,17 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..energy.ledger import Floats
+from ..graph.couriers import Hub
 from ..graph.spectral import effective_spectral_gap
 from ..graph.topology import Topology
-from ..payload.plan import Carried, Plan
+from ..learning.learner import CourierChoice
+from ..payload.plan import Averaged, Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
 from .energy.round_budget import RoundBudget
+from .member import Member
 from .mixing import FarLink, Neighbourhood, neighbourhoods
-from .roster import Member
 
-FarLinks = Mapping[str, Sequence[FarLink]]
+Brought = tuple[Mapping[str, Sequence[FarLink]], Mapping[str, Sequence[Hub]]]
+"""By block: links of couriers over which copies have come, and means that have come."""
 
 
 class RoundPlanner:
@@ -39,8 +42,8 @@ class RoundPlanner:
         See :class:`~flwr_dmml.strategies.PeerStrategy`.
     addressed : bool (default: False)
         Whether a device sends every neighbour blocks of its own.
-    couriers : bool (default: False)
-        Whether devices carry blocks that they do not own between owners that are not linked.
+    couriers : {"off", "forward", "average"} (default: "off")
+        How devices carry blocks that they do not own between owners that are not linked.
     sealed : bool (default: False)
         Whether they cannot read what they carry.
     """
@@ -56,7 +59,7 @@ class RoundPlanner:
         evaluate_every: int,
         seed: int,
         addressed: bool = False,
-        couriers: bool = False,
+        couriers: CourierChoice = "off",
         sealed: bool = False,
     ) -> None:
         for name, value in (
@@ -74,7 +77,9 @@ class RoundPlanner:
         self.evaluate_every = evaluate_every
         self.seed = seed
         self.addressed = addressed
-        self._couriers = Couriers(sealed=sealed) if couriers and communicates else None
+        self._couriers: Couriers | None = None
+        if communicates and couriers != "off":
+            self._couriers = Couriers(sealed=sealed, average=couriers == "average")
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
 
@@ -116,7 +121,7 @@ class RoundPlanner:
         own = {p: member.equipment for p, member in members.items()}
         self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own, allocate)
         self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
-        self._known: tuple[nx.Graph | None, tuple[int, ...], FarLinks] = (None, (), {})
+        self._known: tuple[nx.Graph | None, tuple[int, ...], Brought] = (None, (), ({}, {}))
         self._found: dict[int, Neighbourhood] = {}
         self._told: tuple[nx.Graph | None, set[int], dict[int, tuple[int, ...]]] = None, set(), {}
         self._flat: Collection[int] = ()
@@ -185,7 +190,8 @@ class RoundPlanner:
         self._live_graph, self._flat = budget.graph, budget.flat
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
         around = self._around(mixing_graph, budget.updates, payload_bytes, brought)
-        carries = self._carries(carrying, around)
+        carrying = self._take(carrying, around)
+        averages = self._averages(carrying)
         recipients = self._recipients(budget.graph, budget.updates)
         mixed = server_round - 1
         plans = {
@@ -201,7 +207,8 @@ class RoundPlanner:
                 phase=self._phases[server_round - 1],
                 recipients=recipients[p],
                 far=around[p].far,
-                carries=carries.get(p, ()),
+                carries=carrying.by.get(p, ()),
+                averages=averages.get(p, ()),
                 apart=carrying.apart.get(p, ()),
             )
             for p, updates in budget.updates.items()
@@ -271,12 +278,12 @@ class RoundPlanner:
 
     def _brought(
         self, graph: nx.Graph, going: Collection[int], published: Collection[int]
-    ) -> FarLinks:
-        """Return over which links of couriers blocks have come, of a round's graph."""
+    ) -> Brought:
+        """Return what couriers have brought, over a round's graph."""
         if self._couriers is None:
-            return {}
+            return {}, {}
         there = {p: self._members[p].blocks for p in sorted(going) if p in published}
-        return self._couriers.brought(graph, there)
+        return self._couriers.brought(graph, there), self._couriers.means(graph, there)
 
     def _carrying(
         self,
@@ -294,33 +301,47 @@ class RoundPlanner:
         live = {p: self._members[p].block_bytes for p in sorted(invited)}
         return self._couriers.plan(received, published, prospect, live)
 
-    def _carries(
-        self, carrying: Carrying, around: Mapping[int, Neighbourhood]
-    ) -> dict[int, tuple[Carried, ...]]:
-        """Return what those who take part carry, of what reaches them."""
+    def _take(self, carrying: Carrying, around: Mapping[int, Neighbourhood]) -> Carrying:
+        """Let those who take part carry what reaches them, and return what that is."""
         by = {
             r: tuple(there for there in own if there.via in around[r].neighbours)
             for r, own in carrying.by.items()
             if r in around
         }
+        hubs: list[tuple[tuple[str, ...], Hub]] = []
+        for names, hub in carrying.hubs:
+            near = around[hub.courier].neighbours if hub.courier in around else ()
+            owners = tuple(j for j in hub.owners if j in near)
+            if len(owners) > 1:
+                hubs.append((names, replace(hub, owners=owners)))
+        carrying = replace(carrying, by=by, hubs=hubs)
         if self._couriers:
-            self._couriers.begin(replace(carrying, by=by))
-        return by
+            self._couriers.begin(carrying)
+        return carrying
+
+    def _averages(self, carrying: Carrying) -> dict[int, tuple[Averaged, ...]]:
+        """Return of what each hub is to publish the mean."""
+        found: dict[int, list[Averaged]] = {}
+        for names, hub in carrying.hubs:
+            lengths = self._members[hub.owners[0]].blocks
+            own = found.setdefault(hub.courier, [])
+            own += [Averaged(name, hub.owners, lengths[name]) for name in names]
+        return {r: tuple(own) for r, own in found.items()}
 
     def _around(
         self,
         graph: nx.Graph,
         going: Collection[int],
         published: Collection[int],
-        links: FarLinks,
+        brought: Brought,
     ) -> dict[int, Neighbourhood]:
         """Return who mixes with whom: those that published and go on."""
         owners = tuple(p for p in sorted(going) if p in published)
         before, of, by = self._known
-        if graph is not before or owners != of or links != by:  # most rounds are like the last
+        if graph is not before or owners != of or brought != by:  # most rounds are like the last
             blocks = {p: self._members[p].blocks for p in owners}
             same = before is not None and set(graph.edges) == set(before.edges)
-            if not same or owners != of or links != by:
-                self._found = neighbourhoods(graph, blocks, links)
-            self._known = graph, owners, links
+            if not same or owners != of or brought != by:
+                self._found = neighbourhoods(graph, blocks, *brought)
+            self._known = graph, owners, brought
         return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}

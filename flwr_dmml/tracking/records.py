@@ -31,6 +31,7 @@ class NodeResult:
     bytes_sent: int = 0
     label_bytes_sent: int = 0  # of these, soft labels
     rejected: int = 0  # letters and blocks of its neighbours that did not come or were refused
+    claims: dict[int, str] = field(default_factory=dict)  # neighbour -> what it says of that one
     labels: dict[str, float] = field(default_factory=dict)  # how a public set was labelled
     speed: dict[str, float] = field(default_factory=dict)  # training speed of each modality
     updates: dict[str, int] = field(default_factory=dict)  # of each modality's encoder
@@ -105,9 +106,9 @@ def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _there_only(line: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a meter would have counted, and couriers carried, where none did."""
-    optional = ("measured_j", "measured_s", "total_measured_j", "carried")
-    return {k: v for k, v in line.items() if v is not None or k not in optional}
+    """Leave out what a meter, couriers or neighbours would have added, where none did."""
+    optional = ("measured_j", "measured_s", "total_measured_j", "carried", "claims")
+    return {k: v for k, v in line.items() if k not in optional or v not in (None, {})}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -303,7 +304,10 @@ class RoundRecord:
         ]
         by_modality = _mean_by_key(progress)
         lowest = min(by_modality.values(), default=0.0)
-        return max(by_modality.values()) / lowest if len(by_modality) > 1 and lowest > 0 else None
+        if len(by_modality) < 2 or lowest <= 0:
+            return None
+        value = max(by_modality.values()) / lowest
+        return value if isfinite(value) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to ``metrics.jsonl``: summary first, then the nodes."""

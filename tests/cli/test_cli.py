@@ -234,6 +234,7 @@ def test_a_run_ends_with_0_and_leaves_a_run_folder(run: tuple[Result, Path]) -> 
         "config.json",
         "run.json",
         "log.txt",
+        "end.json",
         "dmml-kd/devices.json",
         "dmml-kd/metrics.jsonl",
         "dmml-kd/timing.jsonl",
