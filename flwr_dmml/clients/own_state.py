@@ -141,7 +141,8 @@ class OwnState:
             method, when, node = about["method"], about["when"], about["node"]
         except FileNotFoundError as error:
             raise StateLostError(f"{self.file} is gone, with what it knew of this run") from error
-        except (SafetensorError, KeyError, OSError) as error:
+        except (SafetensorError, KeyError, OSError, TypeError, AttributeError) as error:
+            # the last two: numbers of a kind that NumPy lacks
             raise StateLostError(f"{self.file} is damaged: {error}") from error
         if method != self._method:
             raise StateLostError(f"{self.file} is of the method {method!r}")

@@ -1,13 +1,13 @@
 """Data sets that Hugging Face's ``datasets`` has saved to disk, read as Arrow files."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...base.formats import parse_json
 from ..samples import DataError
-from .arrow_files import arrow, column_of, is_content, is_numbers, text
+from .arrow_files import arrow, checked, column_of, is_content, is_numbers, text
 from .manifest import SPLITS, Description, Kind, Manifest, roles_of
 from .problems import reason
 
@@ -100,7 +100,7 @@ def read_hf_disk(root: Path, about: Description) -> Manifest:
         where += [f"{folder.name}[{row}]" for row in range(count)]
     try:
         table = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(f"the splits have different columns: {error}") from error
     others = {name: text(table[name]) for name in table.column_names if name not in modalities}
     if (root / DICT).exists():
@@ -135,14 +135,17 @@ def _tables(folder: Path) -> list[Any]:
     if not names or state.get("_indices_data_files"):
         raise DataError(f"{folder.name}/{STATE}: it names no data, or only some of their rows")
     try:
-        return [pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in names]
-    except (OSError, ValueError) as error:
+        return [
+            checked(pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all())
+            for name in names
+        ]
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{folder.name}: {reason(error)}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path.parent.name}/{path.name}: {reason(error)}") from error
     if not isinstance(found, dict):
@@ -157,5 +160,5 @@ def _type(features: Mapping[str, Any], name: str) -> str:
 
 def _class_name(number: str, classes: tuple[str, ...]) -> str:
     """Return the name of a class, "" where there is none (-1)."""
-    known = number.isdecimal() and int(number) < len(classes)
+    known = number.isdecimal() and len(number) < 20 and int(number) < len(classes)
     return classes[int(number)] if known else "" if number in ("", "-1") else number
