@@ -15,6 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ..base.formats import parse_json
 from ..tracking.files import write_whole
 from .certificates import read_certificate
 from .config import Device, Fleet, FleetError
@@ -156,15 +157,24 @@ def known_nodes(folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         return {str(key): str(node) for key, node in content.items()}
     except (ValueError, AttributeError) as error:
         raise FleetError(f"{file} is damaged: {error}") from error
 
 
 def key_digest(public_key: Path) -> str:
-    """Return the digest that identifies a public key, whatever its comment."""
-    kind, key, *_ = public_key.read_text(encoding="utf-8").split()
+    """Return the digest that identifies a public key, whatever its comment.
+
+    Raises
+    ------
+    FleetError
+        The file holds no key as OpenSSH writes them.
+    """
+    try:
+        kind, key, *_ = public_key.read_text(encoding="utf-8").split()
+    except ValueError as error:
+        raise FleetError(f"{public_key} holds no public key") from error
     return sha256(f"{kind} {key}".encode()).hexdigest()
 
 

@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from torch import Tensor
 
+from ..base.formats import parse_json
 from ..payload.blocks import STATISTICS, addressed, unaddressed, without_companion
 from ..payload.limits import Limits
-from .direct.security import Seal
+from .direct.security import UNREADABLE, Seal
 from .direct.tls import DirectError, Tls
 from .letter import MAX_HEADER, Letter, LetterError, letter_bytes, read_letter, write_letter
 
@@ -181,9 +182,9 @@ def open_apart(
     check_size(len(part), limits)
     try:
         (length,) = LENGTH.unpack(part[: LENGTH.size])
-        keys = json.loads(part[LENGTH.size : LENGTH.size + length])
+        keys = parse_json(part[LENGTH.size : LENGTH.size + length])
         key = bytes.fromhex(keys[str(me)])
-    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (struct.error, ValueError, KeyError, TypeError) as error:
         raise LetterError("a part of its payload is not encrypted for this device") from error
     sealed = part[LENGTH.size + length :]
     context = (*about, me, public.hex(), identity.public.hex(), _digest(sealed))
@@ -257,7 +258,7 @@ def own_secret(key: Path, purpose: str) -> bytes:
     """
     try:
         private = load_pem_private_key(key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: the key is encrypted
+    except (OSError, *UNREADABLE) as error:
         raise DirectError(f"TLS: {error}") from error
     # The number itself: how a key is written in a file may change with the library's version.
     if isinstance(private, ed25519.Ed25519PrivateKey):
