@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ..transport.direct.security import UNREADABLE
 from .config import FleetError, as_ip
 
 CA_DAYS = 3650
@@ -55,7 +56,7 @@ def own_key(file: Path) -> ec.EllipticCurvePrivateKey:
         write_file(file, _private_bytes(made, serialization.PrivateFormat.PKCS8), 0o600)
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise FleetError(f"{file} holds no private key in PEM: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise FleetError(f"{file} holds no elliptic-curve key")
@@ -75,7 +76,7 @@ def make_node_key(file: Path, comment: str) -> bool:
     if made or not public.exists():
         try:
             key = serialization.load_ssh_private_key(file.read_bytes(), None)
-        except (ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise FleetError(f"{file} holds no OpenSSH key: {error}") from error
         line = key.public_key().public_bytes(
             serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
@@ -97,11 +98,14 @@ def read_certificate(file: Path) -> x509.Certificate:
         There is none.
     """
     try:
-        return x509.load_pem_x509_certificate(file.read_bytes())
+        found = x509.load_pem_x509_certificate(file.read_bytes())
+        # The library parses these only when asked for them.
+        _ = found.public_key(), found.extensions, found.subject, found.not_valid_after_utc
     except FileNotFoundError:
         raise FleetError(f"{file} is missing: run flwr-dmml fleet init") from None
-    except (OSError, ValueError, x509.InvalidVersion) as error:
+    except (OSError, *UNREADABLE) as error:
         raise FleetError(f"{file} holds no certificate: {error}") from error
+    return found
 
 
 def days_left(certificate: x509.Certificate) -> int:
@@ -215,7 +219,7 @@ class Authority:
             return []
         try:
             return list(x509.load_pem_x509_crl(self.revoked_file.read_bytes()))
-        except (OSError, ValueError, x509.InvalidVersion) as error:
+        except (OSError, *UNREADABLE) as error:
             raise FleetError(f"{self.revoked_file} is damaged: {error}") from error
 
     def _write_list(self, revoked: Sequence[x509.RevokedCertificate]) -> None:
@@ -265,18 +269,24 @@ class Authority:
 
     def objection(self, wanted: Wanted, key_file: Path, file: Path) -> str:
         """Return why a certificate that is there does not do, or nothing."""
-        certificate = read_certificate(file)
+        certificate, issuer = read_certificate(file), read_certificate(self.certificate_file)
         try:
-            certificate.verify_directly_issued_by(read_certificate(self.certificate_file))
-        except (ValueError, TypeError, InvalidSignature):
+            certificate.verify_directly_issued_by(issuer)
+        except (InvalidSignature, *UNREADABLE):
             return f"is not from {self.certificate_file}"
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = [
+            name
+            for extension in certificate.extensions
+            if isinstance(extension.value, x509.SubjectAlternativeName)
+            for name in extension.value
+        ]
         if set(names) != set(wanted.names):
-            held = ", ".join(str(name.value) for name in names)
+            held = ", ".join(str(name.value) for name in names) or "no address"
             return f"is for {held}, not for {', '.join(wanted.addresses)}"
-        name = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-        if name != wanted.common_name:
-            return f"is that of {name!s}, not of {wanted.common_name}"
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        if [one.value for one in common] != [wanted.common_name]:
+            told = ", ".join(str(one.value) for one in common) or "nobody"
+            return f"is that of {told}, not of {wanted.common_name}"
         if key_file.exists() and own_key(key_file).public_key() != certificate.public_key():
             return f"does not belong to {key_file.name}"
         return "" if key_file.exists() else f"has lost its key, {key_file.name}"

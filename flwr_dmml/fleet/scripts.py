@@ -72,6 +72,10 @@ units=${{1:-/etc/systemd/system}}
 stop() {{ echo "install.sh: $1" >&2; exit 1; }}
 [ "$(id -u)" = 0 ] || stop "run it as root"
 cd -- {folder}
+for file in . {files}; do
+  [ -O "$file" ] && [ ! -L "$file" ] ||
+    stop "$file is not root's: remove this folder, and copy it again as root"
+done
 id -u {user} >/dev/null 2>&1 || useradd --system --user-group --shell /usr/sbin/nologin {user}
 group=$(id -gn {user})
 # The service reads what is here. It writes in folders of its own, never its unit or its scripts.

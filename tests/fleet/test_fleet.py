@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 import tomllib
@@ -455,21 +456,27 @@ def nobody_may(use: Callable[[Path], object], path: Path) -> bool:
     return code == 0
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter: those of pytest are closed again by its next session."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def append(path: Path) -> None:
     path.open("ab").close()
 
 
 @ROOT
 @pytest.mark.parametrize("name", ["plain", "it's a $HOME"])
-def test_the_service_owns_neither_its_unit_nor_its_scripts(tmp_path: Path, name: str):
+def test_the_service_owns_neither_its_unit_nor_its_scripts(public: Path, name: str):
     """Installed for real, for the user nobody; then nobody tries to write and to read."""
-    for parent in (tmp_path, *tmp_path.parents[:-1]):
-        parent.chmod(parent.stat().st_mode | 0o011)  # nobody may pass through
-    where = tmp_path / name / "{name}"
+    where = public / name / "{name}"
     text = f"device-dir = {json.dumps(str(where))}\nuser = 'nobody'\n{TWO}"
-    prepare(read_fleet(write(tmp_path, text)), tmp_path / "lab")
-    own, units = tmp_path / name / "pi-1", tmp_path / "units"
-    shutil.copytree(tmp_path / "lab" / "devices" / "pi-1", own)
+    prepare(read_fleet(write(public, text)), public / "lab")
+    own, units = public / name / "pi-1", public / "units"
+    shutil.copytree(public / "lab" / "devices" / "pi-1", own)
     own.parent.chmod(0o755)
     units.mkdir()
     refused = installed(own, units, user="nobody")
@@ -479,7 +486,7 @@ def test_the_service_owns_neither_its_unit_nor_its_scripts(tmp_path: Path, name:
         done = installed(own, units)
         assert done.returncode == 0, done.stderr
     unit = units / "flwr-dmml-pi-1.service"
-    assert (tmp_path / "told").read_text().splitlines()[-3:] == [
+    assert (public / "told").read_text().splitlines()[-3:] == [
         "daemon-reload", f"enable {unit.name}", f"restart {unit.name}",
     ]  # fmt: skip
     assert (unit.stat().st_uid, stat.S_IMODE(unit.stat().st_mode)) == (0, 0o644)
@@ -498,6 +505,33 @@ def test_the_service_owns_neither_its_unit_nor_its_scripts(tmp_path: Path, name:
     done = installed(own, units)
     assert done.returncode == 1 and done.stderr == "install.sh: state is a link\n"
     assert Path("/etc").stat().st_uid == 0
+
+
+@ROOT
+@pytest.mark.parametrize("name", [".", "flwr-dmml-device.service", "peer.crt"])
+def test_nothing_is_installed_from_a_folder_that_was_another_s(tmp_path: Path, name: str):
+    """Such as one that older versions gave to the service's user: its unit may be changed."""
+    text = f"device-dir = {json.dumps(str(tmp_path / 'own'))}\nuser = 'nobody'\n{TWO}"
+    prepare(read_fleet(write(tmp_path, text)), tmp_path / "lab")
+    own, units = tmp_path / "own", tmp_path / "units"
+    shutil.copytree(tmp_path / "lab" / "devices" / "pi-1", own)
+    units.mkdir()
+    nobody = pwd.getpwnam("nobody").pw_uid
+    if name == "peer.crt":
+        target = tmp_path / "shadow"
+        target.write_text("root's")
+        before = stat.S_IMODE(target.stat().st_mode)
+        (own / name).unlink()
+        (own / name).symlink_to(target)
+    else:
+        os.chown(own / name, nobody, -1)
+    done = installed(own, units)
+    assert done.returncode == 1 and not list(units.iterdir()) and not (tmp_path / "told").exists()
+    assert done.stderr == (
+        f"install.sh: {name} is not root's: remove this folder, and copy it again as root\n"
+    )
+    if name == "peer.crt":
+        assert stat.S_IMODE(target.stat().st_mode) == before
 
 
 def test_units_of_several_devices_on_one_machine_have_their_own_names(lab: tuple[Fleet, Path]):

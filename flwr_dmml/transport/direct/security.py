@@ -25,8 +25,11 @@ from .tls import DirectError, Tls
 LENGTH = struct.Struct("<H")  # of the signature, which follows it; the certificate comes last
 MAX_SEAL = 1 << 14
 PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-UNREADABLE = ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion
-"""What the library raises, often only when a field is asked for."""
+UNREADABLE = (
+    *(ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
+"""What the library raises about a file or a certificate, often only when a field is asked for."""
 PURPOSE = b"flwr-dmml letter 1\n"
 
 
