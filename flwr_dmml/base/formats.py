@@ -4,6 +4,8 @@ import json
 import tomllib
 from typing import Any
 
+from pydantic import ValidationError
+
 MOST_NESTED = 100
 """Levels of a value: nothing that we read has more than a few."""
 
@@ -38,6 +40,12 @@ def parse_toml(text: str) -> dict[str, Any]:
     except RecursionError as error:
         raise _too_deep() from error
     return table
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return where a value is that is not allowed, and why, of the first one."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
 
 
 def _too_deep() -> ValueError:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..base.errors import SettingsError
+from ..base.files import WriteError, write_whole, writing
 from ..base.machine import expanded
-from ..tracking.files import WriteError, write_whole, writing
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.messages import PARTITION, STATE
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..base.formats import first_problem
 from ..base.text import one_line
 from .answers import Answer, Heard
 from .config import Device, Fleet, FleetError
@@ -93,9 +94,7 @@ def read_answer(text: str) -> Answer:
     try:
         return Answer.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = one_line(".".join(map(str, first["loc"])))
-        raise FleetError(f"{where} {first['msg']}") from error
+        raise FleetError(one_line(first_problem(error))) from error
 
 
 def _told(log: str) -> tuple[list[_Line], str]:

@@ -3,7 +3,6 @@
 No key is ever printed, logged or overwritten; those that are rotated are removed.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ..base.files import write_whole
 from ..transport.direct.security import UNREADABLE
 from .config import FleetError, as_ip
 
@@ -33,16 +33,6 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def write_file(file: Path, content: bytes, mode: int) -> None:
-    """Write a file whole or not at all, with its mode from the first byte on."""
-    part = file.with_name(file.name + ".part")
-    part.unlink(missing_ok=True)
-    opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(opened, "wb") as stream:
-        stream.write(content)
-    part.replace(file)
-
-
 def own_key(file: Path) -> ec.EllipticCurvePrivateKey:
     """Return the TLS key in ``file``; it is made if it is not there.
 
@@ -53,7 +43,7 @@ def own_key(file: Path) -> ec.EllipticCurvePrivateKey:
     """
     if not file.exists():
         made = ec.generate_private_key(ec.SECP256R1())
-        write_file(file, _private_bytes(made, serialization.PrivateFormat.PKCS8), 0o600)
+        write_whole(file, _private_bytes(made, serialization.PrivateFormat.PKCS8), 0o600)
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), None)
     except UNREADABLE as error:
@@ -72,7 +62,7 @@ def make_node_key(file: Path, comment: str) -> bool:
     made = not file.exists()
     if made:
         fresh = ec.generate_private_key(ec.SECP384R1())
-        write_file(file, _private_bytes(fresh, serialization.PrivateFormat.OpenSSH), 0o600)
+        write_whole(file, _private_bytes(fresh, serialization.PrivateFormat.OpenSSH), 0o600)
     if made or not public.exists():
         try:
             key = serialization.load_ssh_private_key(file.read_bytes(), None)
@@ -81,7 +71,7 @@ def make_node_key(file: Path, comment: str) -> bool:
         line = key.public_key().public_bytes(
             serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
         )
-        write_file(public, line + f" {comment}\n".encode(), 0o644)
+        write_whole(public, line + f" {comment}\n".encode(), 0o644)
     return made
 
 
@@ -227,7 +217,7 @@ class Authority:
         made = x509.CertificateRevocationListBuilder(
             issuer.subject, now - BACKDATED, now + timedelta(days=CA_DAYS), [], list(revoked)
         ).sign(own, hashes.SHA256())
-        write_file(self.revoked_file, made.public_bytes(serialization.Encoding.PEM), 0o644)
+        write_whole(self.revoked_file, made.public_bytes(serialization.Encoding.PEM), 0o644)
 
     def key(self) -> ec.EllipticCurvePrivateKey:
         """Return the authority's private key.
@@ -269,11 +259,14 @@ class Authority:
 
     def objection(self, wanted: Wanted, key_file: Path, file: Path) -> str:
         """Return why a certificate that is there does not do, or nothing."""
-        certificate, issuer = read_certificate(file), read_certificate(self.certificate_file)
+        certificate, strange = read_certificate(file), f"is not from {self.certificate_file}"
+        if not self.certificate_file.exists():
+            return strange
+        issuer = read_certificate(self.certificate_file)
         try:
             certificate.verify_directly_issued_by(issuer)
         except (InvalidSignature, *UNREADABLE):
-            return f"is not from {self.certificate_file}"
+            return strange
         names = [
             name
             for extension in certificate.extensions
@@ -321,4 +314,4 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _write_certificate(file: Path, certificate: x509.Certificate) -> None:
-    write_file(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    write_whole(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..base.files import write_whole
 from .certificates import (
     PEER,
     REVOKED,
@@ -14,7 +15,6 @@ from .certificates import (
     make_folder,
     make_node_key,
     read_certificate,
-    write_file,
 )
 from .config import SUPERLINK, Device, Fleet, FleetError, as_ip
 from .scripts import CONFIG, connection, device_files, superlink_files
@@ -217,7 +217,7 @@ def revoke(folder: Path, name: str) -> list[str]:
     told = [other for other in there if other != name]
     for other in told:
         file = folder / DEVICES / other / REVOKED
-        write_file(file, issuer.revoked_file.read_bytes(), 0o600)
+        write_whole(file, issuer.revoked_file.read_bytes(), 0o600)
     return told
 
 
@@ -251,7 +251,7 @@ def _filled(
         _fill(holder, fleet, issuer, holder.name in renew, done)
     make_folder((folder / CONFIG).parent)
     text = connection(fleet, issuer.certificate_file.resolve())
-    write_file(folder / CONFIG, text.encode(), 0o600)
+    write_whole(folder / CONFIG, text.encode(), 0o600)
     names = [holder.name for holder in everyone]
     done.dropped = [name for name in _folders(folder) if name not in names]
     done.revoked = _revoked_names(everyone, issuer)
@@ -289,7 +289,7 @@ def _fill(holder: Holder, fleet: Fleet, issuer: Authority, renew: bool, done: Pr
     for name, content in files.items():
         file = holder.folder / name
         changed |= not file.exists() or file.read_bytes() != content
-        write_file(file, content, 0o700 if name.endswith(".sh") else 0o600)
+        write_whole(file, content, 0o700 if name.endswith(".sh") else 0o600)
     if renew and was_there:
         done.renewed.append(holder.name)
     elif fresh_key or not was_there:

@@ -15,8 +15,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ..base.files import write_whole
 from ..base.formats import parse_json
-from ..tracking.files import write_whole
 from .certificates import read_certificate
 from .config import Device, Fleet, FleetError
 from .folder import DEVICES, authority, device_folder

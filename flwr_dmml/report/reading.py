@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..base.errors import UserError
-from ..base.formats import parse_json
+from ..base.formats import first_problem, parse_json
 from ..base.options import kebab
 from ..tracking.ending import Ending, MethodEnd, absence, failures_of
 from ..tracking.history import read_line
@@ -176,11 +176,10 @@ def _rounds(path: Path, warnings: list[str]) -> list[RoundRecord]:
         try:
             line = read_line(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "json_invalid" and number == len(lines) > 1:
+            if error.errors()[0]["type"] == "json_invalid" and number == len(lines) > 1:
                 warnings.append(f"{path}, line {number}: cut short, left out")
                 break
-            raise ReportError(f"{path}, line {number}: {_reason(error)}") from error
+            raise ReportError(f"{path}, line {number}: {first_problem(error)}") from error
         if rounds and line.round <= rounds[-1].round:
             reason = f"round {line.round} after round {rounds[-1].round}"
             raise ReportError(f"{path}, line {number}: {reason}")
@@ -220,7 +219,7 @@ def _asked(path: Path, config: Mapping[str, Any]) -> _Asked:
     try:
         return _Asked.model_validate(config)
     except ValidationError as error:
-        raise ReportError(f"{path}: {_reason(error)}") from error
+        raise ReportError(f"{path}: {first_problem(error)}") from error
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -233,13 +232,7 @@ def _optional(path: Path, model: type[_Model]) -> _Model | None:
     try:
         return model.model_validate_json(_text(path))
     except ValidationError as error:
-        raise ReportError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+        raise ReportError(f"{path}: {first_problem(error)}") from error
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:

@@ -7,7 +7,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..base.errors import UserError
-from .files import write_whole
+from ..base.files import write_whole
+from ..base.formats import first_problem
 from .history import read_metrics_file, read_record
 from .records import Amount, Count, RoundRecord
 from .run_folder import END
@@ -163,7 +164,7 @@ def read_left(folder: Path) -> tuple[RoundRecord, Left] | None:
     try:
         return read_record(lines[-1]), left
     except ValidationError as error:
-        raise EndingError(f"{metrics}, line {len(lines)}: {_reason(error)}") from error
+        raise EndingError(f"{metrics}, line {len(lines)}: {first_problem(error)}") from error
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -173,12 +174,7 @@ def _read(path: Path, model: type[_Model]) -> _Model:
     try:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise EndingError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+        raise EndingError(f"{path}: {first_problem(error)}") from error
 
 
 def told(ends: Mapping[str, MethodEnd]) -> list[str]:

@@ -10,9 +10,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ..base.files import WriteError, write_whole, writing
 from ..base.log import log
 from ..base.machine import expanded
-from .files import WriteError, write_whole, writing
 from .lock import locked
 from .provenance import provenance
 from .records import RoundRecord

@@ -23,6 +23,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ..base.formats import first_problem
 from ..base.text import one_line
 from ..payload.limits import Limits
 
@@ -211,9 +212,8 @@ def _header(make: Callable[[], _Header]) -> _Header:
     try:
         return make()
     except ValidationError as error:
-        first = error.errors()[0]
-        where = one_line(".".join(map(str, first["loc"])), MAX_NAME) or "all of it"
-        raise LetterError(f"its header is not that of a letter: {where}: {first['msg']}") from error
+        what = one_line(first_problem(error), 2 * MAX_NAME)
+        raise LetterError(f"its header is not that of a letter: {what}") from error
 
 
 def _digest(data: bytes | memoryview) -> bytes:

@@ -29,9 +29,11 @@ def load(root: Path) -> Source:
 
 
 @pytest.fixture
-def files(memory: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+def files(
+    memory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> dict[str, Path]:
     """The files of a cache with one entry, by their suffixes, beside the data."""
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, "flwr")
     monkeypatch.setattr(known, "_TICK_NS", 0)
     monkeypatch.setenv(CACHE, str(memory / "cache"))
     (memory / "numbers.txt").write_text("1 2 3")

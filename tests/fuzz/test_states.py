@@ -24,8 +24,8 @@ SIGNED = "nodes.safetensors", "payloads.safetensors", "state.json"
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "flwr")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def told(checkpoint: Checkpoint | None) -> object:
 
 
 def sign(place: Path) -> None:
-    lines = [f"{digest((place / name).read_bytes())}  {name}\n" for name in SIGNED]
+    lines = [f"{digest([(place / name).read_bytes()])}  {name}\n" for name in SIGNED]
     (place / DIGESTS).write_text("".join(lines))
 
 
