@@ -21,11 +21,11 @@ def limits_of(learner: Learner, lengths: Mapping[str, int]) -> Limits:
     """
     chosen = learner.settings.couriers
     couriers = learner.couriers if chosen == "auto" else chosen
-    several = learner.rule.addressed or couriers != "off"
+    several = learner.rule.addressed or learner.rule.coded or couriers != "off"
     return Limits(
         blocks=dict(lengths) | learner.block_lengths(),
         copies=learner.settings.num_nodes if several else 1,
-        entries=len(learner.rule.sends) + 1,
+        entries=2 * len(learner.rule.sends),
         statistics=learner.statistics_bytes(),
         width=OWN_FORMAT if learner.own_format else 1,
     )

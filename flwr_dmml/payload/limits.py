@@ -23,8 +23,8 @@ class Limits:
         How often a payload may hold a block: its own, those addressed to one recipient each, those
         carried for others.
     entries : int
-        Entries of a copy that are as long as the block: the vectors of the gossip rule, and one
-        more for what compression adds.
+        Entries of a copy that are as long as the block: for each vector of the gossip rule two, as
+        compression adds places to values.
     statistics : int
         Bytes of all statistics.
     width : int
