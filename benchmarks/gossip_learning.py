@@ -50,6 +50,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "qg-dsgdm": {"gossip": "qg-dsgdm"},
     "qg-dsgdm-n": {"gossip": "qg-dsgdm-n"},
     "d2": {"gossip": "d2"},
+    "leaky-d2": {"gossip": "leaky-d2"},
     "k-gt": {"gossip": "k-gt"},
     "mt": {"gossip": "mt"},
     "relaysgd": {"gossip": "relaysgd", "topology": "line"},

@@ -96,6 +96,8 @@ ENTRIES = (
     Entry("gut", {}),
     Entry("gut", {"mu": 1.0}, exact=("1",)),
     Entry("d2", {}, exact=tuple(TAUS)),
+    Entry("leaky-d2", {}),
+    Entry("leaky-d2", {"keep": 1.0}),
     Entry("k-gt", {}, exact=tuple(TAUS)),
     Entry("mt", {}, momentum=True, exact=tuple(TAUS)),
     Entry("choco", {}, kept=0.2),
