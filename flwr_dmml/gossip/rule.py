@@ -82,8 +82,8 @@ class Steps:
         Steps that each parameter has taken, ``[rows, 1]`` where a block's all took as many, else
         ``[rows, length]``. Before the first step: 0.
     mean : float
-        Steps that the plan gives the devices that train this block, on average: the same number on
-        all its owners.
+        Steps that the devices that train this block take, on average, as planned: the same number
+        on all its owners, but for rounding where a part of a device's iterations trains it.
     scale : float or Tensor
         What the progress of the round has been multiplied with (``gossip-normalise``), a number or
         ``[rows, 1]``.

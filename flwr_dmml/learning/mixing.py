@@ -73,13 +73,14 @@ class Taken:
         else:
             lengths = torch.tensor([flat.parameters[i].numel() for i in inside])
             taken = torch.repeat_interleave(counts, lengths).float()
-        own, mean = self.planned.get(block, (float(counts.max()),) * 2)
+        most = float(counts.max())  # fewer than planned where only joint iterations train it
+        own, mean = self.planned.get(block, (most, most))
         scale = weight_of(mean, restarted) / weight_of(own, restarted) if scales else 1.0
         return Steps(
             self.lr * self.rates.get(block, 1.0),
             self.momentum,
             taken[None].to(flat.vector.device),
-            mean,
+            mean * most / own,
             min(LARGEST_SCALE, scale),
             restarted,
         )
