@@ -96,9 +96,9 @@ class Crew:
         plain = self._plain(plans)
         before = {p: self.learners[p].kept() for p in plans}
         passing: dict[int, Payload] = {}
-        if plain:
+        if plain and plans:
             passing = self._passed_on(plans)
-            self.rows.mix(plans, self.carried)
+            self._mix(plans)
         for p, learner in self.learners.items():
             go = learner.flat.stand_at if plain else learner.flat.move_to
             go(*self.rows.next(p))
@@ -129,6 +129,14 @@ class Crew:
             self._carry(passing if plain else self.published)
             self.rows.publish()
         return dict(sorted(results.items()))
+
+    def _mix(self, plans: Mapping[int, Plan]) -> None:
+        """Mix all rows, as the aggregation rule weighs them."""
+        first, plan = next((self.learners[p], plan) for p, plan in plans.items())
+        rule = first.aggregation.at(first.progress(plan))
+        shares = self.rows.mix(plans, self.carried, rule)
+        for p in plans:
+            self.learners[p].mixer.shares = shares.get(p, {})
 
     def _train(
         self,
@@ -232,7 +240,8 @@ class Crew:
         if plain:
             learner.hear([self.reports[n] for n in plan.neighbours], plan)
         if plain and not learner.listens and not plan.evaluate:  # nothing asked of it, or drawn
-            learner.server_round, learner.measured, learner.rejected = plan.server_round, {}, []
+            learner.server_round, learner.rejected = plan.server_round, []
+            learner.measured = dict(learner.mixer.dropped())
             return {}
         inbox = self._inbox(p, plan) if learner.listens or not plain else {}
         with learner.in_round(plan):

@@ -14,6 +14,7 @@ from ..base.seeding import derive_seed, global_generator
 from ..data import Partition
 from ..gossip.aggregation.mean import Mean
 from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.aggregation.weighing import Weighing
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..losses import cross_entropy
@@ -322,7 +323,11 @@ class Learner:
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
         given = plan.weights, plan.sources, inbox, plan.recipients
-        return self.mixer.mix(*given, measure=plan.evaluate)
+        return self.mixer.mix(*given, measure=plan.evaluate, progress=self.progress(plan))
+
+    def progress(self, plan: Plan) -> float:
+        """Return the share of the run's rounds that are over, in [0, 1]."""
+        return (plan.server_round - 1) / (plan.num_rounds or self.settings.num_server_rounds)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
@@ -410,6 +415,7 @@ class Learner:
     def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
         """Go on from rows that have been mixed; ``apart`` is the disagreement, where measured."""
         self.rejected = []
+        self.measured |= self.mixer.dropped()
         if apart is not None:
             self.measured["mix.disagreement"] = apart
         if self.listens:
@@ -630,14 +636,18 @@ class Learner:
 
     @property
     def plain(self) -> bool:
-        """Whether what is mixed of a device is its parameters as they are, by weighted means."""
+        """Whether what is mixed of a device is its parameters as they are, by weighted means.
+
+        Their weights may be those that an aggregation rule finds.
+        """
         rule = type(self.rule)
         return (
             not overrides(type(self), ("mix", "sends", "outgoing"))
             and rule.mixed is GossipRule.mixed
             and rule.publish is GossipRule.publish
             and rule.weigh is GossipRule.weigh
-            and type(self.aggregation) is Mean
+            and isinstance(self.aggregation, Mean | Weighing)
+            and type(self.aggregation).__call__ in (Mean.__call__, Weighing.__call__)
             and not self.compressor.active
         )
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..gossip.aggregation.mean import weighted_mean
 from ..gossip.aggregation.rule import AggregationRule
-from ..gossip.rule import GossipRule, Mix, State, Steps, nothing_taken
+from ..gossip.aggregation.weighing import Weighing
+from ..gossip.rule import Aggregate, GossipRule, Mix, State, Steps, nothing_taken
 from ..payload.blocks import COMPANION, addressed
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Payload
@@ -16,6 +18,8 @@ from ..payload.received import received
 GOSSIP = "gossip."
 """Prefix of what a gossip rule keeps, in a learner's state."""
 _SENT = "sent."
+DROPPED = "dropped."
+"""Prefix of the shares of a neighbour's numbers that were dropped, in a learner's metrics."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ class Mixer:
         self._begun: dict[str, Tensor] = {}
         self._publishes = type(rule).publish is not GossipRule.publish
         self._slots: list[int] = []
+        self.shares: dict[str, dict[int, float]] = {}
+        """Weights that the aggregation rule gave in the last mixing, by block and by neighbour: of
+        those who had one, and of a rule that weighs copies."""
 
     @torch.no_grad()
     def mix(
@@ -112,13 +119,15 @@ class Mixer:
         recipients: Sequence[int] = (),
         *,
         measure: bool = True,
+        progress: float = 0.0,
     ) -> tuple[float, list[str]]:
         """Bring every block to where the round's training begins, in place.
 
         ``weights[block]`` holds the own weight, then that of each of ``neighbours`` (those whose
         blocks a courier has brought among them); they sum to 1. A block without weights meets
         nobody. What cannot be mixed is left out and its weight given
-        to the own copy, which keeps the weights of all others doubly stochastic.
+        to the own copy, which keeps the weights of all others doubly stochastic. ``progress`` is
+        the share of the run's rounds that are over.
 
         Returns
         -------
@@ -128,6 +137,7 @@ class Mixer:
             missing"``).
         """
         apart, rejected = 0.0, list[str]()
+        self.shares, aggregation = {}, self._aggregation.at(progress)
         self._slots = sorted({*neighbours, *recipients}) if self.rule.addressed else []
         for block, place in self._flat.slices.items():
             x = self._flat.rows[:, place]
@@ -137,7 +147,7 @@ class Mixer:
             found, wrong = self._arrived(block, others, inbox, x)
             rejected += wrong
             own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
-            mix = self._mix(block, x, own_weight, found)
+            mix = self._mix(block, x, own_weight, found, aggregation)
             state = self._states.get(block)
             if measure and len(mix.near[0][0]):
                 apart += disagreement(mix.own[0], mix.near[0], mix.weights[:, 1:])
@@ -190,6 +200,7 @@ class Mixer:
         x: Tensor,
         own_weight: float,
         found: Mapping[int, tuple[float, list[Tensor]]],
+        aggregation: AggregationRule,
     ) -> Mix:
         sent = self._sent.get(block, ())
         lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
@@ -201,7 +212,33 @@ class Mixer:
         near = tuple(_near(found, slots, i, x.new_zeros(1, 0, n)) for i, n in enumerate(lengths))
         others = [found[j][0] if j in found else 0.0 for j in slots]
         row = x.new_tensor([[own_weight, *others]])
-        return Mix(own, near, self.rule.weigh(row, near), self._aggregation)
+        aggregate: Aggregate = aggregation
+        if isinstance(aggregation, Weighing):
+            aggregate = self._noting(aggregation, block, slots)
+        return Mix(own, near, self.rule.weigh(row, near), aggregate)
+
+    def _noting(self, rule: Weighing, block: str, sources: Sequence[int]) -> Aggregate:
+        """Return an aggregation rule that notes how it weighs the models of a block."""
+
+        def aggregate(own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
+            shares = rule.weigh(own, near, weights)
+            self.shares.setdefault(block, noted(sources, weights[0], shares[0]))
+            return weighted_mean(own, near, shares)
+
+        return aggregate
+
+    def dropped(self) -> dict[str, float]:
+        """Return which share of each neighbour's numbers was dropped in the last mixing.
+
+        As metrics, ``dropped.<partition id>``; of those of whom anything was.
+        """
+        lost, all_of = dict[int, int](), dict[int, int]()
+        for block, shares in self.shares.items():
+            place = self._flat.slices[block]
+            for j, share in shares.items():
+                all_of[j] = all_of.get(j, 0) + place.stop - place.start
+                lost[j] = lost.get(j, 0) + (0 if share else place.stop - place.start)
+        return {f"{DROPPED}{j}": n / all_of[j] for j, n in sorted(lost.items()) if n}
 
     def kept(self) -> tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]:
         """Return what the rule keeps, to :meth:`take_back`."""
@@ -308,6 +345,12 @@ class Mixer:
             else:
                 self._states.setdefault(block, {})[key] = row
         self._sent = {b: tuple(rows[i] for i in sorted(rows)) for b, rows in sent.items()}
+
+
+def noted(sources: Sequence[int], weights: Tensor, shares: Tensor) -> dict[int, float]:
+    """Return the shares ``[1 + neighbours]`` of those neighbours who had a weight."""
+    rows = zip(sources, weights[1:].tolist(), shares[1:].tolist(), strict=True)
+    return {j: share for j, weight, share in rows if weight}
 
 
 def disagreement(own: Tensor, near: Tensor, weights: Tensor) -> float:

@@ -10,6 +10,7 @@ from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions
+from ..gossip.aggregation.rule import ASSUMED
 from ..models import EncoderChoice, Fusion
 from ..payload.coding import Precision
 from ..payload.options import ExchangeOptions
@@ -28,6 +29,13 @@ def _weight(value: object) -> object:
     if value == "auto" or (is_number and 0 <= float(str(value)) < inf):
         return value
     raise ValueError('must be "auto" or a number, at least 0')
+
+
+def _liars(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (0 <= float(str(value)) < 1 or float(str(value)) in range(1, 10**6)):
+        return float(str(value))
+    raise ValueError("must be a share of the neighbours below 1, or a whole number of them")
 
 
 def _shares(text: str) -> list[float]:
@@ -76,6 +84,10 @@ class DeviceSettings(Group):
     )
     aggregation: str = Field(
         "mean", description="what a device makes of its neighbours' copies of a block"
+    )
+    assume_liars: Annotated[float, BeforeValidator(_liars)] = Field(
+        ASSUMED,
+        description="liars among a device's neighbours at most: a share below 1, or a number",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")

@@ -20,6 +20,7 @@ from ..base.errors import MethodError, SettingsError
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
+from ..gossip.aggregation.nnm import NNM
 from ..graph.topology import TopologyError, find_topology, own_fields
 from ..learning.options import Options
 from .parts import Parts, RunConfig, no_couriers
@@ -105,6 +106,11 @@ def parse_settings(
         settings = settings.with_topology(own_options.get(settings.topology))
         config = RunConfig(parts, settings, options, rules, own_options)  # type: ignore[arg-type]
         problems += _conflicts(settings, parts)
+        if config.aggregation is None and not problems:
+            problems.append(
+                f"aggregation = {settings.aggregation!r}: nothing can be mixed before "
+                f"{settings.aggregation.removeprefix(NNM)!r}; leave {NNM} out, or take another rule"
+            )
         names = dict.fromkeys((settings.compare_with, settings.method))
         chosen = {name: needs for name in names if (needs := config.options.get(name)) is not None}
         for name, needs in chosen.items():
@@ -143,9 +149,9 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
     settings, learner = config.settings, config.parts.methods[method]
     if settings.gossip not in ("auto", *config.parts.gossip):
         return []  # which is among the problems already
-    if settings.aggregation not in config.parts.aggregation:
+    rule, aggregation = config.gossip_of(method), config.aggregation
+    if aggregation is None:
         return []
-    rule, aggregation = config.gossip_of(method), config.parts.aggregation[settings.aggregation]
     asked, problems = f"gossip = {settings.gossip!r}", list[str]()
     if settings.gossip not in ("auto", learner.gossip):
         alone = not learner.communicates and method == settings.method  # not as the one to compare
@@ -230,7 +236,7 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
         ("aggregation", settings.aggregation, parts.aggregation),
     ]
     for key, name, known in named:
-        if name not in known:
+        if (name.removeprefix(NNM) if key == "aggregation" else name) not in known:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
     try:
         dataset = find_dataset(settings.dataset)

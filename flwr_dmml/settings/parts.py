@@ -10,7 +10,7 @@ from ..base.options import Group
 from ..data import Dataset, Partition
 from ..data.registry import add_datasets
 from ..gossip.aggregation.rule import AggregationRule
-from ..gossip.registry import find_aggregation, find_gossip
+from ..gossip.registry import find_aggregation, find_gossip, make_aggregation
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, add_topologies
 from ..learning.learner import Couriers, Learner
@@ -162,10 +162,11 @@ class RunConfig:
         return "off" if no_couriers(learner, self.gossip_of(method)) else learner.couriers
 
     @property
-    def aggregation(self) -> AggregationRule:
-        """The aggregation rule of the run."""
-        name = self.settings.aggregation
-        return self.parts.aggregation[name](self.rules.get(name, Group()))
+    def aggregation(self) -> AggregationRule | None:
+        """The aggregation rule of the run; None where there is none of that name."""
+        settings = self.settings
+        known, options = self.parts.aggregation, self.rules
+        return make_aggregation(settings.aggregation, known, options, settings.assume_liars)
 
     def learner(self, method: str, partition: Partition) -> Learner:
         """Return a device's learner of a method."""
