@@ -54,6 +54,7 @@ def run_peers(
     timeout: float = 60.0,
     stall_s: float = 60.0,
     rules: Sequence[type[GossipRule]] = (),
+    kind: type[PeerStrategy] = PeerStrategy,
     **strategy: Any,
 ) -> PeerStrategy:
     """Run ``config`` on the in-process grid and return the strategy with its records."""
@@ -66,7 +67,7 @@ def run_peers(
     grid = InProcessGrid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
     plan["couriers"] = parsed.couriers_of(name) != "off"
-    peers = PeerStrategy(
+    peers = kind(
         make_topology(config.get("topology", "ring"), path=config.get("topology-file", "")),
         num_nodes=n,
         method=name,

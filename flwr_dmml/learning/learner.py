@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ..base.errors import MethodError
 from ..base.options import Group
 from ..base.seeding import derive_seed, global_generator
-from ..data import Partition
+from ..data import Partition, Samples
 from ..gossip.aggregation.mean import Mean
 from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.aggregation.weighing import Weighing
+from ..gossip.attacks import IN_DATA
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..losses import cross_entropy
@@ -30,6 +31,7 @@ from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
+from .forging import Forger
 from .label_shares import Correction, LabelShares
 from .mixing import Mixer, Taken, direction
 from .nonfinite import check_finite
@@ -134,13 +136,21 @@ class Learner:
         self.settings = settings.of_method(type(self))
         self.options = options
         self.device = resolve_device(settings.device)
-        self.train_data = on_device(partition.train, self.device)
+        self.train_data = on_device(self._learned_from(partition.train), self.device)
         self.validation_data = on_device(partition.validation, self.device)
         self.test_data = on_device(partition.test, self.device)
         (self.pool,) = pooled([self.train_data])
         self.label_shift: Tensor | None = None
         """Added to logits of own samples ``[..., classes]``, of those whose loss is computed."""
         self.reset()
+
+    def _learned_from(self, samples: Samples) -> Samples:
+        """Return the own training samples; with labels turned round, if an attack says so."""
+        attack, settings = self.settings.attack, self.settings
+        lies = self.partition.partition_id in attack.liars(settings.num_nodes, settings.seed)
+        if attack.kind != IN_DATA or not lies:
+            return samples
+        return replace(samples, labels=self.partition.num_classes - 1 - samples.labels)
 
     def reset(self) -> None:
         """Start afresh, from numbers that depend on the run's seed only.
@@ -166,6 +176,8 @@ class Learner:
         self.flat = Flat(modules)
         me, nodes = self.partition.partition_id, self.settings.num_nodes
         self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
+        attack, seed = self.settings.attack, self.settings.seed
+        self.forger = Forger(attack, self.rule, me, nodes, seed)
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
@@ -403,6 +415,7 @@ class Learner:
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         everybody = inbox | brought(plan.far, inbox)
         opened, why = self.compressor.decode(everybody, own, self.partition.partition_id)
+        opened = self.forger.forge(plan, opened, self.mixer.sent, self.memory)
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
@@ -649,6 +662,7 @@ class Learner:
             and isinstance(self.aggregation, Mean | Weighing)
             and type(self.aggregation).__call__ in (Mean.__call__, Weighing.__call__)
             and not self.compressor.active
+            and not self.settings.attack.in_payloads
         )
 
     @property

@@ -202,12 +202,8 @@ class Mixer:
         found: Mapping[int, tuple[float, list[Tensor]]],
         aggregation: AggregationRule,
     ) -> Mix:
-        sent = self._sent.get(block, ())
-        lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
-        own = tuple(
-            sent[i] if i < len(sent) else (x.new_zeros(1, n) if i else x)
-            for i, n in enumerate(lengths)
-        )
+        own = self._own(block, x)
+        lengths = [vector.shape[-1] for vector in own]
         slots = self._slots if self.rule.addressed else list(found)
         near = tuple(_near(found, slots, i, x.new_zeros(1, 0, n)) for i, n in enumerate(lengths))
         others = [found[j][0] if j in found else 0.0 for j in slots]
@@ -216,6 +212,23 @@ class Mixer:
         if isinstance(aggregation, Weighing):
             aggregate = self._noting(aggregation, block, slots)
         return Mix(own, near, self.rule.weigh(row, near), aggregate)
+
+    def _own(self, block: str, x: Tensor) -> tuple[Tensor, ...]:
+        sent = self._sent.get(block, ())
+        lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
+        return tuple(
+            sent[i] if i < len(sent) else (x.new_zeros(1, n) if i else x)
+            for i, n in enumerate(lengths)
+        )
+
+    def sent(self, block: str) -> list[Tensor]:
+        """Return copies of the vectors that the device has sent of a block, ``[length]`` each.
+
+        The model, and zeros, where it has sent nothing else.
+        """
+        own = self._own(block, self._flat.rows[:, self._flat.slices[block]])
+        pairs = zip(self.rule.sends, own, strict=True)
+        return [vector[0].to("cpu", copy=True) for kind, vector in pairs if kind == "block"]
 
     def _noting(self, rule: Weighing, block: str, sources: Sequence[int]) -> Aggregate:
         """Return an aggregation rule that notes how it weighs the models of a block."""

@@ -11,6 +11,7 @@ from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions
 from ..gossip.aggregation.rule import ASSUMED
+from ..gossip.attacks import AttackOptions
 from ..models import EncoderChoice, Fusion
 from ..payload.coding import Precision
 from ..payload.options import ExchangeOptions
@@ -204,6 +205,7 @@ class DeviceSettings(Group):
     image: ImageOptions = ImageOptions()
     series: SeriesOptions = SeriesOptions()
     exchange: ExchangeOptions = ExchangeOptions()
+    attack: AttackOptions = AttackOptions()
 
     _of_dataset: Group | None = PrivateAttr(None)  # the data set's own options
 

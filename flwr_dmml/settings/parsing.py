@@ -238,6 +238,8 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
     for key, name, known in named:
         if (name.removeprefix(NNM) if key == "aggregation" else name) not in known:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
+    if problem := settings.attack.problem(settings.num_nodes):
+        problems.append(problem)
     try:
         dataset = find_dataset(settings.dataset)
         if settings.partition == "natural" and not dataset.natural_ids:

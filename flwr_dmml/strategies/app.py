@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from ..base.errors import MethodError
+from ..base.errors import MethodError, SettingsError
 from ..base.machine import cores
 from ..clients.app import PeerClientApp, make_client_app
 from ..data import Dataset
@@ -92,6 +92,7 @@ def make_server_app(
         config = parse_settings(
             context.run_config, find_parts(app_of_devices.own), side="coordinator"
         )
+        check_attack(config.settings, grid)
         settings, folder = config.settings, _folder(config)
         sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)
@@ -158,6 +159,8 @@ def _run(
             exchange=exchange_of(settings, grid),
             couriers=config.couriers_of(name) != "off",
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
+            aggregation=config.aggregation,
+            liars=settings.attack.liars(settings.num_nodes, settings.seed),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         strategy.start(grid, num_rounds=rounds, timeout=timeout)
@@ -167,6 +170,29 @@ def _run(
         folder.finish(name, {"battery_j": None if battery_j is None else battery_j.tolist()})
     report(settings, results)
     log(INFO, "Run folder: %s", folder.path)
+
+
+def check_attack(settings: Settings, grid: Grid) -> None:
+    """Refuse liars where devices are real.
+
+    Raises
+    ------
+    SettingsError
+        The devices are not simulated, by an engine of this package or by Flower's.
+    """
+    attack = settings.attack
+    simulated = isinstance(grid, SimulationGrid) or settings.engine == "sharded" or _flowers_own()
+    if (attack.lies or attack.devices or attack.share) and not simulated:
+        raise SettingsError(
+            "the run config cannot work:\n  "
+            f"attack.kind = {attack.kind!r}, attack.payload = {attack.payload!r}: attacks are for "
+            "simulations, and these devices are real; leave attack.devices empty and attack.share 0"
+        )
+
+
+def _flowers_own() -> bool:
+    """Return whether this is the process of Flower's simulation."""
+    return Path(sys.argv[0]).name in FLOWERS_RAY_S
 
 
 def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:

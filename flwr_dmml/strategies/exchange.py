@@ -142,7 +142,8 @@ class Exchange:
         for partition, content in good.items():
             self._logbook.mixing(server_round, partition, content)
         self._logbook.failures(failed)
-        self.confusion = added_up([read_confusion(content) for content in good.values()])
+        honest = self._logbook.honest(good)
+        self.confusion = added_up([read_confusion(good[p]) for p in honest])
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs besides the payloads, as JSON."""

@@ -97,7 +97,8 @@ class HostedExchange(Exchange):
                 self.speeds[p] = under(NEAR, reply.metrics) or self.speeds.get(p, {})
         self._logbook.failures(failed)
         if closing:
-            self.confusion = added_up([reply.confusion for reply in good.values()])
+            honest = self._logbook.honest(good)
+            self.confusion = added_up([good[p].confusion for p in honest])
         else:
             self._entries = {p: reply.entries for p, reply in good.items()}
             self._sizes = _own_sizes(self._entries)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any, Protocol
 
 import networkx as nx
@@ -16,6 +16,8 @@ from ..energy.allocation import Allocation, RoundProblem
 from ..energy.ledger import Floats
 from ..engine.grid import SimulationGrid
 from ..engine.nodes import Hosted
+from ..gossip.aggregation.mean import Mean
+from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
@@ -24,6 +26,7 @@ from ..payload.plan import Plan
 from ..tracking.checkpoints import Checkpoint
 from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
+from .breakdown import held, told
 from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
@@ -99,6 +102,11 @@ class PeerStrategy(Strategy):
         Whether devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
+    aggregation : AggregationRule, optional
+        What devices make of their neighbours' copies: how many liars it can bear is said at the
+        start. The weighted mean by default.
+    liars : collection of int
+        Devices that lie in a simulation: no mean counts them.
     """
 
     def __init__(
@@ -121,6 +129,8 @@ class PeerStrategy(Strategy):
         exchange: MakeExchange = Exchange,
         couriers: bool = False,
         sealed: bool = False,
+        aggregation: AggregationRule | None = None,
+        liars: Collection[int] = (),
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -142,6 +152,8 @@ class PeerStrategy(Strategy):
         self.wait_timeout = wait_timeout
         self.min_nodes = num_nodes if min_nodes is None else min_nodes
         self.seed = seed
+        self.aggregation = aggregation or Mean(Group())
+        self._liars = frozenset(liars)
         self.trackers = tuple(trackers)
         self.keeper = keeper
         self._make_exchange = exchange
@@ -237,7 +249,7 @@ class PeerStrategy(Strategy):
                 sizes = self.exchange.expected_sizes(invited)
             plans, budget = self.planner.plans(t, invited, sizes, speeds)
             self._logbook.budget(budget)
-            self._logbook.carried(plans)
+            self._logbook.met(plans)
             rounds.append(plans)
         return rounds
 
@@ -259,7 +271,7 @@ class PeerStrategy(Strategy):
 
     def _closing_plans(self, grid: Grid) -> dict[int, Plan]:
         plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
-        self._logbook.carried(plans)
+        self._logbook.met(plans)
         return plans
 
     def aggregate_evaluate(
@@ -319,7 +331,9 @@ class PeerStrategy(Strategy):
         checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
-        self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
+        self._logbook = Logbook(
+            self.roster.members, num_rounds, self.trackers, self.planner.energy, self._liars
+        )
         given = self.method, self.roster, self._logbook
         devices = self._hosted(grid)
         self.exchange = (
@@ -338,6 +352,7 @@ class PeerStrategy(Strategy):
         fixed = self.communicates and not self._time_varying
         graph = self.planner.graph(1) if fixed else None
         self._logbook.announce(self.method, graph, couriers=self.planner.couriers)
+        self._say_who_may_lie()
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
@@ -381,6 +396,15 @@ class PeerStrategy(Strategy):
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
         return self._logbook.result()
+
+    def _say_who_may_lie(self) -> None:
+        """Say how many liars the aggregation rule can bear on the graph of the first round."""
+        blocks = {p: member.blocks for p, member in self.roster.members.items()}
+        found = held(self.planner.graph(1), blocks, self.aggregation)
+        for line in told(found, self.aggregation, self._liars):
+            log(WARNING, "%s", line)
+        if self._liars:
+            log(WARNING, "Liars of this simulation: %s", ", ".join(map(str, sorted(self._liars))))
 
     def _hosted(self, grid: Grid) -> Hosted | None:
         """Return the devices of an engine that runs whole rounds; None where messages go.

@@ -12,14 +12,14 @@ from torch import Tensor
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.base.options import Group
 from flwr_dmml.gossip.aggregation.balance import Balance, BalanceOptions
-from flwr_dmml.gossip.aggregation.gated_ios import GatedIos, GatedIosOptions, Robust
+from flwr_dmml.gossip.aggregation.gated_ios import ODD, GatedIos, GatedIosOptions, Robust
 from flwr_dmml.gossip.aggregation.ios import Ios
 from flwr_dmml.gossip.aggregation.mean import Mean
 from flwr_dmml.gossip.aggregation.monna import Monna
 from flwr_dmml.gossip.aggregation.rule import AggregationRule
 from flwr_dmml.gossip.aggregation.scclip import Scclip, ScclipOptions
 from flwr_dmml.gossip.aggregation.trimmed_mean import TrimmedMean, TrimmedMeanOptions
-from flwr_dmml.gossip.aggregation.weighing import PIECE, Weighing, gram
+from flwr_dmml.gossip.aggregation.weighing import PIECE, Weighing, table_of
 from flwr_dmml.gossip.registry import find_aggregation, make_aggregation
 from flwr_dmml.settings import find_parts, parse_settings
 
@@ -57,15 +57,32 @@ def mean_of(own: Floats, near: Sequence[Floats], w: Floats, keep: Sequence[int])
     return np.asarray((w[0] * own + sum(w[1 + j] * near[j] for j in keep)) / total)
 
 
-def ios(own: Floats, near: Sequence[Floats], w: Floats, b: int, gate: float = 0.0) -> Floats:
+def scissor(own: Floats, near: Sequence[Floats], w: Floats, b: int) -> list[int]:
     keep = list(range(len(near)))
     for _ in range(b):
         m = mean_of(own, near, w, keep)
         keep.remove(max(keep, key=lambda j: float(np.linalg.norm(near[j] - m))))
+    return keep
+
+
+def ios(own: Floats, near: Sequence[Floats], w: Floats, b: int) -> Floats:
+    return mean_of(own, near, w, scissor(own, near, w, b))
+
+
+def gated(
+    own: Floats, near: Sequence[Floats], w: Floats, b: int, *, gate: float, along: float
+) -> Floats:
+    keep = scissor(own, near, w, b)
     m = mean_of(own, near, w, keep)
     reach = max([float(np.linalg.norm(x - m)) for x in (own, *(near[j] for j in keep))])
-    back = [j for j in range(len(near)) if np.linalg.norm(near[j] - m) <= gate * reach]
-    return mean_of(own, near, w, sorted({*keep, *back}))
+    keep = [j for j, x in enumerate(near) if j in keep or np.linalg.norm(x - m) <= gate * reach]
+    lengths = [float(x @ own / np.linalg.norm(own)) for x in (own, *near)]
+    all_off = [abs(x - float(np.median(lengths))) for x in lengths]
+    off = {j: all_off[1 + j] for j in keep}
+    least = max(along * reach, ODD * float(np.median(all_off)))
+    suspects = sorted((j for j in keep if off[j] > least), key=lambda j: -off[j])
+    gone = suspects[: b - (len(near) - len(keep))]
+    return mean_of(own, near, w, [j for j in keep if j not in gone])
 
 
 def trimmed(own: Floats, near: Sequence[Floats], w: Floats, b: int, equal: bool = False) -> Floats:
@@ -151,8 +168,8 @@ def nnm(inner: Callable[..., Floats]) -> Callable[..., Floats]:
 
 LOOPS: dict[str, tuple[Callable[..., Floats], dict[str, Any]]] = {
     "ios": (ios, {}),
-    "gated-ios": (lambda *x: ios(*x, gate=1.3), {"gate": 1.3}),
-    "robust": (lambda *x: ios(*x, gate=3.0), {}),
+    "gated-ios": (lambda *x: gated(*x, gate=1.1, along=0.1), {"gate": 1.1, "along": 0.1}),
+    "robust": (lambda *x: gated(*x, gate=3.0, along=0.5), {}),
     "trimmed-mean": (trimmed, {}),
     "scclip": (scclip, {}),
     "rtc": (rtc, {}),
@@ -184,8 +201,6 @@ def test_a_rule_is_its_slow_copy(name: str, mixed: bool) -> None:
             )
             if not b:
                 expected = mean_of(*given, list(range(n)))
-            elif mixed and name == "balance":
-                continue  # its radius is that of the own copy, not of the own mean
             else:
                 expected = (nnm(slow) if mixed else slow)(*given, b)
             assert np.allclose(found[k].numpy(), expected, atol=near_enough), (n, b, k)
@@ -215,8 +230,8 @@ EVEN = torch.full((1, 4), 0.25)
         # 9 is farthest from 12/4 = 3: (0 + 1 + 2) / 3
         (Ios(Group(), 1), 1.0),
         # 8 from the mean 1, the farthest kept 1: back from a gate of 8 on, 12/4
-        (GatedIos(GatedIosOptions(gate=7.9), 1), 1.0),
-        (GatedIos(GatedIosOptions(gate=8.0), 1), 3.0),
+        (GatedIos(GatedIosOptions(gate=7.9, along=0), 1), 1.0),
+        (GatedIos(GatedIosOptions(gate=8.0, along=0), 1), 3.0),
         # 1 and 9 go; 0 + (2 - 0) / 4
         (TrimmedMean(TrimmedMeanOptions(), 1), 0.5),
         (TrimmedMean(TrimmedMeanOptions(equal=True), 1), 1.0),
@@ -318,9 +333,10 @@ def test_the_assumed_number() -> None:
 @pytest.mark.parametrize("length", [10, PIECE // 3 + 7])
 def test_inner_products_in_pieces(length: int) -> None:
     own, near, _ = drawn(1, 3, length, seed=7)
-    away = torch.cat([torch.zeros(1, length), near[0] - own]).double()
-    assert torch.allclose(gram(own[0], near[0]), away @ away.T, rtol=1e-4, atol=1e-3)
-    assert torch.equal(gram(own[0], list(near[0])), gram(own[0], near[0]))
+    vectors = torch.cat([own, near[0] - own]).double()
+    table = table_of(own[0], near[0])
+    assert torch.allclose(table, vectors @ vectors.T, rtol=1e-4, atol=1e-1)
+    assert torch.equal(table_of(own[0], list(near[0])), table)
 
 
 def test_weights_are_all_that_a_weighing_rule_finds() -> None:
@@ -332,6 +348,23 @@ def test_weights_are_all_that_a_weighing_rule_finds() -> None:
             assert shares.dtype == weights.dtype and bool((shares >= -1e-7).all())
             assert torch.allclose(shares.sum(dim=1), torch.ones(3), atol=1e-5)
             assert torch.equal(Mean(Group())(own, near, shares), rule(own, near, weights))
+
+
+def test_who_pulls_along_the_model_is_dropped_though_it_is_near() -> None:
+    """Six copies of (10, 0, ...) that differ by 1 in directions of their own, and one that is 0.9
+    shorter: no farther than the others, and far from them along the model."""
+    own = torch.zeros(1, 10)
+    own[0, 0] = 10
+    near = own.repeat(7, 1)
+    near[:6, 1:7] += torch.eye(6)
+    near[6, 0] = 9.1
+    weights = torch.full((1, 8), 1 / 8)
+    kept = GatedIos(GatedIosOptions(), 1).weigh(own, near[None], weights)
+    assert kept[0].tolist() == pytest.approx([1 / 7] * 7 + [0])
+    blind = GatedIos(GatedIosOptions(along=0), 1).weigh(own, near[None], weights)
+    assert torch.equal(blind, weights)  # the gate has taken back what was dropped
+    honest = near[None, :6], weights[:, :7] * 8 / 7
+    assert torch.equal(GatedIos(GatedIosOptions(), 1).weigh(own, *honest), honest[1])
 
 
 def test_robust_is_gated_ios_with_its_defaults() -> None:

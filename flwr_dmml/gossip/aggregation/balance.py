@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...base.options import Group
-from .weighing import Around, Weighing, added
+from .weighing import Around, Weighing
 
 
 class BalanceOptions(Group):
@@ -55,5 +55,5 @@ class Balance(Weighing):
         accepted[:, 0] = False
         count = accepted.sum(dim=1, keepdim=True)
         shares = (1 - o.alpha) * accepted / count.clamp(min=1)
-        shares[:, :1] = 1 - added(shares)
+        shares[:, 0] = 1 - shares.sum(dim=1)
         return shares

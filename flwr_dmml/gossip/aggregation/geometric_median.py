@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .weighing import Around, Weighing, added
+from .weighing import Around, Weighing
 
 STEPS = 100
 """Weiszfeld's steps; they cost next to nothing."""
@@ -33,5 +33,5 @@ class GeometricMedian(Weighing):
         for _ in range(STEPS):
             far = around.squares_to(shares).sqrt()
             pull = around.weights / torch.maximum(far, tiny)
-            shares = pull / added(pull)
+            shares = pull / pull.sum(dim=1, keepdim=True)
         return shares

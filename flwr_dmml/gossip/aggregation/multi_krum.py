@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .monna import lowest
-from .weighing import Around, Weighing, added
+from .weighing import Around, Weighing
 
 
 class MultiKrum(Weighing):
@@ -35,5 +35,5 @@ class MultiKrum(Weighing):
         apart.diagonal(dim1=1, dim2=2).fill_(torch.inf)
         counted = torch.arange(apart.shape[1]) < (around.count - around.liars - 2)[:, None]
         ordered = torch.where(counted[:, None], apart.sort(dim=2).values, 0.0)
-        scores = added(ordered.flatten(0, 1)).view(apart.shape[:2])
+        scores = ordered.sum(dim=2)
         return lowest(scores, around)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...base.options import Group
 from .coordinates import Coordinates
+from .mean import weighted_mean
 from .rule import AggregationRule
 from .weighing import Around, Weighing, product
 
@@ -36,6 +37,10 @@ class Nnm(Weighing):
     def __init__(self, rule: Weighing) -> None:
         super().__init__(Group(), rule.assume_liars)
         self.rule = rule
+
+    def __str__(self) -> str:
+        """Return the name in a run config."""
+        return f"{NNM}{self.rule}"
 
     def at(self, progress: float) -> "Nnm":
         """Return the same with the rule for a time of the run."""
@@ -71,6 +76,10 @@ class NnmCoordinates(AggregationRule):
         super().__init__(Group(), rule.assume_liars)
         self.rule = rule
 
+    def __str__(self) -> str:
+        """Return the name in a run config."""
+        return f"{NNM}{self.rule}"
+
     def most(self, neighbours: int) -> int:
         """Return how many may lie: as many as the rule can bear."""
         return self.rule.most(neighbours)
@@ -80,11 +89,10 @@ class NnmCoordinates(AggregationRule):
         around = Around.of(self, own, near, weights)
         if around is None:
             return self.rule(own, near, weights)
-        to = torch.where(
-            around.liars[:, None, None] > 0, company(around), torch.eye(near.shape[1] + 1)
-        )
-        copies = torch.cat([own[:, None], torch.where(around.there[:, 1:, None], near, 0.0)], dim=1)
-        means = product(to.to(copies), copies)
+        alone = torch.eye(near.shape[1] + 1, dtype=torch.float64)
+        to = torch.where(around.liars[:, None, None] > 0, company(around), alone).to(own)
+        near = torch.where(around.there[:, 1:, None].to(near.device), near, 0.0)
+        means = torch.stack([weighted_mean(own, near, row) for row in to.unbind(1)], dim=1)
         given = means[:, 0], means[:, 1:], around.weights.to(weights)
         return self.rule.by_rows(*given, around.there[:, 1:], around.liars.tolist())
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .scclip import clipped
-from .weighing import Around, Weighing, added
+from .weighing import Around, Weighing
 
 
 class Rtc(Weighing):
@@ -38,5 +38,5 @@ class Rtc(Weighing):
         taken = others.gather(1, order).cumsum(dim=1) <= bound + 1e-9
         removed = torch.zeros_like(around.there).scatter(1, order, taken)
         kept = others * ~removed
-        spread = added(kept * around.away.square())
+        spread = (kept * around.away.square()).sum(dim=1, keepdim=True)
         return clipped(kept, around, (spread / bound).sqrt())

@@ -38,6 +38,10 @@ class AggregationRule(ABC):
     def __init__(self, options: Group, assume_liars: float = ASSUMED) -> None:
         self.options, self.assume_liars = options, assume_liars
 
+    def __str__(self) -> str:
+        """Return the name in a run config."""
+        return self.name
+
     @abstractmethod
     def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
         """Return the aggregate ``[rows, length]``.

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...base.options import Group
-from .weighing import Around, Weighing, added
+from .weighing import Around, Weighing
 
 
 class ScclipOptions(Group):
@@ -58,7 +58,7 @@ def clipped(weights: Tensor, around: Around, radius: Tensor) -> Tensor:
     """
     shares = weights * (radius / around.away.clamp(min=1e-300)).clamp(max=1.0)
     shares[:, 0] = 0.0
-    shares[:, :1] = 1 - added(shares)
+    shares[:, 0] = 1 - shares.sum(dim=1)
     return shares
 
 

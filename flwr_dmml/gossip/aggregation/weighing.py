@@ -7,7 +7,7 @@ aggregate is the weighted mean with them.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -37,14 +37,17 @@ class Around:
         ``[rows, m]``; rows sum to 1, 0 where nothing has arrived.
     liars : Tensor
         How many liars are assumed, ``[rows]`` int64.
+    along : Tensor
+        Inner products of these differences with the own copy, ``[rows, m]``.
     norm : Tensor
-        Euclidean norms of the own vectors, ``[rows]``.
+        Euclidean norms of the own copies, ``[rows]``.
     """
 
     gram: Tensor
     there: Tensor
     weights: Tensor
     liars: Tensor
+    along: Tensor
     norm: Tensor
 
     @classmethod
@@ -73,19 +76,20 @@ class Around:
         liars = torch.tensor([rule.liars(int(n)) for n in arrived.sum(dim=1)])
         if not bool(liars.any()):
             return None
-        each = [gram(mine, theirs) for mine, theirs in zip(own, near, strict=True)]
+        each = [table_of(mine, theirs) for mine, theirs in zip(own, near, strict=True)]
         table = torch.stack(each).cpu()  # [rows, m, m]
-        sound = table.diagonal(dim1=1, dim2=2).isfinite()
+        sound = table.diagonal(dim1=1, dim2=2).isfinite()  # the own copy always is
         there = torch.cat([sound[:, :1], arrived & sound[:, 1:]], dim=1)
         if not bool(sound.all()):
             found = (arrived & ~sound[:, 1:]).sum(dim=1)
             most = torch.tensor([rule.most(int(n)) for n in there[:, 1:].sum(dim=1)])
             liars = torch.minimum((liars - found).clamp(min=0), most)
             known = known * there
-            known[:, :1] += 1 - added(known)
-        pairs = there[:, :, None] & there[:, None]
-        norm = torch.stack([torch.linalg.vector_norm(mine) for mine in own]).cpu().double()
-        return cls(torch.where(pairs, table, 0.0), there, known, liars, norm)
+            known[:, 0] += 1 - known.sum(dim=1)
+        norm, there[:, 0] = table[:, 0, 0].sqrt(), False
+        inner = torch.where(there[:, :, None] & there[:, None], table, 0.0)
+        along, there[:, 0] = torch.where(there, table[:, 0], 0.0), True
+        return cls(inner, there, known, liars, along, norm)
 
     @property
     def count(self) -> Tensor:
@@ -109,8 +113,8 @@ class Around:
         Of every copy j to ``mean = own + sum_i s_i (x_i - own)``:
         ``G_jj - 2 (G s)_j + s' G s``.
         """
-        along = product(self.gram, shares[:, :, None]).squeeze(2)
-        middle = added(shares * along)
+        along = (self.gram * shares[:, None]).sum(dim=2)
+        middle = (shares * along).sum(dim=1, keepdim=True)
         return (self.gram.diagonal(dim1=1, dim2=2) - 2 * along + middle).clamp(min=0)
 
     def kept(self, keep: Tensor) -> Tensor:
@@ -122,15 +126,18 @@ class Around:
         return torch.where(
             (keep | ~self.there).all(dim=1, keepdim=True),
             self.weights,
-            shares / added(shares),
+            shares / shares.sum(dim=1, keepdim=True),
         )
 
     def moved(self, to: Tensor) -> "Around":
         """Return the same of other points: each a mean of these with shares ``[rows, m, m]``."""
-        gram = product(product(to, self.gram), to.transpose(1, 2))
-        first = gram[:, :1]
-        gram = gram - first - first.transpose(1, 2) + first[:, :, :1]
-        return Around(gram, self.there, self.weights, self.liars, self.norm)
+        whole = product(product(to, self.gram), to.transpose(1, 2))
+        first, centre = whole[:, 0], whole[:, 0, 0]
+        gram = whole - first[:, None] - first[:, :, None] + centre[:, None, None]
+        along = (to * self.along[:, None]).sum(dim=2)  # with the own copy that was
+        norm = (self.norm.square() + 2 * along[:, 0] + centre).clamp(min=0).sqrt()
+        along = along + first
+        return replace(self, gram=gram, along=along - along[:, :1], norm=norm)
 
 
 class Weighing(AggregationRule):
@@ -170,8 +177,8 @@ class Weighing(AggregationRule):
         """
 
 
-def gram(own: Tensor, near: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return inner products of differences from ``own``, ``[m, m]`` float64, the own first.
+def table_of(own: Tensor, near: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return inner products of the own copy and all differences from it, ``[m, m]`` float64.
 
     In pieces of a size that depends on the number of neighbours alone: a device's numbers are the
     same whoever else is computed with it.
@@ -179,35 +186,25 @@ def gram(own: Tensor, near: Tensor | Sequence[Tensor]) -> Tensor:
     Parameters
     ----------
     own : Tensor
-        ``[length]``.
+        ``[length]``; the first in the table.
     near : Tensor, or sequence of Tensor
-        ``[neighbours, length]``.
+        ``[neighbours, length]``; the differences ``near - own`` are the others.
     """
-    count = len(near)
-    total = own.new_zeros(1 + count, 1 + count, dtype=torch.float64)
-    step = PIECE // max(count, 1)
+    size = 1 + len(near)
+    table = own.new_zeros(size, size, dtype=torch.float64)
+    step = PIECE // size
     for at in range(0, len(own), step):
         some = slice(at, at + step)
-        away = torch.stack([x[some] for x in near]) - own[some]
-        product = away @ away.T
-        total[1:, 1:] += (product + product.T).double() / 2
-    return total
+        vectors = torch.stack([own[some], *(x[some] for x in near)])
+        vectors[1:] -= own[some]
+        found = vectors @ vectors.T
+        table += (found + found.T).double() / 2
+    return table
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return matrix products ``[rows, i, j]`` of ``[rows, i, k]`` and ``[rows, k, j]``.
 
-    Added up in one order, whatever the number of rows: a row's numbers are the same alone.
+    A row's numbers are the same alone, which BLAS does not promise.
     """
-    total = a[:, :, :1] * b[:, :1]
-    for k in range(1, a.shape[2]):
-        total = total + a[:, :, k : k + 1] * b[:, k : k + 1]
-    return total
-
-
-def added(x: Tensor) -> Tensor:
-    """Return the sums ``[rows, 1]`` of rows ``[rows, m]``, in one order likewise."""
-    total = x[:, :1]
-    for k in range(1, x.shape[1]):
-        total = total + x[:, k : k + 1]
-    return total
+    return (a[:, :, None] * b.transpose(1, 2).contiguous()[:, None]).sum(dim=3)
