@@ -180,9 +180,7 @@ def _strength(value: object) -> object:
 class AttackOptions(Group):
     """Who lies in a simulation, how, and from when on."""
 
-    kind: str = Field(
-        "none", description=f"what liars send instead of their models: {', '.join(ATTACKS)}"
-    )
+    kind: str = Field("none", description="what liars send instead of their models")
     devices: str = Field("", description="partition ids of the liars: '3,7'")
     share: float = Field(0.0, ge=0, lt=1, description="instead: draw this share of the devices")
     start: int = Field(1, ge=1, description="round from which they lie")

@@ -163,7 +163,8 @@ class Learner:
             self.model = self.build_model().to(self.device)
         counts = torch.bincount(self.train_data.labels.cpu(), minlength=self.partition.num_classes)
         correction = self.settings.label_correction
-        self.label_shares = LabelShares(counts, "off" if correction == "auto" else correction)
+        correction = "off" if correction == "auto" else correction
+        self.label_shares = LabelShares(counts, correction, self.aggregation.liars)
         self.optimizer_state: dict[str, Tensor] = {}  # of the rounds so far, where it is kept
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
@@ -178,7 +179,12 @@ class Learner:
         self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
         attack, seed = self.settings.attack, self.settings.seed
         self.forger = Forger(attack, self.rule, me, nodes, seed)
-        self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
+        self.speedometer = Speedometer(
+            self.flat,
+            self.encoders(),
+            self.settings.speed_metric,
+            robust=self.aggregation.robust,
+        )
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
         self._kinds: dict[str, str] = {}

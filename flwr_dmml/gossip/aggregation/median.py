@@ -33,3 +33,19 @@ def median(x: Tensor, dim: int) -> Tensor:
     low, high = ((count - 1) // 2, count // 2)
     middle = ordered.select(dim, low)
     return middle if low == high else (middle + ordered.select(dim, high)) / 2
+
+
+def median_of_those(x: Tensor, there: Tensor) -> Tensor:
+    """Return the median over the first dimension, of those that are there; 0 where none is.
+
+    What methods make of neighbours' statistics where neighbours may lie.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[senders, ...]``, finite.
+    there : Tensor
+        The same shape, or one that fits it, bool.
+    """
+    known = torch.where(there, x.double(), torch.nan)
+    return torch.nanquantile(known, 0.5, dim=0).nan_to_num(0.0).to(x.dtype)
