@@ -6,6 +6,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..base.options import Group
+from ..gossip.aggregation.mean import Mean
+from ..gossip.aggregation.rule import AggregationRule
 from ..payload.blocks import LARGEST, is_carried
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import cut, passed_on, wanted
@@ -96,7 +99,7 @@ class Crew:
         plain = self._plain(plans)
         before = {p: self.learners[p].kept() for p in plans}
         passing: dict[int, Payload] = {}
-        if plain and plans:
+        if plain:
             passing = self._passed_on(plans)
             self._mix(plans)
         for p, learner in self.learners.items():
@@ -132,8 +135,10 @@ class Crew:
 
     def _mix(self, plans: Mapping[int, Plan]) -> None:
         """Mix all rows, as the aggregation rule weighs them."""
-        first, plan = next((self.learners[p], plan) for p, plan in plans.items())
-        rule = first.aggregation.at(first.progress(plan))
+        rule: AggregationRule = Mean(Group())
+        for p, plan in plans.items():  # all have the same rule, and the same round
+            rule = self.learners[p].aggregation.at(self.learners[p].progress(plan))
+            break
         shares = self.rows.mix(plans, self.carried, rule)
         for p in plans:
             self.learners[p].mixer.shares = shares.get(p, {})
