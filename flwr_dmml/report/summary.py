@@ -134,9 +134,9 @@ def dropped(run: Run) -> Table | None:
         lying = {n.partition for line in method.rounds for n in line.nodes if n.lies}
         for line in method.rounds:
             for node in line.honest:
-                for j, share in node.dropped.items():
-                    lost[int(j)] = lost.get(int(j), 0.0) + share
-                    by.setdefault(int(j), set()).add(node.partition)
+                for name, share in node.dropped.items():
+                    lost[int(name)] = lost.get(int(name), 0.0) + share
+                    by.setdefault(int(name), set()).add(node.partition)
         for j in sorted(lost):
             who = ", ".join(map(str, sorted(by[j])))
             lies = "yes" if j in lying else "no"

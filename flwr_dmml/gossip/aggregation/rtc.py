@@ -10,7 +10,7 @@ from .weighing import Around, Weighing
 
 
 class Rtc(Weighing):
-    """Remove, then clip: drop the farthest up to a weight, and clip the rest around the own copy.
+    """Remove, then clip: drop the farthest up to a weight, clip the rest around the own copy.
 
     The weight is d, that of as many neighbours as liars are assumed, of the largest weights. What
     is dropped gives its weight to the own copy, and the rest is clipped to
