@@ -243,7 +243,7 @@ def arms_15(attacks: Sequence[str], rules: Sequence[str]) -> dict[tuple[str, ...
         for rule, (count, liars) in product(rules, LIARS.items()):
             for attack in attacks if count else ("none",):
                 settings = {"method": method, "aggregation": rule, "attack.devices": liars}
-                payload = {"attack.payload": "false"} if attack == "payload" else {}
+                payload = {"attack.payload": "forged"} if attack == "payload" else {}
                 kind = "none" if attack == "payload" else attack
                 found[graph, method, rule, attack, str(count)] = {
                     **base, **links, **settings, "attack.kind": kind, **payload

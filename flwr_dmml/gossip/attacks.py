@@ -177,18 +177,26 @@ def _strength(value: object) -> object:
     raise ValueError('must be "auto" or a number, at least 0')
 
 
+def _ids(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # one alone, as a command line gives it
+    return value
+
+
 class AttackOptions(Group):
     """Who lies in a simulation, how, and from when on."""
 
     kind: str = Field("none", description="what liars send instead of their models")
-    devices: str = Field("", description="partition ids of the liars: '3,7'")
+    devices: Annotated[str, BeforeValidator(_ids)] = Field(
+        "", description="partition ids of the liars: '3,7'"
+    )
     share: float = Field(0.0, ge=0, lt=1, description="instead: draw this share of the devices")
     start: int = Field(1, ge=1, description="round from which they lie")
     strength: Annotated[Literal["auto"] | float, BeforeValidator(_strength)] = Field(
         "auto", description="factor, standard deviation or z of the attack; auto: as published"
     )
     delay: int = Field(10, ge=1, description="rounds by which what is sent is old (stale)")
-    payload: Literal["honest", "false"] = Field(
+    payload: Literal["honest", "forged"] = Field(
         "honest", description="what liars send besides models: prototypes, labels, counts, speeds"
     )
 
@@ -219,12 +227,12 @@ class AttackOptions(Group):
     @property
     def lies(self) -> bool:
         """Whether those who are named do anything but what they should."""
-        return self.kind != "none" or self.payload == "false"
+        return self.kind != "none" or self.payload == "forged"
 
     @property
     def in_payloads(self) -> bool:
         """Whether what liars send is another thing than what they publish."""
-        return self.kind not in ("none", IN_DATA) or self.payload == "false"
+        return self.kind not in ("none", IN_DATA) or self.payload == "forged"
 
     def liars(self, num_nodes: int, seed: int) -> tuple[int, ...]:
         """Return the partition ids of the liars, sorted: those named, or drawn for the run's seed.

@@ -80,7 +80,7 @@ class Forger:
                 for j, lie in lies.items() if begun else ():
                     rest = inbox[j][name][len(lie) :]  # a number behind the block, as it is
                     found[j][name] = torch.cat([lie, rest])
-        if begun and self._attack.payload == "false":
+        if begun and self._attack.payload == "forged":
             for j in self.liars & {*plan.neighbours}:
                 found[j] |= {
                     name: falsified(name, x)

@@ -108,6 +108,7 @@ def test_hidden_lies_are_no_farther_than_the_farthest() -> None:
 
 def test_liars_are_named_or_drawn() -> None:
     assert AttackOptions(devices="7, 3", kind="zero").liars(12, 0) == (3, 7)
+    assert parse_settings({"attack.devices": 3}, find_parts()).settings.attack.devices == "3"
     drawn = AttackOptions(share=0.25, kind="zero")
     assert len(drawn.liars(12, 0)) == 3 and drawn.liars(12, 0) == drawn.liars(12, 0)
     assert len({drawn.liars(12, seed) for seed in range(8)}) > 3
@@ -116,7 +117,7 @@ def test_liars_are_named_or_drawn() -> None:
     control = AttackOptions(devices="3")  # marked, and honest
     assert control.liars(12, 0) == (3,) and not control.in_payloads
     assert not AttackOptions(devices="3", kind="label-flip").in_payloads
-    assert AttackOptions(devices="3", payload="false").in_payloads
+    assert AttackOptions(devices="3", payload="forged").in_payloads
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_liars_are_named_or_drawn() -> None:
     [
         ({"kind": "alei"}, "there are none, sign-flip, "),
         ({"kind": "alie"}, "nobody lies: set devices or share"),
-        ({"payload": "false"}, "nobody lies"),
+        ({"payload": "forged"}, "nobody lies"),
         ({"kind": "alie", "devices": "1", "share": 0.2}, "not both"),
         ({"kind": "alie", "devices": "one"}, "give partition ids with commas between"),
         ({"kind": "label-flip", "devices": "1", "start": 2}, "from the first round on"),

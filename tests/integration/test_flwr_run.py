@@ -148,7 +148,7 @@ def test_all_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path:
 
 def test_liars_lie_under_flwr_run_as_in_one_process(flwr_run: Run, tmp_path: Path):
     """DMML-KD with compressed letters and a robust rule; on Flower's own engine."""
-    liars = {"attack.kind": "alie", "attack.devices": "1", "attack.payload": "false"}
+    liars = {"attack.kind": "alie", "attack.devices": "1", "attack.payload": "forged"}
     settings = {**SETTINGS, **liars, "compare-with": "", "topology": "complete", "stagger": 0.0}
     settings |= {"aggregation": "ios", "num-nodes": 5}
     status, log = flwr_run(5, **settings, **{"run-dir": str(tmp_path / "flower")})

@@ -16,7 +16,7 @@ from flwr_dmml.engine import server_identity
 from flwr_dmml.engine.cluster import connect
 
 HERE = Path(__file__).parent
-LIARS = {"attack.devices": "1", "attack.payload": "false"}
+LIARS = {"attack.devices": "1", "attack.payload": "forged"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -97,7 +97,7 @@ def test_messages_and_rows_write_the_same_records() -> None:
         def configure_train(self, *given: Any) -> Any:
             return super().configure_train(*given)
 
-    config = {**SIX, "attack.kind": "alie", "aggregation": "ios", "attack.payload": "false"}
+    config = {**SIX, "attack.kind": "alie", "aggregation": "ios", "attack.payload": "forged"}
     parsed = parse_settings({"method": "dmml-kd", **config}, find_parts())
     found = []
     for kind in (PeerStrategy, InMessages):
@@ -156,7 +156,7 @@ class Fleet:
     """A grid of real SuperNodes, as far as it is asked."""
 
 
-@pytest.mark.parametrize("attack", [{"attack.kind": "alie"}, {"attack.payload": "false"}, {}])
+@pytest.mark.parametrize("attack", [{"attack.kind": "alie"}, {"attack.payload": "forged"}, {}])
 def test_attacks_are_refused_on_real_devices(attack: dict[str, str]) -> None:
     config = {"attack.devices": "1", **attack}
     settings = parse_settings(config, find_parts()).settings
