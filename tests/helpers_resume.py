@@ -1,5 +1,6 @@
 """Runs of the quickstart that are stopped and go on."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,26 @@ SMALL: dict[str, Any] = {
 }
 
 
-def run(folder: Path, name: str, stop_after: int = 0, workers: int = 0, **config: Any) -> Path:
-    """Run the quickstart; with ``stop_after`` it is asked to stop as soon as it may."""
+def run(
+    folder: Path,
+    name: str,
+    stop_after: int = 0,
+    workers: int = 0,
+    stopping: Callable[[], bool] | None = None,
+    **config: Any,
+) -> Path:
+    """Run the quickstart; ``stopping``, or its call number ``stop_after``, says to stop."""
     app = load_app(QUICKSTART)
     given = {**SMALL, **config, "run-dir": str(folder), "run-name": name}
     if config.get("resume"):
         given |= {"run-name": ""}
     asked = [0]
 
-    def stopping() -> bool:
+    def counted() -> bool:
         asked[0] += 1
         return asked[0] == stop_after
 
-    run_app(app, given["num-nodes"], given, workers=workers, stopping=stopping)
+    run_app(app, given["num-nodes"], given, workers=workers, stopping=stopping or counted)
     return folder / name
 
 

@@ -58,6 +58,7 @@ OTHERS = {
         for graph, where in (("complete", ALL_THREE), ("ring", MIXED))
     },
 }
+OURS: dict[str, Any] = {"method": "dmml-kd", **OF_THE_METHOD}
 ARMS: dict[str, dict[str, Any]] = {
     "local": {"method": "local"},
     "dpsgd": {"method": "dpsgd"},
@@ -66,14 +67,18 @@ ARMS: dict[str, dict[str, Any]] = {
     "control, correction": STAGGERED | CORRECTED,
     "control, both": STAGGERED | COURIERS | CORRECTED,
     "dmml": {"method": "dmml", **OF_THE_METHOD},
-    "dmml-kd": {"method": "dmml-kd", **OF_THE_METHOD},
+    "dmml-kd": OURS,
     "dmml-kd, before": {"method": "dmml-kd", "gossip": "dpsgd"},
     "qg-dsgdm-n": {"method": "qg-dsgdm-n"},
     "fedproto": {"method": "fedproto"},
     "pooled": {"method": "pooled"},
 }
 WITH_PUBLIC_SET = {"idkd": {"method": "idkd", "public.samples": 2000}}
-ON_THE_RING = {"control, thrice": STAGGERED | THRICE}
+ON_THE_RING = {
+    "control, thrice": STAGGERED | THRICE,
+    "without generator": OURS | {"dmml-kd.generator": False, "dmml-kd.distillation": False},
+    "without decomposition": OURS | {"dmml-kd.decomposition": False},
+}
 KINDS = {
     "av-digits": ("audio", "image", "audio+image"),
     "sensors": (BOTH, PHONE),

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from .errors import UserError
+from .machine import provide_home
 
 DISTRIBUTION = "flwr-dmml"
 
@@ -111,6 +112,7 @@ def needed(module: str) -> Iterator[None]:
     LibraryError
         The library is missing or does not load.
     """
+    provide_home()  # some look for it while they are imported
     try:
         yield
     except Exception as error:  # a broken library raises ImportError, OSError, RuntimeError, ...

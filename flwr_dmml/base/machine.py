@@ -1,9 +1,15 @@
-"""Resources of this machine: cores, memory, disk space, and the folders for cache and runs."""
+"""The machine: its cores, memory and disk space, and the folders for cache and runs."""
 
 import os
 import shutil
+import socket
+import tempfile
+from logging import WARNING
 from math import ceil
 from pathlib import Path
+from stat import S_IMODE, S_ISDIR
+
+from .log import log
 
 CACHE = "FLWR_DMML_CACHE"
 """Environment variable: the folder of the cache; ``~/.cache/flwr-dmml`` where it is not set."""
@@ -14,10 +20,50 @@ CGROUP = Path("/sys/fs/cgroup")
 """Mount point at which a container finds its own limits (cgroup version 2)."""
 
 
+def provide_home() -> None:
+    """Make sure that there is a home folder: a private one in the temporary folder, if need be.
+
+    A container often runs under a user id that has no name, and without ``HOME``. Several libraries
+    do not load then. ``HOME`` is set for this process and those that it starts, and the log says
+    so.
+    """
+    if os.path.expanduser("~") != "~":
+        return
+    place = Path(tempfile.gettempdir()) / f"flwr-dmml-{os.geteuid()}"
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        found = place.lstat()
+        private = S_ISDIR(found.st_mode) and not S_IMODE(found.st_mode) & 0o077
+        own = private and found.st_uid == os.geteuid()
+    except OSError:  # a file of that name
+        own = False
+    os.environ["HOME"] = str(place if own else tempfile.mkdtemp(prefix="flwr-dmml-"))
+    log(
+        WARNING,
+        "HOME is not set, and user %d has no name here: the home folder is %s; set HOME for "
+        "another one",
+        os.getuid(),
+        os.environ["HOME"],
+    )
+
+
+def expanded(path: str) -> str:
+    """Return a path with the home folder in the place of ``~`` at its beginning."""
+    if path.startswith("~"):
+        provide_home()
+    return os.path.expanduser(path)
+
+
 def cache_folder() -> Path:
     """Return the folder of cached data sets, whether it exists or not."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flwr-dmml"
-    return Path(os.environ.get(CACHE) or usual).expanduser()
+    usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flwr-dmml")
+    return Path(expanded(os.environ.get(CACHE) or usual))
+
+
+def boot_id() -> str:
+    """Return what tells this machine, since its last start, from others."""
+    boot = Path("/proc/sys/kernel/random/boot_id")  # Linux
+    return boot.read_text(encoding="ascii").strip() if boot.exists() else socket.gethostname()
 
 
 def cores() -> int:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, compare, doctor, fleet, partition, report, simulate, sweep
+from . import cache, compare, doctor, fleet, partition, report, simulate, status, sweep
 from .output import STOPPED, say
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ def _root(
 
 
 app.command()(simulate.simulate)
+app.command()(status.status)
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
@@ -56,8 +57,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as stop:
-        if stop.code == STOPPED:  # a device's thread may be deep inside torch: do not wait for it
+        if stop.code in STOPPED:  # a device's thread may be deep inside torch: do not wait for it
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(STOPPED)
+            os._exit(stop.code)
         raise

@@ -1,53 +1,85 @@
 """The command ``flwr-dmml cache``."""
 
-import json
-from typing import Annotated
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from ..base.machine import cache_folder
-from .output import say
+from .output import errors_in_words, labelled, say
+
+if TYPE_CHECKING:
+    from ..data.cache import Entry
 
 
 def cache(
     clear_it: Annotated[
         bool, typer.Option("--clear", help="Delete what is cached of DATASET, or everything.")
     ] = False,
+    verify_it: Annotated[
+        bool,
+        typer.Option("--verify", help="Read all that is cached; delete what is damaged."),
+    ] = False,
     dataset: Annotated[
         str, typer.Argument(metavar="[DATASET]", help="Only of this data set.")
     ] = "",
 ) -> None:
-    """Show which data sets are kept as tensors, where and how large; or delete them.
+    """Show which data sets are kept as tensors, where and how large; verify or delete them.
 
     What a run has read and transformed is kept for the next one, by the content of its files, the
     settings that matter and the version of the code. The folder is ~/.cache/flwr-dmml, or what
     FLWR_DMML_CACHE names. The run config's [bold]data-cache = false[/bold] keeps nothing.
 
+    A run checks the length and the header of what it uses. [bold]--verify[/bold] checks all of it
+    and ends with exit status 1 if something was damaged.
+
     [bold]Examples[/bold]
 
       flwr-dmml cache
 
+      flwr-dmml cache --verify
+
       flwr-dmml cache --clear av-digits
     """
-    from ..data.cache import clear, entries
+    if clear_it and verify_it:
+        raise typer.BadParameter("give --clear or --verify, not both")
+    from ..data.cache import clear, entries, verify
 
-    found = [entry for entry in entries() if dataset in ("", entry.dataset)]
-    size = sum(entry.size for entry in found) / 1e6
+    with errors_in_words():
+        found = (clear if clear_it else verify if verify_it else entries)(dataset)
+    folder, of = cache_folder(), f" of {dataset}" if dataset else ""
     if not found:
-        of = f" of {dataset}" if dataset else ""
-        text = f"nothing{of} to delete" if clear_it else f"empty{of}"
-        say(f"{cache_folder()}: {text}")
+        say(f"{folder}: {f'nothing{of} to delete' if clear_it else f'empty{of}'}")
         return
+    for entry in found:
+        if entry.problem:
+            labelled("Warning", "bold yellow", entry.problem)
+        if entry.busy:
+            labelled("Warning", "bold yellow", f"in use, not deleted: '{entry.files[0]}'")
     if clear_it:
-        count = len(clear(dataset))
-        text = f"{count} file{'s' * (count > 1)}, {size:.0f} MB deleted"
-        say(f"{cache_folder()}: {text}")
+        say(f"{folder}: {_counted([entry for entry in found if not entry.busy])} deleted")
         return
+    damaged = [entry for entry in found if entry.problem and not entry.busy]
+    if verify_it:
+        there = [entry for entry in found if entry.kind == "data set"]
+        deleted = f", {_counted(damaged)} deleted" if damaged else ""
+        say(f"{folder}: {_counted(there)} as written{deleted}")
+        raise typer.Exit(1 if damaged else 0)
     table = Table("data set", Column("MB", justify="right"), Column("settings", overflow="fold"))
     for entry in found:
-        settings = ", ".join(f"{key}={value}" for key, value in json.loads(entry.settings).items())
-        table.add_row(entry.dataset, f"{entry.size / 1e6:.1f}", settings)
+        if entry.kind == "data set":
+            settings = ", ".join(f"{key}={value}" for key, value in entry.settings.items())
+            table.add_row(entry.dataset, f"{entry.size / 1e6:.1f}", settings)
     Console().print(table)
-    say(f"{cache_folder()}: {size:.0f} MB")
+    say(f"{folder}: {_counted(found)}")
+
+
+def _counted(entries: Sequence["Entry"]) -> str:
+    """Return how many there are of each kind, and their size."""
+    counts = Counter(entry.kind for entry in entries)
+    told = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts.items()]
+    size = sum(entry.size for entry in entries) / 1e6
+    return ", ".join([*(told or ["nothing"]), f"{size:.0f} MB"])

@@ -53,6 +53,7 @@ def compare(
         results,
         write_page,
     )
+    from ..tracking.files import write_whole
 
     with errors_in_words():
         require("plotly")
@@ -67,5 +68,5 @@ def compare(
         for path, text in ((latex, table.to_latex()), (markdown, table.to_markdown())):
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
+                write_whole(path, text)
         page_written(output, warnings, open_it)

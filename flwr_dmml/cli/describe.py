@@ -15,12 +15,13 @@ from ..data import Modality, Partition, load_partition
 from ..energy.costs import FleetCosts, Work
 from ..energy.devices import IterationCosts
 from ..engine import AppError, FlowerApp
+from ..graph.spectral import graph_lines
 from ..learning.flops import FlopCounter
 from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
 from ..payload.blocks import num_parameters, unaddressed
 from ..settings import Settings, find_parts, parse_settings
-from ..strategies.breakdown import held, told
+from ..strategies.breakdown import told_of
 from ..transport import size_bytes
 from ..transport.messages import pack
 
@@ -148,9 +149,7 @@ def describe(app: FlowerApp, run_config: Mapping[str, Any]) -> Description:
     first, rule = parts[0], config.aggregation
     assert rule is not None  # or the run config had been refused
     blocks = {p.partition_id: learners[p.modalities].block_names for p in parts}
-    graph = settings.make_topology().graph(settings.num_nodes, seed=settings.seed)
-    lying = settings.attack.liars(settings.num_nodes, settings.seed)
-    liars = told(held(graph, blocks, rule), rule, lying)
+    liars = told_of(settings, blocks, rule)
     names, of_classes = first.class_names, first.num_classes
     return Description(settings, first.source_modalities, of_classes, names, kinds, liars)
 
@@ -219,6 +218,8 @@ def _parts(described: Description) -> Iterator[RenderableType]:
     for name, modality in described.modalities.items():
         samples.add_row(name, modality.kind, " x ".join(map(str, modality.shape)))
     yield samples
+    topology = settings.make_topology()
+    yield "\n".join(graph_lines(topology, settings.num_nodes, seed=settings.seed))
     yield from described.liars
     yield f"Joules and milliseconds of computing: on {settings.energy.devices}"
     for kind in kinds:

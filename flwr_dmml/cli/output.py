@@ -1,5 +1,6 @@
 """Output of the commands: plain text, labelled messages, errors and exit statuses."""
 
+import signal
 import webbrowser
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ import typer
 from rich.console import Console
 
 from ..base.errors import UserError
+from ..base.stopping import status_of
 
-STOPPED = 130
-"""Exit status after Ctrl-C."""
+STOPPED = tuple(status_of(number) for number in (signal.SIGINT, signal.SIGTERM))
+"""Exit statuses after Ctrl-C and SIGTERM: 130 and 143."""
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -1,13 +1,10 @@
 """The command ``flwr-dmml simulate``."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from logging import INFO
 from pathlib import Path
-from threading import Event, current_thread, main_thread
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -16,11 +13,12 @@ from rich.table import Column, Table
 
 from ..base.log import log
 from ..base.machine import cores
+from ..base.stopping import Terminated, sigterm_exits, status_of, stop_requests
 from ..engine.choice import Choice, choose, devices
 from ..engine.local_ray import ahead
 from ..engine.project import read_project
 from .arguments import AppFolder, Nodes, Overrides, changed_settings, check_known
-from .output import STOPPED, errors_in_words, labelled, say
+from .output import errors_in_words, labelled, say
 
 Kind = Literal["methods", "gossip", "aggregation"]
 
@@ -78,8 +76,8 @@ def simulate(
     for the same seed. Log lines and a live table show how it goes; the run folder holds
     the resolved settings (config.json) and one line of metrics a round (<method>/metrics.jsonl).
 
-    Ctrl-C stops after the round with a checkpoint; pressed again, at once. --resume RUN goes on
-    from the last checkpoint of a run that was stopped or killed (RUN: its folder, or its name in
+    Ctrl-C and SIGTERM stop after the round with a checkpoint; once more, at once. --resume RUN goes
+    on from the last checkpoint of a run that was stopped or killed (RUN: its folder, or its name in
     run-dir) and ends with the same numbers as if nothing had happened.
 
     [bold]Examples[/bold]
@@ -99,7 +97,7 @@ def simulate(
       flwr-dmml simulate examples/quickstart --resume runs/20261121-120000-dmml-kd
 
     [bold]Exit status[/bold]  0: all rounds ran.  1: the run failed, or could not start; standard
-    error says why.  2: wrong command line.  130: stopped with Ctrl-C.
+    error says why.  2: wrong command line.  130: stopped with Ctrl-C.  143: stopped with SIGTERM.
     """
     if list_settings:
         Console().print(_settings_table())
@@ -115,7 +113,7 @@ def simulate(
                 Console().print(_parts_table(kind))
         return
     try:
-        with errors_in_words():
+        with errors_in_words(), sigterm_exits():
             changed = changed_settings(overrides, nodes)
             config = {**read_project(path)[1], **changed}
             if ray_address is not None:
@@ -126,9 +124,10 @@ def simulate(
                 early = min(chosen.workers, devices(config))
             with ahead(early):  # Ray starts while the app, Flower and torch are loaded
                 _run(path, changed, workers, ray_address, resume, description, chosen)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Terminated) as stop:
         say("Stopped. Go on from the last checkpoint with --resume and the run folder.", err=True)
-        raise typer.Exit(STOPPED) from error
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        raise typer.Exit(status_of(number)) from stop
 
 
 def _run(
@@ -172,21 +171,26 @@ def _run(
     if chosen.reason:
         where = f"{chosen.workers} processes" if chosen.workers else "this process"
         log(INFO, "Devices run in %s: %s (--workers N chooses yourself)", where, chosen.reason)
-    try:
-        with LiveTable(err) as live, _stop_after_round(err) as stopping:
-            run_app(
-                loaded,
-                devices(config),
-                changed,
-                workers=chosen.workers,
-                ray_address=str(config.get("ray-address", "")),
-                trackers=[live],
-                on_reply=live.on_reply,
-                stopping=stopping,
-            )
-    except RunStoppedError as error:
-        say(str(error), err=True)
-        raise typer.Exit(STOPPED) from error
+
+    def said(number: int) -> None:
+        err.print("Stopping after this round; Ctrl-C or SIGTERM again stops at once.")
+
+    with stop_requests(said, signal.SIGINT, signal.SIGTERM) as stopping:
+        try:
+            with LiveTable(err) as live:
+                run_app(
+                    loaded,
+                    devices(config),
+                    changed,
+                    workers=chosen.workers,
+                    ray_address=str(config.get("ray-address", "")),
+                    trackers=[live],
+                    on_reply=live.on_reply,
+                    stopping=stopping,
+                )
+        except RunStoppedError as error:
+            say(str(error), err=True)
+            raise typer.Exit(status_of(stopping.number)) from error
 
 
 def _resumed(run: str, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,26 +200,6 @@ def _resumed(run: str, config: Mapping[str, Any], changed: Mapping[str, Any]) ->
 
     folder = find_run(run, str(config.get("run-dir", Settings().run_dir)))
     return {**saved_config(folder), **changed, "resume": str(folder)}
-
-
-@contextmanager
-def _stop_after_round(console: Console) -> Iterator[Callable[[], bool]]:
-    """Yield what says whether Ctrl-C has been pressed; pressed again, it interrupts at once."""
-    asked = Event()
-
-    def first(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-        console.print("Stopping after this round; Ctrl-C again stops at once.")
-
-    if current_thread() is not main_thread():  # only there can signals be handled
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _processes(asked: int | None, config: Mapping[str, Any]) -> Choice:

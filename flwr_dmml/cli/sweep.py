@@ -4,14 +4,15 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..base.stopping import handled, status_of
 from .compare import compare
 from .output import STOPPED, errors_in_words, labelled, say
 
@@ -52,8 +53,9 @@ def sweep(
       seed = [0, 1, 2]
 
     [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or a run failed.
-    2: wrong command line.  130: stopped with Ctrl-C.
+    2: wrong command line.  130: stopped with Ctrl-C.  143: stopped with SIGTERM.
     """
+    from ..tracking.lock import locked
     from .sweep_plan import read_sweep, unfinished
 
     with errors_in_words():
@@ -66,7 +68,10 @@ def sweep(
         for name in todo:
             _say(f"  {name}")
         return
-    failed = _run_all(plan, runs, todo, folder, workers)
+    with errors_in_words():
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            failed = _run_all(plan, runs, todo, folder, workers)
     if len(runs) - len(failed) > 1:
         _compare(folder)
     if failed:
@@ -86,7 +91,7 @@ def _run_all(
     Raises
     ------
     typer.Exit
-        One was stopped with Ctrl-C.
+        One was stopped with Ctrl-C or SIGTERM.
     """
     failed: list[str] = []
     for number, name in enumerate(todo, start=1):
@@ -99,14 +104,35 @@ def _run_all(
             command += ["--set", f"{key}={json.dumps(value)}"]
         if workers is not None:
             command += ["--workers", str(workers)]
-        with _interrupts_ignored():  # the run stops after its round, and says so
-            status = subprocess.run(command, check=False).returncode
-        if status == STOPPED:
+        status = _run(command)
+        if status in STOPPED:
             _say("Stopped. The same command goes on.")
-            raise typer.Exit(STOPPED)
+            raise typer.Exit(status)
         if status:
             failed.append(name)
     return failed
+
+
+def _run(command: list[str]) -> int:
+    """Run a process and return its exit status, or that of a signal which came meanwhile.
+
+    The process stops after its round: Ctrl-C reaches it from the terminal, SIGTERM is passed on.
+    """
+    asked: list[int] = []
+    running: list[subprocess.Popen[bytes]] = []
+
+    def passed_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:
+            for process in running:
+                process.send_signal(number)
+
+    with handled(dict.fromkeys((signal.SIGINT, signal.SIGTERM), passed_on)):
+        with subprocess.Popen(command) as process:
+            running.append(process)
+            if signal.SIGTERM in asked:  # before there was anybody to pass it on to
+                process.send_signal(signal.SIGTERM)
+        return status_of(asked[0]) if asked else process.returncode
 
 
 def _compare(folder: Path) -> None:
@@ -119,12 +145,3 @@ def _compare(folder: Path) -> None:
         labelled("Warning", "bold yellow", f"there is no comparison: {error}")
         return
     compare([folder], output=folder / "comparison.html")
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # a child takes its own
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

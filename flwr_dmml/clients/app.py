@@ -117,7 +117,8 @@ def _hello(message: Message, context: Context, own: OwnParts) -> Message:
     learner = learner_for(message, context, own)
     about = introduction(learner, context)
     begin_afresh(learner)
-    OwnState(context, learner.name).begin(lambda: pack(learner.state()))
+    partition = learner.partition.partition_id
+    OwnState(context, learner.name).begin(partition, lambda: pack(learner.state()))
     return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 

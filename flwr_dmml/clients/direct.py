@@ -10,6 +10,7 @@ from flwr.app import Context
 from torch import Tensor
 
 from ..base.errors import SettingsError
+from ..base.machine import expanded
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.options import ExchangeOptions
@@ -154,7 +155,7 @@ def read_tls(context: Context) -> Tls | None:
         One is named, but not all three, or is not there.
     """
     config = {k: str(v) for k, v in context.node_config.items()}
-    given = [Path(config[name]).expanduser() for name in TLS_KEYS if name in config]
+    given = [Path(expanded(config[name])) for name in TLS_KEYS if name in config]
     if not given:
         return None
     if len(given) < len(TLS_KEYS):

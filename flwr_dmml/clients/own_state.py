@@ -7,18 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..base.errors import SettingsError
-from ..tracking.files import write_bytes_whole
+from ..base.machine import expanded
+from ..tracking.files import WriteError, write_whole, writing
 from ..transport.arrays import NumpyArray, record_of
-from ..transport.messages import STATE
+from ..transport.messages import PARTITION, STATE
 
 NODE_KEY = "state-dir"
 """In the node config: the folder for it."""
 KEPT_RUNS = 3
 _MET = "flwr-dmml.met"
+
+
+_APART = f"give each device a {NODE_KEY} of its own"
+
+
+class _Mark(BaseModel):
+    """Whose a state is."""
+
+    node: int
+    partition: int
 
 
 class StateLostError(RuntimeError):
@@ -28,7 +40,9 @@ class StateLostError(RuntimeError):
 class OwnState:
     """A device's state of a run: in Flower's context, and on disk if ``state-dir`` is set.
 
-    A file ``run-<id>.safetensors`` for each of the last three runs, written whole or not at all.
+    A file ``run-<id>.safetensors`` for each of the last three runs, written whole or not at all,
+    and beside it ``run-<id>.device``, which says whose it is: a folder of two devices would swap
+    their states.
 
     Parameters
     ----------
@@ -41,29 +55,68 @@ class OwnState:
     def __init__(self, context: Context, method: str) -> None:
         self._context, self._method = context, method
         folder = str(context.node_config.get(NODE_KEY, ""))
-        self.file = Path(folder).expanduser() / f"run-{context.run_id}.safetensors"
+        self.file = Path(expanded(folder)) / f"run-{context.run_id}.safetensors"
+        self.mark = self.file.with_suffix(".device")
         self._on_disk = bool(folder)
 
-    def begin(self, initial: Callable[[], ArrayRecord]) -> None:
+    def begin(self, partition: int, initial: Callable[[], ArrayRecord]) -> None:
         """Forget what was there of this run: the device starts afresh, from ``initial()``.
+
+        Parameters
+        ----------
+        partition : int
+            The device's partition id.
+        initial : callable
+            Returns the state that it starts from.
 
         Raises
         ------
         SettingsError
-            ``state-dir`` cannot be written.
+            ``state-dir`` cannot be written, or is another device's.
         """
         if self._on_disk:
             try:
-                self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with writing(self.file.parent):
+                    self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._claim(partition)
                 self._write(initial(), "before round 1")
-            except OSError as error:
-                raise SettingsError(
-                    f"node config {NODE_KEY} = {str(self.file.parent)!r}: must be a folder that "
-                    f"this device can write: {error.strerror}"
-                ) from error
+            except WriteError as error:
+                said = f"must be a folder that this device can write: {error}"
+                raise self._wrong(partition, said) from error
             for old in sorted(self.file.parent.glob("run-*.safetensors"), key=_age)[KEPT_RUNS:]:
                 old.unlink(missing_ok=True)
+                old.with_suffix(self.mark.suffix).unlink(missing_ok=True)
         self._context.state = RecordDict({_MET: ConfigRecord({"method": self._method})})
+
+    def _claim(self, partition: int) -> None:
+        """Note that the state of this run is this device's.
+
+        Raises
+        ------
+        SettingsError
+            It is another's: of another node and another partition. A node without a key has a new
+            id whenever it is started.
+        """
+        own = _Mark(node=self._context.node_id, partition=partition)
+        with writing(self.mark):
+            try:
+                with self.mark.open("x", encoding="utf-8") as file:
+                    file.write(own.model_dump_json())
+                return
+            except FileExistsError:
+                found = self.mark.read_text(encoding="utf-8", errors="replace")
+        try:
+            other = _Mark.model_validate_json(found)
+        except ValidationError:
+            other = None
+        if other is None or (other.node != own.node and other.partition != own.partition):
+            whose = f"device {other.partition} (node {other.node})" if other else "another device"
+            raise self._wrong(partition, f"is the folder of {whose} in this run: {_APART}")
+        write_whole(self.mark, own.model_dump_json())
+
+    def _wrong(self, partition: int, said: str) -> SettingsError:
+        where = f"node config {NODE_KEY} = {str(self.file.parent)!r}"
+        return SettingsError(f"{PARTITION} {partition}: {where}: {said}")
 
     def recover(self) -> str:
         """Load the state on disk if the context has none; return when it was kept, or nothing.
@@ -85,14 +138,17 @@ class OwnState:
             with safe_open(self.file, framework="numpy") as file:
                 about = file.metadata() or {}
                 arrays = {about[key]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            method, when, node = about["method"], about["when"], about["node"]
         except FileNotFoundError as error:
             raise StateLostError(f"{self.file} is gone, with what it knew of this run") from error
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, OSError) as error:
             raise StateLostError(f"{self.file} is damaged: {error}") from error
-        if about.get("method") != self._method:
-            raise StateLostError(f"{self.file} is of the method {about.get('method')!r}")
+        if method != self._method:
+            raise StateLostError(f"{self.file} is of the method {method!r}")
+        if node != str(self._context.node_id):
+            raise StateLostError(f"{self.file} is another device's, node {node}: {_APART}")
         state[STATE] = record_of({name: NumpyArray(array) for name, array in arrays.items()})
-        return str(about["when"])
+        return str(when)
 
     def keep(self, record: ArrayRecord, when: str) -> None:
         """Keep a state for the next message; ``when`` says when that is ("after round 3")."""
@@ -102,9 +158,9 @@ class OwnState:
 
     def _write(self, record: ArrayRecord, when: str) -> None:
         names = {str(k): name for k, name in enumerate(record)}
-        about = {"method": self._method, "when": when, **names}
+        about = {"method": self._method, "when": when, "node": str(self._context.node_id), **names}
         data = save({k: record[name].numpy() for k, name in names.items()}, metadata=about)
-        write_bytes_whole(self.file, data, 0o600)
+        write_whole(self.file, data, 0o600)
 
 
 def _age(file: Path) -> float:

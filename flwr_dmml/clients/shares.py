@@ -2,7 +2,6 @@
 
 import os
 import resource
-import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..base.machine import boot_id
 from ..learning.crew import Crew
 from ..learning.rows import Columns, Layout
 from ..payload.plan import Payload, Plan
@@ -245,9 +245,7 @@ def machine() -> str:
 
     The environment variable :data:`MACHINE` says otherwise, for a trial of several on one.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id")  # Linux
-    own = boot.read_text().strip() if boot.exists() else socket.gethostname()
-    return os.environ.get(MACHINE, "") + own
+    return os.environ.get(MACHINE, "") + boot_id()
 
 
 def _record(numbers: Numbers) -> ArrayRecord:

@@ -52,7 +52,7 @@ class Dataset:
     natural_ids: bool
     load: Callable[[LoadOptions], Source]
     description: str
-    files: Callable[[LoadOptions], Sequence[Path]] | None = None
+    files: Callable[[LoadOptions], Sequence[Path | str]] | None = None
     load_part: Callable[[PartitionOptions, int], Partition] | None = None
     uses: tuple[str, ...] = ("snr_db", "audio", "image", "series", "seed")
     options_type: type[Group] | None = None

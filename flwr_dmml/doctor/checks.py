@@ -160,7 +160,7 @@ def loopback() -> Finding:
 
 def folders() -> tuple[tuple[str, Path, str], ...]:
     """Return the folders that are written to, and what to set for another one."""
-    flower = Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser()
+    flower = Path(machine.expanded(os.environ.get("FLWR_HOME") or "~/.flwr"))
     return (
         ("run folders", Path(machine.RUNS), "--set run-dir=FOLDER"),
         ("cached data", machine.cache_folder(), f"{machine.CACHE}=FOLDER"),

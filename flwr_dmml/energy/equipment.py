@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Self
 
 from .devices import PROFILES, DeviceProfile, ProfileError
 from .meters import ModelMeter
@@ -58,16 +57,6 @@ class Equipment:
             "about-meter": self.about_meter,
         }
         return {key: value for key, value in told.items() if value}
-
-    @classmethod
-    def read(cls, about: Mapping[str, object]) -> Self:
-        """Read the entries of :meth:`told`; ProfileError or ValueError where they are invalid."""
-        return cls(
-            profile=str(about.get("profile", "")),
-            battery_j=float(about.get("battery-j", 0.0)),  # type: ignore[arg-type]
-            meter=str(about.get("meter", "")),
-            about_meter=str(about.get("about-meter", "")),
-        )
 
 
 NOT_TOLD = Equipment()

@@ -12,7 +12,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 """Kinds of energy use."""
 
 ROUNDING_J = 1e-9
-"""A battery that is short of a charge by no more than this pays with all it has."""
+"""A battery that is short of a charge by no more than this pays with all it has; above 1e6 J by no
+more than 8 times the last place of what it has had."""
 
 
 def _floats(values: ArrayLike) -> Floats:
@@ -160,7 +161,7 @@ class Ledger:
 
     def can_afford(self, joules: ArrayLike) -> NDArray[np.bool_]:
         """Return which nodes hold at least ``joules`` (``[node]`` or one number), ``[node]``."""
-        return np.asarray(self._joules("joules", joules) <= self.remaining_j + ROUNDING_J)
+        return np.asarray(self._joules("joules", joules) <= self.remaining_j + self._rounding_j)
 
     def charge(self, kind: Kind, joules: ArrayLike) -> None:
         """Book what each node spent on ``kind``: ``[node]`` or one number for all, >= 0.
@@ -171,7 +172,7 @@ class Ledger:
             raise LedgerError(f"unknown kind {kind!r}; allowed: {', '.join(KINDS)}")
         spent = self._joules("joules", joules)
         left = self.remaining_j
-        for i in np.flatnonzero(spent > left + ROUNDING_J):
+        for i in np.flatnonzero(spent > left + self._rounding_j):
             raise LedgerError(f"node {i} holds {left[i]} J and cannot spend {spent[i]} J on {kind}")
         self._spent_j[kind] = self._spent_j[kind] + np.minimum(spent, left)
 
@@ -227,8 +228,13 @@ class Ledger:
         ledger._harvested_j = ledger._joules("harvested_j", state["harvested_j"])
         ledger._spent_j = {k: ledger._joules(f"{k}_j", state[f"{k}_j"]) for k in KINDS}
         gained = ledger._initial_j + ledger._harvested_j
-        ledger._refuse(ledger.spent_j() > gained + ROUNDING_J, "has spent more than it had")
+        ledger._refuse(ledger.spent_j() > gained + ledger._rounding_j, "has spent more than it had")
         return ledger
+
+    @property
+    def _rounding_j(self) -> Floats:
+        had_j: Floats = self._initial_j + self._harvested_j
+        return np.maximum(ROUNDING_J, _floats(8 * np.spacing(had_j)))
 
     def _per_node(self, what: str, values: ArrayLike) -> Floats:
         array = _floats(values)

@@ -1,11 +1,11 @@
 """Options of the energy model: devices and batteries, the allocation, and the radio."""
 
-import os
 from math import inf
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..base.machine import expanded
 from ..base.options import Group
 from .devices import PROFILES, DeviceProfile, draw_fleet
 from .radio import ChannelModel, Wireless
@@ -138,7 +138,7 @@ class WirelessOptions(Group):
         powers = tuple(self.power_w or device.tx_power_w for device in fleet)
         named = self.positions in ("uniform", "grid")
         return Wireless(
-            positions=self.positions if named else os.path.expanduser(self.positions),
+            positions=self.positions if named else expanded(self.positions),
             side_m=side_m,
             channel=ChannelModel(
                 path_loss=self.path_loss,

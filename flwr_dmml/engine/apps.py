@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from ..base.libraries import LibraryError, require
+from ..base.machine import expanded
 from ..tracking import Tracker
 from .errors import AppError
 from .grid import never
@@ -41,7 +42,7 @@ def load_app(folder: str | Path) -> FlowerApp:
         No valid ``pyproject.toml`` with ``[tool.flwr.app.components]`` there, or a component that
         cannot be found or is not what it should be.
     """
-    path = Path(folder).expanduser().resolve()
+    path = Path(expanded(str(folder))).resolve()
     components, run_config = read_project(path)
     _make_importable(path, components.values())
     server_app = _load(components["serverapp"], ServerApp)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from ..base.stopping import handlers_kept
 from . import local_ray
 from .errors import EngineError
 
@@ -48,13 +49,15 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     EngineError
         There is no cluster at ``address``, or it has fewer CPUs than there are to be workers.
     """
+    with handlers_kept():
+        return _connected(address, workers, patience_s)
+
+
+def _connected(address: str, workers: int, patience_s: float) -> Cluster:
     local_ray.settle()
     if not address and local_ray.take(workers):
         return _own(workers)
-    deadline = time.monotonic() + patience_s
-    while not ray.is_initialized() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if ray.is_initialized():
+    if others_ray(patience_s):
         return Cluster(0, _share(_of_cluster("GPU"), workers), lambda: None)
     if not address:
         local_ray.start(workers)
@@ -73,8 +76,16 @@ def connect(address: str, workers: int, patience_s: float = 0.0) -> Cluster:
     return Cluster(1, _share(_of_cluster("GPU"), workers), ray.shutdown)
 
 
+def others_ray(patience_s: float) -> bool:
+    """Wait for others in this process to connect to Ray; return whether they have."""
+    deadline = time.monotonic() + patience_s
+    while not ray.is_initialized() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(ray.is_initialized())
+
+
 def _own(workers: int) -> Cluster:
-    return Cluster(1, _share(torch.cuda.device_count(), workers), ray.shutdown)
+    return Cluster(1, _share(torch.cuda.device_count(), workers), local_ray.stop)
 
 
 def _reach(address: str) -> None:

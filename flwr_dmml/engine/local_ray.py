@@ -6,12 +6,12 @@ Ray takes seconds to start, most of them waiting. Nothing here imports Ray befor
 import logging
 import os
 import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from threading import current_thread, main_thread
+from functools import partial
+from pathlib import Path
 
 PRELOADED = ("flwr_dmml.engine.shard", "flwr_dmml.clients")
 """Modules that processes which are about to become workers import, while the driver goes on."""
@@ -44,14 +44,14 @@ def ahead(workers: int) -> Iterator[None]:
     if not workers:
         yield
         return
-    with _sigterm_exits(), ThreadPoolExecutor(1, thread_name_prefix="ray") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="ray") as pool:
         _ahead = _Ahead(workers, pool.submit(start, workers))
         try:
             yield
         finally:
             left, _ahead = _ahead, None
             if left is not None and left.started.exception() is None:
-                _stop()
+                stop()
 
 
 def take(workers: int) -> bool:
@@ -61,7 +61,7 @@ def take(workers: int) -> bool:
     if taken is None or taken.started.exception() is not None:
         return False
     if taken.cpus < workers:
-        _stop()
+        stop()
         return False
     return True
 
@@ -74,12 +74,16 @@ def settle() -> None:
 
 
 def start(workers: int) -> None:
-    """Start Ray on loopback, without a dashboard, with a CPU for each of ``workers``."""
+    """Start Ray on loopback, without a dashboard, with a CPU for each of ``workers``.
+
+    Its processes take no notice of SIGTERM: sent to all processes of a run, it asks the run to stop
+    after the round, for which they are needed.
+    """
     settle()
     os.environ.setdefault("RAY_preload_python_modules", ",".join(PRELOADED))
     import ray
 
-    with _for_one_run():
+    with _for_one_run(), _sigterm_blocked():
         ray.init(
             address="local",
             num_cpus=workers,
@@ -89,23 +93,45 @@ def start(workers: int) -> None:
     logging.getLogger("ray").setLevel(logging.WARNING)
 
 
-def _stop() -> None:
+def stop() -> None:
+    """Stop the Ray of :func:`start`: at once, since its processes take no notice of SIGTERM."""
     import ray
+    from ray._private import worker
 
+    node, started = worker._global_node, list[int]()
+    if node is not None:
+        node.kill_all_processes = partial(_kill, node.kill_all_processes)
+        own = [info.process.pid for infos in node.all_processes.values() for info in infos]
+        started = _descendants(own)
     ray.shutdown()
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _kill(all_processes: Callable[..., None], **how: bool) -> None:
+    all_processes(**how | {"allow_graceful": False})
+
+
+def _descendants(pids: list[int]) -> list[int]:
+    """Return the processes that these have started, and those have, and so on."""
+    found: list[int] = []
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                children = [int(child) for child in task.read_text(encoding="ascii").split()]
+                found += children + _descendants(children)
+    return found
 
 
 @contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM end the process in good order, as Ray does where it starts in the main thread."""
-    if current_thread() is not main_thread():  # only there can signals be handled
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+def _sigterm_blocked() -> Iterator[None]:
+    """Have this thread, and whatever it starts, take no notice of SIGTERM while the block runs."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

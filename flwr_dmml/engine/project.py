@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.machine import expanded
 from .errors import AppError
 
 
@@ -19,7 +20,7 @@ def read_project(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     AppError
         There is no valid ``pyproject.toml`` with ``[tool.flwr.app.components]``.
     """
-    path = folder.expanduser().resolve()
+    path = Path(expanded(str(folder))).resolve()
     project = path / "pyproject.toml"
     if not project.is_file():
         raise AppError(f"{path} is no Flower app: it has no pyproject.toml")

@@ -3,7 +3,6 @@
 import gc
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from ..clients.hosted import HostedDevices, Left
 from ..clients.shares import Order, Publications, Report, Share
 from ..data.store import FOLDER
 from ..learning.rows import Columns, Layout
-from .memory import hold, sweep
+from .folders import hold, let_go
 from .nodes import SimulatedNode, host
 from .wire import Buffers, Export, find_in, read, write
 
@@ -77,7 +76,9 @@ class Shard:
         memory: str,
     ) -> None:
         sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
-        os.environ[FOLDER] = self._store = store
+        os.environ[FOLDER] = store
+        self._memory = Path(memory)
+        self._held = {folder: hold(folder) for folder in (Path(store), self._memory)}
         torch.set_num_threads(1)
         self._client_app: ClientApp = ray.cloudpickle.loads(client_app)
         gc.freeze()  # what is imported stays: to look through it for garbage takes a round's time
@@ -86,12 +87,11 @@ class Shard:
         self._nodes: dict[int, SimulatedNode] = {}
         self._chunks: dict[int, list[Array]] = {}
         self._share: Share | None = None
-        self._memory = Path(memory)
 
     def close(self) -> None:
         """Remove what the workers of this machine share in files, and in memory."""
-        shutil.rmtree(self._store, ignore_errors=True)
-        shutil.rmtree(self._memory, ignore_errors=True)
+        for folder, descriptor in self._held.items():
+            let_go(folder, descriptor)
 
     def take(
         self,
@@ -163,8 +163,6 @@ class Shard:
         if self._share is None:
             devices = host(self._client_app, self._nodes.values, self._run_config)
             assert isinstance(devices, HostedDevices)
-            sweep(self._memory.parent)
-            self._held = hold(self._memory)
             self._share = Share(devices, self._memory)
         return self._share.begin(method)
 

@@ -1,7 +1,6 @@
 """A Flower Grid whose nodes live in long-lived Ray actors, many in each."""
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
@@ -10,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
 import networkx as nx
 import ray
@@ -20,8 +18,8 @@ from flwr.common.logger import log
 
 from ..tracking import Tracker
 from .cluster import Cluster, connect
+from .folders import hold, let_go, new_folder, shared_memory, temporary
 from .grid import SimulationGrid
-from .memory import PREFIX, parent
 from .nodes import Hosted, HostsDevices
 from .placement import links_between, place
 from .shard import Shard
@@ -92,6 +90,7 @@ class ShardedGrid(SimulationGrid):
         self._address, self._patience_s = address, patience_s
         self._app = client_app, dict(run_config)
         self._cluster: Cluster | None = None
+        self._held: dict[Path, int] = {}  # folders of the run on this machine
         self._workers: list[Worker] = []
         self._home: dict[int, Worker] = {}  # by node id; empty until the first message
         self._exchanges = 0
@@ -158,6 +157,8 @@ class ShardedGrid(SimulationGrid):
         ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)  # one may hang, or be dead
         for worker in self._workers:
             ray.kill(worker.actor)
+        for folder, descriptor in self._held.items():
+            let_go(folder, descriptor)
         self._cluster.disconnect()
         self._cluster = None
 
@@ -223,9 +224,9 @@ class ShardedGrid(SimulationGrid):
         self._cluster = connect(self._address, self._size, self._patience_s)
         client_app, run_config = self._app
         pickled: bytes = ray.cloudpickle.dumps(client_app)  # type: ignore[no-untyped-call]
-        store = Path(tempfile.gettempdir()) / f"flwr-dmml-{uuid4().hex}"  # new for each run
-        memory = parent() / f"{PREFIX}{uuid4().hex}"
-        given = pickled, list(sys.path), self._run.run_id, run_config, str(store), str(memory)
+        folders = new_folder(temporary()), new_folder(shared_memory())
+        self._held = {folder: hold(folder) for folder in folders}
+        given = pickled, list(sys.path), self._run.run_id, run_config, *map(str, folders)
         actor = ray.remote(Shard).options(
             num_cpus=self._cluster.cpus_per_worker,
             num_gpus=self._cluster.gpus_per_worker,

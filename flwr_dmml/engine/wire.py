@@ -104,6 +104,11 @@ class RemoteArray(LazyArray):
         return self.description.size
 
     @property
+    def readable(self) -> bool:
+        """Whether its worker has read it as numbers."""
+        return self.description.kind != "bytes"
+
+    @property
     def data(self) -> bytes:  # type: ignore[override]
         """The array as serialised."""
         return self._fetched().data

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ..base.text import one_line
 from .certificates import BACKDATED
 from .config import Device, Fleet, host_port
 from .scripts import device_config
@@ -20,32 +21,54 @@ SAME = ("flwr-dmml", "flwr")
 REACHED = ("open", "closed")
 
 
-class _Said(BaseModel):
-    """Base of what comes from a device: strict types; what a newer version adds is left out."""
+MOST = 1000
+"""Entries of a table, such as the modalities of its data."""
+Text = Annotated[str, AfterValidator(one_line)]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
-    model_config = ConfigDict(frozen=True, strict=True)
+
+class _Said(BaseModel):
+    """Base of what comes from a device: strict types; what a newer version adds is left out.
+
+    Text is cut and made plain: it is shown on a terminal.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Form(_Said):
+    """What all parts of a data set have in common."""
+
+    classes: Count
+    modalities: Annotated[
+        dict[Text, Annotated[list[Text], Field(max_length=MOST)]], Field(max_length=MOST)
+    ]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} ({' '.join(kind)})" for name, kind in self.modalities.items())
+        return one_line(f"{self.classes} classes, {told}")
 
 
 class Data(_Said):
-    """A device's data; ``form`` is what all parts of a data set have in common."""
+    """A device's data."""
 
-    summary: str
-    problem: str = ""
-    part: int | None = None
-    parts: int | None = None
-    form: dict[str, Any] | None = None
+    summary: Text
+    problem: Text = ""
+    part: Count | None = None
+    parts: Count | None = None
+    form: Form | None = None
 
 
 class Answer(_Said):
     """A device's status answer; ``time_s`` is its clock, in seconds since 1970, UTC."""
 
-    versions: dict[str, str]
-    platform: str
-    config: dict[str, str | int]
+    versions: Annotated[dict[Text, Text], Field(max_length=MOST)]
+    platform: Text
+    config: Annotated[dict[Text, Text | int], Field(max_length=MOST)]
     data: Data
-    disk_bytes: int
-    memory_bytes: int | None
-    peers: dict[str, str]
+    disk_bytes: Count
+    memory_bytes: Count | None
+    peers: Annotated[dict[Text, Text], Field(max_length=MOST)]
     time_s: float
 
 
@@ -154,7 +177,7 @@ def _off(heard: Heard) -> str:
 
 def _forms(heard: Mapping[str, Heard]) -> list[str]:
     """Return whether devices hold parts of different data sets."""
-    groups: list[tuple[dict[str, Any], list[str]]] = []
+    groups: list[tuple[Form, list[str]]] = []
     for name, one in heard.items():
         if (form := one.answer.data.form) is None:
             continue
@@ -166,11 +189,5 @@ def _forms(heard: Mapping[str, Heard]) -> list[str]:
             groups.append((form, [name]))
     if len(groups) < 2:
         return []
-    told = "; ".join(f"{', '.join(names)}: {_form(form)}" for form, names in groups)
+    told = "; ".join(f"{', '.join(names)}: {form}" for form, names in groups)
     return [f"the parts are of different data sets: {told}"]
-
-
-def _form(form: Mapping[str, Any]) -> str:
-    kinds = form.get("modalities", {})
-    told = ", ".join(f"{name} ({' '.join(kind)})" for name, kind in kinds.items())
-    return f"{form.get('classes')} classes, {told}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..base.text import one_line
 from .answers import Answer, Heard
 from .config import Device, Fleet, FleetError
 from .quoting import node_config
@@ -65,7 +66,7 @@ def ask_devices(fleet: Fleet, folder: Path, devices: Sequence[Device], timeout_s
     for line in lines:
         device = silent.pop(line.node)
         if line.error:
-            problems.append(f"{device.name} cannot say how it is: {line.error}")
+            problems.append(f"{device.name} cannot say how it is: {one_line(line.error)}")
             continue
         try:
             answer = Answer.model_validate_json(line.answer)
@@ -73,7 +74,7 @@ def ask_devices(fleet: Fleet, folder: Path, devices: Sequence[Device], timeout_s
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             problems.append(
-                f"{device.name} gives an answer of another form: {where} {first['msg']}"
+                f"{device.name} gives an answer of another form: {one_line(where)} {first['msg']}"
             )
             continue
         heard[device.name] = Heard(answer, line.sent, line.received)
@@ -97,7 +98,8 @@ def _told(log: str) -> tuple[list[_Line], str]:
     if ended:
         return lines, ""
     last = [line.strip() for line in log.splitlines() if line.strip()][-1:]
-    return lines, f"the run that asks devices has not come to its end: {''.join(last) or 'no log'}"
+    why = one_line("".join(last)) or "no log"
+    return lines, f"the run that asks devices has not come to its end: {why}"
 
 
 def run_to_end(fleet: Fleet, folder: Path, app: Path, config: str, timeout_s: float) -> str:

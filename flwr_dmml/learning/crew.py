@@ -11,7 +11,7 @@ from ..gossip.aggregation.mean import Mean
 from ..gossip.aggregation.rule import AggregationRule
 from ..payload.blocks import LARGEST, is_carried
 from ..payload.plan import Inbox, Outcome, Payload, Plan
-from ..payload.routing import cut, passed_on, wanted
+from ..payload.routing import cut, wanted
 from .batch import pooled
 from .learner import Kept, Learner
 from .mixing import Taken
@@ -100,7 +100,7 @@ class Crew:
         before = {p: self.learners[p].kept() for p in plans}
         passing: dict[int, Payload] = {}
         if plain:
-            passing = self._passed_on(plans)
+            passing = self._for_others(plans)
             self._mix(plans)
         for p, learner in self.learners.items():
             go = learner.flat.stand_at if plain else learner.flat.move_to
@@ -110,9 +110,12 @@ class Crew:
         for p, plan in plans.items():
             try:
                 going[p] = Turn(self.learners[p], plan, self._begin(p, plan, plain))
+                self.learners[p].remember(plan)
             except Exception as error:  # its result says so; the others go on
                 results[p] = error
         taken = self._train(going, before, results, told)
+        for p, steps in taken.items():
+            self.learners[p].normalise(steps)
         self.rows.turn()
         for p, turn in going.items():
             if p not in results:
@@ -192,6 +195,7 @@ class Crew:
         try:
             with learner.in_round(plan):
                 going[p] = Turn(learner, plan, learner.begin(plan, self._inbox(p, plan)))
+                learner.remember(plan)
                 learner.before_training(plan, going[p].inbox)
             (taken,) = train_together([[going[p]]])
             finish_together([going[p]])
@@ -242,11 +246,11 @@ class Crew:
 
     def _begin(self, p: int, plan: Plan, plain: bool) -> Inbox:
         learner = self.learners[p]
-        if plain:
+        if plain and not plan.merged:
             learner.hear([self.reports[n] for n in plan.neighbours], plan)
         if plain and not learner.listens and not plan.evaluate:  # nothing asked of it, or drawn
-            learner.server_round, learner.rejected = plan.server_round, []
-            learner.measured = dict(learner.mixer.dropped())
+            learner.enter(plan)
+            learner.rejected, learner.measured = [], dict(learner.mixer.dropped())
             return {}
         inbox = self._inbox(p, plan) if learner.listens or not plain else {}
         with learner.in_round(plan):
@@ -260,13 +264,15 @@ class Crew:
                 learner.before_training(plan, inbox)
         return inbox
 
-    def _passed_on(self, plans: Mapping[int, Plan]) -> dict[int, Payload]:
+    def _for_others(self, plans: Mapping[int, Plan]) -> dict[int, Payload]:
         """Return what couriers publish in this round: copies of rows that a next one overwrites."""
         found: dict[int, Payload] = {}
         for p, plan in plans.items():
-            ways = {there.via for there in plan.carries}
-            if ways and plan.iterations:
-                own = passed_on(plan, {n: self.payload(n) for n in ways})
+            senders = {there.via for there in plan.carries}
+            senders |= {n for mean in plan.averages for n in mean.origins}
+            if senders and plan.iterations:
+                inbox = {n: self.payload(n) for n in senders}
+                own, _ = self.learners[p].for_others(plan, inbox)  # all is in range
                 found[p] = {name: x.clone() for name, x in own.items()}
         return found
 
@@ -300,7 +306,8 @@ class Crew:
             return learner.finish(plan, turn.inbox, taken)
         if not self.rows.in_range(p):
             check_finite(plan.server_round, learner.flat.copy())
-        near = learner.near([self.reports[n] for n in plan.neighbours])
+        heard = [self.reports[n] for n in plan.neighbours]
+        near = {} if plan.merged else learner.near(heard)
         payload = self._payload(p) if learner.listens else {}
         return Outcome(payload, learner.measured | near, learner.rejected)
 

@@ -4,17 +4,17 @@ All that an attack knows of its victim is in the victim's inbox and plan: what i
 have sent, and its own copy. So the lie is made where it is heard, which is the same on all engines.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..base.seeding import torch_generator
 from ..gossip.attacks import ATTACKS, EARLIER, AttackOptions, Scene
-from ..gossip.rule import GossipRule
-from ..payload.blocks import COMPANION, LARGEST, STATISTICS, addressed
+from ..payload.blocks import LARGEST, STATISTICS
 from ..payload.plan import Inbox, Plan
 from .label_shares import REPORT
+from .mixing import Mixer
 
 HEARD = "heard."
 """Prefix of what liars have published in earlier rounds, in a device's memory."""
@@ -29,16 +29,12 @@ class Forger:
     ----------
     attack : AttackOptions
         Who lies, and how.
-    rule : GossipRule
-        Says what is sent of a block.
     me, num_nodes, seed : int
         Who hears them, of how many, and the run's seed.
     """
 
-    def __init__(
-        self, attack: AttackOptions, rule: GossipRule, me: int, num_nodes: int, seed: int
-    ) -> None:
-        self._attack, self._rule, self._me, self._seed = attack, rule, me, seed
+    def __init__(self, attack: AttackOptions, me: int, num_nodes: int, seed: int) -> None:
+        self._attack, self._me, self._seed = attack, me, seed
         self.liars = frozenset(attack.liars(num_nodes, seed))
         self._make, strength = ATTACKS[attack.kind]
         self._strength = strength if attack.strength == "auto" else attack.strength
@@ -49,7 +45,7 @@ class Forger:
         self,
         plan: Plan,
         inbox: Inbox,
-        own: Callable[[str], Sequence[Tensor]],
+        mixer: Mixer,
         memory: dict[str, Tensor],
     ) -> Inbox:
         """Return an inbox with lies in it.
@@ -60,8 +56,8 @@ class Forger:
             Of the round, which mixes what the round before has published.
         inbox : Inbox
             What was published by the neighbours, and by those whose blocks couriers have brought.
-        own : callable
-            Gives the vectors that the device itself has sent of a block.
+        mixer : Mixer
+            Says what the device itself has sent of a block.
         memory : dict of str to Tensor
             The device's, in which it notes what an attack needs later.
         """
@@ -75,7 +71,7 @@ class Forger:
             others = {j: weight for j, weight in pairs if weight}
             if lying.isdisjoint(others):
                 continue
-            for name, mine in zip(self._names(block), own(block), strict=False):
+            for name, mine in mixer.sent(block, inbox).items():
                 lies = self._lies(plan, name, weights[0], others, lying, mine, inbox, memory)
                 for j, lie in lies.items() if begun else ():
                     rest = inbox[j][name][len(lie) :]  # a number behind the block, as it is
@@ -88,12 +84,6 @@ class Forger:
                     if name.startswith(STATISTICS)
                 }
         return found
-
-    def _names(self, block: str) -> list[str]:
-        """Return the names in a payload of the vectors that are sent of a block."""
-        name = addressed(block, self._me) if self._rule.addressed else block
-        count = self._rule.sends.count("block")
-        return [name, *(f"{name}{COMPANION}{i}" for i in range(1, count))]
 
     def _lies(
         self,

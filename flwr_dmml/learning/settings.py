@@ -1,11 +1,11 @@
 """Settings of a device: its data, model and training (:class:`DeviceSettings`)."""
 
-import os
 from math import cos, inf, pi
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
+from ..base.machine import expanded
 from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
@@ -37,6 +37,12 @@ def _liars(value: object) -> object:
     if is_number and (0 <= float(str(value)) < 1 or float(str(value)) in range(1, 10**6)):
         return float(str(value))
     raise ValueError("must be a share of the neighbours below 1, or a whole number of them")
+
+
+def _switch(value: object) -> object:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError('must be "auto", true or false')
 
 
 def _shares(text: str) -> list[float]:
@@ -89,6 +95,11 @@ class DeviceSettings(Group):
     assume_liars: Annotated[float, BeforeValidator(_liars)] = Field(
         ASSUMED,
         description="liars among a device's neighbours at most: a share below 1, or a number",
+    )
+    gossip_normalise: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(
+        "auto",
+        description="scale a device's progress in a round to what devices make on average; auto: "
+        "true",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
@@ -227,7 +238,7 @@ class DeviceSettings(Group):
     @property
     def data_folder(self) -> str:
         """``data_path`` with ``~`` expanded."""
-        return os.path.expanduser(self.data_path)
+        return expanded(self.data_path)
 
     @property
     def encoder_choice(self) -> EncoderChoice:
@@ -237,7 +248,7 @@ class DeviceSettings(Group):
             audio=self.audio_encoder,
             series=self.series_encoder,
             vector=self.vector_encoder,
-            weights=os.path.expanduser(self.encoder_weights),
+            weights=expanded(self.encoder_weights),
         )
 
     def partition_options(self) -> PartitionOptions:
@@ -293,6 +304,11 @@ class DeviceSettings(Group):
     def noise(self) -> float:
         """``input-noise`` as a number; 0 where no method has chosen."""
         return 0.0 if self.input_noise == "auto" else self.input_noise
+
+    @property
+    def normalises(self) -> bool:
+        """``gossip-normalise`` as a boolean."""
+        return self.gossip_normalise is not False
 
     def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
         """Return the learning rate of a round (1-based) under ``lr-schedule``.

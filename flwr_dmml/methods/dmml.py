@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from ..gossip.qg_dsgdm import QgDsgdmNRule
 from ..learning.label_shares import Correction
-from ..learning.learner import Couriers, Learner
+from ..learning.learner import CourierChoice, Learner
 from ..learning.settings import FusionChoice
 from ..payload.coding import Precision
 
@@ -27,5 +27,5 @@ class Dmml(Learner):
     input_noise: ClassVar[float] = 1.0
     allocation: ClassVar[str] = "max-min"
     label_correction: ClassVar[Correction] = "network"
-    couriers: ClassVar[Couriers] = "forward"
+    couriers: ClassVar[CourierChoice] = "forward"
     exchange_precision: ClassVar[Precision] = "int8"

@@ -178,8 +178,8 @@ def average(
     for sent in senders:
         total[torch.searchsorted(index, sent.index)] += sent.labels.double()
     if robust:
-        every = torch.zeros(len(senders), *total.shape, dtype=torch.float64)
-        there = torch.zeros(len(senders), len(index), 1, dtype=torch.bool)
+        every = total.new_zeros(len(senders), *total.shape)
+        there = torch.zeros_like(every[:, :, :1], dtype=torch.bool)
         for k, sent in enumerate(senders):
             rows = torch.searchsorted(index, sent.index)
             every[k, rows], there[k, rows] = sent.labels.double(), True

@@ -53,6 +53,14 @@ LARGEST = 1e6
 """A received block with a larger value is rubbish: mixing it would wreck the receiver."""
 
 
+def name_problem(name: str) -> str | None:
+    """Say why a block cannot have a name, or return None: a payload keeps some for other things."""
+    for mark in (_TO, _OF, COMPANION):
+        if mark in name:
+            return f"a name cannot hold '{mark}'"
+    return f"a name cannot begin with '{STATISTICS}'" if name.startswith(STATISTICS) else None
+
+
 def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
     """Refuse blocks whose state is more than their parameters.
 
@@ -67,9 +75,8 @@ def check_mixable(blocks: Mapping[str, nn.Module]) -> None:
     """
     owner: dict[int, str] = {}
     for name, module in blocks.items():
-        for mark in (_TO, _OF, COMPANION):
-            if mark in name:
-                raise ValueError(f"block '{name}': a name cannot hold '{mark}'")
+        if problem := name_problem(name):
+            raise ValueError(f"block '{name}': {problem}")
         if not num_parameters(module):
             raise ValueError(f"block '{name}' has no parameters: there is nothing to mix")
         for buffer, value in module.named_buffers():

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class Carried:
     Attributes
     ----------
     origin : int
-        Whose they are.
+        Whose they are; :func:`mean_of` a courier for the mean that it makes.
     via : int
         The neighbour whose payload holds them: a courier, or of what a courier takes on the device
         itself.
@@ -34,6 +34,35 @@ class Carried:
     via: int
     blocks: tuple[str, ...]
     couriers: int = 1
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean of several devices' blocks, made by the courier."""
+        return self.origin == mean_of(self.via)
+
+
+def mean_of(courier: int) -> int:
+    """Return what stands for the mean that a courier makes, in place of a partition id: below 0."""
+    return -1 - courier
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A block that is no own one: a courier publishes the mean of its neighbours'.
+
+    Attributes
+    ----------
+    block : str
+        Its name.
+    origins : tuple of int
+        Partition ids of the neighbours whose mean it is.
+    length : int
+        Of the block, which the courier does not own.
+    """
+
+    block: str
+    origins: tuple[int, ...]
+    length: int
 
 
 @dataclass(frozen=True)
@@ -68,10 +97,16 @@ class Plan:
         Partition ids of the live neighbours whose payloads are in the inbox.
     weights : dict of str to tuple of float
         For each block: this node's own mixing weight, then that of each of :attr:`sources` (0 for
-        one that does not own the block). They sum to 1.
+        one that does not own the block). They sum to 1, unless senders deal out shares.
     by_modality : dict of str to int
         Encoder updates of modalities that do not get ``iterations``. A device whose modalities all
         get 0 is parked: it publishes what it has mixed.
+    steps : dict of str to float
+        How many updates of a modality's encoder the devices that train it get in this round, on
+        average; under ``""``, how many iterations in all.
+    anew : tuple of str
+        Blocks whose owners have changed: all of them let the gossip rule start anew, once they have
+        mixed what has come.
     num_rounds : int
         Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
     budget_j : float
@@ -84,8 +119,19 @@ class Plan:
         What couriers among the neighbours have brought: it is mixed, too.
     carries : tuple of Carried
         What this node is to publish, unread, for others: it is a courier.
+    averages : tuple of Averaged
+        Of what this node is to publish the mean, for those whose mean it is: it is a hub.
     apart : tuple of Apart
         Which of its own blocks this node seals apart, where payloads are sealed.
+    resend : tuple of int
+        Recipients that lack something of what earlier rounds have sent.
+    merges : bool
+        Whether this round trains nothing and publishes the blocks as they are: the final merge.
+    merged : bool
+        Whether what has come was published so.
+    sent : Plan or None
+        The plan as it would be if no message had been lost; None where none has been. The node is
+        not told.
     """
 
     server_round: int
@@ -100,23 +146,35 @@ class Plan:
     recipients: tuple[int, ...] = ()
     far: tuple[Carried, ...] = ()
     carries: tuple[Carried, ...] = ()
+    averages: tuple[Averaged, ...] = ()
     apart: tuple[Apart, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
+    anew: tuple[str, ...] = ()
+    resend: tuple[int, ...] = ()
+    merges: bool = False
+    merged: bool = False
+    sent: "Plan | None" = None
+
+    @property
+    def as_sent(self) -> "Plan":
+        """The plan by which neighbours have sent, whether or not it has arrived."""
+        return self.sent or self
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """Partition ids of those whose blocks are mixed: the neighbours, then of :attr:`far`."""
+        """Ids of those whose blocks are mixed: the neighbours, then the origins of :attr:`far`."""
         return (*self.neighbours, *(there.origin for there in self.far))
 
-    def without(self, missing: Collection[int]) -> "Plan":
+    def without(self, missing: Collection[int], *, kept: bool = True) -> "Plan":
         """Return the plan without some neighbours, and without what they were to bring.
 
-        Their weights go to the own copy.
+        Their weights go to the own copy; or to nobody, if they are not ``kept``.
         """
         ways = [*self.neighbours, *(there.via for there in self.far)]
         gone = [k for k, way in enumerate(ways) if way in missing]
-        kept = [k for k in range(len(ways)) if k not in gone]
+        here = [k for k in range(len(ways)) if k not in gone]
         weights = {
-            block: (own + sum(others[k] for k in gone), *(others[k] for k in kept))
+            block: (own + kept * sum(others[k] for k in gone), *(others[k] for k in here))
             for block, (own, *others) in self.weights.items()
         }
         return replace(
@@ -125,6 +183,10 @@ class Plan:
             weights=weights,
             far=tuple(there for there in self.far if there.via not in missing),
             carries=tuple(there for there in self.carries if there.via not in missing),
+            averages=tuple(
+                replace(mean, origins=tuple(j for j in mean.origins if j not in missing))
+                for mean in self.averages
+            ),
         )
 
 
@@ -144,8 +206,8 @@ class Outcome:
         all own modalities),
         ``test.accuracy.<modality>`` (from it alone), ``validation.accuracy``, of
         a device with several modalities ``test.without.<modality>`` (from all its others), and with
-        ``missing.test-share`` ``test.missing`` (each sample from what it then has). A share of no
-        sample is left out.
+        ``missing.test-share`` ``test.missing`` (each sample from what it then has). A number that
+        does not exist, NaN or infinite, is left out.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
     meter_problem : str
@@ -156,3 +218,7 @@ class Outcome:
     metrics: dict[str, float]
     rejected: list[str]
     meter_problem: str = ""
+
+    def __post_init__(self) -> None:
+        for name in [name for name, value in self.metrics.items() if not isfinite(value)]:
+            del self.metrics[name]

@@ -1,10 +1,15 @@
-"""Which part of a payload goes to whom, and what couriers pass on."""
+"""Which part of a payload goes to whom, and what couriers pass on or make of it."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 from .blocks import COMPANION, STATISTICS, addressed, carried, without_companion
-from .plan import Carried, Inbox, Payload, Plan
+from .compression import Compressor
+from .plan import Carried, Inbox, Payload, Plan, mean_of
+from .received import received
 
 T = TypeVar("T")
 
@@ -12,14 +17,19 @@ T = TypeVar("T")
 def wanted(plan: Plan, position: int, recipient: int, published: Collection[str]) -> frozenset[str]:
     """Return which blocks of a payload with these names the recipient of a plan is to get.
 
-    The payload is that of its n-th neighbour, from 1.
+    The payload is that of its n-th neighbour, from 1. A block that is addressed to the recipient
+    takes the place of the one for all.
     """
-    names = {name for name, weights in plan.weights.items() if weights[position] > 0}
-    names |= {addressed(name, recipient) for name in names - set(published)}
+    names = {
+        own if (own := addressed(name, recipient)) in published else name
+        for name, weights in plan.weights.items()
+        if weights[position] > 0
+    }
     sender = plan.neighbours[position - 1]
     for there in (*plan.far, *plan.carries):
         if there.via == sender:
             names |= {_name(block, there) for block in there.blocks}
+    names |= {mean.block for mean in plan.averages if sender in mean.origins}
     return frozenset(names)
 
 
@@ -48,6 +58,43 @@ def passed_on(plan: Plan, inbox: Inbox) -> Payload:
     return found
 
 
+def averaged(
+    plan: Plan, inbox: Inbox, compressor: Compressor, me: int
+) -> tuple[Payload, list[str]]:
+    """Return the means that a courier publishes of what it has received.
+
+    They are rounded once, as ``exchange.precision`` says, without error feedback. What has not come
+    or cannot be used is left out of a mean, and so is what its owner does not send in this round.
+
+    Returns
+    -------
+    tuple of Payload and list of str
+        The means, and what was wrong with neighbours' blocks, as :func:`~.received.received` says.
+    """
+    found: Payload = {}
+    problems: list[str] = []
+    for mean in plan.averages:
+        sent = {j: inbox.get(j, {}) for j in mean.origins}
+        opened, why = compressor.decode(sent, {mean.block: torch.empty(mean.length)}, me)
+        sends = [j for j, own in opened.items() if mean.block not in own or len(own[mean.block])]
+        good, wrong = received(
+            opened, mean.block, mean.length, of=sends, called=f"block {mean.block}"
+        )
+        problems += [why.get(line, line) for line in wrong]
+        if good:
+            found |= compressor.rounded(carried(mean.block, mean_of(me)), _mean(good.values()))
+    return found, problems
+
+
+def _mean(vectors: Collection[Tensor]) -> Tensor:
+    """Return the mean of vectors, added one after the other: equal to the bit everywhere."""
+    first, *others = vectors
+    total = first.clone()
+    for x in others:
+        total += x
+    return total / len(vectors)
+
+
 def brought(far: Iterable[Carried], inbox: Inbox) -> Inbox:
     """Return what couriers have brought, by origin, as if it had come from there."""
     found: Inbox = {}
@@ -63,14 +110,16 @@ def by_courier(line: str, plan: Plan) -> str:
     """Return a line about what a neighbour has sent; of a courier, where it is about a far block.
 
     ``"3: block encoder.audio is missing"`` becomes
-    ``"2: block encoder.audio of device 3 is missing"``.
+    ``"2: block encoder.audio of device 3 is missing"``, or of a mean
+    ``"2: block encoder.audio as a mean is missing"``.
     """
     sender, _, rest = line.partition(": ")
     for there in plan.far:
         for block in there.blocks:
             called = f"block {block} "
             if sender == str(there.origin) and rest.startswith(called):
-                return f"{there.via}: {called}of device {there.origin} {rest.removeprefix(called)}"
+                whose = "as a mean" if there.is_mean else f"of device {there.origin}"
+                return f"{there.via}: {called}{whose} {rest.removeprefix(called)}"
     return line
 
 

@@ -24,6 +24,7 @@ WHERE = (
     "ray-address",
     "wait-timeout",
     "round-timeout",
+    "min-devices",
     "report-classes",
     "data-cache",
     "exchange.sealed",

@@ -143,7 +143,8 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
     place = _layout(links, devices.topology)
     line = {"color": "@muted/0.55", "width": 1.3}
     data = [_lines(links.edges, place, {"line": line, "hoverinfo": "skip", "showlegend": False})]
-    carried = _carried(methods[-1], place)
+    pairs, means = _carried(methods[-1], place)
+    carried = pairs + means
     if carried:
         dashes = {"color": "@muted", "width": 1.3, "dash": "dash"}
         named = {"name": "carried", "line": dashes, "hoverinfo": "skip"}
@@ -199,8 +200,10 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
         f"{len(devices.nodes)} devices, {links.number_of_edges()} links ({family}{moving}). "
         f"Colour and shape: sensors. Size: final test accuracy of {methods[-1].name}."
     )
-    if carried:
-        caption += f" Dashed: pairs of devices that couriers joined last ({len(carried)})."
+    if pairs:
+        caption += f" Dashed: pairs of devices that couriers joined last ({len(pairs)})."
+    if means:
+        caption += f" Dashed: links over which couriers sent means last ({len(means)})."
     if lying:
         caption += f" Ringed: {len(lying)} liars, which no mean counts."
     hidden = {"visible": False, "showgrid": False, "zeroline": False}
@@ -221,12 +224,18 @@ def _lines(
     return {"type": "scatter", "mode": "lines", "x": x, "y": y, **how}
 
 
-def _carried(method: MethodRun, place: Collection[int]) -> list[tuple[int, int]]:
-    """Return who has got each other's blocks by couriers, in the last round in which any have."""
+def _carried(
+    method: MethodRun, place: Collection[int]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return what couriers have brought, in the last round in which they have.
+
+    Pairs of devices that have got each other's blocks, and couriers with who has got their mean.
+    """
     for line in reversed(method.rounds):
-        if pairs := {(min(a, b), max(a, b)) for a, _, b in line.carried}:
-            return sorted(pair for pair in pairs if {*pair} <= {*place})
-    return []
+        if there := [way for way in line.carried if {way[0], way[2]} <= {*place}]:
+            pairs = {(min(a, b), max(a, b)) for a, via, b in there if a != via}
+            return sorted(pairs), sorted((a, b) for a, via, b in there if a == via)
+    return [], []
 
 
 def _about(

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..base.libraries import needed
+from ..tracking.files import write_whole, writing
 from .parts import Figure, Part, Section, to_script
 from .theme import THEMES, css
 
@@ -108,7 +109,6 @@ def _part(part: Part) -> str:
 
 def write_page(path: Path, html: str) -> None:
     """Write a page, and the folders above it; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(html, encoding="utf-8")
-    draft.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, html)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..base.errors import UserError
+from ..tracking.ending import Ending, MethodEnd, absence, failures_of
 from ..tracking.history import read_line
 from ..tracking.records import RoundRecord
 from ..tracking.run_folder import END
@@ -28,6 +29,24 @@ class MethodRun:
     rounds: list[RoundRecord]
     devices: Devices | None = None
     confusion: Confusion | None = None
+    noted: MethodEnd | None = None
+
+    @cached_property
+    def end(self) -> MethodEnd:
+        """How far it came; of a run that goes on, or was killed, as its rounds tell."""
+        if self.noted:
+            return self.noted
+        nodes = {node.partition for line in self.rounds for node in line.nodes}
+        begun = nodes | {node.partition for node in self.devices.nodes} if self.devices else nodes
+        last = self.rounds[-1]
+        finished = sorted(begun - last.failed.keys())
+        return MethodEnd(
+            rounds=last.round,
+            of=last.round,
+            begun=sorted(begun),
+            finished=finished,
+            failures=failures_of(self.rounds),
+        )
 
     @cached_property
     def evaluated(self) -> list[RoundRecord]:
@@ -65,6 +84,7 @@ class Run:
     config: dict[str, Any]
     methods: list[MethodRun]
     info: RunInfo | None = None
+    ending: Ending | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -87,12 +107,16 @@ class Run:
     def unfinished(self) -> list[str]:
         """Missing results of each method, in words."""
         texts = []
+        if self.ending and self.ending.reason:
+            texts.append(f"the run {self.ending.ended}: {self.ending.reason}")
         for method in self.methods:
             if not self.complete(method):
                 done = method.rounds[-1].round
                 texts.append(f"{method.name}: {done} of {self.num_rounds} rounds")
             if not method.evaluated:
                 texts.append(f"{method.name}: no round was evaluated yet")
+            if lacking := absence(method.name, method.end.begun, method.end.missing):
+                texts.append(lacking)
         return texts
 
 
@@ -119,13 +143,16 @@ def read_run(path: Path) -> Run:
         inside = f"; it holds runs: {find_runs(path)[0]} ..." if find_runs(path) else ""
         raise ReportError(f"{path}: not a run folder (it has no config.json){inside}")
     config = _object(path / "config.json")
-    run = Run(path.resolve(), config, [], _optional(path / "run.json", RunInfo))
+    info, ending = _optional(path / "run.json", RunInfo), _optional(path / END, Ending)
+    run = Run(path.resolve(), config, [], info, ending)
     asked = [config.get("compare-with"), config.get("method")]
     there = {child.parent.name for child in path.glob("*/metrics.jsonl")}
     order = [*dict.fromkeys(str(name) for name in asked if name), *sorted(there)]
     for name in dict.fromkeys(order):
         if name in there:
-            run.methods.append(_read_method(path / name, run.warnings))
+            method = _read_method(path / name, run.warnings)
+            method.noted = ending.methods.get(name) if ending else None
+            run.methods.append(method)
         else:
             run.warnings.append(f"{name}: it has not finished a round")
     if not run.methods:

@@ -19,7 +19,7 @@ def report_sections(run: Run) -> list[Section]:
     """
     methods = run.methods
     changed, usual = summary.settings(run.config)
-    failures = summary.failures(run)
+    troubles = [table for table in (summary.failures(run), summary.claims(run)) if table]
     found = [
         Section(
             "headline",
@@ -39,7 +39,7 @@ def report_sections(run: Run) -> list[Section]:
             "Device by device",
             "Accuracy with all sensors that the device has. What it took counts rounds in which "
             "it answered.",
-            [summary.devices(run), *([failures] if failures else [])],
+            [summary.devices(run), *troubles],
         ),
         Section(
             "settings-section",

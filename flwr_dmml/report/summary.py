@@ -7,7 +7,7 @@ from typing import Any
 
 from ..settings import every_setting, find_parts
 from ..tracking.records import RoundRecord
-from ..tracking.tables import in_common
+from ..tracking.tables import FAILURE_COLUMNS, FAILURES, failure_rows, in_common
 from .parts import Folded, Table
 from .reading import MethodRun, Run
 
@@ -39,10 +39,17 @@ def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
             *([("joules measured, computing", cell(measured_j, ".4g"))] * (measured_j is not None)),
             ("simulated seconds", f"{end.total_simulated_s:.4g}"),
             ("MB sent", f"{method.megabytes[end.round]:.4g}"),
-            ("rounds", f"{end.round} of {run.num_rounds or end.round}"),
+            ("rounds", _rounds(end.round, run.num_rounds or end.round)),
+            ("devices at the end", f"{len(method.end.finished)} of {len(method.end.begun)}"),
         ]
         cards.append((name, pairs))
     return cards
+
+
+def _rounds(done: int, asked: int) -> str:
+    """Return how many rounds were done, those of the final merge apart."""
+    merging = f", and {done - asked} to merge" * (done > asked)
+    return f"{min(done, asked)} of {asked}{merging}"
 
 
 def final_accuracies(run: Run) -> Table:
@@ -149,18 +156,25 @@ def dropped(run: Run) -> Table | None:
 
 def failures(run: Run) -> Table | None:
     """Return the devices that failed, in how many rounds and why at first."""
+    rows = failure_rows({method.name: method.end for method in run.methods})
+    return Table("failures", FAILURES, FAILURE_COLUMNS, rows, numeric=False) if rows else None
+
+
+def claims(run: Run) -> Table | None:
+    """Return what devices say of neighbours whose payloads they could not use."""
     rows = []
     for method in run.methods:
-        reasons: dict[int, list[tuple[int, str]]] = {}
+        said: dict[tuple[int, int], list[tuple[int, str]]] = {}
         for line in method.rounds:
-            for partition, reason in line.failed.items():
-                reasons.setdefault(partition, []).append((line.round, reason))
-        for partition, found in sorted(reasons.items()):
-            first, reason = found[0]
-            rows.append([str(partition), method.name, str(len(found)), str(first), reason])
-    head = ["device", "method", "rounds failed", "first in round", "reason then"]
-    caption = "Devices that failed in a round"
-    return Table("failures", caption, head, rows, numeric=False) if rows else None
+            for node in line.nodes:
+                for about, text in node.claims.items():
+                    said.setdefault((node.partition, about), []).append((line.round, text))
+        for (who, about), found in sorted(said.items()):
+            first, text = found[0]
+            rows.append([str(who), str(about), method.name, str(len(found)), str(first), text])
+    head = ["device", "rejects from", "method", "rounds", "first in round", "what it said then"]
+    caption = "What devices rejected; each row is the word of the device in front"
+    return Table("claims", caption, head, rows, numeric=False) if rows else None
 
 
 def defaults() -> dict[str, tuple[Any, str]]:

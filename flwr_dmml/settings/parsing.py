@@ -17,13 +17,15 @@ from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from ..base.errors import MethodError, SettingsError
+from ..base.machine import expanded
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..gossip.aggregation.nnm import NNM
 from ..graph.topology import TopologyError, find_topology, own_fields
+from ..learning.learner import Learner
 from ..learning.options import Options
-from .parts import Parts, RunConfig, no_couriers
+from .parts import Parts, RunConfig, no_couriers, no_couriers_over
 from .settings import GROUPS, Settings
 
 GroupT = TypeVar("GroupT", bound=Group)
@@ -158,30 +160,47 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
         if alone or learner.own_format:
             why = "sends nothing" if alone else "writes blocks in a format of its own"
             problems.append(f"{asked}: the method {method!r} {why}; allowed: auto")
-    if rule.static and learner.own_weights:
+    if (rule.static or rule.linear) and learner.own_weights:
+        needs = "weights that stay the same" if rule.static else "the graph's own weights"
         problems.append(
             f"{asked}: the method {method!r} chooses in every round whom it mixes with, and the "
-            f"rule {rule.name!r} needs weights that stay the same; choose another rule"
+            f"rule {rule.name!r} needs {needs}; choose another rule"
         )
-    if rule.momentum == "own" and settings.optimizer != "sgd":
+    if settings.optimizer != "sgd" and (rule.sgd or rule.momentum == "own"):
+        what = "momentum" if rule.momentum == "own" else "correction"
         problems.append(
-            f"optimizer = '{settings.optimizer}': the momentum of the gossip rule {rule.name!r} "
+            f"optimizer = '{settings.optimizer}': the {what} of the gossip rule {rule.name!r} "
             "goes with sgd only"
+        )
+    if rule.sgd and learner.make_optimizer is not Learner.make_optimizer:
+        problems.append(
+            f"{asked}: the method {method!r} has an optimiser of its own, and the correction of "
+            f"the rule {rule.name!r} goes with sgd only; choose another rule"
         )
     if rule.linear and not aggregation.linear:
         problems.append(
             f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
             "over all devices; allowed with it: mean"
         )
-    if settings.couriers not in ("auto", "off") and (why := no_couriers(learner, rule)):
-        problems.append(f"couriers = {settings.couriers!r}: {why}; allowed: off")
-    exchange = settings.exchange
-    if exchange.sealed and exchange.transport == "direct" and settings.couriers == "forward":
+    if learner.own_format and settings.attack.in_payloads:
         problems.append(
-            "couriers = 'forward' with exchange.sealed: from device to device letters are not "
-            "sealed, and a courier could read what it carries; allowed: exchange.transport = "
-            "'relay', or couriers = 'off'"
+            f"attack.kind = {settings.attack.kind!r}, attack.payload = {settings.attack.payload!r}:"
+            f" the method {method!r} writes blocks in a format of its own, in which nothing can be "
+            "forged; allowed: none or label-flip, with honest payloads"
         )
+    if settings.final_merge != "off" and not aggregation.linear:
+        problems.append(
+            f"final-merge = {settings.final_merge!r}: its rounds are to average, which aggregation "
+            f"= {settings.aggregation!r} does not; allowed with it: off"
+        )
+    exchange, how = settings.exchange, settings.couriers
+    if rule.coded and exchange.transport == "direct":
+        problems.append(
+            f"exchange.transport = 'direct': the gossip rule {rule.name!r} sends what has changed, "
+            "and from device to device nobody knows who has missed it; allowed: relay"
+        )
+    if how != "auto" and (why := no_couriers(how, learner, rule, config)):
+        problems.append(f"couriers = {how!r}: {why}")
     of_method = settings.of_method(learner)
     if of_method.fusion == "detached" and not of_method.modality_weight:
         problems.append(
@@ -240,6 +259,10 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
     if problem := settings.attack.problem(settings.num_nodes):
         problems.append(problem)
+    if settings.quorum > settings.num_nodes:
+        problems.append(
+            f"min-devices = {settings.min_devices}: there are num-nodes = {settings.num_nodes}"
+        )
     try:
         dataset = find_dataset(settings.dataset)
         if settings.partition == "natural" and not dataset.natural_ids:
@@ -277,7 +300,7 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
             "exchange.sealed = True: a router of exchange.router could read all letters; allowed: "
             "transport = 'relay', or devices that reach each other"
         )
-    if (run_dir := Path(os.path.expanduser(settings.run_dir))).exists() and not run_dir.is_dir():
+    if (run_dir := Path(expanded(settings.run_dir))).exists() and not run_dir.is_dir():
         problems.append(f"run-dir = {settings.run_dir!r}: is a file; name a folder, new or not")
     if settings.wireless.shared and settings.allocation.rule == "sync-only":
         problems.append(
@@ -294,6 +317,8 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
     try:
         topology = settings.make_topology()
         topology.check(settings.num_nodes)
+        if settings.couriers == "forward" and (why := no_couriers_over(topology)):
+            problems.append(f"{given} couriers = 'forward': {why}; allowed: off")
         for name, options in methods.items():
             graph = topology, settings.num_nodes, settings.seed
             if problem := options.graph_problem(*graph):

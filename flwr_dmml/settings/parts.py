@@ -13,7 +13,7 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.registry import find_aggregation, find_gossip, make_aggregation
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, add_topologies
-from ..learning.learner import Couriers, Learner
+from ..learning.learner import CourierChoice, Learner
 from ..learning.options import Options
 from ..methods.registry import find_methods
 from .settings import GROUPS, Settings
@@ -148,18 +148,18 @@ class RunConfig:
             raise MethodError(f"{learner.__name__}.gossip = {name!r}: there are {known}")
         return self.parts.gossip[name](self.rules.get(name, Group()))
 
-    def couriers_of(self, method: str) -> Couriers:
-        """Return whether couriers carry blocks of a method.
+    def couriers_of(self, method: str) -> CourierChoice:
+        """Return how couriers carry blocks of a method.
 
-        A method that chooses them goes without them where its gossip rule cannot have them.
+        A method that chooses them goes without them where its gossip rule or the exchange cannot
+        have them.
         """
         learner, chosen = self.parts.methods[method], self.settings.couriers
+        topology = self.settings.make_topology()
         if chosen != "auto":
             return chosen if learner.communicates else "off"
-        exchange = self.settings.exchange
-        if exchange.sealed and exchange.transport == "direct":  # letters are not sealed there
-            return "off"
-        return "off" if no_couriers(learner, self.gossip_of(method)) else learner.couriers
+        why = no_couriers(learner.couriers, learner, self.gossip_of(method), self)
+        return "off" if why or no_couriers_over(topology) else learner.couriers
 
     @property
     def aggregation(self) -> AggregationRule | None:
@@ -182,12 +182,66 @@ class RunConfig:
         return flat
 
 
-def no_couriers(learner: type[Learner], rule: GossipRule) -> str:
-    """Return why blocks that come late by couriers cannot be mixed; empty if they can."""
+def no_couriers(
+    how: CourierChoice, learner: type[Learner], rule: GossipRule, config: RunConfig
+) -> str:
+    """Return why couriers cannot do that, and what is allowed; empty if they can."""
+    exchange = config.settings.exchange
+    if how == "off":
+        return ""
     if rule.static or rule.linear or rule.addressed:
-        return f"the gossip rule {rule.name!r} needs what all neighbours have now"
+        return f"the gossip rule {rule.name!r} needs what all neighbours have now; allowed: off"
     if learner.own_format:
-        return f"the method {learner.name!r} writes blocks in a format of its own"
+        return f"the method {learner.name!r} writes blocks in a format of its own; allowed: off"
     if learner.own_weights:
-        return f"the method {learner.name!r} chooses in every round whom it mixes with"
+        return (
+            f"the method {learner.name!r} chooses in every round whom it mixes with; allowed: off"
+        )
+    if how == "average":
+        return _no_means(rule, config)
+    if exchange.sealed and exchange.transport == "direct":
+        return (
+            "with exchange.sealed, letters from device to device are not sealed, and a courier "
+            "could read what it carries; allowed: exchange.transport = 'relay', or couriers = 'off'"
+        )
+    return ""
+
+
+def _no_means(rule: GossipRule, config: RunConfig) -> str:
+    """Return why couriers cannot send means, and what is allowed; empty if they can."""
+    exchange, aggregation = config.settings.exchange, config.aggregation
+    if aggregation is not None and not aggregation.linear:
+        return (
+            f"a mean hides who of its owners lies from aggregation = '{aggregation}'; allowed: "
+            "forward, off"
+        )
+    if config.settings.attack.in_payloads:
+        return (
+            "liars lie to their neighbours, and what a courier averages would be true; allowed "
+            "with an attack: forward, off"
+        )
+    if exchange.sealed:
+        return (
+            "a courier cannot read what exchange.sealed hides from it; allowed: forward with "
+            "exchange.transport = 'relay', or off"
+        )
+    if exchange.top_k < 1:
+        return (
+            f"a mean needs whole blocks, and exchange.top-k = {exchange.top_k:g} sends a part of "
+            "them; allowed: exchange.top-k = 1, or couriers = 'forward' or 'off'"
+        )
+    if rule.sends != GossipRule.sends:
+        return (
+            f"the gossip rule {rule.name!r} sends more of a block than the model; allowed: "
+            "forward, off"
+        )
+    return ""
+
+
+def no_couriers_over(topology: Topology) -> str:
+    """Return why nothing can be carried over such a graph; empty if it can."""
+    if topology.directed:
+        return "its links go one way, and couriers carry both ways"
+    if topology.by_owners:
+        return "it links the owners of each block already"
     return ""

@@ -1,11 +1,11 @@
 """All settings of a run but those of its methods (:class:`Settings`)."""
 
-import os
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from ..base.machine import RUNS
+from ..base.machine import RUNS, expanded
 from ..base.options import Group
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
@@ -21,6 +21,13 @@ def _number_of_processes(value: object) -> object:
     raise ValueError('must be "auto" or a whole number, at least 0')
 
 
+def _devices(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if whole or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError("must be a whole number, at least 1, or a share: above 0.0, at most 1.0")
+
+
 class Settings(DeviceSettings):
     """The settings that every method shares; groups of them have a prefix (``energy.…``)."""
 
@@ -30,8 +37,15 @@ class Settings(DeviceSettings):
     evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
     wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
+    min_devices: Annotated[int | float, BeforeValidator(_devices)] = Field(
+        1,
+        description="stop, with a checkpoint, when fewer devices answer: a number (4), or a share "
+        "of num-nodes (0.5; 1.0 is all)",
+    )
     topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
-    topology_degree: int = Field(4, ge=1, description="degree (random-regular, watts-strogatz)")
+    topology_degree: int = Field(
+        4, ge=1, description="links a device (random-regular, watts-strogatz, epidemic, base)"
+    )
     topology_probability: float = Field(
         0.3, ge=0, le=1, description="edge or rewiring probability (erdos-renyi, watts-strogatz)"
     )
@@ -41,11 +55,27 @@ class Settings(DeviceSettings):
     topology_range_m: float = Field(
         50.0, gt=0, description="devices this near are linked, m (geometric)"
     )
+    topology_directed: bool = Field(
+        False, description="links go one way (ring, exponential, epidemic, edge-list and others)"
+    )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
-    couriers: Literal["auto", "off", "forward"] = Field(
+    couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
-        description="forward: devices carry blocks that they do not own between owners that no "
-        "link joins; auto: as the method says",
+        description="forward: devices carry others' blocks between owners that no link joins; "
+        "average: they send a mean of them; auto: as the method says",
+    )
+    loss_rate: float = Field(
+        0.0, ge=0, lt=1, description="probability that a message to a neighbour is lost"
+    )
+    final_merge: Literal["off", "owners"] = Field(
+        "off",
+        description="owners: after the last round all owners of a block average it, by gossip",
+    )
+    final_merge_tolerance: float = Field(
+        0.01, gt=0, lt=1, description="share of the models' spread that the final merge leaves"
+    )
+    final_merge_rounds: int = Field(
+        100, ge=1, description="most rounds of gossip that the final merge takes"
     )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
@@ -75,6 +105,12 @@ class Settings(DeviceSettings):
 
     _of_topology: Group | None = PrivateAttr(None)  # the topology's own options
 
+    @property
+    def quorum(self) -> int:
+        """``min-devices`` as a number of devices, at least 1."""
+        least = self.min_devices
+        return least if isinstance(least, int) else ceil(least * self.num_nodes - 1e-9)
+
     def with_topology(self, own: Group | None) -> Self:
         """Return the settings with the options of the topology's own."""
         settings = self.model_copy()
@@ -94,9 +130,10 @@ class Settings(DeviceSettings):
             own=None if self._of_topology is None else self._of_topology.model_dump(),
             degree=self.topology_degree,
             probability=self.topology_probability,
-            path=os.path.expanduser(self.topology_file),
+            path=expanded(self.topology_file),
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
+            directed=self.topology_directed,
         )
 
 

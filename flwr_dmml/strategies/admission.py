@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Protocol
 
+from ..base.text import one_line
+
 
 class Admitted(Protocol):
     """Properties that are checked: see :class:`~flwr_dmml.strategies.roster.Member`."""
@@ -47,8 +49,9 @@ def odd_ones(members: Mapping[int, Admitted]) -> dict[int, str]:
         for partition, value in among.items():
             if value != usual:
                 odd[partition] = (
-                    f"its data are of another kind than those of most devices: {what} {value}, not "
-                    f"{usual}; all need {need} (its data: {members[partition].data or 'not told'})"
+                    "its data are of another kind than those of most devices: "
+                    f"{what} {one_line(str(value))}, not {one_line(str(usual))}; all need {need} "
+                    f"(its data: {members[partition].data or 'not told'})"
                 )
 
     counts = {p: m.num_classes for p, m in members.items() if m.num_classes}

@@ -1,11 +1,12 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
+from signal import SIGTERM
 
 import numpy as np
 from flwr.app import Context
@@ -15,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..base.errors import MethodError, SettingsError
 from ..base.machine import cores
+from ..base.stopping import in_main_thread, stop_requests, stop_requests_from_a_thread
 from ..clients.app import PeerClientApp, make_client_app
 from ..data import Dataset
 from ..energy.ledger import Floats
@@ -24,14 +26,26 @@ from ..gossip.rule import GossipRule
 from ..graph.topology import Topology
 from ..learning.learner import Learner
 from ..settings import RunConfig, Settings, find_parts, parse_settings
-from ..tracking import RoundRecord, RunFolder, Tracker, devices_table, final_table, render, verdict
+from ..tracking import (
+    RoundRecord,
+    RunFolder,
+    Tracker,
+    devices_table,
+    failures_table,
+    final_table,
+    render,
+    verdict,
+)
+from ..tracking.ending import MethodEnd, absence
 from ..tracking.sinks import closing_all, make_sinks
 from .direct import DirectExchange
+from .ending import Ends, end_noted, end_of
 from .energy.energy_constrained import EnergyConstrained
 from .energy.shared_band import SharedBandConstrained
 from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .layout import layout
+from .merging import FinalMerge
 from .peer import PeerStrategy
 from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
@@ -96,8 +110,14 @@ def make_server_app(
         settings, folder = config.settings, _folder(config)
         sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)
-        with folder.logging(), closing_all(sinks), engine as grid:
-            _run(grid, config, strategy, folder, sinks)
+        with (
+            folder.in_use(),
+            end_noted(folder) as ends,
+            closing_all(sinks),
+            engine as arranged,
+            _stopping(grid) as stopping,
+        ):
+            _run(arranged, config, strategy, folder, sinks, stopping, ends)
 
     return app
 
@@ -118,15 +138,15 @@ def _run(
     kind: type[PeerStrategy],
     folder: RunFolder,
     sinks: Sequence[Tracker],
+    stopping: Callable[[], bool],
+    ends: Ends,
 ) -> None:
     """Run the methods one after another, and report."""
     settings, methods, options = config.settings, config.parts.methods, config.options
     log(INFO, "Run folder: %s", folder.path)
     trackers: list[Tracker] = [folder, *sinks]
-    stopping = never
     if isinstance(grid, SimulationGrid):  # with trackers of its own, such as the live table
         trackers += grid.trackers
-        stopping = grid.stopping
     results: dict[str, RoundRecord] = {}
     if settings.compare_with == settings.method:
         log(INFO, "compare-with names the method itself: it runs once")
@@ -137,9 +157,11 @@ def _run(
             results[name], end = done
             present = max(1, len(results[name].nodes))
             battery_j = None if end["battery_j"] is None else np.array(end["battery_j"])
+            ends.done(name, MethodEnd.model_validate(end["end"]))
             log(INFO, "%s has run to its end already", name)
             continue
         energy = constrain(settings, methods[name], battery_j)
+        warn_of_losses(settings, config.gossip_of(name), grid)
         every, keep = settings.checkpoint_every, settings.checkpoint_keep
         strategy = kind(
             settings.make_topology(),
@@ -150,6 +172,7 @@ def _run(
             evaluate_every=settings.evaluate_every,
             wait_timeout=settings.wait_timeout,
             min_nodes=present,
+            quorum=settings.quorum,
             seed=settings.seed,
             options=options[name],
             gossip=config.gossip_of(name),
@@ -157,18 +180,24 @@ def _run(
             trackers=trackers,
             keeper=Keeper(folder.path / name, every, keep, stopping),
             exchange=exchange_of(settings, grid),
-            couriers=config.couriers_of(name) != "off",
+            couriers=config.couriers_of(name),
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
             aggregation=config.aggregation,
             liars=settings.attack.liars(settings.num_nodes, settings.seed),
+            loss_rate=settings.loss_rate,
+            merge=merge_of(settings),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
+        ends.begin(name, strategy)
         strategy.start(grid, num_rounds=rounds, timeout=timeout)
         results[name] = strategy.records[-1]
         present = max(1, len(results[name].nodes))
         battery_j = None if settings.energy.on_mains else energy.battery_j
-        folder.finish(name, {"battery_j": None if battery_j is None else battery_j.tolist()})
-    report(settings, results)
+        left_j = None if battery_j is None else battery_j.tolist()
+        end_here = end_of(strategy)
+        folder.finish(name, {"battery_j": left_j, "end": end_here.model_dump(mode="json")})
+        ends.done(name, end_here)
+    report(settings, results, ends.so_far())
     log(INFO, "Run folder: %s", folder.path)
 
 
@@ -193,6 +222,22 @@ def check_attack(settings: Settings, grid: Grid) -> None:
 def _flowers_own() -> bool:
     """Return whether this is the process of Flower's simulation."""
     return Path(sys.argv[0]).name in FLOWERS_RAY_S
+
+
+def warn_of_losses(settings: Settings, rule: GossipRule, grid: Grid) -> None:
+    """Say that a rule needs both ends to know what is lost, where only the receiver does."""
+    direct = settings.exchange.transport == "direct" and not isinstance(grid, SimulationGrid)
+    if direct and rule.loss != "own":
+        text = "The gossip rule %r needs both ends of a link to know what is lost; from device to"
+        text += " device only the receiver does: lost letters may lead it to another model"
+        log(WARNING, text, rule.name)
+
+
+def merge_of(settings: Settings) -> FinalMerge | None:
+    """Return what the settings ask of a final merge; None where there is none."""
+    if settings.final_merge == "off":
+        return None
+    return FinalMerge(settings.final_merge_tolerance, settings.final_merge_rounds)
 
 
 def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:
@@ -226,13 +271,44 @@ def _engine(
             workers=asked or cores(),
             address=settings.ray_address,
             run_id=context.run_id,
-            patience_s=FLOWERS_RAY_S.get(Path(sys.argv[0]).name, 10.0),
+            patience_s=FLOWERS_RAY_S.get(_program(), 10.0),
         )
         with sharded:
             sharded.arrange(*layout(settings))
             yield sharded
     else:
         yield grid
+
+
+@contextmanager
+def _stopping(grid: Grid) -> Iterator[Callable[[], bool]]:
+    """Yield what says whether the run is to stop after the round in progress.
+
+    An engine of this package has been told. Under ``flwr run`` this process is Flower's, and
+    SIGTERM asks for it; Ctrl-C stays Flower's, which sends it to itself where the run is stopped or
+    nobody is left to report to. In Flower's simulation Ray, once it is there, takes SIGTERM.
+    """
+
+    def said(number: int) -> None:
+        log(INFO, "SIGTERM: the run stops after this round; once more, at once")
+
+    if isinstance(grid, SimulationGrid):
+        yield grid.stopping
+    elif in_main_thread():
+        with stop_requests(said, SIGTERM) as request:
+            yield request
+    elif patience_s := FLOWERS_RAY_S.get(_program()):
+        from ..engine.cluster import others_ray
+
+        others_ray(patience_s)
+        with stop_requests_from_a_thread(said, SIGTERM) as request:
+            yield request
+    else:
+        yield never
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name
 
 
 def constrain(
@@ -243,10 +319,16 @@ def constrain(
     return kind(settings.of_method(method), battery_j=battery_j)
 
 
-def report(settings: Settings, results: dict[str, RoundRecord]) -> None:
-    """Log the final tables."""
-    for table in (devices_table(results), final_table(results)):
-        for line in render(table).splitlines():
+def report(
+    settings: Settings, results: dict[str, RoundRecord], ends: Mapping[str, MethodEnd]
+) -> None:
+    """Log the final tables, and who is not in them."""
+    begun = max((len(end.begun) for end in ends.values()), default=0)
+    for table in (devices_table(results), failures_table(ends), final_table(results, begun)):
+        for line in render(table).splitlines() if table.row_count else []:
             log(INFO, "%s", line)
     if len(results) > 1:
         log(INFO, "%s", verdict(settings.compare_with, settings.method, results))
+    for name, end in ends.items():
+        if warning := absence(name, end.begun, end.missing):
+            log(WARNING, "%s", warning)

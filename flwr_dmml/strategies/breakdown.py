@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import networkx as nx
 
 from ..gossip.aggregation.rule import AggregationRule
-from .mixing import owners_by_block
+from ..graph.weights import heard_by
+from ..settings import Settings
+from .mixing import over_owners, owners_by_block
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class Held:
 
 
 def held(
-    graph: nx.Graph, blocks: Mapping[int, Collection[str]], rule: AggregationRule
+    graph: nx.Graph,
+    blocks: Mapping[int, Collection[str]],
+    rule: AggregationRule,
+    over: Mapping[str, nx.Graph] | None = None,
 ) -> list[Held]:
     """Return what a rule can hold on a graph; blocks with the same owners come together.
 
@@ -52,19 +57,29 @@ def held(
         Of each device, by partition id.
     rule : AggregationRule
         How devices aggregate.
+    over : mapping of str to networkx.Graph, optional
+        Graphs of blocks that have one of their own.
     """
+    over = over or {}
     alike: dict[tuple[int, ...], list[str]] = {}
     for block, owners in owners_by_block(blocks).items():
         alike.setdefault(owners, []).append(block)
     found: list[Held] = []
     for owners, names in alike.items():
-        near = {p: tuple(n for n in sorted(graph[p]) if n in owners and n != p) for p in owners}
+        links = over.get(names[0], graph)
+        near = {p: tuple(n for n in heard_by(links, p) if n in owners and n != p) for p in owners}
         liars = {p: rule.liars(len(n)) for p, n in near.items()}
         found.append(Held(tuple(names), near, liars))
     return found
 
 
-def told(found: Collection[Held], rule: AggregationRule, lying: Collection[int] = ()) -> list[str]:
+def told(
+    found: Collection[Held],
+    rule: AggregationRule,
+    lying: Collection[int] = (),
+    *,
+    moving: bool = False,
+) -> list[str]:
     """Return what is to be said of it at the start: a line for each, and what is beyond it.
 
     Parameters
@@ -75,10 +90,13 @@ def told(found: Collection[Held], rule: AggregationRule, lying: Collection[int] 
         How devices aggregate; nothing is said of one that is not robust.
     lying : collection of int
         The liars of a simulation.
+    moving : bool (default: False)
+        Whether the graph changes, and what was found is of the first round alone.
     """
     if not rule.robust:
         return []
-    said = [f"Liars that {rule} can bear next to a device: {each}" for each in found]
+    when = " in round 1" * moving
+    said = [f"Liars that {rule} can bear next to a device{when}: {each}" for each in found]
     if not any(any(each.liars.values()) for each in found):
         said.append(
             f"{rule} is the weighted mean here: no device has enough neighbours to tell who lies; "
@@ -93,3 +111,14 @@ def told(found: Collection[Held], rule: AggregationRule, lying: Collection[int] 
     if beyond:
         said.append(f"More liars than that are next to {', '.join(map(str, sorted(beyond)))}")
     return said
+
+
+def told_of(
+    settings: Settings, blocks: Mapping[int, Collection[str]], rule: AggregationRule
+) -> list[str]:
+    """Return what is to be said of a run's settings, given the blocks of each device."""
+    topology, given = settings.make_topology(), {"server_round": 1, "seed": settings.seed}
+    over = over_owners(topology, blocks, **given) if topology.by_owners else {}
+    graph = topology.graph(settings.num_nodes, **given)
+    lying = settings.attack.liars(settings.num_nodes, settings.seed)
+    return told(held(graph, blocks, rule, over), rule, lying, moving=topology.time_varying)

@@ -7,7 +7,7 @@ from typing import Any
 
 import networkx as nx
 
-from ..graph.couriers import Route, find_routes
+from ..graph.couriers import Hub, Route, find_hubs, find_routes
 from ..graph.weights import components
 from ..payload.plan import Apart, Carried
 from .energy.round_budget import Prospect
@@ -26,6 +26,8 @@ class Carrying:
         What that adds to its payload.
     routes : list of tuple
         Names of blocks, and a way between two of their owners.
+    hubs : list of tuple
+        Names of blocks, and who sends the mean of whose.
     apart : dict of int to tuple of Apart
         What their owners seal for those whom couriers reach, and for owners among the neighbours.
     """
@@ -33,6 +35,7 @@ class Carrying:
     by: dict[int, tuple[Carried, ...]] = field(default_factory=dict)
     bytes_more: dict[int, int] = field(default_factory=dict)
     routes: list[tuple[tuple[str, ...], Route]] = field(default_factory=list)
+    hubs: list[tuple[tuple[str, ...], Hub]] = field(default_factory=list)
     apart: dict[int, tuple[Apart, ...]] = field(default_factory=dict)
 
 
@@ -51,10 +54,14 @@ class Couriers:
     sealed : bool
         Whether payloads are sealed: then only that is carried which has been sealed for who is to
         get it, as the plan of the round in which it was published said.
+    average : bool
+        Whether a courier that stands between owners sends their mean instead of their copies; what
+        is sealed has none.
     """
 
-    def __init__(self, *, sealed: bool = False) -> None:
-        self._sealed = sealed
+    def __init__(self, *, sealed: bool = False, average: bool = False) -> None:
+        self._sealed, self._average = sealed, average
+        self._hubs: list[tuple[tuple[str, ...], Hub]] = []  # of the last round
         self._routes: list[tuple[tuple[str, ...], Route]] = []  # of the last round
         self._held: dict[int, set[Copy]] = {}  # by courier
         self._told: set[Copy] = set()  # what has been sealed for whom in the last round
@@ -80,7 +87,9 @@ class Couriers:
             The bytes of each block of the live devices; the others carry nothing.
         """
         graph, routes = prospect.graph, list[tuple[tuple[str, ...], Route]]()
+        hubs: list[tuple[tuple[str, ...], Hub]] = []
         carries: dict[int, dict[tuple[int, str], int]] = {}  # via, by origin and block
+        of_means: dict[int, int] = {}  # bytes
         more: dict[int, int] = {}
         for owners, names in _groups(blocks).items():
             size = sum(blocks[owners[0]][name] for name in names)
@@ -89,19 +98,30 @@ class Couriers:
                 for r, spare in prospect.spare_bytes.items()
             }
             prices = {r: prospect.price[r] * size for r in blocks if most.get(r, 1)}
-            for route in find_routes(graph, owners, prices, most):
+            between = find_hubs(graph, owners, prices) if self._average else None
+            for hub in between or ():
+                came = [
+                    j for j in hub.owners if j in published and received.has_edge(j, hub.courier)
+                ]
+                if len(came) > 1:
+                    hubs.append((names, Hub(hub.courier, tuple(came))))
+                    of_means[hub.courier] = of_means.get(hub.courier, 0) + size
+            for route in find_routes(graph, owners, prices, most, between):
                 routes.append((names, route))
                 for way in route.ways():
                     self._along(way, names, received, published, carries)
             more = {
-                r: sum(blocks[origin][name] for origin, name in own) for r, own in carries.items()
+                r: sum(blocks[origin][name] for origin, name in carries.get(r, ()))
+                + of_means.get(r, 0)
+                for r in carries.keys() | of_means.keys()
             }
         apart = _apart(routes, graph, blocks) if self._sealed else {}
-        return Carrying({r: _written(own) for r, own in carries.items()}, more, routes, apart)
+        by = {r: _written(own) for r, own in carries.items()}
+        return Carrying(by, more, routes, hubs, apart)
 
     def begin(self, carrying: Carrying) -> None:
         """Begin a round in which couriers do this: the next one brings it."""
-        self._routes = carrying.routes
+        self._routes, self._hubs = carrying.routes, carrying.hubs
         taken = {
             r: {(there.origin, name) for there in own for name in there.blocks}
             for r, own in carrying.by.items()
@@ -184,17 +204,38 @@ class Couriers:
                     found.setdefault(name, []).append(link)
         return found
 
+    def means(
+        self, received: nx.Graph, blocks: Mapping[int, Collection[str]]
+    ) -> dict[str, list[Hub]]:
+        """Return the means, by block, that all have got whose blocks are in them.
+
+        Parameters are those of :meth:`brought`.
+        """
+        found: dict[str, list[Hub]] = {}
+        for names, hub in self._hubs:
+            ends = [(hub.courier, owner) for owner in hub.owners]
+            if all(a in blocks and b in blocks and received.has_edge(a, b) for a, b in ends):
+                for name in names:
+                    found.setdefault(name, []).append(hub)
+        return found
+
     def state(self) -> dict[str, Any]:
         """Return what the next round depends on, as JSON."""
         routes = [[list(n), list(r.ends), list(r.couriers)] for n, r in self._routes]
+        hubs = [[list(names), hub.courier, list(hub.owners)] for names, hub in self._hubs]
         held = {str(r): sorted(map(list, own)) for r, own in self._held.items()}
-        return {"routes": routes, "held": held, "told": sorted(map(list, self._told))}
+        told = sorted(map(list, self._told))
+        return {"routes": routes, "hubs": hubs, "held": held, "told": told}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self._routes = [
             (tuple(names), Route((ends[0], ends[1]), tuple(couriers)))
             for names, ends, couriers in state["routes"]
+        ]
+        self._hubs = [
+            (tuple(names), Hub(int(courier), tuple(owners)))
+            for names, courier, owners in state["hubs"]
         ]
         self._held = {int(r): set(map(_read, own)) for r, own in state["held"].items()}
         self._told = set(map(_read, state["told"]))

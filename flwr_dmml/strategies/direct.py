@@ -5,21 +5,12 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from ..learning.speedometer import NEAR
 from ..payload.plan import Plan
-from ..tracking.records import under
-from ..transport.messages import (
-    LABEL_BYTES,
-    LETTER_BYTES,
-    PAYLOAD_BYTES,
-    PEERS,
-    PLAN,
-    join,
-    read_metrics,
-    write_plan,
-)
+from ..transport.messages import LETTER_BYTES, PEERS, PLAN, join, write_plan
 from .exchange import Exchange
 from .logbook import Logbook
+from .reasons import ReplyError
+from .replies import Reply, told_bytes
 from .roster import Roster
 
 
@@ -45,7 +36,6 @@ class DirectExchange(Exchange):
         self.rounds_per_message = rounds_per_message
         self._letters: dict[int, tuple[int, int]] = {}  # bytes of the last ones, of labels in them
         self._payloads: dict[int, int] = {}  # bytes of their payloads in a relay
-        self._rounds: list[Mapping[int, Plan]] = []
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -67,28 +57,31 @@ class DirectExchange(Exchange):
             messages.append(self._message(partition, first.server_round, content, kind, initial))
         return messages
 
+    def _check(self, partition: int, reply: Reply, plans: Sequence[Plan]) -> None:
+        for plan, account in zip(plans, reply.rounds, strict=True):
+            if LETTER_BYTES not in account.metrics:
+                raise ReplyError(f"it lacks round {plan.server_round}")
+            told_bytes(account.metrics, int(account.metrics[LETTER_BYTES]))
+
     def trained(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take note of what the devices have measured and sent in each round."""
-        good, failed = self._roster.sort(replies)
+        good = self._good(replies)
         self._begun |= set(good)
+        for partition, reply in good.items():
+            self._logbook.notes(partition, reply.notes)
         for position, plans in enumerate(self._rounds):
             t = server_round + position
             self._book(t - 1, plans)
             self._letters, self._payloads = {}, {}
-            for partition, content in good.items():
-                if partition not in plans:
-                    continue
-                metrics = read_metrics(content, position)
-                self._logbook.mixing(t - 1, partition, content, position)
-                self._logbook.node(t, partition).trained(metrics)
-                self.speeds[partition] = under(NEAR, metrics) or self.speeds.get(partition, {})
-                if LETTER_BYTES in metrics and PAYLOAD_BYTES in metrics:
-                    labels = int(metrics.get(LABEL_BYTES, 0))
-                    self._letters[partition] = int(metrics[LETTER_BYTES]), labels
-                    self._payloads[partition] = int(metrics[PAYLOAD_BYTES])
-                else:
-                    failed[partition] = f"its reply lacks round {t}"
-        self._logbook.failures(failed)
+            there = [p for p in good if p in plans]
+            for partition in there:
+                account = good[partition].rounds[position]
+                self._logbook.mixed(t - 1, partition, account)
+                self._trained(t, partition, account.metrics)
+                sent = int(account.metrics[LETTER_BYTES])
+                size, labels = told_bytes(account.metrics, sent)
+                self._letters[partition], self._payloads[partition] = (sent, labels), size
+            self._settle(t - 1, plans, there)
 
     def closed(self, server_round: int, replies: Iterable[Message]) -> None:
         """Note what the devices have measured after the last round."""
@@ -98,7 +91,7 @@ class DirectExchange(Exchange):
     def _book(self, server_round: int, plans: Mapping[int, Plan]) -> None:
         """Note whose letters of a round went to whom, by the plans of the next one."""
         for plan in plans.values():
-            for sender in plan.neighbours:
+            for sender in plan.as_sent.neighbours:
                 if sender in self._letters:
                     self._logbook.node(server_round, sender).sent(*self._letters[sender])
 

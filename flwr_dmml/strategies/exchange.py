@@ -1,6 +1,6 @@
 """Exchange of messages between the strategy and the devices in one run."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -10,17 +10,11 @@ from ..methods.soft_labels import LABELS
 from ..payload.plan import Plan
 from ..tracking.records import under
 from ..transport import Relay, size_bytes
-from ..transport.messages import (
-    INBOX,
-    INITIAL,
-    PAYLOAD,
-    PLAN,
-    read_confusion,
-    read_metrics,
-    write_plan,
-)
+from ..transport.arrays import serialised_bytes
+from ..transport.messages import INBOX, INITIAL, PLAN, write_plan
 from .logbook import Logbook
-from .roster import Roster
+from .replies import Reply, check_arrays, check_payload, read_reply
+from .roster import Roster, require_some
 
 MakeExchange = Callable[[str, Roster, Logbook], "Exchange"]
 """(method, roster, logbook) -> the exchange of a run."""
@@ -42,6 +36,7 @@ class Exchange:
     def __init__(self, method: str, roster: Roster, logbook: Logbook) -> None:
         self._method, self._roster, self._logbook = method, roster, logbook
         self._relay = Relay()
+        self._rounds: list[Mapping[int, Plan]] = []  # of the messages that are out
         self._begun: set[int] = set()  # partitions that have answered once
         self.speeds: dict[int, dict[str, float]] = {}
         """Training speed of each modality around each device, by partition."""
@@ -76,11 +71,13 @@ class Exchange:
         """
         messages: list[Message] = []
         sizes: dict[int, tuple[int, int]] = {}  # by the id of a record: many get the same
+        self._rounds = list(rounds)
         (plans,) = rounds
         for partition, plan in plans.items():
             content = RecordDict({PLAN: write_plan(plan, self._method)})
-            for sender, record in self._inbox(plan, partition).items():
-                content[f"{INBOX}{sender}"] = record
+            for sender, record in self._inbox(plan.as_sent, partition).items():
+                if sender in plan.neighbours:
+                    content[f"{INBOX}{sender}"] = record
                 if id(record) not in sizes:
                     sizes[id(record)] = self._bytes(sender, record)
                 self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])
@@ -99,11 +96,21 @@ class Exchange:
         """Return the bytes of what goes to one neighbour, and of soft labels among them."""
         return size_bytes(record), size_bytes(record, LABELS)
 
-    def _problem(
-        self, partition: int, payload: ArrayRecord, metrics: Mapping[str, float]
-    ) -> str | None:
-        """Say what is wrong with what a device has published, or return None."""
-        return self._roster.members[partition].problem_with(payload)
+    def _read(self, partition: int, content: RecordDict) -> Reply:
+        """Read a reply to the messages that are out; raises ReplyError."""
+        member = self._roster.members[partition]
+        plans = [plans[partition] for plans in self._rounds if partition in plans]
+        reply = read_reply(content, member, plans, self._roster.modalities)
+        if plans[-1].iterations:  # a closing message publishes nothing
+            self._check(partition, reply, plans)
+        return reply
+
+    def _check(self, partition: int, reply: Reply, plans: Sequence[Plan]) -> None:
+        """Refuse a reply, by ReplyError, whose payload cannot be handed on."""
+        check_arrays(reply.payload, "payload")
+        members = self._roster.members
+        sizes = {name: serialised_bytes(array) for name, array in reply.payload.items()}
+        check_payload(sizes, members[partition], plans[-1], members)
 
     def _message(
         self,
@@ -120,30 +127,46 @@ class Exchange:
 
     def trained(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take the payloads for the next round, and what the devices have measured."""
-        good, failed = self._roster.sort(replies)
-        payloads: dict[int, ArrayRecord] = {}
+        good = self._good(replies)
         self._begun |= set(good)
-        for partition, content in good.items():
-            self._logbook.mixing(server_round - 1, partition, content)
-            metrics = read_metrics(content)
-            self._logbook.node(server_round, partition).trained(metrics)
-            self.speeds[partition] = under(NEAR, metrics) or self.speeds.get(partition, {})
-            payload = content.array_records.get(PAYLOAD, ArrayRecord())
-            if problem := self._problem(partition, payload, metrics):
-                failed[partition] = problem
-            else:
-                payloads[partition] = payload
-        self._logbook.failures(failed)
-        self._relay.take(payloads)
+        for partition, reply in good.items():
+            self._heard(server_round - 1, partition, reply)
+            self._trained(server_round, partition, reply.rounds[0].metrics)
+        self._settle(server_round - 1, self._rounds[0], good)
+        self._relay.take({partition: reply.payload for partition, reply in good.items()})
 
     def closed(self, server_round: int, replies: Iterable[Message]) -> None:
         """Note what the devices have measured after the last round."""
-        good, failed = self._roster.sort(replies)
-        for partition, content in good.items():
-            self._logbook.mixing(server_round, partition, content)
+        good = self._good(replies)
+        for partition, reply in good.items():
+            self._heard(server_round, partition, reply)
+        self._settle(server_round, self._rounds[0], good)
+        self.confusion = added_up([good[p].confusion for p in self._logbook.honest(good)])
+
+    def _good(self, replies: Iterable[Message]) -> dict[int, Reply]:
+        """Return the good replies, by partition, when the others are noted.
+
+        Raises
+        ------
+        NoDevicesError
+            There is none.
+        """
+        good, failed = self._roster.sort(replies, self._read)
         self._logbook.failures(failed)
-        honest = self._logbook.honest(good)
-        self.confusion = added_up([read_confusion(good[p]) for p in honest])
+        require_some(good, failed)
+        return good
+
+    def _heard(self, mixed: int, partition: int, reply: Reply) -> None:
+        self._logbook.notes(partition, reply.notes)
+        self._logbook.mixed(mixed, partition, reply.rounds[0])
+
+    def _trained(self, server_round: int, partition: int, metrics: Mapping[str, float]) -> None:
+        self._logbook.node(server_round, partition).trained(metrics)
+        self.speeds[partition] = under(NEAR, metrics) or self.speeds.get(partition, {})
+
+    def _settle(self, mixed: int, plans: Mapping[int, Plan], good: Collection[int]) -> None:
+        """Have the logbook weigh what those who have mixed a round say of each other."""
+        self._logbook.settle(mixed, {p: plan for p, plan in plans.items() if p in good})
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs besides the payloads, as JSON."""

@@ -1,24 +1,33 @@
 """Exchange in a simulation whose engine runs all devices' rounds itself, without messages."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, Error
 from flwr.common.constant import ErrorCode
 
+from ..clients import hosted
 from ..engine.nodes import Hosted
-from ..learning.speedometer import NEAR
 from ..methods.soft_labels import LABELS
 from ..payload.blocks import is_carried
 from ..payload.plan import Plan
 from ..payload.routing import cut, wanted
-from ..tracking.records import under
 from ..transport.arrays import serialised_bytes
 from .exchange import Exchange, added_up
 from .logbook import Logbook
-from .reasons import join_reasons, reason_of
-from .roster import NoDevicesError, Roster
+from .reasons import ReplyError, guarded, reason_of
+from .replies import (
+    Account,
+    Reply,
+    check_confusion,
+    check_metrics,
+    check_payload,
+    read_claims,
+)
+from .roster import Roster, require_some
 
+NOTHING = ArrayRecord()
 Entries = Mapping[str, int]
 
 
@@ -52,7 +61,8 @@ class HostedExchange(Exchange):
     @property
     def payloads(self) -> dict[int, ArrayRecord]:
         """Payloads that the devices published in the last round, by partition."""
-        return self._devices.payloads()
+        found = self._devices.payloads()
+        return {p: payload for p, payload in found.items() if p in self._entries}
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -78,35 +88,59 @@ class HostedExchange(Exchange):
             done += more
             self._tell(done, len(plans))
 
+        short = {p: replace(plan, sent=None) if plan.sent else plan for p, plan in plans.items()}
         replies = self._devices.run(
-            self._method, plans, dict.fromkeys(new, initial or ArrayRecord()), told
+            self._method, short, dict.fromkeys(new, initial or ArrayRecord()), told
         )
-        failed = {
-            p: reason_of(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reply.error))
-            for p, reply in replies.items()
-            if reply.error
-        }
-        if failed and len(failed) == len(plans):
-            raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
-        good = {p: reply for p, reply in replies.items() if not reply.error}
+        good: dict[int, Reply] = {}
+        failed: dict[int, str] = {}
+        for p, reply in replies.items():
+            try:
+                good[p] = self._checked(p, plans[p], reply)
+            except ReplyError as error:
+                failed[p] = str(error)
+        self._logbook.failures(failed)
+        require_some(good, failed)
         self._begun |= set(good)
         for p, reply in good.items():
-            self._logbook.mixed(mixed, p, reply.metrics, reply.rejected)
+            self._logbook.mixed(mixed, p, reply.rounds[0])
             if not closing:
-                self._logbook.node(server_round, p).trained(reply.metrics)
-                self.speeds[p] = under(NEAR, reply.metrics) or self.speeds.get(p, {})
-        self._logbook.failures(failed)
+                self._trained(server_round, p, reply.rounds[0].metrics)
+        self._settle(mixed, plans, good)
         if closing:
             honest = self._logbook.honest(good)
             self.confusion = added_up([good[p].confusion for p in honest])
         else:
-            self._entries = {p: reply.entries for p, reply in good.items()}
+            self._entries = {p: replies[p].entries or {} for p in good}
             self._sizes = _own_sizes(self._entries)
+
+    def _checked(self, partition: int, plan: Plan, reply: hosted.Reply) -> Reply:
+        """Return what a device gives back, checked as if it had come in a message.
+
+        Raises
+        ------
+        ReplyError
+            It failed, or gives back what it should not.
+        """
+        if reply.error:
+            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            raise ReplyError(reason_of(Error(code, reply.error)))
+        return guarded(lambda: self._read_hosted(partition, plan, reply))
+
+    def _read_hosted(self, partition: int, plan: Plan, reply: hosted.Reply) -> Reply:
+        members = self._roster.members
+        entries = reply.entries or {}
+        if plan.iterations and self._entries.get(partition) is not entries:
+            check_payload(entries, members[partition], plan, members)
+        metrics = check_metrics(reply.metrics, self._roster.modalities)
+        account = Account(metrics, read_claims(reply.rejected, plan))
+        return Reply([account], NOTHING, [], check_confusion(reply.confusion, members[partition]))
 
     def _book(self, mixed: int, plans: Mapping[int, Plan]) -> None:
         """Note what of a round's payloads goes to whom, by the plans of the next one."""
         totals: dict[int, tuple[int, int]] = {}
         for p, plan in plans.items():
+            plan = plan.as_sent
             if not plan.neighbours:
                 continue
             sent = [self._entries[n] for n in plan.neighbours]
@@ -114,7 +148,7 @@ class HostedExchange(Exchange):
             if (
                 known is None
                 or known[0].weights is not plan.weights
-                or (known[0].far, known[0].carries) != (plan.far, plan.carries)
+                or _as_courier(known[0]) != _as_courier(plan)
                 or any(a is not b for a, b in zip(known[1], sent, strict=True))
             ):
                 known = self._booked[p] = plan, sent, list(_letters(p, plan, sent))
@@ -133,6 +167,11 @@ class HostedExchange(Exchange):
             for p, record in payloads.items()
         }
         self._sizes = _own_sizes(self._entries)
+
+
+def _as_courier(plan: Plan) -> tuple[object, ...]:
+    """Return what a device gets by couriers, and as one."""
+    return plan.far, plan.carries, plan.averages
 
 
 def _own_sizes(entries: Mapping[int, Entries]) -> dict[int, int]:

@@ -1,7 +1,9 @@
 """Keeper of a run: stores on disk what resuming needs, and what the report shows."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from logging import INFO, WARNING
 from math import isqrt
 from pathlib import Path
@@ -13,13 +15,13 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
-from ..tracking.checkpoints import Arrays, Checkpoint, Checkpoints
-from ..tracking.files import write_whole
-from ..tracking.history import read_metrics_file, read_record
+from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoints, digest
+from ..tracking.files import sync_file, write_whole
+from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
-from ..transport.messages import STATE, read_notes
+from .member import Member
 from .peer import PeerStrategy
-from .roster import Member
+from .replies import read_state
 
 
 class RunStoppedError(Exception):
@@ -27,7 +29,7 @@ class RunStoppedError(Exception):
 
 
 class ResumeError(UserError, ValueError):
-    """A run cannot go on: its devices or its settings are others."""
+    """A run cannot go on: its devices or its files are others than they were."""
 
 
 class Keeper:
@@ -49,10 +51,17 @@ class Keeper:
         self, folder: Path, every: int, keep: int, stopping: Callable[[], bool] = lambda: False
     ) -> None:
         self.folder, self._every, self._stopping = folder, every, stopping
+        self._metrics, self._timing = folder / "metrics.jsonl", folder / "timing.jsonl"
         self._checkpoints = Checkpoints(folder / "checkpoints", keep)
 
     def begun(self, strategy: PeerStrategy) -> None:
-        """Write down who takes part, and the graph of the first round (``devices.json``)."""
+        """Write down who takes part, and the graph of the first round (``devices.json``).
+
+        The run begins at round 1: what an earlier start has left of it is removed.
+        """
+        for path in (self._metrics, self._timing):
+            _cut(path, 0)
+        self._checkpoints.begin()
         members = strategy.roster.members
         about = {
             "topology": type(strategy.topology).__name__,
@@ -81,9 +90,17 @@ class Keeper:
             _write_json(self.folder / "confusion.json", {"round": last, "matrix": matrix})
 
     def after_rounds(
-        self, strategy: PeerStrategy, grid: Grid, before: int, server_round: int
+        self,
+        strategy: PeerStrategy,
+        grid: Grid,
+        before: int,
+        server_round: int,
+        *,
+        last: bool = False,
     ) -> None:
         """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
+
+        After the ``last`` one it always is.
 
         Raises
         ------
@@ -92,22 +109,29 @@ class Keeper:
         """
         stopping = self._stopping()
         due = self._every and server_round // self._every > before // self._every
-        if stopping or due:
+        if stopping or due or last:
             self._save(strategy, grid, server_round)
         if stopping:
             run = self.folder.parent
             raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
 
     def _save(self, strategy: PeerStrategy, grid: Grid, server_round: int) -> None:
-        states, absent = strategy.roster.ask(grid, "query.state", strategy.method, strategy.timeout)
-        for p, content in states.items():
-            for line in read_notes(content):
+        asked = strategy.method, strategy.timeout
+        states, absent = strategy.roster.ask(
+            grid, "query.state", *asked, lambda _, content: read_state(content)
+        )
+        for p, (_, lines) in states.items():
+            for line in lines:
                 log(INFO, "Round %s: node %s %s", server_round, p, line)
-        nodes = {p: _arrays(content.array_records[STATE]) for p, content in states.items()}
+        nodes = {p: _arrays(state) for p, (state, _) in states.items()}
         if absent:
             nodes |= self._known_of(absent, server_round)
         payloads = {p: _arrays(record) for p, record in strategy.exchange.payloads.items()}
+        for path in (self._metrics, self._timing):
+            if path.exists():
+                sync_file(path)
         about = {
+            "files": self._files(server_round),
             "published": {p: list(payload) for p, payload in payloads.items()},
             "members": {p: _likeness(member) for p, member in strategy.roster.members.items()},
             **strategy.state(),
@@ -128,48 +152,123 @@ class Keeper:
             log(WARNING, text, server_round, p, why, kept)
         return known
 
-    def load(self) -> Checkpoint | None:
-        """Return the last checkpoint, and cut the method's files back to the rounds before it.
+    def _files(self, server_round: int) -> dict[str, str]:
+        """Return digests of what goes with a checkpoint: settings, and the rounds before it."""
+        config = self.folder.parent / "config.json"
+        return {
+            config.name: digest(_lines(config)),
+            self._metrics.name: digest(islice(_lines(self._metrics), server_round - 1)),
+        }
 
-        Without one, the run starts anew.
+    def _check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that does not go with the run's other files.
+
+        Raises
+        ------
+        CheckpointError
+            Names the file that has changed.
         """
-        checkpoint = self._checkpoints.latest()
-        complete = checkpoint.server_round - 1 if checkpoint else 0
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            _cut(self.folder / name, complete)
-        return checkpoint
+        written = checkpoint.about.get("files")
+        for name, value in self._files(checkpoint.server_round).items():
+            if not isinstance(written, dict) or written.get(name) != value:
+                raise CheckpointError(f"{name} is not what it was when this was written")
 
-    def restore(self, strategy: PeerStrategy, grid: Grid, checkpoint: Checkpoint) -> None:
-        """Take a strategy that has met its devices back to a checkpoint.
+    def load(self) -> Checkpoint | None:
+        """Return the last checkpoint that can be used; None where the run begins at round 1.
 
         Raises
         ------
         ResumeError
-            A device is missing, or is another than it was.
+            There were checkpoints, and none can be used.
         """
-        before, members = checkpoint.about["members"], strategy.roster.members
-        for p, known in before.items():
-            if int(p) not in members:
-                raise ResumeError(f"node {p} of the run to resume is not here")
-            now = _likeness(members[int(p)])
-            if changed := [key for key, value in known.items() if value != now[key]]:
-                raise ResumeError(f"node {p} is not what it was: it has other {', '.join(changed)}")
-        if new := members.keys() - {int(p) for p in before}:
-            raise ResumeError(f"node {min(new)} was not part of the run to resume")
+        if checkpoint := self._checkpoints.latest(self._check):
+            return checkpoint
+        done = _count(self._metrics)
+        if self._checkpoints.none_yet:
+            if done:
+                text = "%s rounds are run again: %s was stopped before its first checkpoint"
+                log(WARNING, text, done, self.folder)
+            return None
+        if done or self._checkpoints.there:
+            raise ResumeError(
+                f"{self.folder} has {done} rounds in {self._metrics.name}, but no checkpoint to go "
+                f"on from: put {self._checkpoints.folder} back as it was, or delete {self.folder} "
+                "to begin at round 1"
+            )
+        return None
+
+    def restore(self, strategy: PeerStrategy, grid: Grid, checkpoint: Checkpoint) -> None:
+        """Take a strategy that has met its devices back to a checkpoint.
+
+        The method's files are then cut back to the rounds before it.
+
+        Raises
+        ------
+        ResumeError
+            A device is missing, or is another than it was; or the checkpoint is not what this
+            version writes.
+        """
+        with _as_written(checkpoint):
+            _same_devices(checkpoint.about["members"], strategy.roster.members)
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
+        asked = strategy.method, strategy.timeout
         _, absent = strategy.roster.ask(
-            grid, "query.restore", strategy.method, strategy.timeout, states
+            grid, "query.restore", *asked, lambda _, content: None, states
         )
         for p, why in absent.items():
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
-        metrics = self.folder / "metrics.jsonl"
-        lines = read_metrics_file(metrics) if metrics.exists() else []
-        payloads = {
-            int(p): _record({k: checkpoint.array(int(p), k) for k in names})
-            for p, names in checkpoint.about["published"].items()
-        }
-        strategy.load_state(checkpoint.about, payloads, [read_record(line) for line in lines])
-        log(INFO, "Resumed after round %s", checkpoint.server_round)
+        complete = checkpoint.server_round - 1
+        with _as_written(checkpoint):
+            lines = islice(_lines(self._metrics), complete)
+            before = [read_record(json.loads(line)) for line in lines]
+            payloads = {
+                int(p): _record({k: checkpoint.array(int(p), k) for k in names})
+                for p, names in checkpoint.about["published"].items()
+            }
+            strategy.load_state(checkpoint.about, payloads, before)
+        again = _count(self._metrics) - complete
+        for path in (self._metrics, self._timing):
+            _cut(path, complete)
+        text = "Resumed after round %s; rounds that were complete and are run again: %s"
+        log(INFO, text, checkpoint.server_round, max(0, again - 1))
+
+
+@contextmanager
+def _as_written(checkpoint: Checkpoint) -> Iterator[None]:
+    """Have whatever keeps a checkpoint's content from being read say so.
+
+    Raises
+    ------
+    ResumeError
+        Instead of what Python raises where a value is of another kind.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ResumeError(
+            f"the checkpoint of round {checkpoint.server_round} is not what this version writes: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _same_devices(before: Mapping[str, Any], members: Mapping[int, Member]) -> None:
+    """Refuse devices that are others than before.
+
+    Raises
+    ------
+    ResumeError
+        Names one, and what has changed.
+    """
+    for p, known in before.items():
+        if int(p) not in members:
+            raise ResumeError(f"node {p} of the run to resume is not here")
+        now = _likeness(members[int(p)])
+        if changed := [key for key, value in known.items() if value != now[key]]:
+            raise ResumeError(f"node {p} is not what it was: it has other {', '.join(changed)}")
+    if new := members.keys() - {int(p) for p in before}:
+        raise ResumeError(f"node {min(new)} was not part of the run to resume")
 
 
 def _likeness(member: Member) -> dict[str, Any]:
@@ -199,11 +298,21 @@ def _record(arrays: Mapping[str, Any]) -> ArrayRecord:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(dict(content)) + "\n")
+    write_whole(path, json.dumps(dict(content), allow_nan=False) + "\n")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file; none where there is no file."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from file
+
+
+def _count(path: Path) -> int:
+    return sum(1 for _ in _lines(path))
 
 
 def _cut(path: Path, lines: int) -> None:
     """Keep the first lines of a file, whole or not at all."""
     if path.exists():
-        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-        write_whole(path, "".join(kept))
+        write_whole(path, b"".join(islice(_lines(path), lines)))

@@ -5,20 +5,21 @@ from logging import INFO, WARNING
 from typing import Any
 
 import networkx as nx
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp.strategy import Result
 
+from ..payload.blocks import STATISTICS
 from ..payload.plan import Plan
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Shortened, Tracker
 from ..tracking.text import describe
-from ..transport.messages import read_metrics, read_notes, read_rejected
 from .energy.energy_constrained import EnergyConstrained
 from .energy.measured import meters_told, read_meter
 from .energy.round_budget import RoundBudget
+from .member import Member
 from .mixing import separate_groups
-from .roster import Member
+from .replies import Account
 
 
 class Logbook:
@@ -52,7 +53,10 @@ class Logbook:
         self._num_rounds = num_rounds
         self._trackers = tuple(trackers)
         self._energy = energy
+        self.lost: set[int] = set()
+        """Who has not answered the last message, or not as it should."""
         self._flat: set[int] = set()
+        self._unheard: set[int] = set()
         self._unread: set[int] = set()  # whose meter fails at present
 
     def announce(self, method: str, graph: nx.Graph | None, *, couriers: bool) -> None:
@@ -84,19 +88,30 @@ class Logbook:
         record = self.records[-1]
         battery = {str(k): v for k, v in record.battery_j.items()}
         own = {"seconds": record.seconds, "battery_j": battery, "flat": sorted(self._flat)}
-        return {**own, "record": record.to_json()}
+        return {**own, "record": record.to_json(), "unheard": sorted(self._unheard)}
 
     def load_state(self, state: Mapping[str, Any], before: Sequence[RoundRecord]) -> None:
         """Go on from what :meth:`state` gave; ``before`` are the rounds that were complete."""
         record = read_record(state["record"])
         record.battery_j = {int(k): float(v) for k, v in state["battery_j"].items()}
         record.seconds, self._flat = float(state["seconds"]), set(state["flat"])
+        self._unheard = set(state["unheard"])
         self.records = [*before, record]
 
     def open(self, server_round: int) -> RoundRecord:
         """Begin the record of a round."""
         self.records.append(RoundRecord(server_round))
         return self.records[-1]
+
+    def asked(self) -> None:
+        """Take note of a new message: nobody is lost yet."""
+        self.lost = set()
+
+    @property
+    def present(self) -> list[int]:
+        """Who has answered the last message, or rests; by partition."""
+        away = self.lost | self._flat
+        return [p for p in self._members if p not in away]
 
     def node(self, server_round: int, partition: int) -> NodeResult:
         """Return a node's entry in the record of a round (from 1)."""
@@ -113,46 +128,62 @@ class Logbook:
     def failures(self, failed: Mapping[int, str]) -> None:
         """Note why nodes are left out of the current round; the first reason is the cause."""
         record = self.records[-1]
+        self.lost |= failed.keys()
         for partition, reason in failed.items():
             if partition not in record.failed:
                 record.failed[partition] = reason
                 log(WARNING, "Round %s: node %s is left out: %s", record.round, partition, reason)
 
-    def mixing(
-        self, server_round: int, partition: int, content: RecordDict, position: int = 0
-    ) -> None:
-        """Note what a node measured and rejected after mixing the payloads of a round.
-
-        It is in the n-th round of its reply.
-        """
-        if not position:
-            self.notes(partition, content)
-        self._meter(server_round + 1, partition, content, position)
-        rejected = read_rejected(content, position)
-        self.mixed(server_round, partition, read_metrics(content, position), rejected)
-
-    def mixed(
-        self,
-        server_round: int,
-        partition: int,
-        metrics: Mapping[str, float],
-        rejected: Sequence[str],
-    ) -> None:
-        """Note the same of a node that has no more to say."""
+    def mixed(self, server_round: int, partition: int, account: Account) -> None:
+        """Note what a node measured and rejected after mixing the payloads of a round."""
+        self._meter(server_round + 1, partition, account)
         if server_round < 1:
             return
         node = self.node(server_round, partition)
-        for line in rejected:
-            log(WARNING, "Round %s: node %s rejects from node %s", server_round, partition, line)
-            sender, _, problem = line.partition(": ")
-            if sender.isdigit() and int(sender) in self._members:
-                failed = self.records[server_round - 1].failed
-                failed.setdefault(int(sender), f"rejected by neighbours: {problem}")
-        node.measured(metrics)
-        node.rejected = len(rejected)
+        for claim in account.claims:
+            about, text = claim.about, claim.text
+            words = "says" if about is None else f"rejects from node {about}"
+            log(WARNING, "Round %s: node %s %s: %s", server_round, partition, words, text)
+            if about is not None:
+                node.claims.setdefault(about, text)
+                if not text.startswith(STATISTICS):
+                    self._unheard.add(partition)
+        node.measured(account.metrics)
+        node.rejected = len(account.claims)
+
+    def settle(self, server_round: int, plans: Mapping[int, Plan]) -> None:
+        """Weigh what nodes say of each other's payloads of a round.
+
+        What one node says is its word, and stands in its own line. A sender has failed if all who
+        were to have its payload reject it, and these are several.
+
+        Parameters
+        ----------
+        server_round : int
+            The round; none before the first.
+        plans : mapping of int to Plan
+            By which nodes mixed it, of those that have answered.
+        """
+        if server_round < 1:
+            return
+        record = self.records[server_round - 1]
+        claims = {p: record.by_partition[p].claims for p in plans if p in record.by_partition}
+        for sender in sorted({about for own in claims.values() for about in own}):
+            told = [claims[p].get(sender) for p, plan in plans.items() if sender in plan.neighbours]
+            if len(told) > 1 and all(told):
+                why = f"rejected by all of its {len(told)} neighbours: {told[0]}"
+                record.failed.setdefault(sender, why)
+
+    def unheard(self) -> set[int]:
+        """Return who has not got something that it was to mix, since this was last asked."""
+        found, self._unheard = self._unheard, set()
+        return found
 
     def met(self, plans: Mapping[int, Plan]) -> None:
-        """Note what couriers have brought, and who hears liars, by plans that begin with mixing."""
+        """Note what couriers have brought, and who hears liars, by plans that begin with mixing.
+
+        The origin of a mean is the courier that has made it.
+        """
         for p, plan in plans.items():
             if self._liars and plan.server_round > 1:
                 self.node(plan.server_round - 1, p).lying_neighbours = len(
@@ -160,16 +191,19 @@ class Logbook:
                 )
             if plan.far:
                 record = self.records[plan.server_round - 2]
-                record.carried |= {(there.origin, there.via, p) for there in plan.far}
+                record.carried |= {
+                    (there.via if there.is_mean else there.origin, there.via, p)
+                    for there in plan.far
+                }
 
-    def _meter(self, server_round: int, partition: int, content: RecordDict, position: int) -> None:
+    def _meter(self, server_round: int, partition: int, account: Account) -> None:
         """Note what a node's meter counted in a round's work, and have it booked.
 
         What comes after the last round, mixing and evaluation, counts as that round's.
         """
         if not self._members[partition].equipment.has_meter:
             return
-        reading = read_meter(content, position)
+        reading = read_meter(account.metrics, account.meter_problem)
         if reading.problem:
             if partition not in self._unread:
                 text = "Round %s: node %s's meter fails, its joules are the model's for now: %s"
@@ -192,9 +226,9 @@ class Logbook:
             if partition in record.battery_j:
                 record.battery_j[partition] = max(0.0, record.battery_j[partition] - extra_j)
 
-    def notes(self, partition: int, content: RecordDict) -> None:
+    def notes(self, partition: int, lines: Iterable[str]) -> None:
         """Log what a node has to say."""
-        for line in read_notes(content):
+        for line in lines:
             log(INFO, "Round %s: node %s %s", self.records[-1].round, partition, line)
 
     def budget(self, budget: RoundBudget) -> None:
@@ -244,6 +278,15 @@ class Logbook:
         for tracker in self._trackers:
             if isinstance(tracker, Shortened):
                 tracker.run_shortened(server_round)
+
+    def merged(self, trained: int) -> None:
+        """Say what the final merge has made of the last round that trained."""
+        before, after = self.records[trained - 1], self.records[-1]
+        sent = [sum(node.bytes_sent for node in record.nodes) for record in self.records[trained:]]
+        text = "Final merge: mean accuracy %.3f before, %.3f after; %.3g MB sent and %.3g J in %s"
+        spent_j = after.total_j - before.total_j
+        accuracies = [0.0 if r.accuracy is None else r.accuracy for r in (before, after)]
+        log(INFO, text + " rounds", *accuracies, sum(sent) / 1e6, spent_j, len(sent))
 
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""

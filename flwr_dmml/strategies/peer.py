@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
+from math import isfinite
 from typing import Any, Protocol
 
 import networkx as nx
@@ -21,6 +22,7 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
+from ..learning.learner import CourierChoice
 from ..learning.options import Options
 from ..payload.plan import Plan
 from ..tracking.checkpoints import Checkpoint
@@ -30,9 +32,12 @@ from .breakdown import held, told
 from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
-from .logbook import Logbook
+from .logbook import Logbook, unequal_blocks
+from .losses import Losses
+from .merging import FinalMerge
 from .planner import RoundPlanner
-from .roster import Roster, handshake, wait_for_nodes
+from .reasons import join_reasons
+from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
 
 
 class RunKeeper(Protocol):
@@ -42,15 +47,21 @@ class RunKeeper(Protocol):
         """Return the checkpoint to go on from, if there is one."""
 
     def begun(self, strategy: "PeerStrategy") -> None:
-        """Take note of who takes part."""
+        """Take note of who takes part in a run that begins."""
 
     def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
         """Take a strategy that has met its devices back to a checkpoint."""
 
     def after_rounds(
-        self, strategy: "PeerStrategy", grid: Grid, before: int, server_round: int
+        self,
+        strategy: "PeerStrategy",
+        grid: Grid,
+        before: int,
+        server_round: int,
+        *,
+        last: bool = False,
     ) -> None:
-        """Write a checkpoint if one is due after these rounds."""
+        """Write a checkpoint if one is due after these rounds, or they are the last ones."""
 
     def ended(self, strategy: "PeerStrategy") -> None:
         """Take note of the end."""
@@ -82,7 +93,9 @@ class PeerStrategy(Strategy):
     wait_timeout : float (default: 60)
         Seconds to wait for the devices before round 1.
     min_nodes : int, optional
-        Go on with so many devices instead of all; the others' places stay empty.
+        Begin with so many devices instead of all; the others' places stay empty.
+    quorum : int (default: 1)
+        Stop, with a checkpoint, when fewer devices answer.
     seed : int (default: 0)
         Seed of random graphs.
     options : Options, optional
@@ -98,8 +111,8 @@ class PeerStrategy(Strategy):
         Writes checkpoints; where there is one already, the run goes on from it.
     exchange : callable
         Makes the exchange of a run: a relay of all payloads, or another kind of it.
-    couriers : bool (default: False)
-        Whether devices carry blocks that they do not own between owners that no link joins.
+    couriers : {"off", "forward", "average"} (default: "off")
+        How devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
     aggregation : AggregationRule, optional
@@ -107,6 +120,10 @@ class PeerStrategy(Strategy):
         start. The weighted mean by default.
     liars : collection of int
         Devices that lie in a simulation: no mean counts them.
+    loss_rate : float (default: 0)
+        Probability that a message is lost, in [0, 1).
+    merge : FinalMerge, optional
+        What follows on the last round: all owners of a block average it.
     """
 
     def __init__(
@@ -120,6 +137,7 @@ class PeerStrategy(Strategy):
         evaluate_every: int = 5,
         wait_timeout: float = 60.0,
         min_nodes: int | None = None,
+        quorum: int = 1,
         seed: int = 0,
         options: Options | None = None,
         gossip: GossipRule | None = None,
@@ -127,10 +145,12 @@ class PeerStrategy(Strategy):
         trackers: Sequence[Tracker] = (),
         keeper: RunKeeper | None = None,
         exchange: MakeExchange = Exchange,
-        couriers: bool = False,
+        couriers: CourierChoice = "off",
         sealed: bool = False,
         aggregation: AggregationRule | None = None,
         liars: Collection[int] = (),
+        loss_rate: float = 0.0,
+        merge: FinalMerge | None = None,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -151,6 +171,7 @@ class PeerStrategy(Strategy):
         self.evaluate_every = evaluate_every
         self.wait_timeout = wait_timeout
         self.min_nodes = num_nodes if min_nodes is None else min_nodes
+        self.quorum = quorum
         self.seed = seed
         self.aggregation = aggregation or Mean(Group())
         self._liars = frozenset(liars)
@@ -168,16 +189,33 @@ class PeerStrategy(Strategy):
             addressed=self.gossip.addressed,
             couriers=couriers,
             sealed=sealed,
+            pushes=self.gossip.pushes,
+            losses=Losses(loss_rate, seed, self.gossip.loss),
+            coded=self.gossip.coded,
+            merge=merge,
+            resets=self.gossip.resets,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
         self.exchange = exchange(method, self.roster, self._logbook)
         self._num_rounds, self.timeout = 0, 3600.0
+        self.rounds_done = 0
+        """Rounds whose mixing and evaluation are in."""
 
     @property
     def records(self) -> list[RoundRecord]:
         """The record of every round so far."""
         return self._logbook.records
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of the run, fewer than was asked for where :meth:`stop` ended it."""
+        return self._num_rounds
+
+    @property
+    def present(self) -> list[int]:
+        """Partition ids of those who have answered the last message, or rest; ascending."""
+        return self._logbook.present
 
     def summary(self) -> None:
         """Log the strategy's configuration as a tree."""
@@ -210,7 +248,8 @@ class PeerStrategy(Strategy):
     def recorded(self, record: RoundRecord) -> Mapping[str, float]:
         """Return numbers to record of a complete round, by names of your own.
 
-        They reach ``metrics.jsonl`` (``own``), the report and the sinks.
+        They reach ``metrics.jsonl`` (``own``), the report and the sinks. A number that does not
+        exist, NaN or infinite, is left out.
         """
         return {}
 
@@ -238,8 +277,11 @@ class PeerStrategy(Strategy):
     def _plans(self, server_round: int, grid: Grid) -> list[dict[int, Plan]]:
         """Open a round, or several, and return the plans of each."""
         self._logbook.open(server_round)
-        invited = self._take_part(server_round, self._invite(grid))
+        self._logbook.asked()
+        connected = self._invite(grid)
+        invited = self._take_part(server_round, connected)
         sizes, speeds = self.exchange.sizes, self.exchange.speeds
+        unheard = self._logbook.unheard()
         rounds: list[dict[int, Plan]] = []
         last = min(server_round + self.exchange.rounds_per_message - 1, self._num_rounds)
         for t in range(server_round, last + 1):
@@ -247,7 +289,11 @@ class PeerStrategy(Strategy):
                 self._logbook.open(t)
                 invited = self._take_part(t, list(rounds[-1]))
                 sizes = self.exchange.expected_sizes(invited)
-            plans, budget = self.planner.plans(t, invited, sizes, speeds)
+            resting = set(connected) - set(invited)
+            plans, budget = self.planner.plans(
+                t, invited, sizes, speeds, resting=resting, unheard=unheard
+            )
+            unheard = set()
             self._logbook.budget(budget)
             self._logbook.met(plans)
             rounds.append(plans)
@@ -270,6 +316,7 @@ class PeerStrategy(Strategy):
         return self.exchange.messages([self._closing_plans(grid)], "evaluate")
 
     def _closing_plans(self, grid: Grid) -> dict[int, Plan]:
+        self._logbook.asked()
         plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
         self._logbook.met(plans)
         return plans
@@ -317,6 +364,8 @@ class PeerStrategy(Strategy):
         ------
         NoDevicesError
             Too few devices to start, or none left to go on.
+        QuorumError
+            Fewer than ``quorum`` are left.
         ValueError
             ``evaluate_fn`` is given, or ``initial_arrays`` holds a block that no device takes.
         """
@@ -327,12 +376,25 @@ class PeerStrategy(Strategy):
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         started = time.monotonic()
-        self._num_rounds, self.timeout = num_rounds, timeout
+        self.timeout = timeout
         checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
+        if len(self.roster.members) < self.quorum:
+            can = f"{len(self.roster.members)} devices can take part"
+            raise NoDevicesError(f"min-devices asks for {self.quorum}, and only {can}")
+        self.planner.begin(
+            self.roster.members,
+            self.options.phases(num_rounds),
+            self.options.trained,
+            graph=self.graph if self._overrides("graph") else None,
+            allocate=self._allocation if self._overrides("allocate") else None,
+            alike=not unequal_blocks(self.roster.members),
+        )
+        trained, last = num_rounds, self.planner.last_round  # others are of the final merge
+        self._num_rounds = last
         self._logbook = Logbook(
-            self.roster.members, num_rounds, self.trackers, self.planner.energy, self._liars
+            self.roster.members, last, self.trackers, self.planner.energy, self._liars
         )
         given = self.method, self.roster, self._logbook
         devices = self._hosted(grid)
@@ -341,29 +403,23 @@ class PeerStrategy(Strategy):
             if isinstance(grid, SimulationGrid) and devices
             else self._make_exchange(*given)
         )
-        phases = self.options.phases(num_rounds)
-        self.planner.begin(
-            self.roster.members,
-            phases,
-            self.options.trained,
-            graph=self.graph if self._overrides("graph") else None,
-            allocate=self._allocation if self._overrides("allocate") else None,
-        )
         fixed = self.communicates and not self._time_varying
         graph = self.planner.graph(1) if fixed else None
         self._logbook.announce(self.method, graph, couriers=self.planner.couriers)
         self._say_who_may_lie()
+        for line in self.planner.merge_lines():
+            log(INFO, "%s", line)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
         first = 1
-        if self.keeper:
-            self.keeper.begun(self)
         if self.keeper and checkpoint:
             self.keeper.restore(self, grid, checkpoint)
             first = checkpoint.server_round + 1
+        elif self.keeper:
+            self.keeper.begun(self)
         done = first - 1
-        while done < num_rounds:
+        while done < last:
             before, begun = done, time.monotonic()
             if isinstance(self.exchange, HostedExchange):
                 (plans,) = self._plans(before + 1, grid)
@@ -379,19 +435,28 @@ class PeerStrategy(Strategy):
             complete = self.records[max(0, before - 1) : -1]
             for record in complete:
                 self._complete(record)
+            short = self._short()
             if self.keeper:
-                self.keeper.after_rounds(self, grid, before, done)
-            if done < num_rounds and (why := next(filter(None, map(self.stop, complete)), "")):
+                self.keeper.after_rounds(self, grid, before, done, last=bool(short))
+            if short:
+                go_on = "; the run can be resumed" if self.keeper else ""
+                raise QuorumError(f"Stopped after round {done}: {short}{go_on}")
+            if done < trained and (why := next(filter(None, map(self.stop, complete)), "")):
                 log(INFO, "The run ends after round %s: %s", done, why)
-                num_rounds = self._num_rounds = done
+                trained = done
                 self.planner.end_at(done)
-                self._logbook.end_at(done)
+                last = self._num_rounds = self.planner.last_round
+                self._logbook.end_at(last)
         if isinstance(self.exchange, HostedExchange):
-            self.exchange.run(num_rounds, self._closing_plans(grid), closing=True)
+            self.exchange.run(last, self._closing_plans(grid), closing=True)
         else:
-            closing = self.configure_evaluate(num_rounds, arrays, config, grid)
-            self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
+            closing = self.configure_evaluate(last, arrays, config, grid)
+            self.aggregate_evaluate(last, self.roster.send(grid, closing, timeout))
         self._complete(self.records[-1])
+        if short := self._short():
+            raise QuorumError(f"Too few devices after the last round, {last}: {short}")
+        if last > trained:
+            self._logbook.merged(trained)
         if self.keeper:
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
@@ -400,8 +465,9 @@ class PeerStrategy(Strategy):
     def _say_who_may_lie(self) -> None:
         """Say how many liars the aggregation rule can bear on the graph of the first round."""
         blocks = {p: member.blocks for p, member in self.roster.members.items()}
-        found = held(self.planner.graph(1), blocks, self.aggregation)
-        for line in told(found, self.aggregation, self._liars):
+        graph, over = self.planner.links(1)
+        found = held(graph, blocks, self.aggregation, over)
+        for line in told(found, self.aggregation, self._liars, moving=self._time_varying):
             log(WARNING, "%s", line)
         if self._liars:
             log(WARNING, "Liars of this simulation: %s", ", ".join(map(str, sorted(self._liars))))
@@ -435,6 +501,7 @@ class PeerStrategy(Strategy):
         before: Sequence[RoundRecord],
     ) -> None:
         """Go on from a :meth:`state`, with its payloads and the records of complete rounds."""
+        self.rounds_done = len(before)
         self.planner.load_state(state["planner"])
         self._logbook.load_state(state["logbook"], before)
         self.exchange.load_state(state["exchange"], payloads)
@@ -487,10 +554,26 @@ class PeerStrategy(Strategy):
             )
         return plan
 
+    def _short(self) -> str:
+        """Return why too few devices are left after a message, or nothing.
+
+        One that rests, or whose modelled battery is flat, is not missed.
+        """
+        lost, of = self._logbook.lost, len(self.roster.members)
+        if of - len(lost) >= self.quorum:
+            return ""
+        failed = self.records[-1].failed
+        why = join_reasons({p: failed[p] for p in lost})
+        return (
+            f"{of - len(lost)} of {of} devices are left, min-devices asks for {self.quorum}: {why}"
+        )
+
     def _complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""
-        record.noted |= {str(k): float(v) for k, v in self.recorded(record).items()}
+        recorded = {str(k): float(v) for k, v in self.recorded(record).items()}
+        record.noted |= {name: value for name, value in recorded.items() if isfinite(value)}
         self._logbook.complete(record)
+        self.rounds_done = record.round
 
     def _overrides(self, hook: str) -> bool:
         return getattr(type(self), hook) is not getattr(PeerStrategy, hook)

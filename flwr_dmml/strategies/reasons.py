@@ -1,13 +1,52 @@
 """Reasons of failed devices, in words."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from flwr.app import Error
+from flwr.app import Error, Message, RecordDict
 
+from ..base.text import one_line
 from ..transport.messages import PARTITION
 
-OWN = rf"{PARTITION} (\d+): "
+OWN = rf"{PARTITION} (\d{{1,9}}): "
+MOST = 1000
+"""Characters of a reason."""
+T = TypeVar("T")
+
+
+class ReplyError(ValueError):
+    """A reply that is an error or cannot be read; the message is the reason in one line."""
+
+
+def opened(reply: Message, read: Callable[[RecordDict], T]) -> T:
+    """Return what ``read`` makes of a reply's content.
+
+    Raises
+    ------
+    ReplyError
+        It carries an error, or cannot be read.
+    """
+    if reply.has_error():
+        raise ReplyError(reason_of(reply.error))
+    return guarded(lambda: read(reply.content))
+
+
+def guarded(read: Callable[[], T]) -> T:
+    """Return what ``read`` reads of a reply.
+
+    Raises
+    ------
+    ReplyError
+        It cannot be read, for whatever reason: that costs its sender only.
+    """
+    try:
+        return read()
+    except ReplyError as error:
+        raise ReplyError(f"its reply is refused: {error}") from error
+    except Exception as error:  # another's bytes can make Flower's readers raise anything
+        why = one_line(f"{type(error).__name__}: {error}")
+        raise ReplyError(f"its reply is refused: {why}") from error
 
 
 def join_reasons(reasons: Mapping[int, str], partitions: Mapping[int, int] | None = None) -> str:
@@ -24,10 +63,18 @@ def join_reasons(reasons: Mapping[int, str], partitions: Mapping[int, int] | Non
 
 
 def reason_of(error: Error) -> str:
-    """Return why a node failed; Flower writes exceptions as ``<class 'a.B'>:<'text'>``."""
+    """Return why a node failed, in one line.
+
+    Flower writes exceptions as ``<class 'a.B'>:<'text'>``.
+    """
     text = str(error.reason)
     match = re.fullmatch(rf"<class '(?:.*\.)?(\w+)'>:<'({OWN})?(.*)'>", text, flags=re.DOTALL)
-    return f"{match[1]}: {match[4]}" if match else text
+    return one_line(f"{match[1]}: {match[4]}" if match else text, MOST)
+
+
+def is_lost_worker(error: Error) -> bool:
+    """Return whether a node failed because an actor of Flower's simulation engine has died."""
+    return bool(re.match(r"<class 'ray\.exceptions\.\w*Actor\w*'>", str(error.reason)))
 
 
 def partition_of(error: Error) -> int | None:

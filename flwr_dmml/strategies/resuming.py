@@ -1,12 +1,12 @@
 """Resuming a run: finds its folder, and checks that its settings are still the same."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import SettingsError
+from ..base.machine import expanded
 from ..settings import Parts
 
 FREE = {
@@ -15,6 +15,7 @@ FREE = {
     "run-name",
     "checkpoint-every",
     "checkpoint-keep",
+    "min-devices",
     "engine",
     "workers",
     "ray-address",
@@ -39,8 +40,8 @@ def find_run(name: str, run_dir: str) -> Path:
     SettingsError
         There is none.
     """
-    given = Path(os.path.expanduser(name))
-    for path in (given, Path(os.path.expanduser(run_dir)) / name):
+    given = Path(expanded(name))
+    for path in (given, Path(expanded(run_dir)) / name):
         if (path / "config.json").is_file():
             return path.resolve()
     raise SettingsError(

@@ -1,24 +1,30 @@
 """Roster of a run: the handshake that maps Flower's node ids to partitions, and the members."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from logging import INFO, WARNING
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from logging import ERROR, INFO, WARNING
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from ..base.errors import UserError
-from ..energy.costs import Work
-from ..energy.equipment import NOT_TOLD, Equipment
-from ..payload.blocks import STATISTICS, is_carried, unaddressed, vector_problem
+from ..payload.blocks import vector_problem
 from ..payload.plan import Payload
-from ..transport.messages import ABOUT, FLOPS_IN, PLAN, PUBLIC_KEY, STATE
+from ..transport.messages import ABOUT, PLAN, STATE
 from .admission import odd_ones
-from .reasons import join_reasons, partition_of, reason_of
+from .member import Member, read_member
+from .reasons import ReplyError, is_lost_worker, join_reasons, opened, partition_of
 
+T = TypeVar("T")
+WORKER_LOST = (
+    "A worker process of Flower's simulation has died (killed, or out of memory): node %s failed. "
+    "Flower starts no other one and goes on handing it messages, so that most devices fail from "
+    "now on. Stop this run and resume it; or let the engine of this package run it, which starts "
+    'its workers again: engine = "sharded", or flwr-dmml simulate'
+)
 _POLL_S = 0.1
 _REMIND_S = 10.0
 
@@ -27,37 +33,8 @@ class NoDevicesError(UserError, RuntimeError):
     """Too few devices answered for the run to start, or none is left to go on."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """A device that answered the handshake."""
-
-    node_id: int
-    partition_id: int
-    modalities: tuple[str, ...]
-    blocks: dict[str, int]  # name -> length
-    payload_bytes: int  # that it publishes in round 1 for a neighbour, as it says
-    block_bytes: dict[str, int]  # of these, by block
-    digests: dict[str, str]  # name -> digest of the numbers it starts from
-    num_train: int
-    work: Work
-    class_counts: tuple[int, ...] = ()  # training samples of each class; not told: empty
-    class_names: tuple[str, ...] = ()  # not known, or not told: empty
-    num_classes: int = 0  # not told: 0
-    data: str = ""  # where they are, and their classes and shapes, for people
-    address: str = ""  # where its neighbours reach it
-    equipment: Equipment = NOT_TOLD
-    announced: bytes = b""  # its public key, signed; not told: empty
-
-    def problem_with(self, names: Collection[str]) -> str | None:
-        """Say what is wrong with the names in a payload of this device, or return None."""
-        own = [name for name in names if not (name.startswith(STATISTICS) or is_carried(name))]
-        blocks = {unaddressed(name) for name in own}
-        if lacking := set(self.blocks) - blocks:
-            return f"its payload lacks {', '.join(sorted(lacking))}"
-        unknown = blocks - set(self.blocks)
-        return (
-            f"its payload holds unknown blocks: {', '.join(sorted(unknown))}" if unknown else None
-        )
+class QuorumError(NoDevicesError):
+    """Fewer devices are left than ``min-devices``; the run has stopped and can be resumed."""
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
@@ -89,9 +66,9 @@ def handshake(
 ) -> dict[int, Member]:
     """Ask every node who it is; return the members by partition id.
 
-    A node that fails, does not answer, claims a partition that is taken, or holds data of another
-    form than most (:func:`~flwr_dmml.strategies.admission.odd_ones`) is left out and named in the
-    log.
+    A node that fails, does not answer or cannot be understood, claims a partition that is taken, or
+    holds data of another form than most (:func:`~flwr_dmml.strategies.admission.odd_ones`) is left
+    out and named in the log.
 
     Raises
     ------
@@ -107,17 +84,14 @@ def handshake(
     problems = dict.fromkeys(asked.values(), "no answer")
     partitions: dict[int, int] = {}  # of those with a problem, where it is known
     for node_id, reply in sorted(answers.items()):
-        if reply.has_error():
-            problems[node_id] = reason_of(reply.error)
-            if (partition := partition_of(reply.error)) is not None:
+        try:
+            member = opened(reply, partial(_introduced, node_id))
+        except ReplyError as error:
+            problems[node_id] = str(error)
+            if reply.has_error() and (partition := partition_of(reply.error)) is not None:
                 partitions[node_id] = partition
             continue
-        try:
-            member = _read_member(node_id, reply.content.config_records[ABOUT])
-        except (KeyError, TypeError, ValueError):
-            problems[node_id] = "its answer is not that of a ClientApp of flwr-dmml"
-            continue
-        if not 0 <= member.partition_id < num_nodes:
+        if member.partition_id >= num_nodes:
             problems[node_id] = (
                 f"partition {member.partition_id} is not below num-nodes = {num_nodes}"
             )
@@ -137,6 +111,12 @@ def handshake(
     return members
 
 
+def _introduced(node_id: int, content: RecordDict) -> Member:
+    if ABOUT not in content.config_records:
+        raise ReplyError("it is not that of a ClientApp of flwr-dmml")
+    return read_member(node_id, content.config_records[ABOUT])
+
+
 class Roster:
     """The members of a run, and the letters between them and the strategy.
 
@@ -152,8 +132,10 @@ class Roster:
     def __init__(self, members: Mapping[int, Member]) -> None:
         self.members = dict(members)
         self.partition_of = {member.node_id: p for p, member in self.members.items()}
+        self.modalities = frozenset(m for member in members.values() for m in member.modalities)
         self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
+        self._lost_told = False
 
     def check_initial(self, payload: Payload) -> None:
         """Refuse blocks to start from that no device takes.
@@ -207,11 +189,17 @@ class Roster:
         kind: str,
         method: str,
         timeout: float,
+        read: Callable[[int, RecordDict], T],
         states: Mapping[int, ArrayRecord] | None = None,
-    ) -> tuple[dict[int, RecordDict], dict[int, str]]:
+    ) -> tuple[dict[int, T], dict[int, str]]:
         """Ask all members who are there something outside of a round; return as :meth:`sort` does.
 
         ``states`` go with the messages, by partition.
+
+        Raises
+        ------
+        NoDevicesError
+            Not one reply is good.
         """
         invited, absent = self.invite(grid)
         messages: list[Message] = []
@@ -220,75 +208,51 @@ class Roster:
             if states is not None:
                 content[STATE] = states.get(partition, ArrayRecord())
             messages.append(Message(content, self.members[partition].node_id, kind))
-        good, failed = self.sort(self.send(grid, messages, timeout))
+        good, failed = self.sort(self.send(grid, messages, timeout), read)
+        require_some(good, failed)
         return good, absent | failed
 
-    def sort(self, replies: Iterable[Message]) -> tuple[dict[int, RecordDict], dict[int, str]]:
-        """Return good replies by partition, and what became of the others.
+    def sort(
+        self, replies: Iterable[Message], read: Callable[[int, RecordDict], T]
+    ) -> tuple[dict[int, T], dict[int, str]]:
+        """Return what good replies say, by partition, and what became of the others.
 
-        Raises
-        ------
-        NoDevicesError
-            Somebody was asked, and not one reply is good.
+        Parameters
+        ----------
+        replies : iterable of Message
+            To what was sent last.
+        read : callable
+            Given a partition and the content of its reply, returns what it says, checked.
         """
-        good: dict[int, RecordDict] = {}
+        good: dict[int, T] = {}
         failed: dict[int, str] = {}
+        lost: list[int] = []
         open_letters = dict(self._asked)
         for reply in replies:
             # An error made by the SuperLink carries its own node id: the message id tells whose.
             partition = open_letters.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():
-                failed[partition] = reason_of(reply.error)
-            else:
-                good[partition] = reply.content
+            try:
+                good[partition] = opened(reply, partial(read, partition))
+            except ReplyError as error:
+                failed[partition] = str(error)
+                if reply.has_error() and is_lost_worker(reply.error):
+                    lost.append(partition)
+        if lost and not self._lost_told:
+            log(ERROR, WORKER_LOST, ", ".join(map(str, sorted(lost))))
+            self._lost_told = True
         for message_id, partition in open_letters.items():
             self._waiting[partition] = message_id
             failed[partition] = "no reply in time (round-timeout)"
-        if failed and not good:
-            raise NoDevicesError(f"every device failed: {join_reasons(failed)}")
         return dict(sorted(good.items())), dict(sorted(failed.items()))
 
 
-def _read_member(node_id: int, about: ConfigRecord) -> Member:
-    names, lengths = about["block-names"], about["block-lengths"]
-    modalities = tuple(about["modalities"])  # type: ignore[arg-type]
-    return Member(
-        node_id=node_id,
-        partition_id=int(about["partition-id"]),  # type: ignore[arg-type]
-        modalities=modalities,  # type: ignore[arg-type]
-        blocks=dict(zip(names, lengths, strict=True)),  # type: ignore[arg-type,misc]
-        payload_bytes=max(0, int(about["payload-bytes"])),  # type: ignore[arg-type]
-        block_bytes=_sizes(names, about["block-bytes"]),
-        digests=dict(zip(names, about["block-digests"], strict=True)),  # type: ignore[arg-type,misc]
-        num_train=int(about["num-train"]),  # type: ignore[arg-type]
-        class_counts=tuple(about.get("class-counts", ())),  # type: ignore[arg-type]
-        class_names=tuple(map(str, about.get("class-names", ()))),  # type: ignore[arg-type]
-        num_classes=int(about.get("num-classes", 0)),  # type: ignore[arg-type]
-        data=str(about.get("data", "")),
-        address=str(about.get("direct-address", "")),
-        equipment=Equipment.read(about),
-        announced=bytes(about.get(PUBLIC_KEY, b"")),  # type: ignore[arg-type]
-        work=Work(
-            joint=float(about["flops-joint"]),  # type: ignore[arg-type]
-            solo=dict(zip(modalities, map(float, about["flops-solo"]), strict=True)),  # type: ignore[arg-type]
-            per_round=float(about["flops-per-round"]),  # type: ignore[arg-type]
-            in_phase={
-                key.removeprefix(FLOPS_IN): float(flops)  # type: ignore[arg-type]
-                for key, flops in about.items()
-                if key.startswith(FLOPS_IN)
-            },
-        ),
-    )
-
-
-def _sizes(names: Any, sizes: Any) -> dict[str, int]:
-    """Return the bytes of each block, as a device says; a block has at least one.
+def require_some(good: Collection[int], failed: Mapping[int, str]) -> None:
+    """Go on if there is a good reply, or nobody was asked.
 
     Raises
     ------
-    ValueError
-        It says something else.
+    NoDevicesError
+        All have failed.
     """
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError("the bytes of a block are whole numbers above 0")
-    return dict(zip(names, sizes, strict=True))
+    if failed and not good:
+        raise NoDevicesError(f"every device failed: {join_reasons(failed)}")

@@ -1,19 +1,21 @@
 """Exchange of sealed payloads: the coordinator relays them and cannot read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from ..payload.plan import Carried, Plan
+from ..payload.plan import Plan
 from ..payload.routing import correspondents
-from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES
+from ..transport.letter import MAX_LETTER
 from ..transport.relay import size_bytes
 from ..transport.sealed import KEY, KEYS, OWN, SEALED, SESSION, part_of
 from .exchange import Exchange
 from .logbook import Logbook
+from .reasons import ReplyError
+from .replies import Reply, check_arrays, told_bytes
 from .roster import Roster
 
 
@@ -63,14 +65,14 @@ class SealedExchange(Exchange):
     def _bytes(self, sender: int, record: ArrayRecord) -> tuple[int, int]:
         return size_bytes(record), self._plain[sender][1]
 
-    def _problem(
-        self, partition: int, payload: ArrayRecord, metrics: Mapping[str, float]
-    ) -> str | None:
-        if SEALED not in payload or PAYLOAD_BYTES not in metrics:
-            return "its payload is not encrypted"
-        size, labels = metrics[PAYLOAD_BYTES], metrics.get(LABEL_BYTES, 0.0)
-        self._plain[partition] = int(size), int(labels)
-        return None
+    def _check(self, partition: int, reply: Reply, plans: Sequence[Plan]) -> None:
+        check_arrays(reply.payload, "payload")
+        if SEALED not in reply.payload:
+            raise ReplyError("its payload is not encrypted")
+        there = size_bytes(reply.payload)
+        if there > MAX_LETTER:
+            raise ReplyError(f"its payload has {there} bytes; allowed: {MAX_LETTER}")
+        self._plain[partition] = told_bytes(reply.rounds[0].metrics, there)
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs besides the payloads, as JSON."""
@@ -82,8 +84,3 @@ class SealedExchange(Exchange):
         super().load_state(state, payloads)
         self._session = str(state["session"])
         self._plain = {int(p): (int(a), int(b)) for p, (a, b) in state["plain"].items()}
-
-
-def _as_part(there: Carried) -> Carried:
-    """Return what is carried by the name that it has in sealed payloads."""
-    return replace(there, blocks=(part_of(there.blocks),))

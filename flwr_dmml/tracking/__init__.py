@@ -2,7 +2,7 @@
 
 from .records import NodeResult, RoundRecord, Tracker
 from .run_folder import RunFolder
-from .tables import devices_table, final_table, render, verdict
+from .tables import devices_table, failures_table, final_table, render, verdict
 
 __all__ = [
     "NodeResult",
@@ -10,6 +10,7 @@ __all__ = [
     "RunFolder",
     "Tracker",
     "devices_table",
+    "failures_table",
     "final_table",
     "render",
     "verdict",

@@ -31,6 +31,7 @@ class NodeResult:
     bytes_sent: int = 0
     label_bytes_sent: int = 0  # of these, soft labels
     rejected: int = 0  # letters and blocks of its neighbours that did not come or were refused
+    claims: dict[int, str] = field(default_factory=dict)  # neighbour -> what it says of that one
     labels: dict[str, float] = field(default_factory=dict)  # how a public set was labelled
     speed: dict[str, float] = field(default_factory=dict)  # training speed of each modality
     updates: dict[str, int] = field(default_factory=dict)  # of each modality's encoder
@@ -90,9 +91,8 @@ KNOWN_PREFIXES = (
 )  # fmt: skip
 """So have all that begin with these."""
 OPTIONAL = {
-    "measured_j", "measured_s", "total_measured_j", "carried", "lies",
-    "lying_neighbours", "dropped",
-    "liars",
+    "measured_j", "measured_s", "total_measured_j", "carried", "claims", "lies",
+    "lying_neighbours", "dropped", "liars",
 }  # fmt: skip
 """What is left out of a line where there is nothing to say."""
 EVALUATION = ("test.", "validation.")
@@ -116,7 +116,7 @@ def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _there_only(line: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only some runs have: what a meter has counted, couriers carried, and liars."""
+    """Leave out what only some runs have: what a meter, couriers or neighbours add, and liars."""
     return {k: v for k, v in line.items() if k not in OPTIONAL or v not in (None, {})}
 
 
@@ -368,7 +368,10 @@ class RoundRecord:
         ]
         by_modality = _mean_by_key(progress)
         lowest = min(by_modality.values(), default=0.0)
-        return max(by_modality.values()) / lowest if len(by_modality) > 1 and lowest > 0 else None
+        if len(by_modality) < 2 or lowest <= 0:
+            return None
+        value = max(by_modality.values()) / lowest
+        return value if isfinite(value) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to ``metrics.jsonl``: summary first, then the nodes."""

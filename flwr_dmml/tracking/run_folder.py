@@ -1,21 +1,25 @@
 """The run folder: resolved settings and metrics as JSON lines."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from logging import CRITICAL, NOTSET, FileHandler, Formatter, getLogger
+from logging import CRITICAL, NOTSET, WARNING, FileHandler, Formatter, LogRecord, getLogger
 from logging.handlers import MemoryHandler
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from .files import write_whole
+from ..base.log import log
+from ..base.machine import expanded
+from .files import WriteError, write_whole, writing
 from .history import read_metrics_file, read_record
+from .lock import locked
 from .provenance import provenance
 from .records import RoundRecord
 
 END = "end.json"
+"""Of the run: how it ended; of a method, in its folder: what it has left, if it came to its end."""
 
 
 class RunFolder:
@@ -23,9 +27,10 @@ class RunFolder:
 
     ``config.json`` holds the resolved settings, ``run.json`` what it was made with (see
     :func:`~flwr_dmml.tracking.provenance.provenance`), ``log.txt`` the log of the coordinator
-    (:meth:`logging`); each method that runs writes
+    (:meth:`in_use`); each method that runs writes
     ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
     same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a round).
+    ``end.json`` says how the run ended (:mod:`~flwr_dmml.tracking.ending`).
 
     Parameters
     ----------
@@ -44,14 +49,13 @@ class RunFolder:
 
     def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.path = Path(os.path.expanduser(parent)).resolve() / (
-            name or f"{stamp}-{config['method']}"
-        )
+        self.path = Path(expanded(str(parent))).resolve() / (name or f"{stamp}-{config['method']}")
         self._taken = f"run-name = {name!r}: {self.path} exists already; choose another name"
         if self.path.exists():
             raise FileExistsError(self._taken)
         self._made = self._resumed = False
         self._log: MemoryHandler | None = None
+        self._lock: ExitStack | None = None
         self._seed = config.get("seed")
         self._config = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
 
@@ -60,12 +64,42 @@ class RunFolder:
         """Return the folder of a run that goes on."""
         folder = cls.__new__(cls)
         folder.path, folder._made, folder._resumed = path, True, True
-        folder._log = None
+        folder._log = folder._lock = None
         return folder
 
+    @property
+    def made(self) -> bool:
+        """Whether the folder is there, and this run's."""
+        return self._made
+
     @contextmanager
-    def logging(self) -> Iterator[None]:
-        """Write Flower's log to ``log.txt`` while the block runs, from its beginning."""
+    def in_use(self) -> Iterator[None]:
+        """Keep other processes out of the folder while the block runs, and write its log.
+
+        Flower's log goes to ``log.txt``, from the beginning of the block.
+
+        Raises
+        ------
+        InUseError
+            Another process has the folder.
+        WriteError
+            Something in it cannot be written; the message says how to go on.
+        """
+        try:
+            with ExitStack() as self._lock:
+                if self._made:
+                    self._lock.enter_context(locked(self.path))
+                with self._logging():
+                    yield
+        except WriteError as error:
+            if not self._made:
+                raise
+            raise WriteError(f"{error}; then go on with --resume {self.path}") from error
+        finally:
+            self._lock = None
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
         logger = getLogger("flwr")
         self._log = MemoryHandler(10_000, flushLevel=CRITICAL + 1)  # until there is a folder
         logger.addHandler(self._log)
@@ -84,7 +118,8 @@ class RunFolder:
     def _open_log(self) -> None:
         if self._log is None or self._log.target is not None:
             return
-        file = FileHandler(self.path / "log.txt", encoding="utf-8")
+        with writing(self.path / "log.txt"):
+            file = _LogFile(self.path / "log.txt", encoding="utf-8")
         file.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.setTarget(file)
         self._log.flush()
@@ -109,13 +144,16 @@ class RunFolder:
                 self.path.mkdir(parents=True)
             except FileExistsError as error:  # another run took the name while we waited
                 raise FileExistsError(self._taken) from error
+            if self._lock is not None:
+                self._lock.enter_context(locked(self.path))
             write_whole(self.path / "config.json", self._config)
             about = json.dumps(provenance(self._seed), indent=2) + "\n"
             write_whole(self.path / "run.json", about)
             self._made = True
             self._open_log()
         self._current = self.path / method
-        self._current.mkdir(exist_ok=self._resumed)
+        with writing(self._current):
+            self._current.mkdir(exist_ok=self._resumed)
 
     def round_ended(self, record: RoundRecord) -> None:
         """Append the round to the method's files."""
@@ -123,6 +161,41 @@ class RunFolder:
         _append(self._current / "timing.jsonl", {"round": record.round, "seconds": record.seconds})
 
 
+class _LogFile(FileHandler):
+    """A log that ends where it cannot be written: the run has its numbers to write, too."""
+
+    _ended = False
+
+    def emit(self, record: LogRecord) -> None:
+        if not self._ended:
+            super().emit(record)
+
+    def handleError(self, record: LogRecord) -> None:
+        if not self._ended:
+            self._ended = True
+            log(WARNING, "%s cannot be written, and ends here", self.baseFilename)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:
+            if not self._ended:  # else it has been said
+                raise
+
+
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True) + "\n")
+    try:
+        text = json.dumps(line, sort_keys=True, allow_nan=False)
+    except ValueError:  # NaN or infinite: JSON has neither
+        text = json.dumps(_existing(line), sort_keys=True, allow_nan=False)
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def _existing(value: Any) -> Any:
+    """Return what is to be written, with null for numbers that do not exist."""
+    if isinstance(value, dict):
+        return {key: _existing(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_existing(own) for own in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

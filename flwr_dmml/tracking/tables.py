@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from io import StringIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from .ending import MethodEnd
 from .records import RoundRecord
 
 
@@ -16,7 +18,7 @@ def render(table: Table) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def final_table(results: Mapping[str, RoundRecord]) -> Table:
+def final_table(results: Mapping[str, RoundRecord], begun: int = 0) -> Table:
     """Return the accuracies of each method's last round, and what each took, side by side.
 
     With two methods a last column says what the second gains over the first, in points. Devices
@@ -26,10 +28,12 @@ def final_table(results: Mapping[str, RoundRecord]) -> Table:
     ----------
     results : mapping of str to RoundRecord
         The last round of each method, in the order of the columns.
+    begun : int (default: 0)
+        Devices that took part, where more than are in these rounds.
     """
     compared = in_common(results)
     counted = max(len(r.by_partition) for r in compared.values())
-    known = len(set[int]().union(*(r.by_partition for r in results.values())))
+    known = max(begun, len(set[int]().union(*(r.by_partition for r in results.values()))))
     title = f"Test accuracy at the end, {counted} of {known} devices"
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -119,6 +123,29 @@ def devices_table(results: Mapping[str, RoundRecord]) -> Table:
         sensors = known.modalities + ", lies" * bool(known.lies)
         shown = ["-" if n is None or n.accuracy is None else f"{n.accuracy:.3f}" for n in nodes]
         table.add_row(str(partition), sensors, *shown)
+    return table
+
+
+FAILURES = "Devices that failed in a round"
+FAILURE_COLUMNS = "device", "method", "rounds failed", "first in round", "reason then"
+
+
+def failure_rows(ends: Mapping[str, MethodEnd]) -> list[list[str]]:
+    """Return a row of :data:`FAILURE_COLUMNS` for each device and method in which it failed."""
+    return [
+        [str(partition), method, str(own.rounds), str(own.first), own.reason]
+        for method, end in ends.items()
+        for partition, own in end.failures.items()
+    ]
+
+
+def failures_table(ends: Mapping[str, MethodEnd]) -> Table:
+    """Return the devices that failed, in how many rounds and why at first."""
+    table = Table(title=FAILURES, title_justify="left")
+    for name in FAILURE_COLUMNS:
+        table.add_column(name)
+    for row in failure_rows(ends):
+        table.add_row(*map(escape, row))
     return table
 
 

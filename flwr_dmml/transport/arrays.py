@@ -12,6 +12,8 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..base.text import one_line
+
 
 class LazyArray(Array):
     """An ``Array`` that never changes, and whose ``data`` is made when it is asked for.
@@ -24,6 +26,11 @@ class LazyArray(Array):
     def serialised_bytes(self) -> int:
         """``len(self.data)``."""
         return len(self.data)
+
+    @property
+    def readable(self) -> bool:
+        """Whether it is known to hold numbers."""
+        return False
 
     def deflate(self) -> bytes:
         """Return what Flower stores of it beside its data: its class is written there."""
@@ -67,6 +74,11 @@ class NumpyArray(LazyArray):
         buffer = BytesIO()
         np.save(buffer, self.numbers, allow_pickle=False)
         return buffer.getvalue()
+
+    @property
+    def readable(self) -> bool:
+        """It holds numbers."""
+        return True
 
     @property
     def serialised_bytes(self) -> int:
@@ -121,11 +133,34 @@ def numbers_in(data: bytes) -> NDArray[Any] | None:
         if np.lib.format.read_magic(file) != (1, 0):
             return None
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError:  # no such file: who asks for its numbers is told so
+        if fortran or not _plain(dtype):
+            return None
+        if len(data) - file.tell() != dtype.itemsize * prod(shape):
+            return None
+        return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
+    except Exception:  # another's bytes can make the reader raise anything: see array_problem
         return None
-    if fortran or dtype.hasobject or len(data) - file.tell() != dtype.itemsize * prod(shape):
+
+
+def array_problem(array: Array) -> str | None:
+    """Say why the numbers of another's array cannot be read, or return None.
+
+    The numbers themselves are not looked at. Only plain files of NumPy's are read, never a pickle.
+    """
+    if isinstance(array, LazyArray) and array.readable:
         return None
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
+    if array.stype == "numpy.ndarray" and numbers_in(array.data) is not None:
+        return None
+    try:
+        dtype = array.numpy().dtype
+    except Exception as error:  # as above
+        return f"is no array that can be read: {one_line(f'{type(error).__name__}: {error}', 100)}"
+    return None if _plain(dtype) else f"holds {one_line(str(dtype), 40)}, which are no numbers"
+
+
+def _plain(dtype: np.dtype[Any]) -> bool:
+    """Return whether these are booleans, integers or floats that any file format can hold."""
+    return dtype.kind in "biuf" and dtype.itemsize <= 8
 
 
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:

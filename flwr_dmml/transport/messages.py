@@ -6,23 +6,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from ..payload.plan import Apart, Carried, Inbox, Outcome, Payload, Plan
+from ..payload.plan import Apart, Averaged, Carried, Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
 PEERS, LETTER_BYTES, LABEL_BYTES = "peers", "letter.bytes", "letter.label-bytes"
 PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
-NOTES, METER_PROBLEM = "notes", "meter-problem"
+NOTES, METER_PROBLEM, REJECTED = "notes", "meter-problem", "rejected"
 PUBLIC_KEY, PAYLOAD_BYTES = "public-key", "payload.bytes"
 Value = TypeVar("Value")
 INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
-_WEIGHTS, _UPDATES = "weights.", "updates."
-_FAR, _CARRIES, _APART = "far.", "carries.", "apart."
+_WEIGHTS, _UPDATES, _STEPS, _ANEW = "weights.", "updates.", "steps.", "anew"
+_FAR, _CARRIES, _AVERAGES, _APART = "far.", "carries.", "averages.", "apart."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
 
@@ -63,19 +63,33 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     )
     if isfinite(plan.budget_j):
         record["budget-j"] = plan.budget_j
+    for key, is_so in (("merges", plan.merges), ("merged", plan.merged)):
+        if is_so:
+            record[key] = True
     if plan.phase:
         record["phase"] = plan.phase
-    for key, partitions in (("neighbours", plan.neighbours), ("recipients", plan.recipients)):
+    for key, partitions in (
+        ("neighbours", plan.neighbours),
+        ("recipients", plan.recipients),
+        ("resend", plan.resend),
+    ):
         if partitions:
             record[key] = list(partitions)
     for modality, updates in plan.by_modality.items():
         record[_UPDATES + modality] = updates
+    for modality, count in plan.steps.items():
+        record[_STEPS + modality] = count
+    if plan.anew:
+        record[_ANEW] = list(plan.anew)
     for block, weights in plan.weights.items():
         record[_WEIGHTS + block] = list(weights)
     for prefix, brought in ((_FAR, plan.far), (_CARRIES, plan.carries)):
         for position, there in enumerate(brought):
             record[f"{prefix}{position}"] = [there.origin, there.via, there.couriers]
             record[f"{prefix}{position}.blocks"] = list(there.blocks)
+    for position, mean in enumerate(plan.averages):
+        record[f"{_AVERAGES}{position}"] = [mean.length, *mean.origins]
+        record[f"{_AVERAGES}{position}.blocks"] = [mean.block]
     for position, own in enumerate(plan.apart):
         record[f"{_APART}{position}"] = list(own.readers)
         record[f"{_APART}{position}.blocks"] = list(own.blocks)
@@ -93,6 +107,9 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         phase=str(record.get("phase", "")),
         neighbours=tuple(record.get("neighbours", [])),
         recipients=tuple(record.get("recipients", [])),
+        resend=tuple(record.get("resend", [])),
+        merges=bool(record.get("merges", False)),
+        merged=bool(record.get("merged", False)),
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)
             for key, value in record.items()
@@ -103,8 +120,18 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
             for key, value in record.items()
             if key.startswith(_UPDATES)
         },
+        steps={
+            key.removeprefix(_STEPS): float(value)
+            for key, value in record.items()
+            if key.startswith(_STEPS)
+        },
+        anew=tuple(record.get(_ANEW, [])),
         far=_read_carried(record, _FAR),
         carries=_read_carried(record, _CARRIES),
+        averages=tuple(
+            Averaged(block, tuple(origins), length)
+            for (length, *origins), (block,) in _numbered(record, _AVERAGES)
+        ),
         apart=tuple(Apart(blocks, tuple(readers)) for readers, blocks in _numbered(record, _APART)),
     )
 
@@ -138,22 +165,26 @@ def join(rounds: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
     }
 
 
-def parted(joined: Mapping[str, Value]) -> list[dict[str, Value]]:
-    """Return the records of all rounds from what :func:`join` gave; of the last ones, no empty."""
-    rounds: dict[int, dict[str, Value]] = {0: {}}
+def parted(joined: Mapping[str, Value], count: int | None = None) -> list[dict[str, Value]]:
+    """Return the records of ``count`` rounds from what :func:`join` gave.
+
+    By default every round is taken to have an entry.
+
+    Raises
+    ------
+    ValueError
+        An entry is of a round beyond these.
+    """
+    found: dict[int, dict[str, Value]] = {0: {}}
     for key, value in joined.items():
         number, colon, rest = key.partition(":")
-        position, name = (int(number), rest) if colon and number.isdecimal() else (0, key)
-        rounds.setdefault(position, {})[name] = value
-    return [rounds.get(position, {}) for position in range(max(rounds) + 1)]
-
-
-def _nth(joined: Mapping[str, Value], position: int) -> dict[str, Value]:
-    """Return the record of the n-th round, from 0."""
-    if not position:
-        return parted(joined)[0]
-    prefix = f"{position}:"
-    return {k.removeprefix(prefix): v for k, v in joined.items() if k.startswith(prefix)}
+        numbered = colon and number.isascii() and number.isdecimal()
+        position, name = (int(number[:10]), rest) if numbered else (0, key)
+        found.setdefault(position, {})[name] = value
+    count = len(found) if count is None else count
+    if (last := max(found)) >= count:
+        raise ValueError(f"an entry of round {last + 1} of {count}")
+    return [found.get(position, {}) for position in range(count)]
 
 
 def read_plans(content: RecordDict) -> list[Plan]:
@@ -166,43 +197,14 @@ def read_peers(content: RecordDict) -> dict[int, str]:
     return {int(k): str(v) for k, v in content.config_records[PEERS].items()}
 
 
-def read_metrics(content: RecordDict, position: int = 0) -> dict[str, float]:
-    """Read the numbers that came with a reply, of the n-th round of its message."""
-    record = _nth(content.metric_records.get(METRICS, MetricRecord()), position)
-    return {name: float(v) for name, v in record.items() if isinstance(v, int | float)}
-
-
-def read_confusion(content: RecordDict) -> list[int]:
-    """Read how often a device takes each class for each, row by row; empty if it does not say."""
-    counts = content.metric_records.get(CONFUSION, MetricRecord()).get(CONFUSION, [])
-    return [int(count) for count in counts] if isinstance(counts, list) else []
-
-
-def read_rejected(content: RecordDict, position: int = 0) -> list[str]:
-    """Read what a node found wrong with its neighbours' payloads, in the n-th round."""
-    lines = read_report(content, position).get("rejected", [])
-    return [str(line) for line in lines] if isinstance(lines, list) else []
-
-
-def read_report(content: RecordDict, position: int = 0) -> dict[str, Any]:
-    """Read what went wrong in the n-th round of a reply, see :func:`write_report`."""
-    return _nth(content.config_records.get(REPORT, ConfigRecord()), position)
-
-
 def write_report(outcome: Outcome) -> ConfigRecord:
     """Write what went wrong in a round that a device has done; empty if nothing did."""
     record = ConfigRecord()
     if outcome.rejected:
-        record["rejected"] = outcome.rejected
+        record[REJECTED] = outcome.rejected
     if outcome.meter_problem:
         record[METER_PROBLEM] = outcome.meter_problem
     return record
-
-
-def read_notes(content: RecordDict) -> list[str]:
-    """Read what a node has to say in the run's log."""
-    lines = content.config_records.get(NOTES, ConfigRecord()).get(NOTES, [])
-    return [str(line) for line in lines] if isinstance(lines, list) else []
 
 
 def read_inbox(content: RecordDict) -> Inbox:

@@ -14,7 +14,7 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner
 from flwr_dmml.clients.direct import open_link, run_directly
 from flwr_dmml.payload.options import ExchangeOptions
-from flwr_dmml.payload.plan import Carried, Inbox, Outcome, Plan
+from flwr_dmml.payload.plan import Averaged, Carried, Inbox, Outcome, Plan
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.transport.letter import Letter
 from flwr_dmml.transport.messages import LETTER_BYTES, PAYLOAD_BYTES, pack
@@ -108,6 +108,27 @@ def test_a_courier_puts_into_its_letter_what_has_come_in_others() -> None:
     assert torch.allclose(receiver.state()[block], mean, atol=1e-6)
     (outcome,), _ = run_directly(receiver, [mix], {0: ""}, Shelf({}), "7", {})
     assert outcome.rejected == ["0: no letter within 30 s"]
+
+
+def test_a_courier_puts_the_mean_of_the_letters_that_have_come_into_its_own() -> None:
+    """0 has images; of 1 and 2, which have sound, only 1 writes in round 2."""
+    config, block = {**CONFIG, "modality-pattern": "image,audio,audio"}, "encoder.audio"
+    courier, *senders = (make_learner(config, k) for k in range(3))
+    letters = {(k, 1): published(sender, 1) for k, sender in enumerate(senders, start=1)}
+    letters[1, 2] = published(senders[0], 2)
+    length = senders[0].block_lengths()[block]
+    mean = (Averaged(block, (1, 2), length),)
+    plans = [plan(1, courier, ())]
+    plans += [replace(plan(t, courier, (1, 2)), weights={}, averages=mean) for t in (2, 3)]
+    courier.reset()
+    shelf = Shelf(letters)
+    outcomes, _ = run_directly(courier, plans, {1: "", 2: ""}, shelf, "7", {})
+    one, two = (letters[k, 1].tensors[block] for k in (1, 2))
+    assert torch.equal(shelf.published[1].tensors["encoder.audio<-1"], (one + two) / 2)
+    alone = letters[1, 2].tensors[block]
+    assert torch.equal(shelf.published[2].tensors["encoder.audio<-1"], alone)
+    assert outcomes[2].rejected == ["2: no letter within 30 s"]
+    assert outcomes[1].metrics[PAYLOAD_BYTES] == outcomes[0].metrics[PAYLOAD_BYTES]
 
 
 def test_the_last_letter_lies_ready_for_those_who_come_later(letters):

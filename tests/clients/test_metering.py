@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import networkx as nx
 import numpy as np
 import pytest
-from flwr.app import MetricRecord, RecordDict
 from flwr.common.config import parse_config_args
 from helpers import FAST, make_learner, run_peers
 from helpers_direct import Shelf
@@ -43,8 +42,8 @@ from flwr_dmml.strategies.app import report
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
 from flwr_dmml.strategies.energy.measured import MeasuredPrices, read_meter
 from flwr_dmml.strategies.logbook import Logbook
-from flwr_dmml.strategies.roster import Member
-from flwr_dmml.transport.messages import METRICS, join
+from flwr_dmml.strategies.member import Member
+from flwr_dmml.strategies.replies import Account
 
 THREE: dict[str, Any] = {
     **FAST, "method": "drawing", "modality-pattern": "audio+image", "num-nodes": 3,
@@ -202,7 +201,7 @@ def test_measured_joules_are_in_records_log_and_table(
     assert all(n["measured_j"] > CLOSING_J / 2 and n["measured_s"] > 0 for n in last["nodes"])
     total_j = sum(n.measured_j or 0.0 for r in peers.records for n in r.nodes)
     assert last["total_measured_j"] == pytest.approx(total_j, rel=1e-12)
-    report(Settings(method="drawing"), {"drawing": peers.records[-1]})
+    report(Settings(method="drawing"), {"drawing": peers.records[-1]}, {})
     text = caplog.text
     assert "Joules of node 0, 1, 2 are measured by powercap: Processor energy from the" in text
     assert f"meters counted {total_j:.3g} J of computing" in text
@@ -405,9 +404,8 @@ def test_rounds_planned_at_once_are_booked_one_by_one() -> None:
         logbook.open(t)
         logbook.budget(energy.plan(t, nx.path_graph(2), [0, 1], np.zeros(2), {}))
     told = [{metering.MEASURED_J: joules, metering.MEASURED_S: 2.0} for joules in (1.34, 0.14)]
-    reply = RecordDict({METRICS: MetricRecord(join(told))})
-    for position in (0, 1):
-        logbook.mixing(position, 0, reply, position)
+    for position, metrics in enumerate(told):
+        logbook.mixed(position, 0, Account(metrics))
     first, second = logbook.records
     assert [r.battery_j[0] for r in logbook.records] == pytest.approx([8.66, 8.52], abs=1e-12)
     assert [r.battery_j[1] for r in logbook.records] == pytest.approx([9.66, 9.32], abs=1e-12)
@@ -417,10 +415,10 @@ def test_rounds_planned_at_once_are_booked_one_by_one() -> None:
     assert first.by_partition[1].measured_j is None
 
 
-@pytest.mark.parametrize("joules", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("joules", [-1.0, float("nan"), float("inf"), 1e12])
 def test_joules_that_cannot_be_are_not_booked(joules: float) -> None:
-    reply = RecordDict({METRICS: MetricRecord({metering.MEASURED_J: joules})})
-    assert read_meter(reply).problem == f"it counted {joules} J in 0.0 s"
+    found = read_meter({metering.MEASURED_J: joules})
+    assert found.problem == f"it counted {joules} J in 0.0 s"
 
 
 # By hand
@@ -508,8 +506,3 @@ def test_several_rounds_planned_at_once_are_compared_with_their_own_bills() -> N
     for t in (1, 2):
         np.testing.assert_allclose(found.measured(t, {0: 68.0}), [34, 0], rtol=1e-12)
         np.testing.assert_allclose(found.factor, [2, 1], rtol=1e-12)
-
-
-def test_what_a_device_tells_of_itself_is_read_back() -> None:
-    for own in (Equipment(), Equipment("phone", 12.5, "ina", "Energy through VDD_IN.")):
-        assert Equipment.read(own.told()) == own

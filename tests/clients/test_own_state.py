@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from safetensors.numpy import save
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients.own_state import KEPT_RUNS, OwnState, StateLostError
@@ -21,14 +22,14 @@ WEIGHTS = {
 }
 
 
-def context(folder: Path | None, run: int = 1) -> Context:
+def context(folder: Path | None, run: int = 1, node: int = 5) -> Context:
     config: dict[str, Any] = {} if folder is None else {"state-dir": str(folder)}
-    return Context(run, 5, config, RecordDict(), {})
+    return Context(run, node, config, RecordDict(), {})
 
 
-def begun(folder: Path | None, run: int = 1) -> OwnState:
-    own = OwnState(context(folder, run), "dpsgd")
-    own.begin(lambda: pack({"encoder.audio": torch.zeros(3)}))
+def begun(folder: Path | None, run: int = 1, node: int = 5, partition: int = 2) -> OwnState:
+    own = OwnState(context(folder, run, node), "dpsgd")
+    own.begin(partition, lambda: pack({"encoder.audio": torch.zeros(3)}))
     return own
 
 
@@ -74,7 +75,7 @@ def test_a_second_method_of_the_run_starts_afresh(tmp_path: Path):
     with pytest.raises(StateLostError, match="of the method 'dpsgd'"):
         OwnState(context(tmp_path), "dmml-kd").recover()
     second = OwnState(context(tmp_path), "dmml-kd")
-    second.begin(lambda: pack({"encoder.audio": torch.ones(3)}))
+    second.begin(2, lambda: pack({"encoder.audio": torch.ones(3)}))
     assert OwnState(context(tmp_path), "dmml-kd").recover() == "before round 1"
 
 
@@ -89,12 +90,58 @@ def test_a_damaged_file_is_named_and_not_read(tmp_path: Path):
         OwnState(context(tmp_path), "dpsgd").recover()
 
 
+def test_a_second_device_with_the_folder_is_refused_and_told_whose_it_is(tmp_path: Path):
+    """What the first one keeps stays as it is; in another run the folder is free."""
+    first = begun(tmp_path, node=5, partition=2)
+    first.keep(pack(WEIGHTS), "after round 3")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SettingsError) as refused:
+        begun(tmp_path, node=6, partition=0)
+    assert str(refused.value) == (
+        f"partition 0: node config state-dir = {str(tmp_path)!r}: is the folder of device 2 (node "
+        "5) in this run: give each device a state-dir of its own"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    begun(tmp_path, run=2, node=6, partition=0)
+
+
+def test_the_same_device_may_begin_again(tmp_path: Path):
+    """Its second method; and without a key, under a new id. Then that is whose the folder is."""
+    begun(tmp_path, node=5, partition=2)
+    begun(tmp_path, node=5, partition=2)
+    begun(tmp_path, node=9, partition=2).keep(pack(WEIGHTS), "after round 1")
+    with pytest.raises(SettingsError, match=r"the folder of device 2 \(node 9\)"):
+        begun(tmp_path, node=5, partition=0)
+    assert OwnState(context(tmp_path, node=9), "dpsgd").recover() == "after round 1"
+
+
+def test_a_device_that_comes_back_with_anothers_folder_does_not_take_its_state(tmp_path: Path):
+    begun(tmp_path, node=5).keep(pack(WEIGHTS), "after round 1")
+    with pytest.raises(StateLostError, match=r"another device's, node 5: give each device"):
+        OwnState(context(tmp_path, node=6), "dpsgd").recover()
+
+
+@pytest.mark.parametrize("content", ["", "[", '{"node": "x", "partition": 2}', '{"node": 5}'])
+def test_a_mark_that_says_nothing_is_anothers(content: str, tmp_path: Path):
+    begun(tmp_path).mark.write_text(content)
+    with pytest.raises(SettingsError, match="is the folder of another device in this run"):
+        begun(tmp_path)
+
+
+def test_a_file_without_what_it_should_say_is_damaged(tmp_path: Path):
+    own = begun(tmp_path)
+    own.file.write_bytes(save({"0": np.zeros(1)}, metadata={"method": "dpsgd", "0": "a"}))
+    with pytest.raises(StateLostError, match=r"run-1\.safetensors is damaged: 'when'"):
+        OwnState(context(tmp_path), "dpsgd").recover()
+
+
 def test_the_last_runs_are_kept_and_only_their_owner_reads_them(tmp_path: Path):
     for run in range(1, KEPT_RUNS + 3):
         file = begun(tmp_path, run).file
         os.utime(file, (run, run))
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"run-{run}.safetensors" for run in range(3, KEPT_RUNS + 3)}
+    kept = range(3, KEPT_RUNS + 3)
+    assert names == {f"run-{run}.{kind}" for run in kept for kind in ("safetensors", "device")}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 

@@ -1,5 +1,7 @@
 """The reader of feature files on small folders in the layout that the docs describe."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -170,7 +172,7 @@ def test_the_folder_tells_the_modalities(tmp_path):
     (tmp_path / "._audio.csv").write_bytes(b"\x00")
     (tmp_path / "readme.txt").write_text("features")
     assert dataset.modalities_of(options_of(tmp_path)) == ("audio", "text", "video")
-    names = [path.name for path in dataset.files(options_of(tmp_path))]
+    names = [Path(file).name for file in dataset.files(options_of(tmp_path))]
     assert names == ["labels.csv", "audio.csv", "text.npy", "video.csv"]
 
 

@@ -227,7 +227,7 @@ def _made(folder: Path) -> Path:
 
 def test_the_cache_goes_by_the_content_of_the_files(vectors):
     options = LoadOptions(path=str(vectors))
-    files = [path.name for path in find_dataset("folder").files(options)]  # type: ignore[misc]
+    files = [Path(file).name for file in find_dataset("folder").files(options)]  # type: ignore[misc]
     assert files == ["dataset.toml", "manifest.csv", "a.npy", "b.npy", "c.npy", "d.npy"]
     assert load_source("folder", options).train.inputs["v"][0].tolist() == [1, 2]
     npy(vectors, a=[9, 9])
@@ -472,7 +472,7 @@ def test_parquet_holds_paths_and_numbers(tmp_path):
     assert source.test.inputs["imu"].tolist() == [[[3, 4], [30, 40]]]
     assert source.test.present is not None and source.test.present["v"].tolist() == [False]
     files = find_dataset("folder").files(LoadOptions(path=str(tmp_path)))  # type: ignore[misc]
-    assert [p.name for p in files] == ["dataset.toml", "manifest.parquet", "a.png"]
+    assert [Path(p).name for p in files] == ["dataset.toml", "manifest.parquet", "a.png"]
 
 
 def test_parquet_of_other_types(tmp_path):
@@ -590,7 +590,7 @@ def test_a_saved_data_set(tmp_path):
     dataset, options = find_dataset("folder"), LoadOptions(path=str(tmp_path))
     assert dataset.modalities_of(options) == ("photo", "sound", "v", "imu")
     assert dataset.files is not None
-    assert sum(path.suffix == ".arrow" for path in dataset.files(options)) == 2
+    assert sum(Path(file).suffix == ".arrow" for file in dataset.files(options)) == 2
 
 
 def test_a_saved_data_set_with_a_description(tmp_path):

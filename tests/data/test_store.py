@@ -78,6 +78,31 @@ def test_a_load_that_fails_leaves_nothing_half_written(
     assert same(shared("made", make_source).train, make_source().train)
 
 
+def test_a_store_that_cannot_be_written_costs_only_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("WARNING", logger="flwr")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(FOLDER, str(tmp_path / "file" / "store"))
+    source = make_source()
+    assert shared("made", lambda: source) is source
+    (record,) = caplog.records
+    assert record.getMessage().startswith("made is not shared: ")
+
+
+def test_what_is_cut_in_the_store_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("WARNING", logger="flwr")
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    shared("made", make_source)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert same(shared("made", make_source).train, make_source().train)
+    (record,) = caplog.records
+    assert f"'{file}' is damaged" in record.getMessage()
+
+
 def count_loads(folder: str) -> float:
     import os
 

@@ -265,3 +265,16 @@ def test_impossible_ledgers_are_refused() -> None:
         Ledger.from_state({name: state[name] for name in state if name != "radio_j"})
     with pytest.raises(LedgerError, match="node 0 has spent more"):
         Ledger.from_state({**state, "compute_j": [5.1]})
+
+
+def test_a_huge_bill_is_paid_to_the_last_place():
+    """1.4e15 J a round on mains power: sums of such numbers are a quarter of a joule apart."""
+    ledger = Ledger([0.0, 0.0], np.inf)
+    for t in range(1, 50):
+        compute, radio = np.array([1.4e15 / 3 * t, 0.3]), np.array([0.1, 0.2])
+        ledger.harvest(compute + radio)
+        ledger.charge("compute", compute)
+        ledger.charge("radio", radio)
+    assert Ledger.from_state(ledger.state()).remaining_j[1] == pytest.approx(0, abs=1e-12)
+    small = Ledger([1.0])
+    assert small.can_afford([1.0 + 0.9e-9]) and not small.can_afford([1.0 + 1.1e-9])

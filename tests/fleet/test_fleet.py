@@ -835,6 +835,27 @@ def of_another_form(answer: dict[str, Any]) -> None:
     del answer["time_s"]
 
 
+def no_clock(answer: dict[str, Any]) -> None:
+    answer["time_s"] = float("nan")
+
+
+def owing_memory(answer: dict[str, Any]) -> None:
+    answer["memory_bytes"] = -1
+
+
+def of_no_form(answer: dict[str, Any]) -> None:
+    answer["data"]["form"] = {"classes": 3, "modalities": ["audio"]}
+
+
+EVIL = "\x1b]0;owned\x07\nall is well\u202e"
+
+
+def hostile(answer: dict[str, Any]) -> None:
+    answer["data"]["problem"] = answer["data"]["summary"] = answer["platform"] = EVIL
+    answer["versions"]["flwr-dmml"] = answer["config"]["data-path"] = EVIL
+    answer["peers"] = {EVIL: EVIL, "pi-2": EVIL}
+
+
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
@@ -855,6 +876,10 @@ def of_another_form(answer: dict[str, Any]) -> None:
         (days_behind, "5 min behind, and new certificates are not valid for it yet"),
         (cut_off, "pi-1 does not reach pi-2 (localhost:7447): timed out"),
         (of_another_form, "pi-1 gives an answer of another form: time_s Field required"),
+        (no_clock, "pi-1 gives an answer of another form: time_s Input should be a finite number"),
+        (owing_memory, "pi-1 gives an answer of another form: memory_bytes Input should be"),
+        (of_no_form, "pi-1 gives an answer of another form: data.form.modalities Input should be"),
+        (hostile, r"pi-1: \x1b]0;owned\x07 all is well\u202e"),
     ],
 )
 def test_what_devices_say_is_judged(
@@ -866,6 +891,7 @@ def test_what_devices_say_is_judged(
     flower.edit = lambda name, answer: edit(answer) if name == "pi-1" else None
     code, said = run("status", running[0], "-o", running[1])
     assert code == 1 and problem in said, said
+    assert all(c.isprintable() or c == "\n" for c in said) and "\nall is well" not in said
 
 
 def test_parts_of_different_data_sets(running: tuple[Path, Path], flower: FakeFlower):

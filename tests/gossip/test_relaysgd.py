@@ -361,7 +361,8 @@ def test_a_lie_is_in_the_log_and_the_run_goes_on(caplog: pytest.LogCaptureFixtur
     peers = run_peers({**LINE, "method": "lying"}, Lying, num_rounds=3)
     (said,) = [r.getMessage() for r in caplog.records if "rejects" in r.getMessage()]
     assert said.startswith(f"Round 2: node 0 rejects from node 1: block {BLOCK} counts 0.5 devices")
-    assert [set(r.failed) for r in peers.records] == [set(), {1}, set()]
+    assert [set(r.by_partition[0].claims) for r in peers.records] == [set(), {1}, set()]
+    assert not any(r.failed for r in peers.records)  # it lied to one of two
     assert all(n.accuracy is not None for n in peers.records[-1].nodes)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_dmml.graph.couriers import Route, find_routes
+from flwr_dmml.graph.couriers import Hub, Route, find_hubs, find_routes
 from flwr_dmml.graph.weights import components, metropolis_rows, metropolis_weights, spectral_gap
 
 RING = nx.cycle_graph(12)
@@ -136,6 +136,114 @@ def test_routes_are_ways_of_couriers_and_make_a_doubly_stochastic_matrix(
         reach = nx.Graph(graph.subgraph([*owners, *prices]))
         for one, two in combinations(owners, 2):
             assert nx.has_path(whole, one, two) == nx.has_path(reach, one, two)
+
+
+# ---- hubs ---------------------------------------------------------------------------------------
+
+
+def mixing_matrix(graph: nx.Graph, owners: list[int], hubs: list[Hub]) -> np.ndarray:
+    """Return the weights with each mean's shared among its owners, ``[node, node]``."""
+    matrix = np.eye(len(graph))
+    around = {-1 - hub.courier: hub.owners for hub in hubs}
+    for i, row in metropolis_rows(graph, owners, around).items():
+        assert row[i] > 0, "it keeps some of what it has now"
+        matrix[i, i] = 0
+        for j, weight in row.items():
+            members = around.get(j, (j,))
+            for member in members:
+                matrix[i, member] += weight / len(members)
+    return matrix
+
+
+def test_weights_of_means_by_hand() -> None:
+    """A hub of three owners, 1 of which is linked to a fourth one: degrees 2, 1, 1 and 1.
+
+    Link and mean weigh 1 / (1 + 2) = 1/3 each; of the mean that is 1/9 for each of the three.
+    """
+    graph = nx.star_graph(3)
+    graph.add_edge(1, 4)
+    hub = Hub(0, (1, 2, 3))
+    rows = metropolis_rows(graph, [1, 2, 3, 4], {-1: hub.owners})
+    third = pytest.approx(1 / 3)
+    assert rows[1] == {1: third, 4: third, -1: third}
+    assert rows[2] == {2: pytest.approx(2 / 3), -1: third} and rows[4] == {4: rows[2][2], 1: third}
+    assert mixing_matrix(graph, [1, 2, 3, 4], [hub])[1:, 1:] == pytest.approx(
+        np.array([[4, 1, 1, 3], [1, 7, 1, 0], [1, 1, 7, 0], [3, 0, 0, 6]]) / 9
+    )
+
+
+def test_one_hub_serves_all_around_it() -> None:
+    star = nx.star_graph(5)
+    assert find_hubs(star, [1, 2, 3, 4, 5], {0: 1.0}) == [Hub(0, (1, 2, 3, 4, 5))]
+    assert find_hubs(star, [1], {0: 1.0}) == [] == find_hubs(star, [], {0: 1.0})
+    assert find_hubs(star, [1, 2], {}) == [], "nobody can pay"
+    star.add_edge(1, 2)
+    assert find_hubs(star, [1, 2, 3], {0: 1.0}) == [Hub(0, (1, 3))], "one owner of a component"
+    hubs = find_hubs(RING, AUDIO, free(RING))
+    assert hubs == [Hub(1, (0, 2)), Hub(4, (3, 5)), Hub(7, (6, 8)), Hub(10, (9, 11))]
+    assert find_routes(RING, AUDIO, free(RING), hubs=hubs) == []
+
+
+def test_the_cheapest_hubs_bring_any_two_together() -> None:
+    """3 stands between the owners 0, 1 and 2; 4, 5 and 6 between two of them each."""
+    ends = [(3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (5, 1), (5, 2), (6, 0), (6, 2)]
+    graph = nx.Graph(ends)
+    prices = dict.fromkeys((4, 5, 6), 1.0)
+    whole, pairs = [Hub(3, (0, 1, 2))], [Hub(4, (0, 1)), Hub(5, (1, 2)), Hub(6, (0, 2))]
+    assert find_hubs(graph, [0, 1, 2], {3: 2.9, **prices}) == whole
+    assert find_hubs(graph, [0, 1, 2], {3: 3.1, **prices}) == pairs
+    assert find_hubs(graph, [0, 1, 2], {3: 9.0, 4: 1.0, 5: 1.0}) == whole, "only 3 joins 0 and 2"
+    between = nx.Graph([(0, 2), (1, 2), (0, 3), (1, 3)])
+    assert find_hubs(between, [0, 1], {2: 1.0, 3: 1.0}) == [Hub(2, (0, 1))], "the first of equals"
+    assert find_hubs(between, [0, 1], {2: 2.0, 3: 1.0}) == [Hub(3, (0, 1))]
+
+
+def test_what_no_hub_joins_is_joined_over_several_couriers() -> None:
+    """0 - 1 - 2 by the hub 1; 2 - 3 - 4 - 5 over 3 and 4, which pay for two copies each."""
+    graph = nx.path_graph(6)
+    hubs = find_hubs(graph, [0, 2, 5], free(graph))
+    assert hubs == [Hub(1, (0, 2))]
+    assert find_routes(graph, [0, 2, 5], free(graph), hubs=hubs) == [Route((2, 5), (3, 4))]
+    assert find_routes(graph, [0, 2, 5], free(graph), {3: 1}, hubs) == []
+
+
+@settings(deadline=None, max_examples=300)
+@given(cases())
+def test_hubs_and_routes_make_a_symmetric_doubly_stochastic_matrix(
+    case: tuple[nx.Graph, list[int], dict[int, float], dict[int, int]],
+) -> None:
+    graph, owners, every, most = case
+    prices = {r: price for r, price in every.items() if most.get(r, 1)}
+    hubs = find_hubs(graph, owners, prices)
+    routes = find_routes(graph, owners, prices, most, hubs)
+    groups = components(graph, owners)
+    group_of = {p: k for k, group in enumerate(groups) for p in group}
+    copies: dict[int, int] = {}
+    for hub in hubs:
+        assert hub.courier in prices and hub.courier not in owners and len(hub.owners) > 1
+        assert all(graph.has_edge(hub.courier, owner) for owner in hub.owners)
+        assert len({group_of[owner] for owner in hub.owners}) == len(hub.owners)
+        copies[hub.courier] = copies.get(hub.courier, 0) + 1
+    for route in routes:
+        assert len(route.couriers) > 1
+        for r in route.couriers:
+            copies[r] = copies.get(r, 0) + 2
+    assert all(count <= most.get(r, inf) for r, count in copies.items())
+    for r in set(prices) - set(owners):
+        near = {group_of[j] for j in graph[r] if j in group_of}
+        for pair in combinations(near, 2):
+            assert any({*pair} <= {group_of[owner] for owner in hub.owners} for hub in hubs)
+    whole = nx.compose(nx.empty_graph(len(graph)), with_links(graph, owners, routes))
+    matrix = mixing_matrix(whole, owners, hubs)
+    assert np.allclose(matrix, matrix.T) and np.allclose(matrix.sum(axis=0), 1)
+    assert matrix.min() >= 0
+    joined = whole.copy()
+    for hub in hubs:
+        nx.add_path(joined, hub.owners)
+    if not most:  # all that couriers can join is one
+        reach = nx.Graph(graph.subgraph([*owners, *prices]))
+        for one, two in combinations(owners, 2):
+            assert nx.has_path(joined, one, two) == nx.has_path(reach, one, two)
 
 
 def test_a_ring_of_eight_mixes_where_pairs_do_not() -> None:

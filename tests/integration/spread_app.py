@@ -60,7 +60,7 @@ def run(
             evaluate_every=2,
             options=parsed.options[method],
             gossip=parsed.gossip_of(method),
-            couriers=parsed.couriers_of(method) != "off",
+            couriers=parsed.couriers_of(method),
         )
         strategy.start(grid, num_rounds=rounds)
         assert isinstance(strategy.exchange, HostedExchange)

@@ -44,8 +44,9 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     installed = install_metadata(CUSTOM, home / "installed")
+    found = [str(installed), str(CUSTOM), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(installed), str(CUSTOM)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, found)),
         "FLWR_HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -63,7 +64,9 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     def run(
         num_nodes: int,
         app: Path = QUICKSTART,
-        kill: Callable[[], bool] | None = None,
+        when: Callable[[], bool] | None = None,
+        number: signal.Signals = signal.SIGKILL,
+        lose_a_worker: Callable[[], bool] | None = None,
         **settings: object,
     ) -> tuple[str, str]:
         config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
@@ -74,12 +77,18 @@ def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         )  # fmt: skip
         run_id = str(json.loads(submitted)["run-id"])
         deadline = time.monotonic() + 300
-        if kill is not None:  # asking Flower takes a second, in which rounds go by
-            while not kill() and time.monotonic() < deadline:
+        if when is not None:  # asking Flower takes a second, in which rounds go by
+            while not when() and time.monotonic() < deadline:
                 time.sleep(0.01)
             for process in _processes_of(str(home), command="flwr-simulation"):
-                os.kill(process, signal.SIGKILL)
-            return "killed", ""
+                os.kill(process, number)
+            if number == signal.SIGKILL:
+                return "killed", ""
+        if lose_a_worker is not None:
+            while not lose_a_worker():
+                assert time.monotonic() < deadline, call("log", run_id, "--show")
+                time.sleep(0.01)
+            os.kill(_actors_of(_processes_of(str(home), command="flwr-simulation"))[0], 9)
         while time.monotonic() < deadline:
             if _processes_of(str(home), command="flwr-simulation"):  # asking costs a process
                 time.sleep(0.05)
@@ -111,6 +120,21 @@ def _processes_of(*marks: str, command: str = "") -> list[int]:
             if named and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
+
+
+def _actors_of(drivers: list[int]) -> list[int]:
+    """Return the processes in which Flower's simulation runs devices: grandchildren of its own."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ClientAppActor"):
+                raylet = _parent(int(folder.name))
+                found += [int(folder.name)] * (_parent(raylet) in drivers)
+    return found
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_all_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path: Path):
@@ -183,23 +207,57 @@ def test_a_method_of_ones_own_by_entry_point(flwr_run: Run, tmp_path: Path):
         assert ray == (found / "same" / method / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_that_is_killed_goes_on(flwr_run: Run, tmp_path: Path):
-    """Flower's engine is killed with -9; a new `flwr run` ends with what nobody disturbed."""
-    settings = {**SETTINGS, "num-server-rounds": 20, "compare-with": "", "checkpoint-every": 2}
+def test_a_run_that_is_stopped_and_killed_goes_on(flwr_run: Run, tmp_path: Path):
+    """SIGTERM stops it after the round, with a checkpoint; then it is killed with -9.
+
+    The last `flwr run` ends with what nobody disturbed.
+    """
+    settings = {**SETTINGS, "num-server-rounds": 20, "compare-with": "", "checkpoint-every": 3}
     sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
     command = ["simulate", str(QUICKSTART), *sets, "--set", f"run-dir={tmp_path / 'whole'}"]
     assert CliRunner().invoke(app, [*command, "--workers", "0"]).exit_code == 0
 
     metrics = tmp_path / "flower" / "same" / "dmml-kd" / "metrics.jsonl"
 
-    def after_four() -> bool:
-        return metrics.exists() and metrics.read_text().count("\n") >= 4
+    def after(rounds: int) -> Callable[[], bool]:
+        return lambda: metrics.exists() and metrics.read_text().count("\n") >= rounds
 
     given = {**settings, "run-dir": str(tmp_path / "flower")}
-    status, _ = flwr_run(4, kill=after_four, **given)
+    status, log = flwr_run(4, when=after(3), number=signal.SIGTERM, **given)
+    assert status == "finished:failed", log
+    stopped = re.search(r"Stopped after round (\d+)", log)
+    assert stopped and "SIGTERM: the run stops after this round" in log, log
+    checkpoints = metrics.parent / "checkpoints"
+    assert (checkpoints / f"round-{int(stopped[1]):05d}").is_dir()
+    assert metrics.read_text().count("\n") == int(stopped[1]) - 1
+
+    status, _ = flwr_run(4, when=after(int(stopped[1]) + 4), **given, resume="same")
     assert status == "killed" and metrics.read_text().count("\n") < 20
     status, log = flwr_run(4, **given, resume="same")
     assert status == "finished:completed", log
     assert "Resumed after round" in log
     whole = tmp_path / "whole" / "same" / "dmml-kd" / "metrics.jsonl"
     assert metrics.read_bytes() == whole.read_bytes()
+
+
+def test_a_lost_worker_is_told_and_too_few_devices_stop_the_run(flwr_run: Run, tmp_path: Path):
+    """``kill -9`` of an actor: Flower starts no other one. `flwr run` itself exits with 0."""
+    settings = {
+        **SETTINGS, "num-server-rounds": 60, "compare-with": "", "min-devices": 1.0,
+        "checkpoint-every": 0, "run-dir": str(tmp_path),
+    }  # fmt: skip
+    run = tmp_path / "same"
+    metrics = run / "dmml-kd" / "metrics.jsonl"
+    status, log = flwr_run(4, lose_a_worker=metrics.exists, **settings)
+    assert status == "finished:failed", log
+    text = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", log))
+    assert "A worker process of Flower's simulation has died" in text, text
+    assert 'engine = "sharded"' in text
+    done = CliRunner().invoke(app, ["status", str(run)])
+    assert done.exit_code == 1 and "stopped: Stopped after round" in done.output, done.output
+    assert "min-devices asks for 4" in done.output and "the run can be resumed" in done.output
+    end = json.loads((run / "end.json").read_text())["methods"]["dmml-kd"]
+    assert 1 <= end["rounds"] < 60 and end["begun"] == [0, 1, 2, 3]
+    lost = {int(k) for k in end["failures"]}
+    assert lost and set(end["finished"]) == set(end["begun"]) - lost
+    assert len(list((run / "dmml-kd" / "checkpoints").glob("round-*"))) == 1

@@ -17,6 +17,7 @@ from apps_sharded import averaging, counting, fedavg
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.simulation import run_simulation
+from helpers_liars import LIES, Lying, lines_of, run_four
 
 from flwr_dmml.engine import EngineError, FlowerApp, run_app, server_identity, sharded_grid
 from flwr_dmml.engine.cluster import connect
@@ -30,7 +31,7 @@ def own_ray() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets are made in it
     with pytest.MonkeyPatch.context() as patch, server_identity(1):
         patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for Flower's own workers
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # of Flower's
         cluster = connect("", 3)
         yield
         cluster.disconnect()
@@ -129,6 +130,20 @@ def test_nodes_that_kill_their_worker_again_and_again_are_given_up(tmp_path: Pat
         assert "died 3 times" in str(lost[0].error.reason)
         again = about(grid.send_and_receive(letters(grid)), "count")
         assert sorted(again.values()) == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("payload words", "dpsgd"), ("state no array", "dpsgd"), ("", "lying-row")],
+)
+def test_a_liar_costs_no_more_than_in_one_process(name: str, method: str, tmp_path: Path):
+    """Of arrays only names and sizes come to the driver; rows come without messages."""
+    liar = Lying(*LIES[name][:2]) if name else None
+    one, spread = (
+        run_four(tmp_path / str(workers), liar, workers, method=method) for workers in (0, 2)
+    )
+    assert (one / "metrics.jsonl").read_bytes() == (spread / "metrics.jsonl").read_bytes()
+    assert len(lines_of(spread)) == 3
 
 
 def test_a_late_reply_can_be_pulled_later():

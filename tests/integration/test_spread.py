@@ -46,6 +46,7 @@ def test_any_number_of_workers_gives_equal_numbers(method: str) -> None:
         {"exchange.precision": "int8", "exchange.top-k": 0.5},
         {"couriers": "forward"},
         {"couriers": "forward", "exchange.precision": "int8"},
+        {"couriers": "average"},
         {"aggregation": "ios", "topology": "complete"},
         {"aggregation": "median", "topology": "complete", **LIARS, "attack.kind": "alie"},
         {"aggregation": "robust", "topology": "complete", **LIARS, "attack.kind": "gaussian"},

@@ -146,7 +146,7 @@ def test_two_vectors_of_a_lie_by_hand() -> None:
     plan = plans(own, 2)[0]
     inbox = {n: cut(sent[n], wanted(plan, p, 0, sent[n])) for p, n in enumerate(plan.neighbours, 1)}
     before = {n: dict(payload) for n, payload in inbox.items()}
-    found = victim.forger.forge(plan, inbox, victim.mixer.sent, victim.memory)
+    found = victim.forger.forge(plan, inbox, victim.mixer, victim.memory)
     # head.common: honest 0, 2, 3, 5, mean 2.5; audio: 0, 3, 5; liar 1 has it, liar 4, too
     assert found[1]["head.common"].unique().tolist() == [-2.5]
     assert found[4]["head.common"].unique().tolist() == [-2.5]
@@ -196,7 +196,7 @@ def test_stale_models_are_those_of_rounds_ago() -> None:
     for t in range(2, 7):
         plan = Plan(t, 1, neighbours=(1,), weights={block: (0.5, 0.5)})
         inbox = {1: {block: torch.full((length,), float(t))}}
-        found = victim.forger.forge(plan, inbox, victim.mixer.sent, victim.memory)
+        found = victim.forger.forge(plan, inbox, victim.mixer, victim.memory)
         heard.append(float(found[1][block][0]))
         assert f"memory.heard.1.{block}" in victim.state()  # so that a resumed run goes on
     assert heard == [2, 2, 2, 3, 4]

@@ -99,7 +99,7 @@ def test_a_run_never_overwrites_another(own_app, tmp_path: Path):
 def test_a_method_can_be_compared_with_a_registered_one(own_app, tmp_path: Path):
     run_app(own_app, 3, {"run-dir": str(tmp_path), "run-name": "c", "compare-with": "local"})
     names = {p.name for p in (tmp_path / "c").iterdir()}
-    assert names == {"config.json", "run.json", "log.txt", "local", "smooth"}
+    assert names == {"config.json", "run.json", "log.txt", "end.json", "local", "smooth"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -255,10 +256,19 @@ def test_the_graph(page: Page) -> None:
     assert "neighbours: 0, 1" in sets[1]["customdata"][0]
 
 
-def test_what_couriers_carry_is_dashed(tmp_path: Path) -> None:
-    """1 has brought blocks of 0 and 2 to one another in round 1, nobody anything in round 2."""
+@pytest.mark.parametrize(
+    ("carried", "lines", "words"),
+    [
+        ({(0, 1, 2), (2, 1, 0)}, 1, "couriers joined last (1)"),
+        ({(1, 1, 0), (1, 1, 2)}, 2, "couriers sent means last (2)"),
+    ],
+)
+def test_what_couriers_carry_is_dashed(
+    carried: set[tuple[int, int, int]], lines: int, words: str, tmp_path: Path
+) -> None:
+    """1 has brought blocks of 0 and 2 to one another, or their mean, in round 1, none in 2."""
     rounds = [make_round(1, None), make_round(2, [0.5, 0.6, 0.7])]
-    rounds[0].carried = {(0, 1, 2), (2, 1, 0)}
+    rounds[0].carried = carried
     (figure,) = (
         part
         for section in report_sections(read_run(write_run(tmp_path, "carried", {"dpsgd": rounds})))
@@ -266,7 +276,7 @@ def test_what_couriers_carry_is_dashed(tmp_path: Path) -> None:
         if isinstance(part, Figure) and part.name == "graph"
     )
     assert figure.data[1]["name"] == "carried" and figure.data[1]["line"]["dash"] == "dash"
-    assert len(figure.data[1]["x"]) == 3 and "couriers joined last (1)" in figure.caption
+    assert len(figure.data[1]["x"]) == 3 * lines and words in figure.caption
 
 
 def test_every_figure_is_valid_in_plotly(run: Path) -> None:
@@ -440,11 +450,18 @@ def test_numbers_are_short_and_never_nan() -> None:
     ]  # fmt: skip
 
 
-def test_a_loss_that_is_nan_leaves_a_gap(tmp_path: Path) -> None:
+def test_a_loss_that_does_not_exist_is_null_and_left_out(tmp_path: Path) -> None:
+    """In a file of an older version it is NaN, which is no JSON: that leaves a gap."""
     rounds = [make_round(r, [0.5, 0.5, 0.5]) for r in (1, 2)]
-    rounds[0].by_partition[1].train_loss = float("nan")
-    page = page_of(write_run(tmp_path, "x", {"local": rounds}))
-    assert page.figures["train-loss"]["data"][0]["y"] == [None, 1]
+    for node, loss in zip(rounds[0].nodes, (nan, inf, nan), strict=True):
+        node.train_loss = loss
+    run = write_run(tmp_path, "x", {"local": rounds})
+    file = run / "local" / "metrics.jsonl"
+    text = file.read_text()
+    assert not re.search("NaN|Infinity", text) and text.count('"train_loss": null') == 4
+    assert page_of(run).figures["train-loss"]["data"][0]["y"] == [1]
+    file.write_text(text.replace('"train_loss": null', '"train_loss": NaN'))
+    assert page_of(run).figures["train-loss"]["data"][0]["y"] == [None, 1]
 
 
 def test_a_hundred_devices_and_two_hundred_rounds_stay_under_six_megabytes(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_the_final_tables_have_a_dash_for_the_dead(
 ) -> None:
     """Two of four devices are in the figures; the others are listed, without one."""
     results = {"witness": dying.records[-1]}
-    report(Settings(method="witness"), results)
+    report(Settings(method="witness"), results, {})
     assert "2 of 4 devices" in caplog.text
     listed = table_rows(render(devices_table(results)))
     assert set(listed) == {"0", "1", "2", "3"}

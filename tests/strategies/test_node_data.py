@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -21,7 +21,8 @@ from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.graph.topology import Ring
 from flwr_dmml.strategies import PeerStrategy
 from flwr_dmml.strategies.admission import odd_ones
-from flwr_dmml.strategies.roster import Member, NoDevicesError
+from flwr_dmml.strategies.member import Member
+from flwr_dmml.strategies.roster import NoDevicesError
 
 NODES = 3
 NOBODY = 65534
@@ -44,13 +45,17 @@ def parts(cut: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
     return Path(shutil.copytree(cut, tmp_path / "parts"))
 
 
-def run(parts: Path, *, report_classes: bool = False, **paths: str) -> PeerStrategy:
+def run(
+    parts: Path, *, report_classes: bool = False, state_dirs: Sequence[str] = (), **paths: str
+) -> PeerStrategy:
     """Run a round; ``paths`` are data paths by node, "" for none."""
     config = {"dataset": "parts", "num-nodes": NODES, "report-classes": report_classes}
     grid = InProcessGrid(make_client_app(), NODES, {**config, "method": "dpsgd", "batch-size": 16})
     for k, node in enumerate(grid._nodes.values()):
         if path := paths.get(f"node{k}", str(parts / f"part-{k:03d}")):
             node.config["data-path"] = path
+    for node, folder in zip(grid._nodes.values(), state_dirs, strict=False):
+        node.config["state-dir"] = folder
     peers = PeerStrategy(Ring(), num_nodes=NODES, method="dpsgd", local_iterations=1)
     with server_identity(1):
         peers.start(grid, num_rounds=1, timeout=60)
@@ -106,11 +111,11 @@ def of_another(part: Path) -> None:
     [
         (
             gone,
-            "SettingsError: this device's settings cannot work:\n  data-path = '{}': no such fo",
+            "SettingsError: this device's settings cannot work: data-path = '{}': no such fo",
         ),
         (
             a_file,
-            "SettingsError: this device's settings cannot work:\n  data-path = '{}': is a file",
+            "SettingsError: this device's settings cannot work: data-path = '{}': is a file",
         ),
         (
             emptied,
@@ -260,3 +265,19 @@ def test_who_is_out_does_not_vote():
     odd = odd_ones(members)
     assert odd.keys() == {1, 2, 3}
     assert "number of classes 5, not 3" in odd[1] and "numbers in the block head 9" in odd[3]
+
+
+# ---- a device's own folder ------------------------------------------------------------------
+
+
+def test_of_two_devices_with_one_state_dir_the_second_is_left_out(
+    parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """It would swap its state with the first one's, round by round. The others go on."""
+    folder = tmp_path / "state"
+    peers = run(parts, state_dirs=[str(folder), str(folder), ""])
+    assert peers.roster.members.keys() == {0, 2} and peers.records[-1].accuracy is not None
+    assert left_out(caplog) == (
+        f"SettingsError: node config state-dir = {str(folder)!r}: is the folder of device 0 (node "
+        "1000) in this run: give each device a state-dir of its own"
+    )

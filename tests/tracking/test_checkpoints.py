@@ -1,9 +1,14 @@
 """Checkpoints: whole or not there; and runs that go on as if they had never been stopped."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,7 +25,7 @@ from flwr_dmml.data.options import LoadOptions
 from flwr_dmml.settings import find_parts
 from flwr_dmml.strategies import ResumeError, RunStoppedError
 from flwr_dmml.strategies.resuming import check_unchanged, find_run
-from flwr_dmml.tracking.checkpoints import Checkpoint, Checkpoints
+from flwr_dmml.tracking.checkpoints import Checkpoint, Checkpoints, digest
 from flwr_dmml.tracking.history import read_metrics_file, read_record
 
 ARRAYS = {
@@ -59,11 +64,19 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path):
 
 def test_the_last_few_are_kept(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for server_round in (9, 10, 11, 100_000):
+    for server_round in (9, 10, 99_999, 100_000):
         checkpoints.save(checkpoint(server_round))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["round-00011", "round-100000"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["round-100000", "round-99999"]
     found = checkpoints.latest()
     assert found is not None and found.server_round == 100_000
+
+
+def test_the_one_just_written_stays_though_a_later_one_is_damaged(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    cut_data(checkpoints.save(checkpoint(20)))
+    checkpoints.save(checkpoint(15))
+    found = checkpoints.latest()
+    assert found is not None and found.server_round == 15
 
 
 def test_a_round_that_is_run_again_replaces_its_checkpoint(tmp_path: Path):
@@ -96,17 +109,44 @@ def remove_state(place: Path) -> None:
     (place / "state.json").unlink()
 
 
-def of_tomorrow(place: Path) -> None:
-    state = json.loads((place / "state.json").read_text())
-    (place / "state.json").write_text(json.dumps(state | {"schema": 99}))
+def remove_digests(place: Path) -> None:
+    (place / "digests").unlink()
+
+
+def of_another_round(place: Path) -> None:
+    shutil.copytree(place, place.with_name("round-00009"))
 
 
 def half_written(place: Path) -> None:
     place.rename(place.with_suffix(".part"))
 
 
+def forge(place: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the state, and write digests that agree."""
+    state = json.loads((place / "state.json").read_text())
+    change(state)
+    (place / "state.json").write_text(json.dumps(state))
+    names = "nodes.safetensors", "payloads.safetensors", "state.json"
+    lines = [f"{digest([(place / name).read_bytes()])}  {name}\n" for name in names]
+    (place / "digests").write_text("".join(lines))
+
+
+def of_tomorrow(place: Path) -> None:
+    forge(place, lambda state: state.update(schema=99))
+
+
 @pytest.mark.parametrize(
-    "damage", [cut_data, change_data, cut_state, remove_state, of_tomorrow, half_written]
+    "damage",
+    [
+        cut_data,
+        change_data,
+        cut_state,
+        remove_state,
+        remove_digests,
+        of_another_round,
+        of_tomorrow,
+        half_written,
+    ],
 )
 def test_a_damaged_one_is_never_loaded_but_the_one_before(
     damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -116,8 +156,112 @@ def test_a_damaged_one_is_never_loaded_but_the_one_before(
     checkpoints.save(checkpoint(1))
     damage(checkpoints.save(checkpoint(2)))
     found = checkpoints.latest()
+    assert found is not None
+    assert found.server_round == (2 if damage is of_another_round else 1)
+    assert ("cannot be used" in caplog.text) == (damage is not half_written)
+
+
+def test_no_byte_of_it_can_change(tmp_path: Path):
+    """Every byte of every file, to the next one and to a digit: more than 1,500 mutations."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(checkpoint(1))
+    place = checkpoints.save(checkpoint(2))
+    tried = 0
+    for path in sorted(place.iterdir()):
+        before = path.read_bytes()
+        for position, byte in enumerate(before):
+            for other in {byte ^ 1, ord("7")} - {byte}:
+                path.write_bytes(before[:position] + bytes([other]) + before[position + 1 :])
+                found = checkpoints.latest()
+                assert found is not None and found.server_round == 1, (path.name, position, other)
+                tried += 1
+        path.write_bytes(before)
+    found = checkpoints.latest()
+    assert found is not None and found.server_round == 2 and tried > 1500
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.clear(),
+        lambda state: state.update(round="2"),
+        lambda state: state.update(round=2.5),
+        lambda state: state.update(about=[]),
+        lambda state: state.update(about=None),
+        lambda state: state.update(nodes=3),
+        lambda state: state["nodes"].update(names=[1, 2]),
+        lambda state: state["nodes"].update(shapes={}),
+        lambda state: state["nodes"]["names"].update({"x": ["a"]}),
+        lambda state: state["nodes"]["names"].update({"7": ["a"]}),
+        lambda state: state["nodes"]["shapes"].update({"3": [[9], [], [0], [2], [2]]}),
+        lambda state: state["payloads"]["shapes"].update({"3": [[-1.5]]}),
+    ],
+)
+def test_what_is_of_another_kind_is_not_loaded_though_the_digests_agree(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("WARNING", logger="flwr")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(checkpoint(1))
+    forge(checkpoints.save(checkpoint(2)), change)
+    found = checkpoints.latest()
     assert found is not None and found.server_round == 1
-    assert ("round-00002" in caplog.text) == (damage is not half_written)
+    assert f"The checkpoint {tmp_path / 'round-00002'} cannot be used: state.json: " in caplog.text
+
+
+def test_state_that_is_nested_without_end_is_not_loaded(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    place = checkpoints.save(checkpoint(2))
+    forge(place, lambda state: None)
+    text = "[" * 200_000
+    before = digest([(place / "state.json").read_bytes()])
+    (place / "state.json").write_text(text)
+    told = (place / "digests").read_text()
+    (place / "digests").write_text(told.replace(before, digest([text.encode()])))
+    assert checkpoints.latest() is None
+
+
+def test_b2sum_checks_a_checkpoint(tmp_path: Path):
+    place = Checkpoints(tmp_path, keep=2).save(checkpoint(2))
+    if shutil.which("b2sum") is None:
+        pytest.skip("there is no b2sum")
+    command = ["b2sum", "-l", "128", "--strict", "-c", "digests"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count(": OK") == 3, done.stdout + done.stderr
+
+
+SAVING = """
+import sys
+from pathlib import Path
+import numpy as np
+from flwr_dmml.tracking.checkpoints import Checkpoint, Checkpoints, digest
+
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)
+begun = checkpoints.latest()
+for server_round in range(begun.server_round + 1 if begun else 1, 100_000):
+    numbers = np.full(20_000, server_round)
+    checkpoints.save(Checkpoint(server_round, {"round": server_round}, {0: {"a": numbers}}, {}))
+    print(server_round, flush=True)
+"""
+
+
+def test_killed_at_any_moment_it_has_the_last_one(tmp_path: Path):
+    """Five times, a few milliseconds after a random round; the last one that was told, or the next.
+
+    One only is kept: it goes when the next is whole.
+    """
+    draw = Random(0)
+    for _ in range(5):
+        command = [sys.executable, "-c", SAVING, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            told = [int(process.stdout.readline()) for _ in range(draw.randrange(1, 6))]
+            time.sleep(draw.random() / 50)
+            process.kill()
+            told += [int(line) for line in process.stdout.read().splitlines()]
+        found = Checkpoints(tmp_path, keep=1).latest()
+        assert found is not None and found.server_round in (told[-1], told[-1] + 1)
+        assert (found.nodes[0]["a"] == found.server_round).all()
 
 
 # ---- whole runs -----------------------------------------------------------------------------
@@ -147,7 +291,12 @@ def test_every_method_goes_on_as_if_never_stopped(method: str, gossip: str, tmp_
         {"label-correction": "network"},
         {"couriers": "forward", "modality-pattern": "audio,image"},
         {"couriers": "forward", "modality-pattern": "audio,image", "exchange.precision": "int8"},
+        {"couriers": "average", "modality-pattern": "audio,image", "exchange.precision": "int8"},
         {"energy.battery-share": 0.0, "energy.battery-j": 0.05, "allocation.rule": "max-min"},
+        {"method": "dpsgd", "gossip": "k-gt", "energy.battery-share": 0.2},
+        {"method": "dpsgd", "gossip": "mt"},
+        {"method": "dpsgd", "gossip": "qg-gutm"},
+        {"method": "dpsgd", "gossip": "decentlam"},
         {"wireless.shared-band-hz": 1e6},
         {"wireless.shared-band-hz": 1e6, "dmml-kd.generator-steps": 20},
         {"topology": "one-peer-exponential", "allocation.rule": "random"},
@@ -165,9 +314,10 @@ def test_batteries_and_graphs_go_on(config: dict[str, Any], tmp_path: Path):
     assert metrics(whole) == metrics(stopped_and_resumed(tmp_path, 3, **config))
 
 
-def test_any_rule_writes_the_same_on_any_number_of_workers(tmp_path: Path):
+@pytest.mark.parametrize("rule", ["qg-dsgdm", "k-gt"])
+def test_any_rule_writes_the_same_on_any_number_of_workers(rule: str, tmp_path: Path):
     """Of two workers each hosts two of the four devices."""
-    config = {"method": "dmml-kd", "gossip": "qg-dsgdm"}
+    config = {"method": "dmml-kd", "gossip": rule}
     whole = run(tmp_path, "here", **config)
     there = run(tmp_path, "there", workers=2, **config)
     assert metrics(whole) == metrics(there)
@@ -196,14 +346,130 @@ def test_after_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path):
     assert metrics(whole) == metrics(tmp_path / "stopped")
 
 
-def test_without_a_checkpoint_it_starts_anew(tmp_path: Path):
-    whole = run(tmp_path, "whole")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed, and one that was stopped after round 3, with all checkpoints."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(folder, "whole", **SHORT)
     with pytest.raises(RunStoppedError):
-        run(tmp_path, "stopped", stop_after=3)
-    for place in (tmp_path / "stopped" / "dmml-kd" / "checkpoints").iterdir():
+        run(folder, "stopped", stop_after=3, **SHORT)
+    return folder
+
+
+SHORT: dict[str, Any] = {"method": "dpsgd", "checkpoint-keep": 9}
+
+
+def change(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return all files of a folder but the log."""
+    files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: data for name, data in files.items() if not name.endswith("log.txt")}
+
+
+def no_folder(run: Path) -> None:
+    shutil.rmtree(run / "dpsgd" / "checkpoints")
+
+
+def nothing_in_it(run: Path) -> None:
+    for place in (run / "dpsgd" / "checkpoints").iterdir():
+        shutil.rmtree(place)
+
+
+def all_damaged(run: Path) -> None:
+    for place in (run / "dpsgd" / "checkpoints").iterdir():
         remove_state(place)
-    run(tmp_path, "again", resume="stopped")
-    assert metrics(whole) == metrics(tmp_path / "stopped")
+
+
+def other_settings(run: Path) -> None:
+    change(run / "config.json", '"samples-per-node": 40', '"samples-per-node": 41')
+
+
+def no_metrics(run: Path) -> None:
+    """The checkpoint of round 1 needs none, so it has to go, too."""
+    (run / "dpsgd" / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "dpsgd" / "checkpoints" / "round-00001")
+
+
+@pytest.mark.parametrize(
+    "damage", [no_folder, nothing_in_it, all_damaged, other_settings, no_metrics]
+)
+def test_a_run_that_has_lost_its_checkpoints_is_not_begun_anew_in_silence(
+    damage: Callable[[Path], None], runs: Path, tmp_path: Path
+):
+    shutil.copytree(runs / "stopped", tmp_path / "r")
+    damage(tmp_path / "r")
+    before = content(tmp_path / "r")
+    given = {**SHORT, **({"samples-per-node": 41} if damage is other_settings else {})}
+    with pytest.raises(ResumeError) as refused:
+        run(tmp_path, "again", resume="r", **given)
+    folder = tmp_path / "r" / "dpsgd"
+    rounds = 0 if damage is no_metrics else 2
+    assert str(refused.value) == (
+        f"{folder} has {rounds} rounds in metrics.jsonl, but no checkpoint to go on from: put "
+        f"{folder / 'checkpoints'} back as it was, or delete {folder} to begin at round 1"
+    )
+    assert content(tmp_path / "r") == before
+    shutil.rmtree(folder)
+    if damage is not other_settings:
+        run(tmp_path, "again", resume="r", **SHORT)
+        assert metrics(tmp_path / "r") == metrics(runs / "whole")
+
+
+def test_stopped_before_its_first_checkpoint_it_begins_anew_and_says_so(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """As if killed after round 3 with a checkpoint due after 10."""
+    caplog.set_level("WARNING", logger="flwr")
+    shutil.copytree(runs / "stopped", tmp_path / "r")
+    nothing_in_it(tmp_path / "r")
+    Checkpoints(tmp_path / "r" / "dpsgd" / "checkpoints", 2).begin()
+    run(tmp_path, "again", resume="r", **SHORT)
+    assert "2 rounds are run again" in caplog.text and "before its first checkpoint" in caplog.text
+    assert metrics(tmp_path / "r") == metrics(runs / "whole")
+
+
+def test_a_changed_digit_in_the_metrics_goes_back_to_before_it(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Changed is round 2: the checkpoint of round 3 comes after it, that of round 2 does not."""
+    caplog.set_level("INFO", logger="flwr")
+    shutil.copytree(runs / "stopped", tmp_path / "r")
+    path = tmp_path / "r" / "dpsgd" / "metrics.jsonl"
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second.replace('"accuracy": 0.', '"accuracy": 1.', 1))
+    assert path.read_text() != first + second
+    run(tmp_path, "again", resume="r", **SHORT)
+    assert "round-00003 cannot be used: metrics.jsonl is not what it was" in caplog.text
+    assert "Resumed after round 2" in caplog.text
+    assert metrics(tmp_path / "r") == metrics(runs / "whole")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("members", None),
+        ("members", {"a": 1}),
+        ("published", [3]),
+        ("published", {"0": ["x"]}),
+        ("planner", {"edges": 3}),
+        ("logbook", "x"),
+        ("exchange", []),
+    ],
+)
+def test_state_of_another_kind_is_one_error(key: str, value: object, runs: Path, tmp_path: Path):
+    """The digests agree, as if this version had written it. Nothing is changed by the try."""
+    shutil.copytree(runs / "stopped", tmp_path / "r")
+    place = tmp_path / "r" / "dpsgd" / "checkpoints" / "round-00003"
+    forge(place, lambda state: state["about"].update({key: value}))
+    before = content(tmp_path / "r")
+    with pytest.raises(ResumeError, match="not what this version writes"):
+        run(tmp_path, "again", resume="r", **SHORT)
+    assert content(tmp_path / "r") == before
 
 
 def test_checkpoints_come_as_often_as_asked(tmp_path: Path):
@@ -213,16 +479,16 @@ def test_checkpoints_come_as_often_as_asked(tmp_path: Path):
     assert [p.name for p in (tmp_path / "some").rglob("round-*")] == ["round-00003"]
 
 
-def test_other_data_are_refused(tmp_path: Path):
+def test_other_data_are_refused_and_the_run_stays_as_it_is(runs: Path, tmp_path: Path):
     """The settings are the same, but not what the devices hold."""
-    with pytest.raises(RunStoppedError):
-        run(tmp_path, "stopped", stop_after=2)
-    state = next((tmp_path / "stopped").rglob("round-00002")) / "state.json"
-    about = json.loads(state.read_text())
-    about["about"]["members"]["1"]["training samples"] += 1
-    state.write_text(json.dumps(about))
+    shutil.copytree(runs / "stopped", tmp_path / "r")
+    place = tmp_path / "r" / "dpsgd" / "checkpoints" / "round-00003"
+    members: Callable[[Any], Any] = lambda state: state["about"]["members"]["1"]  # noqa: E731
+    forge(place, lambda state: members(state).update({"training samples": 37}))
+    before = content(tmp_path / "r")
     with pytest.raises(ResumeError, match=r"node 1 is not what it was.*training samples"):
-        run(tmp_path, "again", resume="stopped")
+        run(tmp_path, "again", resume="r", **SHORT)
+    assert content(tmp_path / "r") == before
 
 
 def test_a_changed_setting_is_refused_by_name(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,17 +20,13 @@ from flwr_dmml.transport import Relay, size_bytes
 from flwr_dmml.transport.arrays import TensorArray, copy_records
 from flwr_dmml.transport.messages import (
     INBOX,
-    METRICS,
     PLAN,
-    REPORT,
     join,
     pack,
     parted,
     read_inbox,
-    read_metrics,
     read_plan,
     read_plans,
-    read_rejected,
     unpack,
     write_plan,
 )
@@ -56,6 +52,8 @@ def plans(draw: st.DrawFn) -> Plan:
         budget_j=draw(st.floats(0, 1e6) | st.just(inf)),
         phase=draw(st.sampled_from(["", "train", "label", "fine-tune"]) | st.text(max_size=9)),
         recipients=tuple(draw(st.lists(st.integers(0, 2**40), max_size=4, unique=True))),
+        steps=draw(st.dictionaries(st.sampled_from(["", "audio"]), st.floats(0, 1e6))),
+        anew=tuple(draw(st.lists(BLOCKS, max_size=3, unique=True))),
     )
 
 
@@ -283,19 +281,6 @@ def test_inbox_holds_the_neighbours_payloads_only() -> None:
     assert inbox[7]["head"].tolist() == [1, 1]
 
 
-def test_metrics_and_report_of_a_reply() -> None:
-    reply = RecordDict(
-        {
-            METRICS: MetricRecord({"train.loss": 0.5, "train.iterations": 3, "all": [1.0, 2.0]}),
-            REPORT: ConfigRecord({"rejected": ["2: block head is missing"]}),
-        }
-    )
-    assert read_metrics(reply) == {"train.loss": 0.5, "train.iterations": 3.0}
-    assert read_rejected(reply) == ["2: block head is missing"]
-    assert read_metrics(RecordDict()) == {} and read_rejected(RecordDict()) == []
-    assert read_rejected(RecordDict({REPORT: ConfigRecord({"rejected": "nonsense"})})) == []
-
-
 # The relay
 
 
@@ -432,7 +417,17 @@ def test_size_in_bytes_of_what_begins_with_a_prefix() -> None:
 def test_the_rounds_of_a_message_are_one_record():
     joined = join([{"a": 1.0}, {}, {"a": 3.0, "b:c": 4.0}])
     assert joined == {"a": 1.0, "2:a": 3.0, "2:b:c": 4.0}
-    assert parted(joined) == [{"a": 1.0}, {}, {"a": 3.0, "b:c": 4.0}]
+    assert parted(joined, 3) == [{"a": 1.0}, {}, {"a": 3.0, "b:c": 4.0}]
+    assert parted(joined, 4) == [{"a": 1.0}, {}, {"a": 3.0, "b:c": 4.0}, {}]
+
+
+@pytest.mark.parametrize("key", ["1:x", "30000000:x", "1000000000:x"])
+def test_an_entry_of_no_round_of_the_message_is_refused(key: str):
+    """It used to make as many records as its number says, in as much memory."""
+    with pytest.raises(ValueError, match=f"of round {int(key[:-2]) + 1} of 1"):
+        parted({"a": 1.0, key: 2.0}, 1)
+    with pytest.raises(ValueError, match="of 2"):
+        parted({"a": 1.0, "2:x": 2.0})
 
 
 def test_each_round_of_a_message_is_read_as_it_was_written():
@@ -443,12 +438,3 @@ def test_each_round_of_a_message_is_read_as_it_was_written():
     told = ConfigRecord(join(write_plan(plan, "dpsgd") for plan in plans))
     assert read_plans(RecordDict({PLAN: told})) == plans
     assert told["method"] == "dpsgd"
-    metrics = MetricRecord(join({"train.loss": float(t)} for t in range(13)))
-    reports = ConfigRecord(join([{}] * 11 + [{"rejected": ["3: late"]}, {}]))
-    reply = RecordDict({METRICS: metrics, REPORT: reports})
-    assert [read_metrics(reply, k) for k in (0, 1, 11)] == [
-        {"train.loss": 0.0},
-        {"train.loss": 1.0},
-        {"train.loss": 11.0},
-    ]
-    assert [read_rejected(reply, k) for k in (0, 1, 10, 11, 12)] == [[], [], [], ["3: late"], []]

@@ -142,7 +142,7 @@ def _modalities(options: LoadOptions) -> tuple[str, ...]:
         return found.about.modalities_among(found.names)
 
 
-def _files(options: LoadOptions) -> list[Path]:
+def _files(options: LoadOptions) -> list[Path | str]:
     """Return the manifest and what it names, or the files that ``save_to_disk`` wrote."""
     with _at(options) as root:
         form = _format(root)
@@ -151,7 +151,8 @@ def _files(options: LoadOptions) -> list[Path]:
     columns = _read(options).columns.values()
     lists = [column.cells for column in columns if isinstance(column.cells, Sequence)]
     named = dict.fromkeys(str(cell) for cells in lists for cell in cells if cell)
-    return [root / DESCRIPTION, root / form, *(root / name for name in named)]
+    # Text: as paths, many small files would take longer than all else from the cache.
+    return [root / DESCRIPTION, root / form, *(os.path.join(root, name) for name in named)]
 
 
 @contextmanager

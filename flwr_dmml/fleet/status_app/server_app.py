@@ -11,6 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 MARK = "flwr-dmml-status "
 """A line of the log that begins so is for ``fleet status``: JSON."""
 END = "end"
+MOST = 1 << 20
+"""Characters of an answer; one that is longer is cut, and cannot be read."""
 _POLL_S = 0.3
 
 app = ServerApp()
@@ -35,7 +37,8 @@ def main(grid: Grid, context: Context) -> None:
             if reply.has_error():
                 line["error"] = str(reply.error.reason)
             else:
-                line["answer"] = str(reply.content.config_records["status"]["json"])
+                record = reply.content.config_records.get("status", ConfigRecord())
+                line["answer"] = str(record.get("json", ""))[:MOST]
             _print(line)
         time.sleep(_POLL_S)
     _print(END)

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from ...clients.metering import MEASURED_J, MEASURED_S
 from ...energy.costs import FleetCosts
 from ...energy.devices import IterationCosts
 from ...energy.ledger import Floats
-from ...transport.messages import METER_PROBLEM, read_metrics, read_report
-from ..roster import Member
+from ..member import Member
+
+MOST_MEASURED = 1e9
+"""No round takes more joules, or seconds."""
 
 
 class MeasuredPrices:
@@ -139,16 +139,12 @@ class Reading(NamedTuple):
     problem: str = ""
 
 
-def read_meter(content: RecordDict, position: int = 0) -> Reading:
-    """Read what a device with a meter says of the n-th round of its reply."""
-    report = read_report(content, position)
-    if METER_PROBLEM in report:
-        return Reading(problem=str(report[METER_PROBLEM]))
-    metrics = read_metrics(content, position)
-    if MEASURED_J not in metrics:
-        return Reading(problem="its reply has no joules")
+def read_meter(metrics: Mapping[str, float], problem: str = "") -> Reading:
+    """Read what a device with a meter says of a round: ``metrics``, or why it could not measure."""
+    if problem or MEASURED_J not in metrics:
+        return Reading(problem=problem or "its reply has no joules")
     joules, seconds = metrics[MEASURED_J], metrics.get(MEASURED_S, 0.0)
-    if not all(isfinite(number) and number >= 0 for number in (joules, seconds)):
+    if not all(0 <= number <= MOST_MEASURED for number in (joules, seconds)):
         return Reading(problem=f"it counted {joules} J in {seconds} s")
     return Reading(joules, seconds)
 

@@ -1,0 +1,148 @@
+"""A lock on a folder: one process at a time writes into it, and another is told which one."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from logging import INFO
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import BaseModel, ValidationError
+
+from ..base.errors import UserError
+from ..base.log import log
+from ..base.machine import boot_id
+from .files import writing
+
+NAME = "in-use.json"
+"""The lock's file: says who writes into the folder, and is there for as long as that goes on."""
+_UNSUPPORTED = errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK
+
+
+class InUseError(UserError, RuntimeError):
+    """A folder that another process writes into: names the process."""
+
+
+class Owner(BaseModel):
+    """A process that writes into a folder.
+
+    Attributes
+    ----------
+    pid, host : int, str
+        The process, and the name of its machine.
+    boot : str
+        Which start of the machine it lives in.
+    ticks : int
+        When it started, in clock ticks since then: a later process with its number has others.
+    since : str
+        When it took the folder, UTC.
+    """
+
+    pid: int
+    host: str
+    boot: str
+    ticks: int
+    since: str
+
+    @classmethod
+    def this_process(cls) -> "Owner":
+        """Return the process that asks."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        pid = os.getpid()
+        return cls(
+            pid=pid, host=socket.gethostname(), boot=boot_id(), ticks=_ticks(pid) or 0, since=now
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (since {self.since})"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is certain that the process is gone; of another machine it never is."""
+        if self.host != socket.gethostname():
+            return False
+        return self.boot != boot_id() or _ticks(self.pid) != self.ticks
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder while the block runs.
+
+    The system lets go of the lock when the process ends, however that happens. Where the file
+    system knows no locks, a process that has ended is recognised by its start.
+
+    Raises
+    ------
+    InUseError
+        Another process has the folder.
+    WriteError
+        The lock's file cannot be written.
+    """
+    path = folder / NAME
+    with writing(path):
+        file = _take(folder, path)
+        try:
+            if left := _owner(file):
+                log(INFO, "%s was left by %s, which has ended", path, left)
+            file.seek(0)
+            file.truncate()
+            file.write(Owner.this_process().model_dump_json() + "\n")
+            file.flush()
+        except OSError:
+            file.close()
+            raise
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is let go: nobody can have taken it by then
+        file.close()
+
+
+def _take(folder: Path, path: Path) -> TextIO:
+    """Return the lock's file, opened and locked."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            told = str(_owner(file) or "another process")
+            file.close()
+            raise InUseError(f"{folder} is in use by {told}: wait until it ends") from error
+        except OSError as error:
+            owner = _owner(file)
+            if error.errno in _UNSUPPORTED and (owner is None or owner.has_ended):
+                return file
+            file.close()
+            if error.errno not in _UNSUPPORTED:
+                raise
+            raise InUseError(
+                f"{folder} is in use by {owner}: wait until it ends; if it has, delete {path}"
+            ) from error
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass  # its owner has just removed it: once more
+        file.close()
+
+
+def _owner(file: TextIO) -> Owner | None:
+    """Return who is written in a lock's file; None where nobody is, or not yet."""
+    file.seek(0)
+    try:
+        return Owner.model_validate_json(file.read())
+    except (ValidationError, UnicodeDecodeError):
+        return None
+
+
+def _ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None where there is none."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(told.rpartition(")")[2].split()[19])  # field 22; the name before may have spaces
