@@ -62,7 +62,7 @@ class GatedIos(Ios):
         keep = keep | (around.there & (squares <= self.options.gate**2 * farthest))
         if not self.options.along:
             return keep
-        lengths = around.along / around.norm.clamp(min=1e-300)[:, None]
+        lengths = around.lengths(around.kept(keep))
         off = (lengths - middle(lengths, around.there)).abs()
         suspect = keep & (off > self.options.along * farthest.sqrt())
         suspect &= off > ODD * middle(off, around.there)

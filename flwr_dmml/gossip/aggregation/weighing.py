@@ -117,6 +117,15 @@ class Around:
         middle = (shares * along).sum(dim=1, keepdim=True)
         return (self.gram.diagonal(dim1=1, dim2=2) - 2 * along + middle).clamp(min=0)
 
+    def lengths(self, shares: Tensor) -> Tensor:
+        """Return how much more of the mean with shares ``[rows, m]`` a copy has than the own one.
+
+        Of every copy j, ``(x_j - own) . mean / |mean|``, ``[rows, m]``.
+        """
+        along = (self.gram * shares[:, None]).sum(dim=2)
+        square = self.norm.square() + (shares * (2 * self.along + along)).sum(dim=1)
+        return (self.along + along) / square.clamp(min=1e-300).sqrt()[:, None]
+
     def kept(self, keep: Tensor) -> Tensor:
         """Return the weights of those that are kept ``[rows, m]`` bool, made to sum to 1.
 
