@@ -96,7 +96,9 @@ def alie(scene: Scene, strength: float) -> Tensor:
     n, b = scene.neighbours, len(scene.lying)
     needed = min(max((n + 1) // 2 - b, 1), n - 1)
     z = strength or NormalDist().inv_cdf((n - needed) / n)
-    return scene.same(scene.middle + z * scene.near.std(dim=0))
+    middle = scene.middle
+    deviation = ((scene.near - middle).square().sum(dim=0) / (len(scene.near) - 1)).sqrt()
+    return scene.same(middle + z * deviation)
 
 
 def ipm(scene: Scene, strength: float) -> Tensor:

@@ -76,7 +76,8 @@ def gated(
     m = mean_of(own, near, w, keep)
     reach = max([float(np.linalg.norm(x - m)) for x in (own, *(near[j] for j in keep))])
     keep = [j for j, x in enumerate(near) if j in keep or np.linalg.norm(x - m) <= gate * reach]
-    lengths = [float(x @ own / np.linalg.norm(own)) for x in (own, *near)]
+    m = mean_of(own, near, w, keep)
+    lengths = [float(x @ m / np.linalg.norm(m)) for x in (own, *near)]
     all_off = [abs(x - float(np.median(lengths))) for x in lengths]
     off = {j: all_off[1 + j] for j in keep}
     least = max(along * reach, ODD * float(np.median(all_off)))
@@ -394,9 +395,35 @@ def test_a_rule_is_chosen_with_its_options_and_the_assumed_liars() -> None:
         ({"aggregation": "nnm+mean"}, "aggregation = 'nnm+mean': nothing can be mixed before"),
         ({"assume-liars": 1.5}, "assume-liars = 1.5: must be a share of the neighbours below 1"),
         ({"assume-liars": -1}, "assume-liars = -1: must be a share"),
+        *(
+            (
+                {"aggregation": "ios", "gossip": rule, "method": "dpsgd"},
+                f"aggregation = 'ios': the gossip rule '{rule}' keeps a sum over all devices; all",
+            )
+            for rule in (
+                "d2",
+                "relaysgd",
+                "k-gt",
+                "mt",
+                "gut",
+                "qg-gutm",
+                "sgp",
+                "choco",
+                "beer",
+                "motef",
+            )
+        ),
         (
-            {"aggregation": "ios", "gossip": "d2", "method": "dpsgd"},
-            "aggregation = 'ios': the gossip rule 'd2' keeps a sum over all devices; allowed",
+            {"aggregation": "robust", "final-merge": "owners"},
+            "final-merge = 'owners': its rounds are to average, which aggregation = 'robust' does",
+        ),
+        (
+            {"aggregation": "robust", "couriers": "average", "method": "dpsgd"},
+            "couriers = 'average': a mean hides who of its owners lies from aggregation = 'robust'",
+        ),
+        (
+            {"attack.kind": "zero", "attack.devices": 1, "couriers": "average", "method": "dpsgd"},
+            "couriers = 'average': liars lie to their neighbours, and what a courier averages",
         ),
     ],
     ids=str,

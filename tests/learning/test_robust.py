@@ -174,6 +174,7 @@ def test_a_liar_is_told_the_truth_and_trains() -> None:
         {"attack.kind": "alie", "method": "dmml-kd", "attack.payload": "forged"},
         {"attack.kind": "dissensus", "gossip": "qg-dsgdm", "aggregation": "robust"},
         {"attack.payload": "forged", "method": "fedproto", "aggregation": "robust"},
+        {"attack.payload": "forged", "method": "ccl", "aggregation": "ios"},
         {"attack.kind": "label-flip"},
     ],
     ids=lambda x: " ".join(map(str, x.values())),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import FAST, make_learner
 
+from flwr_dmml.clients import Ccl
 from flwr_dmml.gossip.aggregation.median import median_of_those
 from flwr_dmml.learning.label_shares import LabelShares, within
 from flwr_dmml.learning.learner import Learner
@@ -78,6 +79,37 @@ def test_prototypes_are_medians_over_those_who_have_the_class() -> None:
     learner.before_training(Plan(2, 1), inbox)
     assert learner._prototypes[3].tolist() == [1, 7]
     assert learner._has.nonzero().flatten().tolist() == [3]
+
+
+def test_cross_features_are_medians_and_dropped_encoders_do_not_teach() -> None:
+    """Encoders at 1, 2, 3 and at -900, which is dropped; features of class 3 at 5, 7 and -900."""
+    learner = device("ccl", **{"common-dim": 2, "specific-dim": 1})
+    assert isinstance(learner, Ccl)
+    block = "encoder.audio"
+    length, weights = learner.block_lengths()[block], (0.2,) * 5
+    learner.load_state({name: torch.zeros(n) for name, n in learner.block_lengths().items()})
+
+    def told(value: float, feature: float, count: float) -> Payload:
+        means, counts = torch.zeros(10, 3), torch.zeros(10)
+        means[3], counts[3] = feature, count
+        key = f"{STATISTICS}ccl-"
+        return {
+            block: torch.full((length,), float(value)),
+            f"{key}means.audio.0": means,
+            f"{key}counts.audio.0": counts,
+        }
+
+    inbox = {1: told(1, 5, 3), 2: told(2, 7, 1), 3: told(3, 9, 0), 4: told(-900, -900, 1e6)}
+    plan = Plan(2, 1, neighbours=(1, 2, 3, 4), weights={block: weights})
+    learner.mix(plan, inbox)
+    learner.before_training(plan, inbox)
+    taught_by = [next(x.parameters()).flatten()[0].item() for x in learner._near["audio"]]
+    assert taught_by == [1, 2, 3]
+    own = float(learner._means("audio", learner.encoders()["audio"])[1][3])
+    assert own > 0  # its own features are those of an encoder of zeros: the median of 5, 7, -900, f
+    feature = learner._means("audio", learner.encoders()["audio"])[0][3]
+    expected = torch.stack([feature, *(torch.full((3,), x) for x in (5.0, 7.0, -900.0))])
+    assert torch.allclose(learner._goal["audio"][3], expected.quantile(0.5, dim=0))
 
 
 def test_dropped_heads_do_not_teach_and_counts_are_bounded() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import networkx as nx
 import pytest
 from helpers import FAST, run_peers
+from helpers_engines import on_both_engines
 from typer.testing import CliRunner
 
 from flwr_dmml.base.errors import SettingsError
@@ -33,10 +34,7 @@ SIX: dict[str, Any] = {
 
 
 def run(rounds: int = 6, **changed: Any) -> PeerStrategy:
-    config = {**SIX, **changed}
-    parsed = parse_settings({"method": "dpsgd", **config}, find_parts())
-    liars = parsed.settings.attack.liars(config["num-nodes"], 0)
-    return run_peers(config, num_rounds=rounds, aggregation=parsed.aggregation, liars=liars)
+    return run_peers({**SIX, **changed}, num_rounds=rounds)
 
 
 def test_a_robust_rule_survives_what_breaks_the_mean() -> None:
@@ -90,24 +88,50 @@ def test_liars_count_in_no_mean() -> None:
     assert quiet is not None and quiet.precision is None and quiet.recall is None
 
 
-def test_messages_and_rows_write_the_same_records() -> None:
-    """With an exchange of its own, devices get messages; otherwise their process runs rounds."""
+MIXED: dict[str, Any] = {
+    **SIX,
+    "method": "dpsgd",
+    "modality-pattern": "audio+image,audio+image,audio",
+    "samples-per-node": 40,
+    "local-iterations": 2,
+}
 
-    class InMessages(PeerStrategy):
-        def configure_train(self, *given: Any) -> Any:
-            return super().configure_train(*given)
 
-    config = {**SIX, "attack.kind": "alie", "aggregation": "ios", "attack.payload": "forged"}
-    parsed = parse_settings({"method": "dmml-kd", **config}, find_parts())
-    found = []
-    for kind in (PeerStrategy, InMessages):
-        given = {"method": "dmml-kd", **config}
-        strategy = run_peers(
-            given, num_rounds=3, kind=kind, aggregation=parsed.aggregation, liars=(4,)
-        )
-        found.append([record.to_json() for record in strategy.records])
-    assert found[0] == found[1]
-    assert found[0][-1]["liars"]["devices"] == [4]
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"method": "dmml-kd", "attack.kind": "alie", "aggregation": "ios"},
+        {"attack.kind": "sign-flip", "aggregation": "robust", "loss-rate": 0.3},
+        {"attack.kind": "scale", "aggregation": "nnm+median", "gossip": "decentlam"},
+        {"attack.kind": "ipm", "aggregation": "monna", "topology": "epidemic"},
+        {"attack.kind": "zero", "gossip": "choco", "exchange.top-k": 0.5},
+        {"attack.kind": "dissensus", "gossip": "k-gt"},
+        {"attack.kind": "isolation", "gossip": "sgp", "loss-rate": 0.2},
+        {"attack.kind": "sign-flip", "final-merge": "owners"},
+        {"attack.kind": "gaussian", "gossip": "k-gt", "final-merge": "owners"},
+    ],
+    ids=lambda x: " ".join(map(str, x.values())),
+)
+def test_messages_and_rows_write_the_same_records(changed: dict[str, Any]) -> None:
+    """Liars beside gossip rules, graphs, losses and a final merge: alike on both engines."""
+    config = {**MIXED, "attack.payload": "forged", **changed}
+    lied = on_both_engines(config).records
+    assert (found := lied[-1].liars) is not None and found.devices == [4]
+    given = {k: v for k, v in config.items() if k not in ("attack.kind", "attack.payload")}
+    honest = run_peers(given, num_rounds=3, evaluate_every=2).records
+    last = len(lied) - 1
+    assert last == len(honest) - 1 and (last > 2) == ("final-merge" in changed)
+    assert lied[last].by_partition[0].disagreement != honest[last].by_partition[0].disagreement
+
+
+def test_a_liar_lies_in_the_final_merge_too() -> None:
+    """From round 4 on, when all have trained: of a mean only the lie is left."""
+    config = {**MIXED, "final-merge": "owners", "attack.kind": "sign-flip", "attack.start": 4}
+    honest = run_peers({**config, "attack.kind": "none"}, num_rounds=3).records
+    lied = run_peers(config, num_rounds=3).records
+    assert lied[2].to_json() == honest[2].to_json()
+    assert lied[-1].accuracy is not None and honest[-1].accuracy is not None
+    assert lied[-1].accuracy < honest[-1].accuracy
 
 
 # ---- before a run -------------------------------------------------------------------------------

@@ -26,12 +26,12 @@ class GatedIosOptions(Group):
     along: float = Field(
         0.5,
         ge=0,
-        description="drop what differs along the own model by so many times that distance; 0: off",
+        description="drop what differs along the mean by so many times that distance; 0: off",
     )
 
 
 class GatedIos(Ios):
-    """As ios, but take back what is not far, and drop what pulls along the own model.
+    """As ios, but take back what is not far, and drop what pulls along the model.
 
     Back comes what is up to ``gate`` times as far as the farthest that is kept, the own copy among
     them, from the mean of what is kept. A liar that stays as near as honest neighbours does little
@@ -39,10 +39,10 @@ class GatedIos(Ios):
     where the number of liars is known, 3 where it is a guess.
 
     One way of a liar that stays near does much harm: every round a little less of the model. What a
-    copy has along the own one, ``x_j . own / |own|``, hardly differs between honest neighbours, who
-    differ in all directions. So what is left of the number of liars is spent on those whose length
-    differs from the median of all by more than ``along`` times the farthest kept, and by more than
-    :data:`ODD` times what the middle one of all does.
+    copy has along the mean m of what is kept, ``x_j . m / |m|``, hardly differs between honest
+    neighbours, who differ in all directions. So what is left of the number of liars is spent on
+    those whose length differs from the median of all by more than ``along`` times the farthest
+    kept, and by more than :data:`ODD` times what the middle one of all does.
 
     References
     ----------
