@@ -33,7 +33,8 @@ what, name, options = sys.argv[1], sys.argv[2], LoadOptions(path=sys.argv[3])
 dataset = find_dataset(name)
 start, busy = time.perf_counter(), time.process_time()
 if what == "raw bytes":
-    size = sum(len(Path(file).read_bytes()) for file in dataset.files(options))
+    paths = [path for path in map(Path, dataset.files(options)) if path.is_file()]
+    size = sum(len(path.read_bytes()) for path in paths)
 else:
     source = load_source(name, options)
     every = [x for part in (source.train, source.test) for x in part.inputs.values()]

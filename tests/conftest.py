@@ -1,4 +1,5 @@
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +45,11 @@ def _no_parts_of_other_apps() -> Iterator[None]:
     for each, kept in zip(known, before, strict=True):
         each.clear()
         each.update(kept)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where the system has such: to write a file anew on disk takes longer."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
+        yield Path(folder)

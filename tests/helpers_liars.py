@@ -227,7 +227,11 @@ LIES: dict[str, tuple[str, Change, str]] = {
     "block of another": ("hello", hello("block-names", ["a<3", "b", "c"]), "cannot hold '<'"),
     "no introduction": ("hello", without(ABOUT), "not that of a ClientApp of flwr-dmml"),
     "payload no array": ("train", array(PAYLOAD, NO_ARRAY), "is no array that can be read"),
-    "payload pickle": ("train", array(PAYLOAD, stored(np.array([{}]))), "Object arrays cannot"),
+    "payload pickle": (
+        "train",
+        array(PAYLOAD, stored(np.array([{}]))),
+        "in its payload is no array",
+    ),
     "payload words": ("train", array(PAYLOAD, stored(np.array(["a"]))), "which are no numbers"),
     "payload of 70 dimensions": (
         "train",

@@ -44,6 +44,7 @@ def compare(
     [bold]Exit status[/bold]  0: written.  1: a run cannot be read, or there is nothing to compare.
     2: wrong command line.
     """
+    from ..base.files import write_whole
     from ..base.libraries import require
     from ..report import (
         comparison_sections,
@@ -53,7 +54,6 @@ def compare(
         results,
         write_page,
     )
-    from ..tracking.files import write_whole
 
     with errors_in_words():
         require("plotly")

@@ -1,20 +1,24 @@
 """A sweep: every combination of a grid of settings, read from a file."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import SettingsError, UserError
+from ..base.formats import parse_toml
 from ..engine import flatten_config, load_app
 from ..settings import find_parts, parse_settings
 from ..strategies.resuming import check_unchanged
 from ..tracking.run_folder import END
 
 KEYS = {"app", "settings", "grid"}
+MOST_RUNS = 100_000
+NAME_LENGTH = 255
+"""Bytes of a folder's name, on most file systems."""
 
 
 class SweepError(UserError, ValueError):
@@ -45,12 +49,18 @@ class Sweep:
         Raises
         ------
         SweepError
-            Two runs would have the same name.
+            There are too many, two would have the same name, or a name is too long for a folder.
         """
+        if (count := prod(map(len, self.grid.values()))) > MOST_RUNS:
+            raise SweepError(f"grid: it makes {count:,} runs; allowed: {MOST_RUNS:,}")
         found: dict[str, dict[str, Any]] = {}
         for values in product(*self.grid.values()):
             chosen = dict(zip(self.grid, values, strict=True))
             name = run_name(chosen)
+            if len(name.encode()) > NAME_LENGTH:
+                raise SweepError(
+                    f"grid: a run's name would be longer than {NAME_LENGTH} bytes: {name[:100]}..."
+                )
             if name in found:
                 raise SweepError(f"grid: two runs are named {name!r}: {found[name]} and {chosen}")
             found[name] = {"compare-with": "", **self.settings, **chosen}
@@ -72,9 +82,12 @@ def read_sweep(path: Path) -> Sweep:
         It is no TOML, or has keys that are missing, unknown or of the wrong kind.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        content = parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: of its encoding, or of TOML
         raise SweepError(f"{path} cannot be read: {error}") from error
+    for name in ("settings", "grid"):
+        if not isinstance(content.get(name, {}), dict):
+            raise SweepError(f"{path}: {name} = {content[name]!r}: must be a table, [{name}]")
     if unknown := content.keys() - KEYS:
         raise SweepError(f"{path}: unknown key {min(unknown)!r}; there are app, settings and grid")
     if not isinstance(content.get("app"), str):
@@ -90,7 +103,11 @@ def read_sweep(path: Path) -> Sweep:
         raise SweepError(f"{path}: {min(both)} is both in [settings] and in [grid]")
     if own := {"run-dir", "run-name", "resume"} & (settings.keys() | grid.keys()):
         raise SweepError(f"{path}: {min(own)} is the sweep's own; use --output for the folder")
-    return Sweep((path.parent / content["app"]).resolve(), settings, grid)
+    try:
+        app = (path.parent / content["app"]).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, links in a circle
+        raise SweepError(f"{path}: app = {content['app']!r}: is no path: {error}") from error
+    return Sweep(app, settings, grid)
 
 
 def unfinished(plan: Sweep, runs: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..base.errors import SettingsError
+from ..base.files import WriteError, write_whole, writing
 from ..base.machine import expanded
-from ..tracking.files import WriteError, write_whole, writing
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.messages import PARTITION, STATE
 
@@ -141,7 +141,8 @@ class OwnState:
             method, when, node = about["method"], about["when"], about["node"]
         except FileNotFoundError as error:
             raise StateLostError(f"{self.file} is gone, with what it knew of this run") from error
-        except (SafetensorError, KeyError, OSError) as error:
+        except (SafetensorError, KeyError, OSError, TypeError, AttributeError) as error:
+            # the last two: numbers of a kind that NumPy lacks
             raise StateLostError(f"{self.file} is damaged: {error}") from error
         if method != self._method:
             raise StateLostError(f"{self.file} is of the method {method!r}")

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..base.files import PART, whole
+from ..base.formats import first_problem
 from ..base.log import log
 from ..base.machine import cache_folder
 from .known import SUFFIX, Known, KnownFiles, digest_of, known_by
@@ -257,9 +258,7 @@ def read_record(file: Path) -> Record:
     except FileNotFoundError as error:
         raise DataError(f"'{file}' is not finished: it has no record") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise DataError(f"'{path}' is damaged: {where}: {first['msg']}") from error
+        raise DataError(f"'{path}' is damaged: {first_problem(error)}") from error
 
 
 def entries(dataset: str = "", check: Callable[[Path], Record] = check_header) -> list[Entry]:

@@ -176,7 +176,8 @@ def read_known(file: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.ui
     """
     try:
         tensors = load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, TypeError, AttributeError) as error:
+        # the last three: numbers of a kind that NumPy lacks
         raise DataError(f"'{file}' is damaged: {error}") from error
     found = {key: (x.shape, x.dtype.name) for key, x in tensors.items()}
     known, digests = (count, len(_MISSING)), (count, _BYTES)

@@ -3,11 +3,11 @@
 Read without Flower and torch, so that a command knows what it is to run before it loads them.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.formats import parse_toml
 from ..base.machine import expanded
 from .errors import AppError
 
@@ -24,15 +24,25 @@ def read_project(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     project = path / "pyproject.toml"
     if not project.is_file():
         raise AppError(f"{path} is no Flower app: it has no pyproject.toml")
-    with project.open("rb") as file:
-        try:
-            app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
-        except tomllib.TOMLDecodeError as error:
-            raise AppError(f"{project} is not valid TOML: {error}") from error
-    components = app.get("components", {})
-    if not {"serverapp", "clientapp"} <= set(components):
+    try:
+        content = parse_toml(project.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AppError(f"{project} is not valid TOML: {error}") from error
+    app = _table(content, project, "tool", "flwr", "app")
+    components = _table(app, project, "components")
+    if not all(isinstance(components.get(name), str) for name in ("serverapp", "clientapp")):
         raise AppError(f"{project} names no serverapp and clientapp in [tool.flwr.app.components]")
-    return components, flatten_config(app.get("config", {}))
+    return components, flatten_config(_table(app, project, "config"))
+
+
+def _table(content: Mapping[str, Any], project: Path, *names: str) -> dict[str, Any]:
+    """Return a table in a table, empty if it is not there."""
+    found: Any = content
+    for name in names:
+        found = found.get(name, {})
+        if not isinstance(found, dict):
+            raise AppError(f"{project}: {name} = {found!r}: must be a table")
+    return dict(found)
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -58,6 +68,6 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ValueError(f"{text!r}: give KEY=VALUE, e.g. method=dpsgd")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError:
         return key.strip(), value.strip()

@@ -15,7 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ..tracking.files import write_whole
+from ..base.files import write_whole
 from .certificates import read_certificate
 from .config import Device, Fleet, FleetError
 from .folder import authority, device_folder

@@ -1,17 +1,19 @@
 """Records of a run folder that reports read besides the rounds: devices, confusion, run info."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, model_validator
+
+from ..tracking.records import Amount, Count
 
 
 class DeviceLine(BaseModel):
     """One device of ``devices.json``."""
 
-    partition: int
+    partition: Count
     modalities: list[str]
-    num_train: int = 0
-    class_counts: list[int] = []
+    num_train: Count = 0
+    class_counts: list[Count] = []
 
 
 class Devices(BaseModel):
@@ -19,9 +21,9 @@ class Devices(BaseModel):
 
     topology: str = ""
     time_varying: bool = False
-    classes: int = 0
+    classes: Count = 0
     class_names: list[str] = []
-    edges: list[tuple[int, int]] = []
+    edges: list[tuple[Count, Count]] = []
     nodes: list[DeviceLine]
 
     def labels(self, count: int) -> list[str]:
@@ -33,8 +35,14 @@ class Devices(BaseModel):
 class Confusion(BaseModel):
     """``confusion.json``: rows are true classes, columns predicted ones, summed over devices."""
 
-    round: int
-    matrix: list[list[float]]
+    round: Count
+    matrix: list[list[Amount]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if any(len(row) != len(self.matrix) for row in self.matrix):
+            raise ValueError("the matrix is not square")
+        return self
 
     @property
     def recall(self) -> list[float | None]:

@@ -14,6 +14,8 @@ from .theme import SYMBOLS, colour
 
 MOST_COLUMNS, MOST_ROWS = 250, 200
 """Cells of a heat map; more are averaged in groups of neighbours."""
+MOST_CLASSES, CONFUSED = 100, 30
+"""Classes of a confusion table that is drawn whole, and those that are drawn of a larger one."""
 
 
 def _binned(values: np.ndarray, most: int, axis: int) -> tuple[np.ndarray, int]:
@@ -95,13 +97,14 @@ def classes(devices: Devices) -> Figure | None:
     width = max(len(node.class_counts) for node in nodes)
     counts = np.array([n.class_counts + [0] * (width - len(n.class_counts)) for n in nodes], float)
     counts, size = _binned(counts, MOST_ROWS, 0)
+    counts, span = _binned(counts, MOST_COLUMNS, 1)
     names = [str(nodes[row].partition) for row in range(0, len(nodes), size)]
     caption = "Training samples of each class on each device."
-    if size > 1:
-        caption += f" Each row is a mean over {size} devices."
+    if size > 1 or span > 1:
+        caption += f" Each cell is a mean over {size} devices and {span} classes."
     text = {"texttemplate": "%{z:.3~g}"} if len(names) <= 30 and width <= 12 else {}
     hover = "device %{y}, class %{x}: %{z:.4~g} samples"
-    x = list(map(label, devices.labels(width)))
+    x = list(map(label, devices.labels(width)))[::span]
     data = _heat_map(counts.tolist(), x, names, "samples", hover, **text)
     layout = {
         "xaxis": {"title": {"text": "class"}, "type": "category"},
@@ -111,19 +114,34 @@ def classes(devices: Devices) -> Figure | None:
 
 
 def confusion(method: MethodRun, found: Confusion) -> Figure:
-    """Draw which class was taken for which, as shares of the true class."""
+    """Draw which class was taken for which, as shares of the true class.
+
+    Of more than :data:`MOST_CLASSES` classes the :data:`CONFUSED` are drawn that were confused
+    most, by the samples that they lost or got; the others share a column.
+    """
     counts = np.array(found.matrix)
     totals = counts.sum(axis=1, keepdims=True)
-    shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
+    shares = np.where(totals > 0, counts / np.maximum(totals, 1e-300), np.nan)
     recall = np.nanmean(np.diag(shares)) if np.isfinite(np.diag(shares)).any() else np.nan
     caption = (
         f"{method.name}, round {found.round}, all devices together: the share of each true class "
         f"(row) that was taken for each class (column). Mean of the diagonal: {recall:.3f}."
     )
-    names = list(map(label, method.labels(len(counts))))
+    x = y = list(map(label, method.labels(len(counts))))
+    if len(counts) > MOST_CLASSES:
+        wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
+        most = np.sort(np.argsort(-wrong, kind="stable")[:CONFUSED])
+        others = np.setdiff1d(np.arange(len(counts)), most)
+        y = [y[c] for c in most]
+        x = [*y, "others"]
+        caption += f" Shown: the {CONFUSED} of {len(counts):,} classes that were confused most."
+        counts, shares = (
+            np.column_stack([table[np.ix_(most, most)], table[np.ix_(most, others)].sum(axis=1)])
+            for table in (counts, shares)
+        )
     hover = "true %{y}, taken for %{x}: %{z:.1%} (%{customdata})"
-    text = {"texttemplate": "%{z:.2f}"} if len(names) <= 12 else {}
-    data = _heat_map(shares.tolist(), names, names, "share", hover, zmin=0, zmax=1, **text)
+    text = {"texttemplate": "%{z:.2f}"} if len(y) <= 12 else {}
+    data = _heat_map(shares.tolist(), x, y, "share", hover, zmin=0, zmax=1, **text)
     data["customdata"] = counts.tolist()
     layout = {
         "xaxis": {"title": {"text": "taken for"}, "type": "category"},

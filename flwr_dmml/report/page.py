@@ -8,8 +8,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from ..base.files import write_whole, writing
 from ..base.libraries import needed
-from ..tracking.files import write_whole, writing
 from .parts import Figure, Part, Section, to_script
 from .theme import THEMES, css
 

@@ -1,18 +1,19 @@
 """Read run folders: settings, metrics and what is known of the devices, checked at the border."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..base.errors import UserError
+from ..base.formats import first_problem, parse_json
+from ..base.options import kebab
 from ..tracking.ending import Ending, MethodEnd, absence, failures_of
 from ..tracking.history import read_line
-from ..tracking.records import RoundRecord
+from ..tracking.records import Count, RoundRecord
 from ..tracking.run_folder import END
 from .lines import Confusion, Devices, RunInfo
 
@@ -143,12 +144,11 @@ def read_run(path: Path) -> Run:
         inside = f"; it holds runs: {find_runs(path)[0]} ..." if find_runs(path) else ""
         raise ReportError(f"{path}: not a run folder (it has no config.json){inside}")
     config = _object(path / "config.json")
+    asked = _asked(path / "config.json", config)
     info, ending = _optional(path / "run.json", RunInfo), _optional(path / END, Ending)
     run = Run(path.resolve(), config, [], info, ending)
-    asked = [config.get("compare-with"), config.get("method")]
     there = {child.parent.name for child in path.glob("*/metrics.jsonl")}
-    order = [*dict.fromkeys(str(name) for name in asked if name), *sorted(there)]
-    for name in dict.fromkeys(order):
+    for name in dict.fromkeys([*filter(None, (asked.compare_with, asked.method)), *sorted(there)]):
         if name in there:
             method = _read_method(path / name, run.warnings)
             method.noted = ending.methods.get(name) if ending else None
@@ -164,8 +164,6 @@ def _read_method(folder: Path, warnings: list[str]) -> MethodRun:
     rounds = _rounds(folder / "metrics.jsonl", warnings)
     devices = _optional(folder / "devices.json", Devices)
     confusion = _optional(folder / "confusion.json", Confusion)
-    if confusion and any(len(row) != len(confusion.matrix) for row in confusion.matrix):
-        raise ReportError(f"{folder / 'confusion.json'}: the matrix is not square")
     return MethodRun(folder.name, rounds, devices, confusion)
 
 
@@ -178,11 +176,10 @@ def _rounds(path: Path, warnings: list[str]) -> list[RoundRecord]:
         try:
             line = read_line(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "json_invalid" and number == len(lines) > 1:
+            if error.errors()[0]["type"] == "json_invalid" and number == len(lines) > 1:
                 warnings.append(f"{path}, line {number}: cut short, left out")
                 break
-            raise ReportError(f"{path}, line {number}: {_reason(error)}") from error
+            raise ReportError(f"{path}, line {number}: {first_problem(error)}") from error
         if rounds and line.round <= rounds[-1].round:
             reason = f"round {line.round} after round {rounds[-1].round}"
             raise ReportError(f"{path}, line {number}: {reason}")
@@ -199,12 +196,30 @@ def _text(path: Path) -> str:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}, line {error.lineno}: {error.msg}") from error
+        value = parse_json(_text(path))
+    except ValueError as error:
+        raise ReportError(f"{path}: {error}") from error
     if not isinstance(value, dict):
         raise ReportError(f"{path}: not a JSON object")
     return value
+
+
+class _Asked(BaseModel):
+    """Settings that reports go by."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, alias_generator=kebab)
+
+    method: str = ""
+    compare_with: str = ""
+    seed: Count = 0
+    num_server_rounds: Count | None = None
+
+
+def _asked(path: Path, config: Mapping[str, Any]) -> _Asked:
+    try:
+        return _Asked.model_validate(config)
+    except ValidationError as error:
+        raise ReportError(f"{path}: {first_problem(error)}") from error
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -217,13 +232,7 @@ def _optional(path: Path, model: type[_Model]) -> _Model | None:
     try:
         return model.model_validate_json(_text(path))
     except ValidationError as error:
-        raise ReportError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+        raise ReportError(f"{path}: {first_problem(error)}") from error
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:

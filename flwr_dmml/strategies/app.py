@@ -36,7 +36,7 @@ from ..tracking import (
     render,
     verdict,
 )
-from ..tracking.ending import MethodEnd, absence
+from ..tracking.ending import MethodEnd, absence, read_left
 from ..tracking.sinks import closing_all, make_sinks
 from .direct import DirectExchange
 from .ending import Ends, end_noted, end_of
@@ -153,11 +153,11 @@ def _run(
     present: int | None = None  # a device lost by the first method is not waited for again
     battery_j: Floats | None = None  # the second method gets the batteries of the first
     for name in dict.fromkeys(filter(None, (settings.compare_with, settings.method))):
-        if done := folder.finished(name):
-            results[name], end = done
+        if done := read_left(folder.path / name):
+            results[name], left = done
             present = max(1, len(results[name].nodes))
-            battery_j = None if end["battery_j"] is None else np.array(end["battery_j"])
-            ends.done(name, MethodEnd.model_validate(end["end"]))
+            battery_j = None if left.battery_j is None else np.array(left.battery_j)
+            ends.done(name, left.end)
             log(INFO, "%s has run to its end already", name)
             continue
         energy = constrain(settings, methods[name], battery_j)

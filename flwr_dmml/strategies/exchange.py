@@ -13,7 +13,7 @@ from ..transport import Relay, size_bytes
 from ..transport.arrays import serialised_bytes
 from ..transport.messages import INBOX, INITIAL, PLAN, write_plan
 from .logbook import Logbook
-from .replies import Reply, check_arrays, check_payload, read_reply
+from .replies import Reply, check_arrays, check_payload, most_bytes, read_reply
 from .roster import Roster, require_some
 
 MakeExchange = Callable[[str, Roster, Logbook], "Exchange"]
@@ -36,6 +36,7 @@ class Exchange:
     def __init__(self, method: str, roster: Roster, logbook: Logbook) -> None:
         self._method, self._roster, self._logbook = method, roster, logbook
         self._relay = Relay()
+        self._most_bytes = most_bytes(roster.members.values())
         self._rounds: list[Mapping[int, Plan]] = []  # of the messages that are out
         self._begun: set[int] = set()  # partitions that have answered once
         self.speeds: dict[int, dict[str, float]] = {}
@@ -108,9 +109,11 @@ class Exchange:
     def _check(self, partition: int, reply: Reply, plans: Sequence[Plan]) -> None:
         """Refuse a reply, by ReplyError, whose payload cannot be handed on."""
         check_arrays(reply.payload, "payload")
-        members = self._roster.members
         sizes = {name: serialised_bytes(array) for name, array in reply.payload.items()}
-        check_payload(sizes, members[partition], plans[-1], members)
+        self._check_sizes(sizes, partition, plans[-1])
+
+    def _check_sizes(self, sizes: Mapping[str, int], partition: int, plan: Plan) -> None:
+        check_payload(sizes, self._roster.members[partition], plan, self._most_bytes)
 
     def _message(
         self,

@@ -22,7 +22,6 @@ from .replies import (
     Reply,
     check_confusion,
     check_metrics,
-    check_payload,
     read_claims,
 )
 from .roster import Roster, require_some
@@ -131,7 +130,7 @@ class HostedExchange(Exchange):
         members = self._roster.members
         entries = reply.entries or {}
         if plan.iterations and self._entries.get(partition) is not entries:
-            check_payload(entries, members[partition], plan, members)
+            self._check_sizes(entries, partition, plan)
         metrics = check_metrics(reply.metrics, self._roster.modalities)
         account = Account(metrics, read_claims(reply.rejected, plan))
         return Reply([account], NOTHING, [], check_confusion(reply.confusion, members[partition]))

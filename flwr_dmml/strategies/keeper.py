@@ -15,8 +15,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
+from ..base.files import sync_file, write_whole
 from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoints, digest
-from ..tracking.files import sync_file, write_whole
 from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
 from .member import Member

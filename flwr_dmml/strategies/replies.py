@@ -1,6 +1,6 @@
 """Replies of devices, checked once where they come in: types, ranges, and known sizes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import nan
@@ -281,7 +281,7 @@ def check_arrays(record: ArrayRecord, what: str) -> None:
 
 
 def check_payload(
-    sizes: Mapping[str, int], member: Member, plan: Plan, members: Mapping[int, Member]
+    sizes: Mapping[str, int], member: Member, plan: Plan, most_bytes: Mapping[str, int]
 ) -> None:
     """Refuse a payload whose names or sizes are not those of a round with this plan.
 
@@ -293,8 +293,8 @@ def check_payload(
         Bytes of its entries.
     member, plan
         Whose it is.
-    members : mapping of int to Member
-        All, by partition.
+    most_bytes : mapping of str to int
+        See :func:`most_bytes`.
 
     Raises
     ------
@@ -303,28 +303,32 @@ def check_payload(
     """
     if problem := member.problem_with(sizes):
         raise ReplyError(problem)
-    asked = {carried(b, there.origin) for there in plan.carries for b in there.blocks}
-    asked |= {carried(mean.block, mean_of(member.partition_id)) for mean in plan.averages}
+    mean = mean_of(member.partition_id)
+    others = [(block, there.origin) for there in plan.carries for block in there.blocks]
+    others += [(own.block, mean) for own in plan.averages]
     brought = {without_companion(name) for name in sizes if is_carried(name)}
-    if unasked := sorted(brought - asked):
+    if unasked := sorted(brought - {carried(*other) for other in others}):
         raise ReplyError(f"its payload carries {one_line(unasked[0], 60)}, which was not asked for")
     statistics = sum(size for name, size in sizes.items() if name.startswith(STATISTICS))
     if statistics > STATISTICS_BYTES:
         raise ReplyError(
             f"its payload has {statistics} bytes of statistics; allowed: {STATISTICS_BYTES}"
         )
-    most = _most_bytes(member, member.blocks) * max(1, len(plan.recipients))
-    most += sum(_most_bytes(members[there.origin], there.blocks) for there in plan.carries)
-    most += sum(_most_bytes(members[mean.origins[0]], [mean.block]) for mean in plan.averages)
+    most = sum(most_bytes[block] for block in member.blocks) * max(1, len(plan.recipients))
+    most += sum(most_bytes[block] for block, _ in others)
     blocks = sum(sizes.values()) - statistics
     if blocks > most:
         raise ReplyError(f"the blocks in its payload have {blocks} bytes; allowed: {most}")
 
 
-def _most_bytes(member: Member, blocks: Collection[str]) -> int:
-    """Return more bytes than these blocks of a device take in any format."""
-    told, lengths = member.block_bytes, member.blocks
-    return sum(4 * (max(told.get(b, 0), 4 * lengths.get(b, 0)) + HEADERS) for b in blocks)
+def most_bytes(members: Iterable[Member]) -> dict[str, int]:
+    """Return more bytes than each block takes in any format, by name."""
+    found: dict[str, int] = {}
+    for member in members:
+        for block, length in member.blocks.items():
+            size = max(member.block_bytes.get(block, 0), 4 * length)
+            found[block] = max(found.get(block, 0), 4 * (size + HEADERS))
+    return found
 
 
 def told_bytes(metrics: Mapping[str, float], there: int) -> tuple[int, int]:

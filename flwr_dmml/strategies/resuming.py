@@ -1,11 +1,11 @@
 """Resuming a run: finds its folder, and checks that its settings are still the same."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import SettingsError
+from ..base.formats import parse_json
 from ..base.machine import expanded
 from ..settings import Parts
 
@@ -51,8 +51,20 @@ def find_run(name: str, run_dir: str) -> Path:
 
 
 def saved_config(run: Path) -> dict[str, Any]:
-    """Return the resolved settings that a run was started with."""
-    config: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    """Return the resolved settings that a run was started with.
+
+    Raises
+    ------
+    SettingsError
+        They cannot be read.
+    """
+    file = run / "config.json"
+    try:
+        config = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not {"method", "compare-with"} <= config.keys():
+        raise SettingsError(f"{file} does not hold the settings of a run: it names no method")
     return config
 
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ..base.errors import UserError
+from ..base.files import WriteError, sync_folder, write_whole, writing
 from ..base.log import log
-from .files import WriteError, sync_folder, write_whole, writing
 
 SCHEMA = 2
 Arrays = dict[str, NDArray[Any]]

@@ -2,13 +2,15 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..base.errors import UserError
-from .files import write_whole
-from .records import RoundRecord
+from ..base.files import write_whole
+from ..base.formats import first_problem
+from .history import read_metrics_file, read_record
+from .records import Amount, Count, RoundRecord
 from .run_folder import END
 
 Ended = Literal["finished", "stopped", "interrupted", "failed"]
@@ -33,8 +35,8 @@ class Failures(_Written):
         The first of them, and ``reason`` why it failed then.
     """
 
-    rounds: int
-    first: int
+    rounds: Count
+    first: Count
     reason: str
 
 
@@ -54,11 +56,11 @@ class MethodEnd(_Written):
         Of devices that failed in a round.
     """
 
-    rounds: int
-    of: int
-    begun: list[int]
-    finished: list[int]
-    failures: dict[int, Failures] = {}
+    rounds: Count
+    of: Count
+    begun: list[Count]
+    finished: list[Count]
+    failures: dict[Count, Failures] = {}
 
     @property
     def missing(self) -> list[int]:
@@ -83,6 +85,21 @@ class Ending(_Written):
     ended: Ended
     reason: str = ""
     methods: dict[str, MethodEnd] = {}
+
+
+class Left(_Written):
+    """What a method has left that came to its end.
+
+    Attributes
+    ----------
+    battery_j : list of float or None
+        The devices' batteries, by partition; None on mains power.
+    end : MethodEnd
+        How far it came.
+    """
+
+    battery_j: list[Amount] | None
+    end: MethodEnd
 
 
 def failures_of(records: Iterable[RoundRecord]) -> dict[int, Failures]:
@@ -122,14 +139,42 @@ def read_ending(run: Path) -> Ending | None:
     """
     if not (run / "config.json").is_file():
         raise EndingError(f"{run}: not a run folder (it has no config.json)")
-    if not (run / END).exists():
+    return _read(run / END, Ending) if (run / END).exists() else None
+
+
+def read_left(folder: Path) -> tuple[RoundRecord, Left] | None:
+    """Return the last round of a method and what it has left; None if it is not at its end.
+
+    Parameters
+    ----------
+    folder : Path
+        The method's, in that of the run.
+
+    Raises
+    ------
+    EndingError, HistoryError
+        A file is damaged.
+    """
+    if not (folder / END).exists():
         return None
+    left, metrics = _read(folder / END, Left), folder / "metrics.jsonl"
+    lines = read_metrics_file(metrics)
+    if not lines:
+        raise EndingError(f"{metrics}: it is empty, but the method has run to its end")
     try:
-        return Ending.model_validate_json((run / END).read_bytes())
+        return read_record(lines[-1]), left
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise EndingError(f"{run / END}: {where}: {first['msg']}") from error
+        raise EndingError(f"{metrics}, line {len(lines)}: {first_problem(error)}") from error
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _read(path: Path, model: type[_Model]) -> _Model:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise EndingError(f"{path}: {first_problem(error)}") from error
 
 
 def told(ends: Mapping[str, MethodEnd]) -> list[str]:

@@ -1,28 +1,33 @@
 """Records of rounds, read back from a metrics file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from .records import NodeResult, RoundRecord
+from ..base.errors import UserError
+from ..base.formats import parse_json
+from .records import Amount, Count, Named, NodeResult, Real, RoundRecord
+
+
+class HistoryError(UserError, ValueError):
+    """A file of a run that cannot be read; the message names the line and what is wrong."""
 
 
 class _Line(BaseModel):
     """Fields of a :class:`.RoundRecord`: the part of a line that is not derived from the rest."""
 
-    round: int
+    round: Count
     nodes: list[NodeResult]
-    failed: dict[int, str] = {}
-    battery_j: dict[int, float] = {}
-    total_j: float = 0.0
-    total_simulated_s: float = 0.0
-    total_bits: float = 0.0
-    total_measured_j: float | None = None
-    noted: dict[str, float] = {}
-    carried: set[tuple[int, int, int]] = set()
+    failed: dict[Count, str] = {}
+    battery_j: dict[Count, Real] = {}
+    total_j: Amount = 0.0
+    total_simulated_s: Amount = 0.0
+    total_bits: Amount = 0.0
+    total_measured_j: Amount | None = None
+    noted: Named = {}
+    carried: set[tuple[Count, Count, Count]] = set()
 
     def record(self) -> RoundRecord:
         """Return the record."""
@@ -51,16 +56,20 @@ def read_metrics_file(path: Path) -> list[dict[str, Any]]:
 
     Raises
     ------
-    ValueError
+    HistoryError
         Another line cannot be read; the message names it.
+    OSError
+        The file cannot be read.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines) and not line.endswith("\n"):
+            found.append(parse_json(line))
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
                 break  # the run was killed while it wrote
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise HistoryError(f"{path}, line {number}: {error}") from error
+        if not isinstance(found[-1], dict):
+            raise HistoryError(f"{path}, line {number}: it holds no names and values")
     return found

@@ -14,9 +14,9 @@ from typing import TextIO
 from pydantic import BaseModel, ValidationError
 
 from ..base.errors import UserError
+from ..base.files import writing
 from ..base.log import log
 from ..base.machine import boot_id
-from .files import writing
 
 NAME = "in-use.json"
 """The lock's file: says who writes into the folder, and is there for as long as that goes on."""

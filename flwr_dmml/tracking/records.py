@@ -3,47 +3,73 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import fsum, isfinite, sqrt
+from math import fsum, isfinite, nan, sqrt
 from statistics import fmean
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..learning.balance import balance_metric
+
+MOST = 1e100
+"""More than any number of a record: sums and products of them are finite."""
+
+
+def _known(table: Any) -> Any:
+    """Leave out what was written as null: a number that does not exist."""
+    return {k: v for k, v in table.items() if v is not None} if isinstance(table, dict) else table
+
+
+def _real(value: float) -> float:
+    """Return a number as it is, and NaN for what is not finite, which older files have."""
+    if not isfinite(value):
+        return nan
+    if abs(value) > MOST:
+        raise ValueError(f"it is larger than {MOST:g}")
+    return value
+
+
+# The ranges hold for what is read from a file.
+Real = Annotated[float, AfterValidator(_real)]
+Amount = Annotated[float, Field(ge=0, le=MOST)]
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Named = Annotated[dict[str, Real], BeforeValidator(_known)]
 
 
 @dataclass
 class NodeResult:
     """One node in one round: accuracies in [0, 1], None where it was not evaluated."""
 
-    partition: int
+    partition: Count
     modalities: str  # e.g. "audio+image"
-    train_loss: float | None = None
-    accuracy: float | None = None  # test set, all its modalities
-    accuracy_own_shares: float | None = None  # where classes have the shares of its own samples
-    macro_f1: float | None = None  # there, all its modalities
-    uar: float | None = None  # there, unweighted average recall
-    accuracy_by_modality: dict[str, float] = field(default_factory=dict)  # each one alone
-    accuracy_without: dict[str, float] = field(default_factory=dict)  # from all but that one
-    accuracy_missing: float | None = None  # test samples of which a share lacks a modality
-    validation_accuracy: float | None = None
-    disagreement: float | None = None  # sum_j w_kj ||x_k - x_j||^2
-    bytes_sent: int = 0
-    label_bytes_sent: int = 0  # of these, soft labels
-    rejected: int = 0  # letters and blocks of its neighbours that did not come or were refused
-    claims: dict[int, str] = field(default_factory=dict)  # neighbour -> what it says of that one
-    labels: dict[str, float] = field(default_factory=dict)  # how a public set was labelled
-    speed: dict[str, float] = field(default_factory=dict)  # training speed of each modality
-    updates: dict[str, int] = field(default_factory=dict)  # of each modality's encoder
-    compute_j: float = 0.0
-    radio_j: float = 0.0
-    simulated_s: float = 0.0  # to compute and to send
-    measured_j: float | None = None  # by its own meter, while it computed
-    measured_s: float | None = None  # the seconds of that
-    own: dict[str, float] = field(default_factory=dict)  # numbers that its method names itself
-    dropped: dict[str, float] = field(default_factory=dict)  # share of each neighbour's numbers
+    train_loss: Real | None = None
+    accuracy: Share | None = None  # test set, all its modalities
+    accuracy_own_shares: Share | None = None  # where classes have the shares of its own samples
+    macro_f1: Share | None = None  # there, all its modalities
+    uar: Share | None = None  # there, unweighted average recall
+    accuracy_by_modality: dict[str, Share] = field(default_factory=dict)  # each one alone
+    accuracy_without: dict[str, Share] = field(default_factory=dict)  # from all but that one
+    accuracy_missing: Share | None = None  # test samples of which a share lacks a modality
+    validation_accuracy: Share | None = None
+    disagreement: Amount | None = None  # sum_j w_kj ||x_k - x_j||^2
+    bytes_sent: Count = 0
+    label_bytes_sent: Count = 0  # of these, soft labels
+    rejected: Count = 0  # letters and blocks of its neighbours that did not come or were refused
+    claims: dict[Count, str] = field(default_factory=dict)  # neighbour -> what it says of that one
+    labels: dict[str, Real] = field(default_factory=dict)  # how a public set was labelled
+    speed: dict[str, Real] = field(default_factory=dict)  # training speed of each modality
+    updates: dict[str, Count] = field(default_factory=dict)  # of each modality's encoder
+    compute_j: Amount = 0.0
+    radio_j: Amount = 0.0
+    simulated_s: Amount = 0.0  # to compute and to send
+    measured_j: Amount | None = None  # by its own meter, while it computed
+    measured_s: Amount | None = None  # the seconds of that
+    own: Named = field(default_factory=dict)  # numbers that its method names itself
+    dropped: dict[str, Share] = field(default_factory=dict)  # share of each neighbour's numbers
     lies: bool | None = None  # whether it is a liar of the simulation; None where nobody is
-    lying_neighbours: int | None = None  # that it hears in this round
+    lying_neighbours: Count | None = None  # that it hears in this round
 
     def trained(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured while training."""

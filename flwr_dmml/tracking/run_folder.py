@@ -10,10 +10,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ..base.files import WriteError, write_whole, writing
 from ..base.log import log
 from ..base.machine import expanded
-from .files import WriteError, write_whole, writing
-from .history import read_metrics_file, read_record
 from .lock import locked
 from .provenance import provenance
 from .records import RoundRecord
@@ -126,16 +125,11 @@ class RunFolder:
         self._log.flushLevel = NOTSET  # from now on line by line
 
     def finish(self, method: str, about: Mapping[str, Any]) -> None:
-        """Note that a method has run to its end, with what the next one is to know of it."""
-        write_whole(self.path / method / END, json.dumps(dict(about)))
+        """Note that a method has run to its end, with what the next one is to know of it.
 
-    def finished(self, method: str) -> tuple[RoundRecord, dict[str, Any]] | None:
-        """Return the last round of a method and what :meth:`finish` noted, None if it has not."""
-        end = self.path / method / END
-        if not end.exists():
-            return None
-        lines = read_metrics_file(end.with_name("metrics.jsonl"))
-        return read_record(lines[-1]), json.loads(end.read_text(encoding="utf-8"))
+        :func:`~flwr_dmml.tracking.ending.read_left` reads it.
+        """
+        write_whole(self.path / method / END, json.dumps(dict(about)))
 
     def run_started(self, method: str, num_rounds: int, node_modalities: Sequence[str]) -> None:
         """Make the method's folder, and the run's before the first one."""

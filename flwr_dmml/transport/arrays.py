@@ -154,7 +154,7 @@ def array_problem(array: Array) -> str | None:
     try:
         dtype = array.numpy().dtype
     except Exception as error:  # as above
-        return f"is no array that can be read: {one_line(f'{type(error).__name__}: {error}', 100)}"
+        return f"is no array that can be read ({type(error).__name__})"
     return None if _plain(dtype) else f"holds {one_line(str(dtype), 40)}, which are no numbers"
 
 

@@ -630,7 +630,7 @@ def test_saved_data_sets_that_are_wrong(tmp_path):
     file.unlink()
     assert "test: " in refused(root) and "No such file" in refused(root)
     (root / "test" / "state.json").write_text("[]")
-    assert "test/state.json: it holds no names and values" in refused(root)
+    assert "test/state.json: all of it: Input should be a valid dictionary" in refused(root)
     (root / "dataset_dict.json").write_text("{")
     assert "dataset_dict.json: " in refused(root)
 

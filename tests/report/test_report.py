@@ -540,7 +540,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
 def test_files_that_are_empty_or_not_json(tmp_path: Path) -> None:
     cases = [
         ("dpsgd/metrics.jsonl", "", "empty; the run has not finished a round"),
-        ("config.json", '{"seed": 0,\n', "line 2: "),
+        ("config.json", '{"seed": 0,\n', "line 2 column 1"),
         ("config.json", "[]", "not a JSON object"),
         ("run.json", "{", "Invalid JSON"),
         ("dpsgd/devices.json", '{"nodes": [{"partition": 0}]}', "nodes.0.modalities"),
@@ -552,6 +552,85 @@ def test_files_that_are_empty_or_not_json(tmp_path: Path) -> None:
         result = invoke("report", run)
         assert result.exit_code == 1 and not (run / "report.html").exists()
         assert str(run / name) in words(result.stderr) and reason in words(result.stderr)
+
+
+ODD: dict[str, tuple[str, Any, str]] = {
+    "no class": ("confusion.json", {"round": 1, "matrix": []}, "matrix: List should have at least"),
+    "huge count": ("confusion.json", {"round": 1, "matrix": [[1e300]]}, "matrix.0.0: Input should"),
+    "negative count": ("confusion.json", {"round": 1, "matrix": [[-1]]}, "greater than or equal"),
+    "huge class": (
+        "devices.json",
+        {"nodes": [{"partition": 0, "modalities": ["a"], "class_counts": [10**400]}]},
+        "nodes.0.class_counts.0: Input should be less than",
+    ),
+    "seed": ("../config.json", {"seed": [1]}, "seed: Input should be a valid integer"),
+    "method": ("../config.json", {"method": 3}, "method: Input should be a valid string"),
+    "depth": ("../config.json", json.loads("[" * 150 + "]" * 150), "nested more than 100 levels"),
+    "half a character": ("../config.json", {"dataset": "\ud800"}, "surrogates not allowed"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_files_with_values_that_cannot_be(tmp_path: Path, case: str) -> None:
+    name, value, reason = ODD[case]
+    run = two_methods(tmp_path)
+    file = (run / "dpsgd" / name).resolve()
+    file.write_text(json.dumps(value))
+    result = invoke("report", run)
+    assert result.exit_code == 1
+    assert f"Error: ReportError: {file}: " in words(result.stderr) and reason in result.stderr
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"disagreement": -1.0}, "nodes.0.disagreement"),  # of which a root is taken
+        ({"train_loss": 1.5e308}, "nodes.0.train_loss"),  # a mean of two is too large
+        ({"updates": {"audio": 10**400}}, "nodes.0.updates.audio"),
+        ({"bytes_sent": -1}, "nodes.0.bytes_sent"),
+        ({"accuracy": 1.5}, "nodes.0.accuracy"),
+    ],
+)
+def test_a_round_with_values_that_cannot_be(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    run = two_methods(tmp_path)
+    line = json.loads((run / "dmml-kd" / "metrics.jsonl").read_text().splitlines()[1])
+    line["nodes"][0] |= change
+    file = broken(run, 2, json.dumps(line))
+    result = invoke("report", run)
+    assert result.exit_code == 1 and f"{file}, line 2: {reason}: " in words(result.stderr)
+
+
+def test_numbers_of_a_methods_own_that_do_not_exist_are_left_out(tmp_path: Path) -> None:
+    rounds = [make_round(r, [0.5, 0.5, 0.5]) for r in (1, 2)]
+    rounds[0].nodes[0].own = {"a.b": nan, "a.c": 2.0}
+    rounds[1].noted = {"d": inf}
+    run = write_run(tmp_path, "x", {"local": rounds})
+    assert '"a.b": null' in (run / "local" / "metrics.jsonl").read_text()
+    page = page_of(run)
+    assert "own-a-c" in page.figures and "own-a-b" not in page.figures
+
+
+def test_a_large_confusion_table_shows_the_classes_that_were_confused_most(tmp_path: Path) -> None:
+    """Classes 3 and 1000 of 2,000 are taken for each other; the rest is right, 10 samples each."""
+    run, count = two_methods(tmp_path), 2000
+    matrix = [[0] * count for _ in range(count)]
+    for c in range(count):
+        matrix[c][c] = 10
+    matrix[3][3], matrix[3][1000], matrix[3][1500] = 5, 4, 1
+    matrix[1000][1000], matrix[1000][3] = 2, 8
+    (run / "dpsgd" / "confusion.json").write_text(json.dumps({"round": 4, "matrix": matrix}))
+    page = page_of(run)
+    assert (run / "report.html").stat().st_size < 4_000_000
+    figure = page.figures["confusion-dpsgd"]["data"][0]
+    assert len(figure["z"]) == 30 and {len(row) for row in figure["z"]} == {31}
+    assert figure["x"] == [*figure["y"], "others"] and {"3", "1000", "1500"} <= {*figure["y"]}
+    row, column = figure["y"].index("3"), figure["x"].index("1000")
+    assert figure["z"][row][column] == 0.4 and figure["customdata"][row][column] == 4
+    assert [row[-1] for row in figure["z"]] == [0] * 30
+    assert "the 30 of 2,000 classes that were confused most" in page.text
+    assert len(page.tables["recall"]) == 2001
 
 
 def test_a_run_without_any_round(tmp_path: Path) -> None:

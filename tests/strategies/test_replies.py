@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from math import inf, nan
 from pathlib import Path
@@ -32,7 +33,7 @@ from flwr_dmml.clients import DPSGD
 from flwr_dmml.clients.hello import introduction
 from flwr_dmml.energy.costs import Work
 from flwr_dmml.energy.equipment import Equipment
-from flwr_dmml.payload.plan import Carried, Plan
+from flwr_dmml.payload.plan import Averaged, Carried, Plan
 from flwr_dmml.report import read_run
 from flwr_dmml.report.summary import claims
 from flwr_dmml.strategies import NoDevicesError
@@ -43,6 +44,7 @@ from flwr_dmml.strategies.replies import (
     Claim,
     check_metrics,
     check_payload,
+    most_bytes,
     read_reply,
     told_bytes,
 )
@@ -261,20 +263,24 @@ def test_each_round_of_a_reply_is_read_as_it_was_written():
 
 def test_a_payload_is_of_the_names_and_sizes_that_are_expected():
     """Of ``head`` 168 bytes were told: 4 times that, and a header, for each receiver."""
-    plan = Plan(2, 5, recipients=(0, 2), carries=(Carried(0, 0, ("head",)),))
-    members = {0: MEMBER, 1: MEMBER}
-    most = 4 * (168 + 1024)
-    check_payload({"head@0": most, "head@2": most, "stats.x": 1 << 28}, MEMBER, plan, members)
-    check_payload({"head": 168, "head#1": 99, "head<0": most}, MEMBER, plan, members)
+    mean = Averaged("far", (0, 2), 100)
+    plan = Plan(2, 5, recipients=(0, 2), carries=(Carried(0, 0, ("head",)),), averages=(mean,))
+    limits = most_bytes([MEMBER, replace(MEMBER, blocks={"far": 100}, block_bytes={})])
+    most, of_far = 4 * (168 + 1024), 4 * (400 + 1024)
+    assert limits == {"head": most, "far": of_far}
+    check_payload({"head@0": most, "head@2": most, "stats.x": 1 << 28}, MEMBER, plan, limits)
+    check_payload({"head": 168, "head#1": 99, "head<0": most}, MEMBER, plan, limits)
+    check_payload({"head": 3 * most, "far<-2": of_far - 1, "far<-2#scale": 1}, MEMBER, plan, limits)
     for wrong, words in (
-        ({"head": 3 * most + 1}, f"have {3 * most + 1} bytes; allowed: {3 * most}"),
+        ({"head": 1 << 20}, f"have {1 << 20} bytes; allowed: {3 * most + of_far}"),
+        ({"head": 168, "far<-1": 10}, "carries far<-1, which was not asked for"),
         ({"head": 168, "stats.x": (1 << 28) + 1}, "bytes of statistics"),
         ({"head": 168, "head<2": 10}, "carries head<2, which was not asked for"),
         ({"stats.x": 1}, "its payload lacks head"),
         ({"head": 168, "other": 1}, "unknown blocks: other"),
     ):
         with pytest.raises(ReplyError, match=words):
-            check_payload(wrong, MEMBER, plan, members)
+            check_payload(wrong, MEMBER, plan, limits)
 
 
 def test_what_a_letter_holds_is_believed_as_far_as_it_can_be():

@@ -97,6 +97,18 @@ def column_of(name: str, column: Any, kind: Kind | None) -> Column:
     )
 
 
+def checked(table: Any) -> Any:
+    """Return a table of Arrow that is sound inside: a damaged one may end the process.
+
+    Raises
+    ------
+    pyarrow.ArrowInvalid
+        It is not.
+    """
+    table.validate(full=True)
+    return table
+
+
 def is_content(form: Any) -> bool:
     """Whether values of a type are contents of files: binary, or a struct of bytes and path."""
     types, form = arrow().types, _plain_type(form)
@@ -128,9 +140,10 @@ def parquet_columns(root: Path) -> list[str]:
     DataError
         If the file cannot be read.
     """
+    pa = arrow()
     try:
-        names: list[str] = arrow().parquet.read_schema(root / PARQUET).names
-    except (OSError, ValueError) as error:  # Arrow's errors are some of these
+        names: list[str] = pa.parquet.read_schema(root / PARQUET).names
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{PARQUET}: {reason(error)}") from error
     return names
 
@@ -143,12 +156,12 @@ def read_parquet_manifest(root: Path, about: Description) -> Manifest:
     DataError
         If it cannot be read, lacks columns, or has some that cannot be used.
     """
-    names = parquet_columns(root)
+    pa, names = arrow(), parquet_columns(root)
     modalities = about.modalities_among(names)
     used = [name for name in names if name not in about.ignore]
     try:
-        table = arrow().parquet.ParquetFile(root / PARQUET).read(columns=used)
-    except (OSError, ValueError) as error:
+        table = checked(pa.parquet.ParquetFile(root / PARQUET).read(columns=used))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{PARQUET}: {reason(error)}") from error
     roles = {name: text(table[name]) for name in table.column_names if name not in modalities}
     return Manifest(

@@ -1,13 +1,15 @@
 """Data sets that Hugging Face's ``datasets`` has saved to disk, read as Arrow files."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from ...base.formats import first_problem, parse_json
 from ..samples import DataError
-from .arrow_files import arrow, column_of, is_content, is_numbers, text
+from .arrow_files import arrow, checked, column_of, is_content, is_numbers, text
 from .manifest import SPLITS, Description, Kind, Manifest, roles_of
 from .problems import reason
 
@@ -15,6 +17,39 @@ DICT, STATE, INFORMATION = "dataset_dict.json", "state.json", "dataset_info.json
 """The files beside the data: the splits, the names of the files, the types of the columns."""
 
 _KINDS: dict[str, Kind] = {"Image": "image", "Audio": "audio"}
+
+
+_Text = Annotated[str, BeforeValidator(lambda value: str(value) if value is not None else value)]
+
+
+class _Splits(BaseModel):
+    """What ``dataset_dict.json`` holds that matters here."""
+
+    splits: list[str] = []
+
+
+class _File(BaseModel):
+    filename: str
+
+
+class _State(BaseModel):
+    """What ``state.json`` holds that matters here."""
+
+    data_files: list[_File] = Field([], alias="_data_files")
+    indices: Any = Field(None, alias="_indices_data_files")
+
+
+class _Feature(BaseModel):
+    """The type of a column, and the names of classes where it has any."""
+
+    type: str = Field("", alias="_type")
+    names: list[_Text] | None = None
+
+
+class _Information(BaseModel):
+    """What ``dataset_info.json`` holds that matters here; a list of features has no type."""
+
+    features: dict[str, _Feature | list[Any]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +86,7 @@ def hf_columns(root: Path, about: Description) -> Columns:
         If the folder cannot be read.
     """
     folders = _folders(root)
-    features: dict[str, Any] = _json(folders[0] / INFORMATION).get("features") or {}
+    features = _read(folders[0] / INFORMATION, _Information).features or {}
     schema = _tables(folders[0])[0].schema
     roles = about.columns
     classes = [name for name in schema.names if _type(features, name) == "ClassLabel"]
@@ -70,8 +105,9 @@ def hf_columns(root: Path, about: Description) -> Columns:
     found = {name: _KINDS[t] for name in used if (t := _type(features, name)) in _KINDS}
     kinds = {name: kind for name, kind in found.items() if name not in others}
     names: tuple[str, ...] = ()
-    if _type(features, roles.label) == "ClassLabel":
-        names = tuple(map(str, features[roles.label].get("names") or ()))
+    label = features.get(roles.label)
+    if isinstance(label, _Feature) and label.type == "ClassLabel":
+        names = tuple(label.names or ())
     changes = {
         "columns": roles,
         "modalities": {**kinds, **about.modalities},
@@ -100,7 +136,7 @@ def read_hf_disk(root: Path, about: Description) -> Manifest:
         where += [f"{folder.name}[{row}]" for row in range(count)]
     try:
         table = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(f"the splits have different columns: {error}") from error
     others = {name: text(table[name]) for name in table.column_names if name not in modalities}
     if (root / DICT).exists():
@@ -119,7 +155,7 @@ def _folders(root: Path) -> list[Path]:
     """Return the folders of the splits, or the only folder of a data set without."""
     if not (root / DICT).exists():
         return [root]
-    splits = _json(root / DICT).get("splits") or []
+    splits = _read(root / DICT, _Splits).splits
     if lacking := [name for name in SPLITS if name not in splits]:
         raise DataError(
             f"{DICT}: there is no split {' or '.join(map(repr, lacking))}, but "
@@ -130,32 +166,38 @@ def _folders(root: Path) -> list[Path]:
 
 def _tables(folder: Path) -> list[Any]:
     """Return the tables of a split, mapped into memory; at least one."""
-    pa, state = arrow(), _json(folder / STATE)
-    names = [Path(str(entry.get("filename"))).name for entry in state.get("_data_files") or []]
-    if not names or state.get("_indices_data_files"):
+    pa, state = arrow(), _read(folder / STATE, _State)
+    names = [Path(file.filename).name for file in state.data_files]
+    if not names or state.indices:
         raise DataError(f"{folder.name}/{STATE}: it names no data, or only some of their rows")
     try:
-        return [pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in names]
-    except (OSError, ValueError) as error:
+        return [
+            checked(pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all())
+            for name in names
+        ]
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{folder.name}: {reason(error)}") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _read(path: Path, model: type[_Model]) -> _Model:
+    where = f"{path.parent.name}/{path.name}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return model.model_validate(parse_json(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise DataError(f"{where}: {first_problem(error)}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path.parent.name}/{path.name}: {reason(error)}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path.parent.name}/{path.name}: it holds no names and values")
-    return found
+        raise DataError(f"{where}: {reason(error)}") from error
 
 
-def _type(features: Mapping[str, Any], name: str) -> str:
+def _type(features: Mapping[str, _Feature | list[Any]], name: str) -> str:
     feature = features.get(name)
-    return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
+    return feature.type if isinstance(feature, _Feature) else ""
 
 
 def _class_name(number: str, classes: tuple[str, ...]) -> str:
     """Return the name of a class, "" where there is none (-1)."""
-    known = number.isdecimal() and int(number) < len(classes)
+    known = number.isdecimal() and len(number) < 20 and int(number) < len(classes)
     return classes[int(number)] if known else "" if number in ("", "-1") else number

@@ -1,7 +1,6 @@
 """The manifest of a data folder: rows of ``manifest.csv`` or ``manifest.parquet``, files unread."""
 
 import csv
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -10,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ...base.formats import parse_toml
 from ..samples import DataError
 from .problems import Problems, reason
 from .tables import Floats
@@ -126,7 +126,7 @@ def read_description(root: Path) -> Description:
     if not path.exists():
         return Description()
     try:
-        return Description.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Description.model_validate(parse_toml(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         found = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
         lines = "; ".join(f"{key}: {message}" for key, message in found)

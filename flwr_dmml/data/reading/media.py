@@ -170,7 +170,7 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
     try:
         with _opened(file) as opened:
             _check_end(opened)
-            heard, rate = _heard(opened, options.seconds)
+            heard, rate = _heard(file, options.seconds)
     except soundfile.LibsndfileError as error:
         raise DataError(f"the sound cannot be read: {error.error_string}") from error
     except OSError as error:
@@ -192,7 +192,7 @@ def _opened(file: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
     return file.open("rb") if isinstance(file, Path) else nullcontext(file)
 
 
-def _heard(file: IO[bytes], seconds: float) -> tuple[NDArray[np.float32], int]:
+def _heard(file: Path | IO[bytes], seconds: float) -> tuple[NDArray[np.float32], int]:
     """Return the ``seconds`` in the middle of a file, or all of it if shorter, and its rate."""
     import soundfile
 

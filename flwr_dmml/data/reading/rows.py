@@ -13,6 +13,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _LARGEST = float(np.finfo(np.float32).max)
+_EXACT = 2.0**53  # of larger floats not all whole numbers are there
 
 
 def read_activities(path: Path) -> dict[int, str]:
@@ -26,7 +27,7 @@ def read_activities(path: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     wrong = []
     for number, line in enumerate(read_lines(path), start=1):
-        match = re.fullmatch(r"\s*(\d+)\s+(\S+)\s*", line)
+        match = re.fullmatch(r"\s*(\d{1,18})\s+(\S+)\s*", line)
         if match is None:
             wrong.append(f"line {number}: '{line}', expected an id and a name, e.g. '1 WALKING'")
         elif int(match[1]) in found or match[2] in found.values():
@@ -68,7 +69,9 @@ def read_whole(path: Path, columns: int) -> Ints:
     refuse(
         [
             f"line {row + 1}: {rows[row, column]:g} is not a whole number"
-            for row, column in np.argwhere(rows != np.round(rows)).tolist()
+            for row, column in np.argwhere(
+                (rows != np.round(rows)) | (np.abs(rows) > _EXACT)
+            ).tolist()
         ]
     )
     return rows.astype(np.int64)

@@ -36,7 +36,7 @@ def read_table(path: Path, *, vector: bool = True) -> Floats:
         If it is anything else, or a number is not finite; the message says which.
     """
     if path.suffix.lower() != ".csv":
-        return as_table(_read_npy(path))
+        return as_table(read_npy(path))
     numbers, lines = _read_csv(path)
     table = as_table(numbers, lines)
     return table[0] if vector and len(table) == 1 else table
@@ -70,7 +70,14 @@ def as_table(numbers: NDArray[Any], lines: Sequence[int] = ()) -> Floats:
     return table
 
 
-def _read_npy(path: Path) -> NDArray[Any]:
+def read_npy(path: Path) -> NDArray[Any]:
+    """Read a ``.npy`` file of real numbers.
+
+    Raises
+    ------
+    DataError
+        It is anything else.
+    """
     try:
         with path.open("rb") as file:
             found = np.lib.format.read_array(file, allow_pickle=False)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..options import LoadOptions
 from ..reading.problems import Problems, reason, refuse
+from ..reading.tables import read_npy
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 
@@ -242,12 +243,8 @@ def _numbers(cells: Sequence[str]) -> Floats | None:
 
 
 def _read_npy(path: Path, ids: Sequence[str]) -> Table:
-    try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError) as error:
-        raise DataError(f"it is not a whole .npy file of numbers: {reason(error)}") from error
-    if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or not array.any():
+    array = read_npy(path)
+    if array.ndim not in (2, 3) or not array.any():
         raise DataError(
             f"it holds {array.dtype} {array.shape}, expected numbers [n, features] or "
             "[n, steps, features], not only zeros"
@@ -276,7 +273,7 @@ def _part(whole: Samples, rows: Sequence[bool]) -> Samples:
 
 def _ordered(names: Sequence[str]) -> list[str]:
     """Return the different names, in the order of their numbers if all are whole numbers."""
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
+    if all(re.fullmatch(r"-?\d{1,1000}", name) for name in names):
         return sorted(set(names), key=lambda name: (int(name), name))
     return sorted(set(names))
 

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...base.files import write_whole
+from ...base.formats import first_problem
 from ..options import LoadOptions, PartitionOptions
 from ..registry import Dataset
 from ..samples import DataError, Modality, Partition, Samples, Source
@@ -97,7 +99,7 @@ def save_part(
         settings=dict(settings),
         digest=_digest(folder / TENSORS),
     )
-    (folder / ABOUT).write_text(about.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / ABOUT, about.model_dump_json(indent=2) + "\n")
     load_part(folder)
     return about
 
@@ -119,9 +121,7 @@ def read_about(folder: Path) -> PartAbout:
             "flwr-dmml partition has made, or one of the parts in it"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise DataError(f"data-path: '{file}' is damaged: {where}: {first['msg']}") from error
+        raise DataError(f"data-path: '{file}' is damaged: {first_problem(error)}") from error
 
 
 def load_part(folder: Path) -> Partition:

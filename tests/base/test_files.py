@@ -16,11 +16,11 @@ from helpers import QUICKSTART
 from helpers_resume import metrics, run
 from typer.testing import CliRunner
 
+from flwr_dmml.base.files import WriteError, write_whole, writing
 from flwr_dmml.cli import app
 from flwr_dmml.report.page import write_page
 from flwr_dmml.tracking import RunFolder
 from flwr_dmml.tracking.checkpoints import Checkpoint, Checkpoints
-from flwr_dmml.tracking.files import WriteError, write_whole, writing
 
 
 @contextmanager
