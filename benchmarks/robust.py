@@ -4,6 +4,7 @@
     python benchmarks/robust.py wrong [--json FILE]               a wrong number of assumed liars
     python benchmarks/robust.py digits [--json FILE]              15 devices with sound and images
     python benchmarks/robust.py cost                              a robust round over a plain one
+    python benchmarks/robust.py engines [--workers 2]             all rules and attacks: equal bytes
 
 Prints tables and a line for each bar, and exits with 0 if all bars are met, 1 if not. With
 ``--json`` every cell is written when it is done, and cells that are in the file are not run again.
@@ -26,13 +27,15 @@ from typing import Any
 
 import torch
 from cases.common import COMMON, DATA
+from flwr.app import Context, RecordDict
 from harness import CONSOLE, data_folder
 from rich.table import Table
 from robust_mnist import Arm, accuracies
 
 from flwr_dmml.clients import make_client_app
-from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.engine import FlowerApp, InProcessGrid, run_app, server_identity
 from flwr_dmml.gossip.attacks import ATTACKS
+from flwr_dmml.gossip.registry import find_aggregation
 from flwr_dmml.strategies import make_server_app
 from flwr_dmml.strategies.roster import NoDevicesError
 from flwr_dmml.tracking import RoundRecord
@@ -377,11 +380,67 @@ def cost(options: argparse.Namespace) -> int:
     return judge(bars)
 
 
+# ---- equal bytes on all engines -----------------------------------------------------------------
+
+SMALL: Mapping[str, Any] = {
+    "method": "dmml-kd", "dataset": "digits", "num-nodes": 6, "num-server-rounds": 3,
+    "topology": "complete", "modality-pattern": "audio+image,audio+image,audio",
+    "samples-per-node": 40, "local-iterations": 2, "batch-size": 16, "evaluate-every": 2,
+    "dmml-kd.generator-steps": 2, "attack.devices": "4", "run-name": "same", "compare-with": "",
+}  # fmt: skip
+
+
+class ByMessages(InProcessGrid):
+    """Asks each device by a message of its own, as Flower's engine does."""
+
+    @property
+    def hosted(self) -> None:
+        """Nobody hosts all devices at once."""
+        return None
+
+
+def written(settings: Mapping[str, Any], engine: str) -> bytes:
+    """Return the metrics file of a run in one process, by messages, or over two processes."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    app, nodes = FlowerApp({}, make_server_app(), make_client_app()), settings["num-nodes"]
+    with tempfile.TemporaryDirectory() as folder:
+        config = {**settings, "run-dir": folder}
+        if engine == "messages":
+            context = Context(
+                run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config
+            )
+            with server_identity(1):
+                app.server_app(ByMessages(app.client_app, nodes, config, run_id=1), context)
+        else:
+            run_app(app, nodes, config, workers=2 if engine == "sharded" else 0)
+        return (Path(folder) / "same" / config["method"] / "metrics.jsonl").read_bytes()
+
+
+def engines(options: argparse.Namespace) -> int:
+    """Run every rule with every attack on several engines, and compare the files they write."""
+    rules = options.arms or [*find_aggregation(), "nnm+trimmed-mean"]
+    attacks = options.attacks or [*ATTACKS, "payload"]
+    others = ["messages", *(["sharded"] if options.workers > 1 else [])]
+    different = list[str]()
+    for rule, attack in product(rules, attacks):
+        payload = {"attack.payload": "forged"} if attack == "payload" else {}
+        kind = "none" if attack == "payload" else attack
+        settings = {**SMALL, "aggregation": rule, "attack.kind": kind, **payload}
+        plain = written(settings, "rows")
+        unlike = [engine for engine in others if written(settings, engine) != plain]
+        CONSOLE.print(f"{rule}, {attack}: {f'not as {unlike}' if unlike else 'equal bytes'}")
+        different += [f"{rule}, {attack}, {engine}" for engine in unlike]
+    count = len(rules) * len(attacks)
+    text = f"{count} pairs on rows, {', '.join(others)}: equal bytes but for {different or 'none'}"
+    return judge([(text, not different)])
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "mnist": mnist,
     "wrong": wrong,
     "digits": digits,
     "cost": cost,
+    "engines": engines,
 }
 
 
@@ -394,7 +453,7 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", help="only these rules")
     parser.add_argument("--attacks", nargs="+", help="only these attacks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time; engines: 2")
     parser.add_argument("--json", type=Path, help="write every cell here, and read what is there")
     options = parser.parse_args()
     return PARTS[options.part](options)
