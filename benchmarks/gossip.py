@@ -1,214 +1,47 @@
-"""Gossip rules on a problem whose optimum is known: where each ends, and what it takes.
+"""Gossip rules: how near they come to a known optimum, and what they learn from different data.
 
-    python benchmarks/gossip.py [--graphs ring exponential base] [--rules k-gt d2] [--quick]
+    python benchmarks/gossip.py [--parts optimum learning] [--rules k-gt d2] [--quick]
 
-Sixteen devices minimise ``(x - b_k)^T A_k (x - b_k) / 2`` each, with full gradients: 10 dimensions,
-eigenvalues of A_k from 0.2 to 1.8, the optima b_k far apart. The package's rule classes are stepped
-on rows in float64 with an effective learning rate of 0.02: 6,000 rounds of one local step, and
-2,500 of five, and of 1, 3, 5, 7 and 9, with progress normalised and not. A figure is the distance
-to the common optimum: of the mean model, and the root mean square over devices. *Equal bytes* is
-the latter after as many bytes as D-PSGD sends: a rule with two vectors gets half of the rounds.
-
-Prints a table for each graph, and exits with 1 if a rule that is exact ends above 1e-6, or D-PSGD
-below 0.05; with 0 otherwise. ``--quick`` is a smoke run of a tenth of the rounds, not judged.
+``optimum`` is described in gossip_optimum.py and takes minutes on one core; ``learning`` in
+gossip_learning.py, and takes about an hour. Prints tables and a line for each bar that is missed,
+and exits with 1 if there is one. ``--quick`` is a smoke run of both, not judged.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle, islice
-from typing import Any
 
+import gossip_learning
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from flwr_dmml.gossip.registry import find_gossip
-from flwr_dmml.gossip.rule import GossipRule
-from flwr_dmml.gossip.trial import Trial
-from flwr_dmml.graph.topology import TOPOLOGIES, Topology, make_topology
-from flwr_dmml.graph.weights import metropolis_weights
-
-NODES, LENGTH, LR, MOMENTUM = 16, 10, 0.02, 0.9
-EXACT, BIASED = 1e-6, 0.05
-GRAPHS: dict[str, dict[str, Any]] = {"ring": {}, "exponential": {}, "base": {"degree": 1}}
-"""Families and their parameters; ``base`` is the Base-2 graph."""
-TAUS = {
-    "1": torch.ones(NODES, dtype=torch.long),
-    "5": torch.full((NODES,), 5),
-    "1..9": torch.arange(NODES) % 5 * 2 + 1,
-}
-ROUNDS = {"1": 6000, "5": 2500, "1..9": 2500}
-CONSOLE = Console(width=150)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A rule as it is run.
-
-    Attributes
-    ----------
-    rule : str
-        Its name.
-    options : dict
-        Its options.
-    momentum : bool
-        Whether it has momentum: its learning rate is a tenth then.
-    exact : tuple of str
-        With which numbers of local steps it ends at the common optimum.
-    """
-
-    rule: str
-    options: dict[str, Any]
-    momentum: bool = False
-    exact: tuple[str, ...] = ()
-
-    @property
-    def called(self) -> str:
-        """Its name, with its options."""
-        return " ".join([self.rule, *(f"{k} {v:g}" for k, v in self.options.items())])
-
-
-ENTRIES = (
-    Entry("dpsgd", {}),
-    Entry("dsgdm", {}, momentum=True),
-    Entry("qg-dsgdm", {}, momentum=True),
-    Entry("qg-dsgdm-n", {}, momentum=True),
-    Entry("decentlam", {}, momentum=True),
-    Entry("qg-gutm", {}, momentum=True),
-    Entry("gut", {}),
-    Entry("gut", {"mu": 1.0}, exact=("1",)),
-    Entry("d2", {}, exact=tuple(TAUS)),
-    Entry("k-gt", {}, exact=tuple(TAUS)),
-    Entry("mt", {}, momentum=True, exact=tuple(TAUS)),
-)
-
-
-def problem() -> tuple[Tensor, Tensor, Tensor]:
-    """Return A ``[node, length, length]``, b ``[node, length]`` and the common optimum."""
-    g = torch.Generator().manual_seed(0)
-    q, _ = torch.linalg.qr(torch.randn(NODES, LENGTH, LENGTH, generator=g))
-    a = q @ torch.diag_embed(0.2 + 1.6 * torch.rand(NODES, LENGTH, generator=g)) @ q.mT
-    b = torch.randn(LENGTH, generator=g) / 2 + 2 * torch.randn(NODES, LENGTH, generator=g)
-    return a, b, torch.linalg.solve(a.sum(0), (a @ b[:, :, None]).sum(0))[:, 0]
-
-
-def weights_of(topology: Topology, rounds: int) -> list[Tensor]:
-    """Return the matrices of as many rounds as there are different ones, of these."""
-    last = rounds if topology.time_varying else 1
-    graphs = [topology.graph(NODES, server_round=t) for t in range(1, min(last, 240) + 1)]
-    return [torch.from_numpy(_matrix(graph)) for graph in graphs]
-
-
-def _matrix(graph: Any) -> Any:
-    """Return the weights that come with a graph's links, or Metropolis-Hastings ones."""
-    given = {(i, j): w for i, j, w in graph.edges(data="weight") if w is not None}
-    matrix = metropolis_weights(graph)
-    if given:
-        matrix[:] = 0
-        for (i, j), w in given.items():
-            matrix[i, j] = matrix[j, i] = w
-        matrix[range(len(graph)), range(len(graph))] = 1 - matrix.sum(axis=1)
-    return matrix
-
-
-def vectors(rule: GossipRule) -> float:
-    """Return how many models' bytes a rule sends to a neighbour."""
-    numbers = rule.sends.count("number") / LENGTH_OF_A_MODEL
-    return rule.sends.count("block") + numbers
-
-
-LENGTH_OF_A_MODEL = 10_000
-"""Numbers that go with a block are few beside it, but not beside 10."""
-
-
-def run(
-    entry: Entry, mixing: Sequence[Tensor], tau: str, rounds: int, *, normalises: bool
-) -> tuple[float, float, float]:
-    """Return the distances of the mean and of the devices, and theirs after equal bytes."""
-    a, b, best = problem()
-    kind = find_gossip()[entry.rule]
-    rule = kind(kind.options_type(**entry.options))
-    trial = Trial(
-        rule,
-        torch.zeros(NODES, LENGTH),
-        lambda x: (a @ (x - b)[:, :, None])[:, :, 0],
-        lr=LR * (1 - MOMENTUM) if entry.momentum else LR,
-        momentum=MOMENTUM if entry.momentum else 0.0,
-        normalises=normalises,
-    )
-    paid, afforded = float("nan"), int(rounds / vectors(rule))
-    for t, w in enumerate(islice(cycle(mixing), rounds + 1)):
-        trial.mix(w)
-        if t == afforded:
-            paid = rms(trial.x, best)
-        if t < rounds:
-            trial.train(TAUS[tau])
-    return float((trial.x.mean(dim=0) - best).norm()), rms(trial.x, best), paid
-
-
-def rms(x: Tensor, best: Tensor) -> float:
-    """Return the root mean square distance of rows to a point."""
-    return float((x - best).square().sum(dim=1).mean().sqrt())
-
-
-def judge(entry: Entry, tau: str, ends: Sequence[float]) -> str:
-    """Return what is wrong with where a rule ends, after equal rounds or bytes."""
-    if tau in entry.exact and not all(end < EXACT for end in ends):
-        return f"{entry.called} is exact, and ends at {max(ends):.1e} with tau {tau}"
-    if entry.rule == "dpsgd" and not min(ends) > BIASED:
-        return f"D-PSGD ends at {min(ends):.3f} with tau {tau}, below {BIASED:g}"
-    return ""
-
-
-def table_of(graph: str, entries: Sequence[Entry], share: float) -> tuple[Table, list[str]]:
-    """Return the table of a graph, and what is wrong."""
-    topology, wrong = make_topology(graph, **GRAPHS[graph]), list[str]()
-    table = Table(title=f"{graph}: distance of the mean / of the devices")
-    for head in ("rule", "sends", *(f"tau {tau}" for tau in TAUS), "tau 1..9, raw"):
-        table.add_column(head)
-    table.add_column("equal bytes: tau 1, 5, 1..9")
-    for entry in entries:
-        kind = find_gossip()[entry.rule]
-        rule = kind(kind.options_type(**entry.options))
-        cells = [entry.called, f"{rule.sends.count('block')} vec"]
-        if why := rule.graph_problem(topology, NODES, 0):
-            table.add_row(*cells, f"refused: {why.split(',')[0]}")
-            continue
-        paid: list[str] = []
-        for tau in TAUS:
-            rounds = int(share * ROUNDS[tau])
-            mixing = weights_of(topology, rounds)
-            mean, end, cheap = run(entry, mixing, tau, rounds, normalises=True)
-            cells.append(f"{mean:.1e} / {end:.1e}")
-            paid.append(f"{cheap:.1e}")
-            wrong += filter(None, [judge(entry, tau, (end, cheap))])
-        mean, end, _ = run(entry, mixing, tau, rounds, normalises=False)
-        table.add_row(*cells, f"{mean:.1e} / {end:.1e}", ", ".join(paid))
-    return table, [f"{graph}: {line}" for line in wrong]
+from gossip_optimum import ENTRIES, GRAPHS, tables
+from harness import CONSOLE
 
 
 def main() -> int:
-    """Run all rules on all graphs; return the exit status."""
+    """Run what is asked for; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    there = [graph for graph in GRAPHS if graph in TOPOLOGIES]
-    names = list(dict.fromkeys(entry.rule for entry in ENTRIES))
-    parser.add_argument("--graphs", nargs="+", choices=there, default=there)
-    parser.add_argument("--rules", nargs="+", choices=names, default=names)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds, not judged")
+    parts, rules = ["optimum", "learning"], list(dict.fromkeys(e.rule for e in ENTRIES))
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=list(GRAPHS))
+    parser.add_argument("--rules", nargs="+", choices=rules, default=rules, help="of the optimum")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of learning")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--quick", action="store_true", help="a smoke run, not judged")
     given = parser.parse_args()
-    torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     wrong: list[str] = []
-    for graph in given.graphs:
-        entries = [entry for entry in ENTRIES if entry.rule in given.rules]
-        table, found = table_of(graph, entries, 0.1 if given.quick else 1.0)
+    if "optimum" in given.parts:
+        found, wrong = tables(given.graphs, given.rules, quick=given.quick)
+        for table in found:
+            CONSOLE.print(table)
+    if "learning" in given.parts:
+        table, missed = gossip_learning.compare(given.seeds, given.workers, quick=given.quick)
         CONSOLE.print(table)
-        wrong += [] if given.quick else found
+        wrong += missed
+    if given.quick:
+        return 0
     for line in wrong:
         print(line)
     print("as it should be" if not wrong else f"{len(wrong)} of the bars are missed")
