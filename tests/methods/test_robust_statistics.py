@@ -75,7 +75,7 @@ def test_prototypes_are_medians_over_those_who_have_the_class() -> None:
         p[3], n[3] = torch.tensor(first), count
         return {STATISTICS + "prototypes": p, STATISTICS + "prototype-counts": n}
 
-    inbox = {1: told([1, 5], 3), 2: told([2, 7], 1), 3: told([-900, 900], 1e6), 4: told([8, 8], 0)}
+    inbox = {1: told([1, 5], 3), 2: told([2, 7], 1), 3: told([-9, 9], 1e6), 4: told([8, 8], 0)}
     learner.before_training(Plan(2, 1), inbox)
     assert learner._prototypes[3].tolist() == [1, 7]
     assert learner._has.nonzero().flatten().tolist() == [3]
