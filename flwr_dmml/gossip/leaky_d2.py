@@ -76,8 +76,9 @@ class LeakyD2Rule(D2Rule):
 
     def mixed(self, mix: Mix, state: State) -> tuple[Tensor, State]:
         """Mix, and let c learn from the pairs that have trained."""
+        x = mix(0)
         before = state["past"], state["past-trained"]
         c = state["c"] - GAIN * exchanged(mix, 0, before) / state["common"]
         own, trained = mix.own[0].clone(), mix.own[-1].clone()
         kept = {"c": self.options.keep * c, "past": own, "past-trained": trained}
-        return mix(0), {**state, **kept}
+        return x, {**state, **kept}

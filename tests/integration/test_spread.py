@@ -16,6 +16,7 @@ from flwr_dmml.engine import server_identity
 from flwr_dmml.engine.cluster import connect
 
 HERE = Path(__file__).parent
+LIARS = {"attack.devices": "1", "attack.payload": "forged"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,6 +47,9 @@ def test_any_number_of_workers_gives_equal_numbers(method: str) -> None:
         {"couriers": "forward"},
         {"couriers": "forward", "exchange.precision": "int8"},
         {"couriers": "average"},
+        {"aggregation": "ios", "topology": "complete"},
+        {"aggregation": "median", "topology": "complete", **LIARS, "attack.kind": "alie"},
+        {"aggregation": "robust", "topology": "complete", **LIARS, "attack.kind": "gaussian"},
     ],
     ids=str,
 )
