@@ -19,7 +19,7 @@ ON_TREES = ["relaysgd"]
 METHODS: dict[str, dict[str, Any]] = {
     name: {"method": name} for name in sorted(find_methods()) if name != "dmml"
 }
-METHODS["dmml-kd"]["gossip"] = "dpsgd"
+METHODS["dmml-kd"] |= {"gossip": "dpsgd", "dmml-kd.decomposition": True}
 # What D-PSGD gains by what other methods have by default.
 MORE: dict[str, dict[str, Any]] = {
     "dpsgd, staggered": {"method": "dpsgd", "stagger": 0.5},

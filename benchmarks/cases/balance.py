@@ -6,7 +6,7 @@ from flwr_dmml.learning.balance import SPEED_METRICS
 
 ALL_BOTH = {"modality-pattern": "audio+image", "alpha": 100.0, "image-visible": 0.5}
 ALONE = {"modality-loss": 1.0}
-DMML_KD = {"method": "dmml-kd", "gossip": "dpsgd"}
+DMML_KD = {"method": "dmml-kd", "gossip": "dpsgd", "dmml-kd.decomposition": True}
 HALF = {"energy.battery-share": 0.5, "allocation.rule": "uniform", "stagger": 0.0}
 BY_SPEED = HALF | {"stagger": 0.5, "allocation.rule": "max-min"}
 

@@ -21,7 +21,12 @@ SP_SW_HAR: dict[str, Any] = {
 # Learning rates: the best of 0.005, 0.01, 0.02, 0.05, 0.1 and 0.2 for dpsgd and for dmml-kd, and of
 # the first four for fedcmi, after 30 rounds on the ring with seed 100, none of those reported.
 GOSSIP = {"learning-rate": 0.01}
-DMML_KD = {"method": "dmml-kd", "gossip": "dpsgd", "learning-rate": 0.01}
+DMML_KD = {
+    "method": "dmml-kd",
+    "gossip": "dpsgd",
+    "dmml-kd.decomposition": True,
+    "learning-rate": 0.01,
+}
 FEDCMI = {"method": "fedcmi", "learning-rate": 0.005}
 
 

@@ -66,9 +66,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "control, couriers": STAGGERED | COURIERS,
     "control, correction": STAGGERED | CORRECTED,
     "control, both": STAGGERED | COURIERS | CORRECTED,
+    "control, tracked": STAGGERED | COURIERS | CORRECTED | {"gossip": "leaky-d2"},
     "dmml": {"method": "dmml", **OF_THE_METHOD},
     "dmml-kd": OURS,
-    "dmml-kd, before": {"method": "dmml-kd", "gossip": "dpsgd"},
+    "dmml-kd, before": {
+        "method": "dmml-kd",
+        "gossip": "dpsgd",
+        "dmml-kd.decomposition": True,
+    },
     "qg-dsgdm-n": {"method": "qg-dsgdm-n"},
     "fedproto": {"method": "fedproto"},
     "pooled": {"method": "pooled"},
@@ -76,8 +81,8 @@ ARMS: dict[str, dict[str, Any]] = {
 WITH_PUBLIC_SET = {"idkd": {"method": "idkd", "public.samples": 2000}}
 ON_THE_RING = {
     "control, thrice": STAGGERED | THRICE,
-    "without generator": OURS | {"dmml-kd.generator": False, "dmml-kd.distillation": False},
-    "without decomposition": OURS | {"dmml-kd.decomposition": False},
+    "dmml, quasi-global": {"method": "dmml", **OF_THE_METHOD, "gossip": "qg-dsgdm-n"},
+    "with decomposition": OURS | {"dmml-kd.decomposition": True},
 }
 KINDS = {
     "av-digits": ("audio", "image", "audio+image"),

@@ -32,7 +32,7 @@ COUNTS, HEAD = "label-counts", "head.common"
 class DmmlKdOptions(Options):
     """Ingredients and weights of DMML-KD; each ingredient can be switched off."""
 
-    decomposition: bool = Field(True, description="losses that keep common and specific apart")
+    decomposition: bool = Field(False, description="losses that keep common and specific apart")
     generator: bool = Field(True, description="train a generator; its features teach the head")
     distillation: bool = Field(True, description="its features teach the encoders as well")
     generator_gossip: bool = Field(True, description="mix the generators of neighbours")
