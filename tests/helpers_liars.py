@@ -190,11 +190,12 @@ def run_four(
     stopping: Callable[[], bool] = never,
     **settings: Any,
 ) -> Path:
-    """Run four devices; return the method's folder. ``_`` in settings stands for ``-``."""
+    """Run four devices, or ``num_nodes``; return the method's folder. ``_`` stands for ``-``."""
     config = FEW | {key.replace("_", "-"): value for key, value in settings.items()}
     own = (LyingRow, FailingRow)
     app = FlowerApp(config, make_server_app(*own), devices or make_client_app(*own))
-    run_app(app, 4, {"run-dir": str(folder)}, workers=workers, stopping=stopping)
+    nodes = config["num-nodes"]
+    run_app(app, nodes, {"run-dir": str(folder)}, workers=workers, stopping=stopping)
     return folder / "x" / str(config["method"])
 
 

@@ -401,9 +401,7 @@ class PeerStrategy(Strategy):
             if self.keeper:
                 # The closing message changes the devices: too few may answer it.
                 closing_next = done == num_rounds and self.quorum > 1
-                self.keeper.after_rounds(
-                    self, grid, before, done, last=bool(short) or closing_next
-                )
+                self.keeper.after_rounds(self, grid, before, done, last=bool(short) or closing_next)
             if short:
                 raise self._too_few(f"round {done}", short)
             if done < num_rounds and (why := next(filter(None, map(self.stop, complete)), "")):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_disk import disk
 from spread_app import run
 
-from flwr_dmml.engine import server_identity
+from flwr_dmml.engine import EngineError, server_identity, sharded
 from flwr_dmml.engine.cluster import connect
 
 HERE = Path(__file__).parent
@@ -60,6 +61,19 @@ def test_a_worker_that_dies_costs_nothing() -> None:
     assert mark.exists(), "nobody has died"
     assert died == run("killed", 2, couriers="forward")
     assert died[1] == run("dpsgd", 0, couriers="forward")[1] != run("dpsgd", 0)[1]
+
+
+def test_full_shared_memory_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for 64 kB. Without a word the system would kill each worker that writes."""
+    with disk(tmp_path / "memory", 64) as place:
+        monkeypatch.setattr(sharded, "shared_memory", lambda: place)
+        words = r"rows-1-0-a cannot be written: No space left on device; free space on that disk; "
+        words += (
+            r"the devices' rows need \d\.\d MB there .*, or run in one process \(workers = 0\)$"
+        )
+        with pytest.raises(EngineError, match=words):
+            run("dpsgd", 2)
+        assert not list(place.iterdir())
 
 
 def test_rows_travel_between_machines() -> None:
