@@ -52,8 +52,12 @@ class Lying:
     def __post_init__(self) -> None:
         self._app = make_client_app()
 
+    def is_liar(self, context: Context) -> bool:
+        """Return whether this device is the one."""
+        return context.node_config["partition-id"] == LIAR
+
     def __call__(self, message: Message, context: Context) -> Message:
-        lies = context.node_config["partition-id"] == LIAR and self.kind == kind_of(message)
+        lies = self.is_liar(context) and self.kind == kind_of(message)
         if lies and self.change is None:
             raise RuntimeError(EVIL)
         reply = self._app(message, context)

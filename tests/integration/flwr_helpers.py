@@ -107,15 +107,24 @@ def processes_of(*marks: str, command: str = "") -> list[int]:
 
 
 def _actors_of(drivers: list[int]) -> list[int]:
-    """Return the processes in which Flower's simulation runs devices: grandchildren of its own."""
-    found = []
+    """Return the processes in which Flower's simulation runs devices, of its own processes."""
+    return [p for driver in drivers for p in family_of(driver, "ray::ClientAppActor")]
+
+
+def family_of(process: int, command: str) -> list[int]:
+    """Return what a process, and those that it started, have started, by how its command begins."""
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::ClientAppActor"):
-                raylet = _parent(int(folder.name))
-                found += [int(folder.name)] * (_parent(raylet) in drivers)
+            text = (folder / "stat").read_text().rpartition(")")[2]
+            parents[int(folder.name)] = int(text.split()[1])
+    found = []
+    for own in parents:
+        ancestor = parents[own]
+        while ancestor in parents and ancestor != process:
+            ancestor = parents[ancestor]
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{own}/cmdline").read_bytes()
+            if ancestor == process and line.startswith(command.encode()):
+                found.append(own)
     return found
-
-
-def _parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
