@@ -7,7 +7,8 @@ What each row tries:
 
 - *lies*: one device of six lies in its replies, one lie a run. The others' figures must be those of
   a run in which it is silent, it must be named with the reason, and the run may take 200 MB more.
-- *SuperNodes*: the same lies, told by one of three real SuperNodes.
+- *SuperNodes*: the same lies, told by one of three real SuperNodes, and lies in its letters to the
+  others.
 - *fuzzing*: damaged inputs for each parser (``tests/fuzz``), for some seconds each: nothing but the
   documented errors.
 - *SIGTERM*: sent to a run on each engine, which is then resumed: the same metrics, byte for byte.
@@ -20,6 +21,7 @@ Ends with status 1 where a row falls short. The lies and the helpers are those o
 """
 
 import json
+import logging
 import os
 import random
 import re
@@ -46,7 +48,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
 
 from fleet_helpers import FLEET, cut_parts  # noqa: E402
 from flwr_helpers import family_of, processes_of, superlink  # noqa: E402
-from helpers_liars import LIAR, LIES, Lying, lines_of, of_others, run_four  # noqa: E402
+from helpers_liars import LETTERS, LIAR, LIES, Lying, lines_of, of_others, run_four  # noqa: E402
 from helpers_signals import SETTINGS, metrics, run_here, start, wait_for  # noqa: E402
 
 from flwr_dmml.cli import app  # noqa: E402
@@ -55,6 +57,7 @@ from flwr_dmml.fleet.local import LocalFleet  # noqa: E402
 DEVICES, SUPERNODES = 6, 3
 MOST_MB = 200.0
 QUICK_LIES = "accuracy NaN", "payload no array", "partition inf"
+QUICK_LETTERS = "letter of NaN", "40,000 dimensions"
 ENGINES = {"in process": 0, "workers": 2}
 LONGEST_S = 300
 """No run here takes so long."""
@@ -99,13 +102,21 @@ def peak_mb() -> Iterator[list[float]]:
 
 def of_liar(method: Path, kind: str, words: str, silent: Path, row: Row, name: str) -> None:
     """Check a run with a liar against one in which that device is silent."""
-    equal = of_others(lines_of(method)) == of_others(lines_of(silent))
+    equal = figures(method) == figures(silent)
     row.check(equal, f"{name}: the others have other figures than without the device")
     log = (method.parent / "log.txt").read_text()
     row.check(words in log, f"{name}: the log does not say: {words}")
     failed = {k for line in lines_of(method) for k in line["failed"]}
     row.check(failed <= {str(LIAR)}, f"{name}: {failed} have failed")
     row.check(kind not in ("train", "closing") or bool(failed), f"{name}: nobody has failed")
+
+
+def figures(method: Path) -> list[list[dict[str, Any]]]:
+    """Return what stands of the others, but what they say of the liar."""
+    return [
+        [{k: v for k, v in node.items() if k != "claims"} for node in nodes]
+        for nodes in of_others(lines_of(method))
+    ]
 
 
 def lies(folder: Path) -> list[Row]:
@@ -137,7 +148,12 @@ from pathlib import Path
 
 sys.path.append({tests!r})
 from flwr.clientapp import ClientApp
-from helpers_liars import LIES, Lying
+from flwr_dmml.transport.direct import link
+from helpers_liars import LETTERS, LIES, Lying
+
+told = os.environ.get("DMML_LIE")
+kind, _, name = Path(told).read_text().partition(": ") if told else ("none", "", "")
+write = link.write_letter
 
 
 class Liar(Lying):
@@ -147,43 +163,57 @@ class Liar(Lying):
 
 class Device(ClientApp):
     def __call__(self, message, context):
-        told = os.environ.get("DMML_LIE")
-        kind, _, name = Path(told).read_text().partition(": ") if told else ("none", "", "")
-        return Liar(kind, LIES[name][1] if name else None)(message, context)
+        change = LIES[name][1] if name in LIES else None
+        return Liar(kind, change)(message, context)
 
 
+def lying(letter):
+    data = write(letter)
+    return data if letter.server_round < 2 else LETTERS[name][0](data) if name else b""
+
+
+if kind == "letter":
+    link.write_letter = lying
 app = Device()
 """
 
 
 def supernodes(folder: Path, quick: bool) -> list[Row]:
-    names = QUICK_LIES if quick else tuple(LIES)
-    row = Row(f"lies, 1 of {SUPERNODES} SuperNodes", f"{len(names)} lies")
+    """Lie on a SuperNode: in its replies, then in its letters to the others."""
     lie = folder / "lie"
     lie.write_text("none")
     liar = shutil.copytree(FLEET, folder / "app")
     (liar / "fleet" / "client_app.py").write_text(LYING_APP.format(tests=str(ROOT / "tests")))
-    silent: dict[str, Path] = {}
+    kinds = {name: (kind, words) for name, (kind, _, words) in LIES.items()}
+    kinds |= {name: ("letter", words) for name, (_, words) in LETTERS.items()}
+    rows, silent = list[Row](), dict[str, Path]()
     with fleet_of(folder, {f"device-{LIAR}": {"DMML_LIE": str(lie)}}) as fleet:
 
-        def run(kind: str, name: str = "") -> Path:
+        def run(kind: str, name: str, row: Row) -> Path | None:
             lie.write_text(f"{kind}: {name}")
-            given = OF_FLEET | {"run-name": name or f"silent {kind}"}
+            given = OF_FLEET | {"run-name": name.replace(" ", "-") or f"silent-{kind}"}
+            if kind == "letter":
+                given |= {"exchange.transport": "direct", "exchange.timeout-s": 20.0}
             said = fleet.submit(liar, given).communicate(timeout=LONGEST_S)[0]
             method = fleet.runs / str(given["run-name"]) / "dpsgd"
-            row.check((method / "end.json").exists(), f"{name}: the run ended: {said[-1000:]}")
-            return method
-
-        for name in names:
-            kind, _, words = LIES[name]
-            if kind not in silent:
-                silent[kind] = run(kind)
-            method = run(kind, name)
             if (method / "end.json").exists():
-                of_liar(method, kind, words, silent[kind], row, name)
-            ERR.print(f"SuperNodes: {name}")
-    row.found = "all runs ended" if not row.problems else ""
-    return [row]
+                return method
+            row.problems.append(f"{name or kind}: the run ended: {said[-1000:]}")
+            return None
+
+        for what, lies, few in (("lies", LIES, QUICK_LIES), ("letters", LETTERS, QUICK_LETTERS)):
+            names = few if quick else tuple(lies)
+            row = Row(f"{what}, 1 of {SUPERNODES} SuperNodes", f"{len(names)} lies")
+            for name in names:
+                kind, words = kinds[name]
+                if kind not in silent and (method := run(kind, "", row)):
+                    silent[kind] = method
+                if kind in silent and (method := run(kind, name, row)):
+                    of_liar(method, kind, words, silent[kind], row, name)
+                ERR.print(f"{row.what}: {name}")
+            row.found = "" if row.problems else "the others have the same figures"
+            rows.append(row)
+    return rows
 
 
 OF_FLEET: dict[str, Any] = {
@@ -471,6 +501,8 @@ def main(
     table = Table("", "tried", "found", "s", "")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
+        for handler in logging.getLogger("flwr").handlers:
+            handler.setLevel(logging.CRITICAL)  # what runs say is in their own logs
         os.environ["FLWR_DMML_CACHE"] = str(Path(temporary) / "cache")
         for part, try_it in parts.items():
             if only and part not in only:

@@ -17,6 +17,7 @@ from flwr_dmml.engine import EngineError, server_identity, sharded
 from flwr_dmml.engine.cluster import connect
 
 HERE = Path(__file__).parent
+PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +26,7 @@ def own_ray() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets are made in it
     with pytest.MonkeyPatch.context() as patch, server_identity(1):
         patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+        patch.setenv("PYTHONPATH", PATHS, prepend=os.pathsep)
         patch.setenv("KILLED", str(Path(folder) / "killed"))
         cluster = connect("", 3)
         yield
@@ -78,9 +79,8 @@ def test_full_shared_memory_is_one_error(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_rows_travel_between_machines() -> None:
     script = HERE / "two_machines.py"
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        env = {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": paths}
+        env = {**os.environ, "RAY_TMPDIR": folder}
         done = subprocess.run(
             [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
         )
