@@ -144,16 +144,17 @@ def lies(folder: Path) -> list[Row]:
 LYING_APP = """
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.append({tests!r})
 from flwr.clientapp import ClientApp
-from flwr_dmml.transport.direct import link
+from flwr_dmml.transport.direct import answers, link
 from helpers_liars import LETTERS, LIES, Lying
 
 told = os.environ.get("DMML_LIE")
 kind, _, name = Path(told).read_text().partition(": ") if told else ("none", "", "")
-write = link.write_letter
+write, send = link.write_letter, answers.Answers._send
 
 
 class Liar(Lying):
@@ -172,8 +173,11 @@ def lying(letter):
     return data if letter.server_round < 2 else LETTERS[name][0](data) if name else b""
 
 
-if kind == "letter":
+if kind == "letter":  # of any length, whatever is asked for
     link.write_letter = lying
+    answers.Answers._send = lambda self, query, question, *letter: send(
+        self, query, replace(question, limit=1 << 30), *letter
+    )
 app = Device()
 """
 

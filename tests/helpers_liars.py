@@ -328,7 +328,7 @@ LETTERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "letter cut": (lambda data: data[:-1000], "damaged"),
     "letter changed": (lambda data: data[:-50] + b"x" + data[-49:], "damaged"),
     "letter of before": (header("round", 1), "replayed"),
-    "letter of another": (header("sender", 0), "sender"),
+    "letter of another": (header("sender", 0), "under the name of device"),
     "header of another form": (header("more", EVIL), "its header is not that of a letter"),
     "70 dimensions": (tensor(2, [1] * 70), "its header is not that of a letter"),
     "40,000 dimensions": (tensor(2, [1] * 40_000), "its header is not that of a letter"),
