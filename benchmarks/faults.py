@@ -414,21 +414,20 @@ class Kills:
                 fleet.start(f"device-{victim}")
                 said = run.communicate(timeout=2 * LONGEST_S)[0]
                 method = fleet.runs / name / "dpsgd"
-                file = method / "metrics.jsonl"
-                told = lines_of(method) if file.exists() else []
-                missed = {k for line in told for k in line["failed"]}
                 text = f"{number}: device {victim} killed"
-                if file.exists() and file.read_bytes() == whole:
+                if not (method / "end.json").exists():
+                    row.problems.append(f"{text}: the run ended: {said[-1000:]}")
+                    continue
+                missed = {k for line in lines_of(method) for k in line["failed"]}
+                log = (method.parent / "log.txt").read_text()
+                if (method / "metrics.jsonl").read_bytes() == whole:
                     ends.append("equal")
-                elif missed == {str(victim)} and (method / "end.json").exists():
+                elif missed == {str(victim)} or (not missed and "Left out of the run" in log):
                     ends.append("named")
-                elif not told and f"{victim}" in said and "left out" in said:
-                    ends.append("refused")
                 else:
-                    row.problems.append(f"{text}: {missed} have failed: {said[-1000:]}")
+                    row.problems.append(f"{text}: {missed} have failed: {log[-1000:]}")
                 ERR.print(f"{row.what} {text}: {ends[-1:]}", markup=False)
-        counts = {end: ends.count(end) for end in ("equal", "named", "refused")}
-        row.found = ", ".join(f"{count} {end}" for end, count in counts.items() if count)
+        row.found = f"{ends.count('equal')} equal bytes, {ends.count('named')} named"
         self.rows.append(row)
 
     def _started(self, name: str, workers: int) -> tuple[Path, "subprocess.Popen[str]"]:
