@@ -440,9 +440,9 @@ class Kills:
         """Return how long an undisturbed run takes."""
         own, process = self._started(f"undisturbed {engine} {len(self.rows)}", ENGINES[engine])
         begun = time.monotonic()
-        process.communicate(timeout=LONGEST_S)
+        said = process.communicate(timeout=LONGEST_S)[0]
         if metrics(own / "r") != self.whole:
-            raise SystemExit("an undisturbed run has other metrics")
+            raise SystemExit(f"an undisturbed run ({engine}) has other metrics: {said[-2000:]}")
         return time.monotonic() - begun
 
 
