@@ -14,13 +14,13 @@ from flwr_dmml.clients import DPSGD, Learner, make_client_app
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.gossip.rule import GossipRule
-from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.learning.crew import Crew
 from flwr_dmml.learning.settings import choices_of
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Inbox, Outcome, Plan
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy
+from flwr_dmml.strategies.app import merge_of
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
@@ -54,6 +54,8 @@ def run_peers(
     timeout: float = 60.0,
     stall_s: float = 60.0,
     rules: Sequence[type[GossipRule]] = (),
+    grid: type[InProcessGrid] = InProcessGrid,
+    kind: type[PeerStrategy] = PeerStrategy,
     **strategy: Any,
 ) -> PeerStrategy:
     """Run ``config`` on the in-process grid and return the strategy with its records."""
@@ -63,11 +65,12 @@ def run_peers(
     )
     name = parsed.settings.method
     method = parsed.parts.methods[name]
-    grid = InProcessGrid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
+    engine = grid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
     plan["couriers"] = parsed.couriers_of(name)
-    peers = PeerStrategy(
-        make_topology(config.get("topology", "ring"), path=config.get("topology-file", "")),
+    plan |= {"loss_rate": parsed.settings.loss_rate, "merge": merge_of(parsed.settings)}
+    peers = kind(
+        parsed.settings.make_topology(),
         num_nodes=n,
         method=name,
         communicates=method.communicates,
@@ -76,7 +79,7 @@ def run_peers(
         **{**plan, **strategy},
     )
     with server_identity(1):
-        peers.start(grid, num_rounds=num_rounds, timeout=timeout)
+        peers.start(engine, num_rounds=num_rounds, timeout=timeout)
     return peers
 
 

@@ -1,12 +1,13 @@
 """Devices that each want another number, and how gradient tracking brings them together."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flwr_dmml.clients import Learner
+from flwr_dmml.gossip.rule import GossipRule, Mix, State, Steps
 
 
 class Point(torch.nn.Module):
@@ -35,6 +36,29 @@ class OnAParabola(Learner):
     def evaluate(self) -> dict[str, float]:
         self.final[self.partition.partition_id] = float(self.model.x.detach())  # type: ignore[union-attr, operator]
         return {}
+
+
+class Tracking(GossipRule):
+    """Gradient tracking, which sends two vectors."""
+
+    name: ClassVar[str] = "tracking"
+    sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block", "block")
+    linear: ClassVar[bool] = True
+
+    def start(self, x: Tensor) -> State:
+        return {"c": torch.zeros_like(x), "d": torch.zeros_like(x)}
+
+    def mixed(self, mix: Mix, state: State) -> tuple[Tensor, State]:
+        return mix(0), {**state, "c": state["c"] - state["d"] + mix(1)}
+
+    def direction(self, g: Tensor, state: State, steps: Steps) -> Tensor:
+        return g + state["c"]
+
+    def publish(
+        self, x: Tensor, z: Tensor, state: State, steps: Steps | None
+    ) -> tuple[tuple[Tensor, ...], State]:
+        d = torch.zeros_like(x) if steps is None else (x - z) / steps.carried
+        return (z, d), {**state, "d": d}
 
 
 def tracked(rounds: int, tau: int, lr: float) -> list[float]:

@@ -15,6 +15,7 @@ from ..data import Modality, Partition, load_partition
 from ..energy.costs import FleetCosts, Work
 from ..energy.devices import IterationCosts
 from ..engine import AppError, FlowerApp
+from ..graph.spectral import graph_lines
 from ..learning.flops import FlopCounter
 from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
@@ -211,6 +212,8 @@ def _parts(described: Description) -> Iterator[RenderableType]:
     for name, modality in described.modalities.items():
         samples.add_row(name, modality.kind, " x ".join(map(str, modality.shape)))
     yield samples
+    topology = settings.make_topology()
+    yield "\n".join(graph_lines(topology, settings.num_nodes, seed=settings.seed))
     yield f"Joules and milliseconds of computing: on {settings.energy.devices}"
     for kind in kinds:
         count = f"{len(kind.devices)} device" + "s" * (len(kind.devices) > 1)

@@ -3,6 +3,7 @@
 from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.nonfinite import NonFiniteModelError
+from ..methods.ccl import Ccl, CclOptions
 from ..methods.dmml_kd import DmmlKd, DmmlKdOptions
 from ..methods.fedcmi import FedCmi, FedCmiOptions
 from ..methods.fedgen import FedGen, FedGenOptions
@@ -25,6 +26,8 @@ __all__ = [
     "D2",
     "DPSGD",
     "Batch",
+    "Ccl",
+    "CclOptions",
     "DSGDm",
     "DmmlKd",
     "DmmlKdOptions",

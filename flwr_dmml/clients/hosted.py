@@ -237,7 +237,7 @@ class HostedDevices:
             known = self._entries.get(p)
             carries = self._crew.carried.get(p, {})
             same = known is not None and carries.keys() == {k for k in known if is_carried(k)}
-            if result.payload or not same:
+            if result.payload or not same or plan.merges:
                 found = bytes_of((result.payload or self._crew.payload(p)) | carries)
                 self._entries[p] = known if known == found and known is not None else found
             reply.entries = self._entries[p]

@@ -278,7 +278,7 @@ class Wireless:
         gains = channel_gains(where, self.channel, server_round=server_round, seed=seed)  # [n, n]
         rate = rate_bps(gains, power, self.bandwidth_hz, self.noise_w_per_hz)  # [n, n]
         up = links_up(rate, self.min_rate_bps)  # [n, n]
-        live = nx.empty_graph(n)
+        live = nx.empty_graph(n, create_using=type(graph))
         live.add_edges_from((i, j) for i, j in graph.edges if up[i, j])
         neighbours = nx.to_numpy_array(live, nodelist=range(n)) > 0  # [n, n]
         worst = broadcast_rate_bps(rate, neighbours)  # [n]

@@ -7,16 +7,20 @@ neighbours are.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from math import pow
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..base.options import Group
+from ..graph.spectral import groups_over_time
 from ..graph.topology import Topology
 
 State = dict[str, Tensor]
 """A rule's state of a block, kept from round to round."""
+LARGEST_SCALE = 4.0
+"""A device that took one step of a fleet's ten would multiply its noise by ten."""
 Aggregate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(own ``[rows, length]``, near ``[rows, neighbours, length]``, weights ``[rows, 1 + neighbours]``)
 to an aggregate ``[rows, length]``."""
@@ -36,12 +40,24 @@ class Mix:
         ``[rows, 1 + neighbours]``, the own first; rows sum to 1, 0 for one that has not arrived.
     aggregate : callable
         The aggregation rule.
+    trained : Tensor or None
+        The model as the last round has left it, ``[rows, length]``, where that is not what has been
+        sent of it.
+    kept : float
+        The share of a vector's numbers that are sent in a round.
     """
 
     own: tuple[Tensor, ...]
     near: tuple[Tensor, ...]
     weights: Tensor
     aggregate: Aggregate
+    trained: Tensor | None = None
+    kept: float = 1.0
+
+    @property
+    def z(self) -> Tensor:
+        """The model as the last round has left it, ``[rows, length]``."""
+        return self.own[0] if self.trained is None else self.trained
 
     def __call__(self, i: int) -> Tensor:
         """Return the aggregate ``[rows, length]`` of the own and the neighbours' i-th vector."""
@@ -50,34 +66,74 @@ class Mix:
 
 @dataclass(frozen=True)
 class Steps:
-    """The local steps of a round.
+    """The local steps of a block in a round.
 
     Attributes
     ----------
     lr : float
-        The learning rate, > 0.
+        The block's learning rate, > 0.
     momentum : float
         The run's ``momentum``, in [0, 1).
     taken : Tensor
         Steps that each parameter has taken, ``[rows, 1]`` where a block's all took as many, else
         ``[rows, length]``. Before the first step: 0.
+    mean : float
+        Steps that the plan gives the devices that train this block, on average: the same number on
+        all its owners.
+    scale : float or Tensor
+        What the progress of the round has been multiplied with (``gossip-normalise``), a number or
+        ``[rows, 1]``.
+    restarted : float
+        The momentum that starts from 0 in every round; 0 where it is kept, or the rule's own.
     """
 
     lr: float
     momentum: float
     taken: Tensor
+    mean: float = 0.0
+    scale: float | Tensor = 1.0
+    restarted: float = 0.0
 
     @property
     def carried(self) -> Tensor:
-        """Sum of the learning rates of the steps taken, of the shape of ``taken``."""
-        return self.taken * self.lr
+        """How far a gradient of 1 has carried each parameter, of the shape of ``taken``.
+
+        Without momentum that is the sum of the learning rates of the steps taken.
+        """
+        return weight_of(self.taken, self.restarted) * self.lr * self.scale
+
+    @property
+    def common(self) -> float:
+        """How far a gradient of 1 carries one that takes ``mean`` steps: equal on all owners."""
+        return weight_of(self.mean, self.restarted) * self.lr
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def weight_of(steps: Number, restarted: float) -> Number:
+    """Return the sum of the weights that the gradients of so many steps have in their sum.
+
+    With momentum b from 0 the s-th last gradient counts ``1 + b + ... + b^(s-1)`` times.
+    """
+    if not restarted:
+        return steps
+    if isinstance(steps, Tensor):
+        exact = steps.double()  # it is a difference
+        return _weight_of(exact, torch.pow(restarted, exact), restarted).to(steps.dtype)
+    return _weight_of(steps, pow(restarted, steps), restarted)
+
+
+def _weight_of(steps: Number, power: Number, restarted: float) -> Number:
+    return (steps - restarted * (1 - power) / (1 - restarted)) / (1 - restarted)
 
 
 class GossipRule:
     """Plain gossip, unless overridden: send the model, take the aggregate of the neighbourhood.
 
-    A round of a block is ``mixed``, then local steps along ``direction``, then ``publish``. Each is
-    a pure function of rows and of the rule's state.
+    A round of a block is ``mixed``, then local steps, then ``publish``. A local step makes of a
+    gradient its ``direction``, of that what the momentum makes of it, and follows ``step`` of this.
+    Each is a pure function of rows and of the rule's state.
 
     Parameters
     ----------
@@ -96,10 +152,28 @@ class GossipRule:
     """Whether every neighbour gets vectors of its own, ``[rows, neighbours, length]``."""
     momentum: ClassVar[Literal["round", "kept", "own"]] = "round"
     """The local optimiser's momentum: begun anew in each round, kept, or replaced by the rule's."""
+    sgd: ClassVar[bool] = False
+    """Whether it reads gradients off a round's progress, and so goes with ``optimizer = "sgd"``."""
+    normalised: ClassVar[bool] = True
+    """Whether ``gossip-normalise`` means something: the rule has no such correction of its own."""
     linear: ClassVar[bool] = False
-    """Whether the rule keeps a sum over devices, and so goes with the weighted mean only."""
+    """Whether the rule keeps a sum over devices, and so goes with the weighted mean only, and with
+    weights that are equal at both ends of a link."""
+    resets: ClassVar[bool] = False
+    """Whether all owners of a block start anew (:meth:`start`) when one comes or goes, or when one
+    has not got what the others have."""
     static: ClassVar[bool] = False
     """Whether the mixing weights must stay the same from round to round."""
+    loss: ClassVar[Literal["own", "pair", "sender"]] = "own"
+    """What becomes of a lost message: its weight goes to the receiver's own copy; that of the
+    message the other way to the sender's, too, as the rule keeps a sum over devices; or the sender
+    keeps its share."""
+    coded: ClassVar[bool] = False
+    """Whether neighbours get what has changed in a vector, compressed, and keep copies of it
+    (:class:`~.copies.Copies`). :class:`Mix` then has the copies, of the own vectors as well."""
+    pushes: ClassVar[bool] = False
+    """Whether it goes with links of one way: a sender deals out what it has, by weights that sum to
+    1 over the receivers, and the rule undoes what is uneven in what arrives."""
     whole: ClassVar[bool] = False
     """Whether a block must be sent whole (``exchange.top-k = 1``)."""
 
@@ -110,6 +184,19 @@ class GossipRule:
         """Return why the rule cannot run on this graph; empty if it can."""
         if self.static and topology.time_varying:
             return "this graph changes every round, and the rule needs weights that stay the same"
+        if self.pushes and len(groups := groups_over_time(topology, num_nodes, seed=seed)) > 1:
+            return (
+                f"devices {groups[0][0]} and {groups[1][0]} cannot reach one another both ways "
+                f"({len(groups)} groups), and weight would gather in one of them"
+            )
+        if topology.directed and not self.pushes:
+            if self.linear or self.static:
+                return "its links go one way, and the rule needs both; allowed with it: sgp"
+            if not topology.even:
+                return (
+                    "its links go one way, and a device that more hear would weigh more; allowed "
+                    "with it: sgp"
+                )
         return ""
 
     def problem(self, vectors: Sequence[Tensor], num_nodes: int) -> str | None:
@@ -123,6 +210,10 @@ class GossipRule:
         """Return the weights to mix with, given those of the graph and what has arrived."""
         return weights
 
+    def model_of(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the model in what is sent, of the shape of the first vector."""
+        return vectors[0]
+
     def start(self, x: Tensor) -> State:
         """Return the state before the first round, of a block ``[rows, length]``."""
         return {}
@@ -134,6 +225,13 @@ class GossipRule:
     def direction(self, g: Tensor, state: State, steps: Steps) -> Tensor:
         """Return the direction of a local step in place of the gradient ``[rows, length]``."""
         return g
+
+    def step(self, v: Tensor, state: State, steps: Steps) -> Tensor:
+        """Return what a step of SGD follows in place of the momentum ``v`` ``[rows, length]``.
+
+        Without momentum ``v`` is the direction.
+        """
+        return v
 
     def publish(
         self, x: Tensor, z: Tensor, state: State, steps: Steps | None
@@ -155,3 +253,8 @@ class GossipRule:
 def nothing_taken(x: Tensor) -> Tensor:
     """Return ``taken`` ``[rows, 1]`` before the first step."""
     return torch.zeros(len(x), 1, device=x.device)
+
+
+def number(x: Tensor, value: float) -> Tensor:
+    """Return a number of a block ``[rows, length]``: ``[rows, 1]``."""
+    return torch.full_like(x[:, :1], value)

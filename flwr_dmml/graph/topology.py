@@ -1,6 +1,5 @@
-"""Topologies: the communication graph of each round (:class:`Topology`), without mixing weights."""
+"""Topologies that can be named in a run config, see :class:`~.family.Topology`."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from math import isfinite, isqrt
@@ -11,67 +10,47 @@ import networkx as nx
 import numpy as np
 
 from ..base.registry import installed
-from ..base.seeding import derive_seed, numpy_generator
+from ..base.seeding import numpy_generator
+from .base_graph import BaseGraph
+from .epidemic import Epidemic, random_regular
+from .family import Edges, Topology, TopologyError, require
 from .positions import uniform_positions
 from .weights import components, metropolis_weights, spectral_gap
 
 # fmt: off
 __all__ = [
-    "TOPOLOGIES", "Complete", "Dyck", "EdgeList", "Edges", "ErdosRenyi", "Exponential",
-    "FlorentineFamilies", "Geometric", "Line", "OnePeerExponential", "RandomMatching",
-    "RandomRegular", "Ring", "Star", "Topology", "TopologyError", "Torus", "WattsStrogatz",
-    "add_topologies", "components", "find_topology", "make_topology", "metropolis_weights",
-    "own_fields", "spectral_gap",
+    "TOPOLOGIES", "BaseGraph", "Complete", "Dyck", "EdgeList", "Edges", "Epidemic", "ErdosRenyi",
+    "Exponential", "FlorentineFamilies", "Geometric", "Line", "OnePeerExponential",
+    "RandomMatching", "RandomRegular", "Ring", "Star", "Topology", "TopologyError", "Torus",
+    "WattsStrogatz", "add_topologies", "components", "find_topology", "make_topology",
+    "metropolis_weights", "own_fields", "spectral_gap",
 ]
 # fmt: on
 
-Edges = Iterable[tuple[int, int]]
-
-
-class TopologyError(ValueError):
-    """A topology that cannot be built; the message says what is wrong and what is allowed."""
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise TopologyError(message)
-
 
 @dataclass(frozen=True)
-class Topology(ABC):
-    """A family of undirected graphs: a frozen dataclass whose fields are its parameters."""
+class Circulant(Topology):
+    """A graph in which every node has the same links, seen from itself.
 
-    name: ClassVar[str] = ""  # in the run config, of one that an app brings along
-    time_varying: ClassVar[bool] = False  # False: the same graph in every round
+    With ``directed`` it is drawn over the owners of each block: everybody sends to as many as it
+    hears from, and averages are exact there, too.
+    """
 
-    def check(self, num_nodes: int) -> None:
-        """Raise :class:`TopologyError` unless the parameters and ``num_nodes`` (>= 1) work."""
-        self.graph(num_nodes)
+    directed: bool = False
 
-    def graph(self, num_nodes: int, *, server_round: int = 1, seed: int = 0) -> nx.Graph:
-        """Return the graph of a round: nodes ``0 .. num_nodes - 1`` in this order, no self loops.
+    @property
+    def by_owners(self) -> bool:
+        """Whether links go one way."""
+        return self.directed
 
-        Only time-varying topologies look at ``server_round`` (from 1), only random ones at the
-        run's ``seed``. It may be disconnected. Raises :class:`TopologyError` as :meth:`check` does.
-        """
-        _require(num_nodes >= 1, f"a topology needs at least 1 node, not {num_nodes}")
-        t = server_round if self.time_varying else 1
-        edges = self._edges(num_nodes, t, self._seed(seed, t))
-        graph = nx.empty_graph(num_nodes)
-        graph.add_edges_from((i, j) for i, j in edges if i != j)
-        return graph
-
-    def _seed(self, seed: int, t: int) -> int:
-        """Return the seed of round t's links, from the run's."""
-        return derive_seed(seed, "topology", type(self).__name__, t)
-
-    @abstractmethod
-    def _edges(self, n: int, t: int, seed: int) -> Edges:
-        """Return the links in round t, or refuse; repeats and self loops are dropped."""
+    @property
+    def even(self) -> bool:
+        """True."""
+        return True
 
 
-class Ring(Topology):
-    """Node i is linked to i - 1 and i + 1 (modulo n); two nodes share one link."""
+class Ring(Circulant):
+    """Node i is linked to i - 1 and i + 1 (modulo n); with ``directed`` it sends to i + 1."""
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
         return ((i, (i + 1) % n) for i in range(n))
@@ -104,7 +83,7 @@ class Torus(Topology):
     def _edges(self, n: int, t: int, seed: int) -> Edges:
         cols = min(c for c in range(isqrt(n - 1) + 1, n + 1) if n % c == 0)  # rows <= cols
         near = f"{n - 1} and {n + 1}" if n > 4 else "4"  # the neighbours of a prime > 4 are even
-        _require(cols < n, f"torus: no grid >= 2 x 2 has {n} nodes; nearest allowed: {near}")
+        require(cols < n, f"torus: no grid >= 2 x 2 has {n} nodes; nearest allowed: {near}")
         right = [(i, i - i % cols + (i + 1) % cols) for i in range(n)]
         down = [(i, (i + cols) % n) for i in range(n)]
         return right + down
@@ -117,25 +96,27 @@ class RandomRegular(Topology):
     degree: int = 4
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
-        d, co_d = self.degree, n - 1 - self.degree
+        d = self.degree
         rule = "it must be at least 1, less than the number of nodes, and degree x nodes even"
         possible = 1 <= d < n and d * n % 2 == 0
-        _require(possible, f"random-regular: degree {d} is impossible with {n} nodes; {rule}")
-        # Networkx may never end on a dense graph; the complement of a regular graph is regular.
-        sparse = nx.random_regular_graph(min(d, co_d), n, seed=seed)
-        return list((sparse if d <= co_d else nx.complement(sparse)).edges)
+        require(possible, f"random-regular: degree {d} is impossible with {n} nodes; {rule}")
+        return random_regular(n, d, seed)
 
 
 @dataclass(frozen=True)
 class ErdosRenyi(Topology):
-    """Every two nodes are linked with ``probability`` in [0, 1]; it may be disconnected."""
+    """Every two nodes are linked with ``probability`` in [0, 1]; it may be disconnected.
+
+    With ``directed`` each of the two directions is there with this probability.
+    """
 
     probability: float = 0.3
+    directed: bool = False
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
         p = self.probability
-        _require(0 <= p <= 1, f"erdos-renyi: probability must be from 0 to 1, not {p}")
-        return list(nx.gnp_random_graph(n, p, seed=seed).edges)
+        require(0 <= p <= 1, f"erdos-renyi: probability must be from 0 to 1, not {p}")
+        return list(nx.gnp_random_graph(n, p, seed=seed, directed=self.directed).edges)
 
 
 @dataclass(frozen=True)
@@ -149,8 +130,8 @@ class WattsStrogatz(Topology):
         d, p = self.degree, self.probability
         rule = "it must be even, at least 2 and less than the number of nodes"
         possible = 2 <= d < n and d % 2 == 0
-        _require(possible, f"watts-strogatz: degree {d} is impossible with {n} nodes; {rule}")
-        _require(0 <= p <= 1, f"watts-strogatz: probability must be from 0 to 1, not {p}")
+        require(possible, f"watts-strogatz: degree {d} is impossible with {n} nodes; {rule}")
+        require(0 <= p <= 1, f"watts-strogatz: probability must be from 0 to 1, not {p}")
         return list(nx.watts_strogatz_graph(n, d, p, seed=seed).edges)
 
 
@@ -170,14 +151,17 @@ class Geometric(Topology):
     def _edges(self, n: int, t: int, seed: int) -> Edges:
         for name, metres in (("side_m", self.side_m), ("range_m", self.range_m)):
             allowed = f"geometric: {name} must be a number above 0, not {metres}"
-            _require(isfinite(metres) and metres > 0, allowed)
+            require(isfinite(metres) and metres > 0, allowed)
         x, y = uniform_positions(n, self.side_m, seed).T  # [n], [n]
         distance_m = np.hypot(np.subtract.outer(x, x), np.subtract.outer(y, y))  # [n, n]
         return [(i, j) for i, j in np.argwhere(distance_m <= self.range_m).tolist()]
 
 
-class Exponential(Topology):
-    """Node i is linked to i +- 2^j (modulo n) for all 2^j < n (Ying et al., NeurIPS 2021)."""
+class Exponential(Circulant):
+    """Node i is linked to i +- 2^j (modulo n) for all 2^j < n.
+
+    With ``directed`` it sends to i + 2^j. Source: Ying et al., NeurIPS 2021.
+    """
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
         return ((i, (i + 2**j) % n) for i in range(n) for j in range((n - 1).bit_length()))
@@ -187,7 +171,7 @@ class Dyck(Topology):
     """The Dyck graph: 32 nodes, 3 neighbours each."""
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
-        _require(n == 32, f"dyck: this graph has exactly 32 nodes, not {n}")
+        require(n == 32, f"dyck: this graph has exactly 32 nodes, not {n}")
         return list(nx.LCF_graph(32, [5, -5, 13, -13], 8).edges)
 
 
@@ -195,7 +179,7 @@ class FlorentineFamilies(Topology):
     """The marriages of 15 families (Breiger and Pattison 1986); nodes in order of their names."""
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
-        _require(n == 15, f"florentine: this graph has exactly 15 nodes, not {n}")
+        require(n == 15, f"florentine: this graph has exactly 15 nodes, not {n}")
         families = nx.florentine_families_graph()
         node = {name: i for i, name in enumerate(sorted(families))}
         return [(node[a], node[b]) for a, b in families.edges]
@@ -203,9 +187,13 @@ class FlorentineFamilies(Topology):
 
 @dataclass(frozen=True)
 class EdgeList(Topology):
-    """A UTF-8 file: one ``i j`` a line, ``#`` comments; nodes it does not name are isolated."""
+    """A UTF-8 file: one ``i j`` a line, ``#`` comments; nodes it does not name are isolated.
+
+    With ``directed`` such a link leads from i to j only.
+    """
 
     path: str = ""
+    directed: bool = False
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
         try:
@@ -219,16 +207,17 @@ class EdgeList(Topology):
                 link = [node[word] for word in words if word in node]
                 where = f"edge-list: {self.path}, line {number}: {line.strip()!r} is no link"
                 valid = len(words) == len(set(link)) == 2
-                _require(valid, f"{where}; allowed: two different nodes from 0 to {n - 1}")
+                require(valid, f"{where}; allowed: two different nodes from 0 to {n - 1}")
                 edges.append((link[0], link[1]))
         return edges
 
 
-class OnePeerExponential(Topology):
+class OnePeerExponential(Circulant):
     """In round t node i has one partner, 2^((t - 1) mod ceil(log2 n)) away, or none.
 
+    With ``directed`` it sends to the node so far on (modulo n), and everybody has one to send to.
     With n a power of two, log2(n) rounds give the exact average. Source: Ying et al., NeurIPS
-    2021, in a symmetric form (a hypercube).
+    2021; where links go both ways, in a symmetric form (a hypercube).
     """
 
     time_varying: ClassVar[bool] = True
@@ -239,6 +228,8 @@ class OnePeerExponential(Topology):
 
     def _edges(self, n: int, t: int, seed: int) -> Edges:
         hop = 2 ** ((t - 1) % self.period(n))
+        if self.directed:
+            return ((i, (i + hop) % n) for i in range(n))
         return ((i, i + hop) for i in range(n - hop) if i // hop % 2 == 0)
 
 
@@ -260,14 +251,15 @@ TOPOLOGIES: dict[str, type[Topology]] = {
     "random-regular": RandomRegular, "erdos-renyi": ErdosRenyi, "watts-strogatz": WattsStrogatz,
     "exponential": Exponential, "dyck": Dyck, "florentine": FlorentineFamilies,
     "edge-list": EdgeList, "one-peer-exponential": OnePeerExponential,
-    "random-matching": RandomMatching, "geometric": Geometric,
+    "random-matching": RandomMatching, "geometric": Geometric, "base": BaseGraph,
+    "epidemic": Epidemic,
 }
 # fmt: on
 
 
 _of_apps: dict[str, type[Topology]] = {}
 """What apps bring along, in this process."""
-SHARED = ("degree", "probability", "path", "side_m", "range_m")
+SHARED = ("degree", "probability", "path", "side_m", "range_m", "directed")
 """Fields that the run config's ``topology-…`` settings fill, whatever the topology."""
 
 
@@ -281,10 +273,10 @@ def add_topologies(topologies: Iterable[type[Topology]]) -> None:
     """
     for family in topologies:
         sound = isinstance(family, type) and issubclass(family, Topology)
-        _require(sound, f"topologies: {family!r} is no subclass of Topology")
-        _require(bool(family.name), f"{family.__name__}.name must be set, as in name = 'mine'")
+        require(sound, f"topologies: {family!r} is no subclass of Topology")
+        require(bool(family.name), f"{family.__name__}.name must be set, as in name = 'mine'")
         taken = family.name in TOPOLOGIES or family.name in installed(GROUP)
-        _require(not taken, f"topologies: '{family.name}' is the name of an installed topology")
+        require(not taken, f"topologies: '{family.name}' is the name of an installed topology")
         _of_apps[family.name] = family
 
 
@@ -301,10 +293,10 @@ def find_topology(name: str) -> type[Topology]:
     others = installed(GROUP)
     more = sorted((others.keys() | _of_apps.keys()) - TOPOLOGIES.keys())
     allowed = ", ".join([*TOPOLOGIES, *more])
-    _require(name in others, f"unknown topology {name!r}; allowed: {allowed}")
+    require(name in others, f"unknown topology {name!r}; allowed: {allowed}")
     found = others[name].load()
     sound = isinstance(found, type) and issubclass(found, Topology)
-    _require(sound, f"the entry point {name!r} is {found!r}, no subclass of Topology")
+    require(sound, f"the entry point {name!r} is {found!r}, no subclass of Topology")
     family = cast(type[Topology], found)
     return family
 
@@ -328,6 +320,7 @@ def make_topology(
     path: str = "",
     side_m: float = 100.0,
     range_m: float = 50.0,
+    directed: bool = False,
 ) -> Topology:
     """Return the topology of a name, given the parameters that it has.
 
@@ -339,8 +332,23 @@ def make_topology(
         The fields of :func:`own_fields`.
     degree, probability, path, side_m, range_m
         Given to the topologies that have them.
+    directed : bool
+        Whether links go one way; only topologies that have such a field can.
+
+    Raises
+    ------
+    TopologyError
+        There is none of this name, or its links cannot go one way.
     """
     family = find_topology(name)
+    names = _names(family)
+    if directed and "directed" not in names:
+        able = ", ".join(n for n, kind in TOPOLOGIES.items() if "directed" in _names(kind))
+        raise TopologyError(f"{name}: its links go both ways; allowed with directed: {able}")
     given: dict[str, Any] = {"degree": degree, "probability": probability, "path": path}
-    given |= {"side_m": side_m, "range_m": range_m, **(own or {})}
-    return family(**{f.name: given[f.name] for f in fields(family) if f.name in given})
+    given |= {"side_m": side_m, "range_m": range_m, "directed": directed, **(own or {})}
+    return family(**{name: given[name] for name in names if name in given})
+
+
+def _names(family: type[Topology]) -> list[str]:
+    return [f.name for f in fields(family)]

@@ -107,9 +107,12 @@ class Crew:
         for p, plan in plans.items():
             try:
                 going[p] = Turn(self.learners[p], plan, self._begin(p, plan, plain))
+                self.learners[p].remember(plan)
             except Exception as error:  # its result says so; the others go on
                 results[p] = error
         taken = self._train(going, before, results, told)
+        for p, steps in taken.items():
+            self.learners[p].normalise(steps)
         self.rows.turn()
         for p, turn in going.items():
             if p not in results:
@@ -179,6 +182,7 @@ class Crew:
         try:
             with learner.in_round(plan):
                 going[p] = Turn(learner, plan, learner.begin(plan, self._inbox(p, plan)))
+                learner.remember(plan)
                 learner.before_training(plan, going[p].inbox)
             (taken,) = train_together([[going[p]]])
             finish_together([going[p]])
@@ -229,10 +233,11 @@ class Crew:
 
     def _begin(self, p: int, plan: Plan, plain: bool) -> Inbox:
         learner = self.learners[p]
-        if plain:
+        if plain and not plan.merged:
             learner.hear([self.reports[n] for n in plan.neighbours], plan)
         if plain and not learner.listens and not plan.evaluate:  # nothing asked of it, or drawn
-            learner.server_round, learner.measured, learner.rejected = plan.server_round, {}, []
+            learner.enter(plan)
+            learner.rejected = []
             return {}
         inbox = self._inbox(p, plan) if learner.listens or not plain else {}
         with learner.in_round(plan):
@@ -288,7 +293,8 @@ class Crew:
             return learner.finish(plan, turn.inbox, taken)
         if not self.rows.in_range(p):
             check_finite(plan.server_round, learner.flat.copy())
-        near = learner.near([self.reports[n] for n in plan.neighbours])
+        heard = [self.reports[n] for n in plan.neighbours]
+        near = {} if plan.merged else learner.near(heard)
         payload = self._payload(p) if learner.listens else {}
         return Outcome(payload, learner.measured | near, learner.rejected)
 

@@ -30,6 +30,7 @@ class LabelShares:
     with ``w_kj = 1 / (1 + max(d_k, d_j))`` of the numbers of their links. On a connected graph that
     stays the same all come to the mean. Links may change: the sum over the devices does not, as
     long as both ends of a link hear each other. What a device that leaves has told stays in it.
+    Over links of one way, or with messages lost, all come to a mean with unequal weights.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ class LabelShares:
             return
         if near := list(reports):
             table = torch.tensor(near, dtype=torch.float64)
-            weights = 1 / (1 + table[:, -1].clamp(min=self._links))
+            weights = 1 / (1 + table[:, -1].clamp(min=max(self._links, len(near))))
             own = self._mean.double()
             self._mean = (own + weights @ (table[:, :-1] - own)).clamp_(min=0).float()
         self._links = links

@@ -22,6 +22,7 @@ from ..models.stacked import in_words, model_stacks
 from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.coding import Precision
 from ..payload.compression import Compressor
+from ..payload.copies import Copies
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import averaged, brought, by_courier, passed_on
@@ -30,7 +31,7 @@ from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
 from .label_shares import Correction, LabelShares
-from .mixing import Mixer, Taken, direction
+from .mixing import Mixer, Taken, hooks
 from .nonfinite import check_finite
 from .optimisers import (
     OPTIMIZER,
@@ -159,18 +160,33 @@ class Learner:
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
         self._noise_scales: dict[str, Tensor] = {}
         self._for_others: Payload = {}  # in this round, for others
+        self._planned: tuple[Plan | None, dict[str, tuple[float, float]]] = None, {}
         modules = self.blocks() | self.private_blocks()
         check_mixable(modules)
         check_kept(self.model, modules)
         self.flat = Flat(modules)
         me, nodes = self.partition.partition_id, self.settings.num_nodes
-        self.mixer = Mixer(self.rule, self.aggregation, self.flat, me, nodes)
+        self.mixer = Mixer(
+            self.rule,
+            self.aggregation,
+            self.flat,
+            me,
+            nodes,
+            momentum=self.settings.momentum if self.settings.optimizer == "sgd" else 0.0,
+            normalises=self.settings.normalises,
+            kept=self.settings.exchange.top_k,
+        )
+        plain = DPSGDRule(Group())  # the final merge, but where senders deal out what they have
+        others = Mixer(plain, self.aggregation, self.flat, me, nodes)
+        self.merger = self.mixer if self.rule.pushes else others
+        self.merges = False  # in this round
         self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
         self._kinds: dict[str, str] = {}
         exchange = self.settings.exchange
-        self.compressor = Compressor(exchange.number_type, exchange.top_k)
+        make = Copies if self.rule.coded else Compressor
+        self.compressor = make(exchange.number_type, exchange.top_k)
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -207,6 +223,14 @@ class Learner:
         """
         model: nn.Module = self.model
         return dict(model.encoders.items()) if isinstance(model, ModalityModel) else {}
+
+    def modality_of(self, block: str) -> str:
+        """Return the only modality whose iterations train a block; empty if all iterations do.
+
+        As the last part of its name says: ``encoder.audio``.
+        """
+        name = block.rpartition(".")[2]
+        return name if name in self.partition.modalities else ""
 
     def sends(self, plan: Plan) -> Collection[str]:
         """Return which of the blocks are sent in a round; of the others goes an empty vector."""
@@ -322,7 +346,7 @@ class Learner:
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
         given = plan.weights, plan.sources, inbox, plan.recipients
-        return self.mixer.mix(*given, measure=plan.evaluate)
+        return self.mixer.mix(*given, anew=plan.anew, measure=plan.evaluate)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
@@ -378,15 +402,21 @@ class Learner:
                 return Outcome({}, self.measured, self.rejected)
             taken = None
             if self.trains(plan):
+                self.remember(plan)
                 self.before_training(plan, inbox)
                 (taken,) = train([[(self, plan)]])
                 self.after_training(plan, inbox)
+                self.normalise(taken)
             return self.finish(plan, inbox, taken)
 
     def in_round(self, plan: Plan) -> AbstractContextManager[None]:
         """Enter a round: torch's global generator is seeded for it, for dropout, say."""
-        self.server_round, self.measured = plan.server_round, {}
+        self.enter(plan)
         return global_generator(self.seed_for("global"), self.device)
+
+    def enter(self, plan: Plan) -> None:
+        """Take note of a round in which nothing is drawn at random."""
+        self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
 
     def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
         """Do the part of a round before training: mix, and evaluate if asked.
@@ -396,8 +426,15 @@ class Learner:
         self.flat.attach()
         self._for_others, wrong = self.for_others(plan, inbox)
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
-        everybody = inbox | brought(plan.far, inbox)
-        opened, why = self.compressor.decode(everybody, own, self.partition.partition_id)
+        me = self.partition.partition_id
+        if plan.merged:
+            inbox, why = self._merged(plan, inbox, own)
+            given = plan.weights, plan.sources, inbox, plan.recipients
+            apart, rejected = self.merger.mix(*given, measure=plan.evaluate)
+            self.begin_mixed(plan, {}, apart if plan.neighbours and plan.evaluate else None)
+            self.rejected = [by_courier(why.get(line, line), plan) for line in rejected] + wrong
+            return {}
+        opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), own, me)
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
@@ -408,6 +445,20 @@ class Learner:
         self.rejected = rejected + self.rejected
         return inbox
 
+    def _merged(self, plan: Plan, inbox: Inbox, own: Payload) -> tuple[Inbox, dict[str, str]]:
+        """Return what has come of the final merge: blocks as they are.
+
+        Couriers may still bring what was published before it, which has to be decoded.
+        """
+        first = plan.num_rounds + 1  # of the merge
+        late = [t for t in plan.far if plan.server_round - 1 - t.couriers < first]
+        others = [t for t in plan.far if t not in late]
+        found = inbox | brought(others, inbox)
+        opened, why = self.compressor.decode(brought(late, inbox), own, self.partition.partition_id)
+        for origin, payload in opened.items():
+            found[origin] = found.get(origin, {}) | payload
+        return found, why
+
     def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
         """Go on from rows that have been mixed; ``apart`` is the disagreement, where measured."""
         self.rejected = []
@@ -415,23 +466,51 @@ class Learner:
             self.measured["mix.disagreement"] = apart
         if self.listens:
             self.flat.attach()
-        self.after_mixing(plan, inbox)
+        if not plan.merged:
+            self.after_mixing(plan, inbox)
         if plan.evaluate:
             self.flat.attach()
             self.measured |= self.evaluate()
+
+    def remember(self, plan: Plan) -> None:
+        """Keep where training begins, if this device does not train as much as the others."""
+        if any(own != mean for own, mean in self.planned(plan).values()):
+            self.mixer.begin(self.block_names)
+
+    def normalise(self, taken: Taken) -> None:
+        """Scale what a round's training has come to, under ``gossip-normalise``."""
+        self.mixer.normalise(taken, self.block_names)
 
     def finish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Outcome:
         """Do the part of a round after training: publish.
 
         ``taken`` are the steps that it took; None of a device that rests.
         """
-        near, wrong = self.speedometer.near(self.modalities, inbox)
         payload = self._publish(plan, inbox, taken)
+        if plan.merged:
+            return Outcome(payload, self.measured, self.rejected)
+        near, wrong = self.speedometer.near(self.modalities, inbox)
         return Outcome(payload, self.measured | near, self.rejected + wrong)
 
     def updates(self, plan: Plan) -> dict[str, int]:
         """Return how many times a plan trains each owned modality."""
         return {m: plan.by_modality.get(m, plan.iterations) for m in self.partition.modalities}
+
+    def planned(self, plan: Plan) -> dict[str, tuple[float, float]]:
+        """Return by block the steps that a plan gives this device, and the mean over its owners.
+
+        Of those that train it; nothing where the plan does not say.
+        """
+        if self._planned[0] is plan:
+            return self._planned[1]
+        updates, found = self.updates(plan), dict[str, tuple[float, float]]()
+        own = {"": len(self.steps(updates))} | updates if plan.steps else {}
+        for block in self.block_names if own else ():
+            of = self.modality_of(block)
+            if own[of] and of in plan.steps:
+                found[block] = float(own[of]), plan.steps[of]
+        self._planned = plan, found
+        return found
 
     def trains(self, plan: Plan) -> bool:
         """Return whether a plan trains anything here."""
@@ -509,6 +588,8 @@ class Learner:
         rate = settings.learning_rate_at(plan.server_round, plan.num_rounds)
         trained = flat.indices_of(self.trained_parameters())
         factors, optimizer = self.learning_rates(), None
+        mixers = [learner.mixer for learner in learners]
+        direct, follow = hooks(mixers, rate, settings.momentum)
         if type(self).make_optimizer is not Learner.make_optimizer:
             groups: dict[float, list[nn.Parameter]] = {}
             for i in trained:
@@ -531,7 +612,8 @@ class Learner:
             trained,
             how,
             kept=[learner.optimizer_state for learner in learners],
-            direct=direction([learner.mixer for learner in learners], rate, settings.momentum),
+            direct=direct,
+            follow=follow,
             optimizer=optimizer,
         )
 
@@ -600,21 +682,29 @@ class Learner:
     def _publish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Payload:
         snapshot, names = self.flat.copy(), self.block_names
         check_finite(self.server_round, snapshot)
+        if plan.merges:
+            if not plan.merged:
+                self.merger.start_over()
+            whole = self.merger.publish(snapshot, names, names, None, plan.recipients)
+            return whole | self._for_others
         sends = self.sends(plan)
         blocks = self.mixer.publish(snapshot, names, sends, taken, plan.recipients)
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
-        own = self.compressor.encode(written, self.block_lengths()) | self.extras()
+        own = self.compressor.encode(written, self.block_lengths(), plan.resend) | self.extras()
         return own | self._for_others
 
     def for_others(self, plan: Plan, inbox: Inbox) -> tuple[Payload, list[str]]:
         """Return what is published as a courier, and what was wrong with what it is made of."""
-        means, wrong = averaged(plan, inbox, self.compressor, self.partition.partition_id)
+        compressor = Compressor() if plan.merged else self.compressor
+        means, wrong = averaged(plan, inbox, compressor, self.partition.partition_id)
         return passed_on(plan, inbox) | means, wrong
 
     def extras(self) -> Payload:
-        """Return what is published besides the blocks."""
+        """Return what is published besides the blocks: nothing in the final merge."""
+        if self.merges:
+            return {}
         statistics = {STATISTICS + key: value for key, value in self.statistics().items()}
         speeds = {SPEEDS: self.speedometer.report(self.modalities)}
         return speeds | self.label_shares.payload() | statistics

@@ -1,17 +1,26 @@
 """Gossip on one device: received blocks go through the gossip rule and the aggregation rule."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..gossip.aggregation.rule import AggregationRule
-from ..gossip.rule import GossipRule, Mix, State, Steps, nothing_taken
+from ..gossip.rule import (
+    LARGEST_SCALE,
+    GossipRule,
+    Mix,
+    State,
+    Steps,
+    nothing_taken,
+    weight_of,
+)
 from ..payload.blocks import COMPANION, addressed
 from ..payload.flat import Flat
-from ..payload.plan import Inbox, Payload
+from ..payload.plan import Inbox, Payload, Plan
 from ..payload.received import received
+from .optimisers import Direct
 
 GOSSIP = "gossip."
 """Prefix of what a gossip rule keeps, in a learner's state."""
@@ -28,48 +37,82 @@ class Taken:
         Of the round.
     by_parameter : Tensor
         Steps of each parameter of the flat vector, ``[parameters]`` int64.
+    rates : mapping of str to float
+        Factors on the learning rate, by block; 1 where none is given.
+    planned : mapping of str to tuple of float
+        By block, the steps that the plan gives this device, and the mean over those that train it.
     """
 
     lr: float
     momentum: float
     by_parameter: Tensor
+    rates: Mapping[str, float] = field(default_factory=dict)
+    planned: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def of(self, flat: Flat, block: str) -> Steps:
-        """Return the steps of a block's parameters."""
+    def of(self, flat: Flat, block: str, restarted: float, *, scales: bool) -> Steps | None:
+        """Return the steps of a block's parameters; None of one that has taken none.
+
+        Parameters
+        ----------
+        flat : Flat
+            Where its parameters lie.
+        block : str
+            Its name.
+        restarted : float
+            The momentum that starts from 0 in every round.
+        scales : bool
+            Whether its progress is scaled to what devices make on average.
+        """
         place = flat.slices[block]
         inside = [i for i, p in enumerate(flat.places) if place.start <= p.start < place.stop]
         counts = self.by_parameter[inside]
+        if not counts.any():
+            return None
         if bool((counts == counts[0]).all()):
             taken = counts[:1].float()
         else:
             lengths = torch.tensor([flat.parameters[i].numel() for i in inside])
             taken = torch.repeat_interleave(counts, lengths).float()
-        return Steps(self.lr, self.momentum, taken[None].to(flat.vector.device))
+        own, mean = self.planned.get(block, (float(counts.max()),) * 2)
+        scale = weight_of(mean, restarted) / weight_of(own, restarted) if scales else 1.0
+        return Steps(
+            self.lr * self.rates.get(block, 1.0),
+            self.momentum,
+            taken[None].to(flat.vector.device),
+            mean,
+            min(LARGEST_SCALE, scale),
+            restarted,
+        )
 
 
-def direction(
+def hooks(
     mixers: Sequence["Mixer"], lr: float, momentum: float
-) -> Callable[[str, Tensor, Tensor | None], Tensor] | None:
-    """Return what devices' gossip rule makes of the gradients of a block, see :data:`~.Direct`.
+) -> tuple[Direct | None, Direct | None]:
+    """Return what devices' gossip rule makes of the gradients of a block, and of the momentum.
 
     None where it leaves them as they are.
     """
     rule = mixers[0].rule
-    if type(rule).direction is GossipRule.direction:
-        return None
     steps = Steps(lr, momentum, torch.zeros(1, 1))
     states: dict[str, State] = {}
 
-    def of(block: str, gradients: Tensor, rows: Tensor | None) -> Tensor:
-        if block not in states:
-            each = [mixer.state_of(block) for mixer in mixers]
-            states[block] = {key: torch.cat([own[key] for own in each]) for key in each[0]}
-        chosen = states[block]
-        if rows is not None:
-            chosen = {key: value[rows] for key, value in chosen.items()}
-        return rule.direction(gradients, chosen, replace(steps, taken=nothing_taken(gradients)))
+    def by(make: Callable[[Tensor, State, Steps], Tensor]) -> Direct:
+        def of(block: str, values: Tensor, rows: Tensor | None) -> Tensor:
+            if block not in states:
+                each = [mixer.state_of(block) for mixer in mixers]
+                states[block] = {key: torch.cat([own[key] for own in each]) for key in each[0]}
+            chosen = states[block]
+            if rows is not None:
+                chosen = {key: value[rows] for key, value in chosen.items()}
+            return make(values, chosen, replace(steps, taken=nothing_taken(values)))
 
-    return of
+        return of
+
+    kind = type(rule)
+    return (
+        None if kind.direction is GossipRule.direction else by(rule.direction),
+        None if kind.step is GossipRule.step else by(rule.step),
+    )
 
 
 class Mixer:
@@ -85,6 +128,12 @@ class Mixer:
         The device's blocks; those for which a plan has weights are mixed.
     partition_id, num_nodes : int
         Who the device is, and how many there are.
+    momentum : float (default: 0)
+        Of its optimiser, where that is one with momentum.
+    normalises : bool (default: False)
+        Whether the progress of a round is scaled to what devices make on average.
+    kept : float (default: 1)
+        The share of a vector's numbers that are sent in a round.
     """
 
     def __init__(
@@ -94,9 +143,15 @@ class Mixer:
         flat: Flat,
         partition_id: int,
         num_nodes: int,
+        *,
+        momentum: float = 0.0,
+        normalises: bool = False,
+        kept: float = 1.0,
     ) -> None:
         self.rule, self._aggregation, self._flat = rule, aggregation, flat
         self._me, self._num_nodes = partition_id, num_nodes
+        self._restarted = momentum if rule.momentum == "round" else 0.0
+        self._normalises, self._kept = normalises and rule.normalised, kept
         self._states: dict[str, State] = {}
         self._sent: dict[str, tuple[Tensor, ...]] = {}  # where that is not the model
         self._begun: dict[str, Tensor] = {}
@@ -111,6 +166,7 @@ class Mixer:
         inbox: Inbox,
         recipients: Sequence[int] = (),
         *,
+        anew: Collection[str] = (),
         measure: bool = True,
     ) -> tuple[float, list[str]]:
         """Bring every block to where the round's training begins, in place.
@@ -118,7 +174,8 @@ class Mixer:
         ``weights[block]`` holds the own weight, then that of each of ``neighbours`` (those whose
         blocks a courier has brought among them); they sum to 1. A block without weights meets
         nobody. What cannot be mixed is left out and its weight given
-        to the own copy, which keeps the weights of all others doubly stochastic.
+        to the own copy, which keeps the weights of all others doubly stochastic. The rule starts
+        anew with what it has made of the blocks in ``anew``.
 
         Returns
         -------
@@ -137,16 +194,29 @@ class Mixer:
             found, wrong = self._arrived(block, others, inbox, x)
             rejected += wrong
             own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
-            mix = self._mix(block, x, own_weight, found)
+            mix = self._mix(block, x, own_weight, found, inbox.get(self._me, {}))
             state = self._states.get(block)
             if measure and len(mix.near[0][0]):
-                apart += disagreement(mix.own[0], mix.near[0], mix.weights[:, 1:])
+                own, near = self.rule.model_of(mix.own), self.rule.model_of(mix.near)
+                apart += disagreement(own, near, mix.weights[:, 1:])
             mixed, state = self.rule.mixed(mix, self.rule.start(x) if state is None else state)
-            self._states[block] = state
+            self._states[block] = self.rule.start(mixed) if block in anew else state
             x.copy_(mixed)
             if self._publishes:
                 self._begun[block] = mixed if mixed is not x else x.clone()
         return apart, rejected
+
+    def models(self, block: str, plan: Plan, inbox: Inbox) -> dict[int, Tensor]:
+        """Return the models in what neighbours have sent of a block, ``[length]`` by neighbour.
+
+        Of those alone who own it, and whose vectors are as they should be. Where a rule sends
+        something that a model is made of, it is that.
+        """
+        place = self._flat.slices[block]
+        row = plan.weights.get(block, (1.0,))
+        others = {j: w for j, w in zip(plan.neighbours, row[1:], strict=False) if w}
+        found, _ = self._arrived(block, others, inbox, self._flat.rows[:, place])
+        return {j: self.rule.model_of(vectors) for j, (_, vectors) in found.items()}
 
     def _arrived(
         self, block: str, weights: Mapping[int, float], inbox: Inbox, x: Tensor
@@ -190,6 +260,7 @@ class Mixer:
         x: Tensor,
         own_weight: float,
         found: Mapping[int, tuple[float, list[Tensor]]],
+        copies: Payload,
     ) -> Mix:
         sent = self._sent.get(block, ())
         lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
@@ -197,11 +268,18 @@ class Mixer:
             sent[i] if i < len(sent) else (x.new_zeros(1, n) if i else x)
             for i, n in enumerate(lengths)
         )
+        if self.rule.coded and block in copies:
+            keys = (f"{block}{COMPANION}{i}" if i else block for i in range(len(own)))
+            own = tuple(
+                copies[key].to(x)[None] if key in copies else vector
+                for key, vector in zip(keys, own, strict=True)
+            )
         slots = self._slots if self.rule.addressed else list(found)
         near = tuple(_near(found, slots, i, x.new_zeros(1, 0, n)) for i, n in enumerate(lengths))
         others = [found[j][0] if j in found else 0.0 for j in slots]
         row = x.new_tensor([[own_weight, *others]])
-        return Mix(own, near, self.rule.weigh(row, near), self._aggregation)
+        weights = self.rule.weigh(row, near)
+        return Mix(own, near, weights, self._aggregation, trained=x, kept=self._kept)
 
     def kept(self) -> tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]:
         """Return what the rule keeps, to :meth:`take_back`."""
@@ -215,6 +293,33 @@ class Mixer:
     def state_of(self, block: str) -> State:
         """Return what the rule keeps of a block, a row of each."""
         return self._states[block]
+
+    def start_over(self) -> None:
+        """Let the rule start anew with what there is."""
+        for block, place in self._flat.slices.items():
+            self._states[block] = self.rule.start(self._flat.rows[:, place])
+
+    def begin(self, blocks: Collection[str]) -> None:
+        """Remember where training begins, if the progress of these blocks may be scaled."""
+        if self._normalises and not self._publishes:  # else mixing has
+            slices, rows = self._flat.slices, self._flat.rows
+            self._begun = {block: rows[:, slices[block]].clone() for block in blocks}
+
+    @torch.no_grad()
+    def normalise(self, taken: Taken, blocks: Collection[str]) -> None:
+        """Scale a round's progress on these blocks, ``z <- x + scale (z - x)``, after training."""
+        for block in self._begun.keys() & set(blocks) if self._normalises else ():
+            steps = self._steps(taken, block)
+            if steps is not None and steps.scale != 1:
+                z = self._flat.rows[:, self._flat.slices[block]]
+                z.sub_(self._begun[block]).mul_(steps.scale).add_(self._begun[block])
+        if not self._publishes:
+            self._begun = {}
+
+    def _steps(self, taken: Taken | None, block: str) -> Steps | None:
+        if taken is None:
+            return None
+        return taken.of(self._flat, block, self._restarted, scales=self._normalises)
 
     @torch.no_grad()
     def publish(
@@ -252,12 +357,17 @@ class Mixer:
                     payload[block] = snapshot[block]
                 continue
             z = self._flat.rows[:, place]
-            steps = None if taken is None else taken.of(self._flat, block)
+            steps = self._steps(taken, block)
             begun = self._begun.get(block, z)
             sent, self._states[block] = self.rule.publish(begun, z, self._states[block], steps)
             plain = len(sent) == 1 and sent[0] is z
             self._sent.pop(block, None)
-            if not plain and not self.rule.addressed:
+            if self.rule.coded and block in blocks and "number" in self.rule.sends:
+                kinds = zip(self.rule.sends, sent, strict=True)
+                self._sent[block] = tuple(  # vectors are kept as copies
+                    vector[:, :0] if kind == "block" else vector for kind, vector in kinds
+                )
+            elif not (plain or self.rule.coded or self.rule.addressed):
                 self._sent[block] = sent
             if block not in blocks:
                 continue

@@ -16,8 +16,8 @@ OPTIMIZER = "optimizer."
 STEPS = OPTIMIZER + "steps"
 """The steps that each parameter has taken under Adam."""
 Direct = Callable[[str, Tensor, Tensor | None], Tensor]
-"""(block, gradients ``[rows, length]``, which devices these are: None for all) to the directions
-in their place."""
+"""(block, gradients ``[rows, length]``, which devices these are: None for all) to what the gossip
+rule puts in their place."""
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
@@ -180,8 +180,8 @@ class LocalSteps:
         How a step is taken.
     kept : sequence of mapping of str to Tensor, optional
         Each device's state ``[length]`` to go on with (:meth:`state`); it is not changed.
-    direct : callable, optional
-        What the gossip rule makes of the gradients of a block.
+    direct, follow : callable, optional
+        What the gossip rule makes of the gradients of a block, and of SGD's momentum.
     optimizer : torch.optim.Optimizer, optional
         One of the method's own, of the parameters of a single device; the decay is its own, too.
     """
@@ -195,10 +195,11 @@ class LocalSteps:
         *,
         kept: Sequence[Mapping[str, Tensor]] = (),
         direct: Direct | None = None,
+        follow: Direct | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.how, self.trained, self._flat, self._matrix = how, list(trained), flat, matrix
-        self._direct, self._optimizer = direct, optimizer
+        self._direct, self._follow, self._optimizer = direct, follow, optimizer
         kept = kept or [{}] * len(matrix)
         self.taken = torch.zeros(
             len(matrix), len(flat.parameters), dtype=torch.int64, device=matrix.device
@@ -245,7 +246,7 @@ class LocalSteps:
         if how.weight_decay and how.family == "sgd" and self._optimizer is None:
             g = [a + how.weight_decay * b for a, b in zip(g, x, strict=True)]
         if self._direct is not None:
-            g = self._directed(iteration, g)
+            g = self._by_rule(self._direct, iteration, g)
         chosen = torch.zeros(self.taken.shape[1], dtype=torch.int64, device=self.taken.device)
         chosen[[i for run in runs for i in run.parameters]] = 1
         iteration.add(self.taken, chosen.expand(len(iteration.x), -1))
@@ -261,19 +262,22 @@ class LocalSteps:
                     v.mul_(how.momentum).add_(d)
                 g = places
                 iteration.put(self._moments["momentum"], moments)
+            if self._follow is not None:
+                g = self._by_rule(self._follow, iteration, g)
             for run, v, d in zip(runs, x, g, strict=True):
                 v.add_(d, alpha=-how.lr * self._rates[run.parameters[0]])
         iteration.put(self._matrix, iteration.x)
 
-    def _directed(self, iteration: Iteration, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients as the gossip rule wants them, block by block."""
-        assert self._direct is not None
+    def _by_rule(
+        self, make: Direct, iteration: Iteration, gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return what the gossip rule makes of the runs' values, block by block."""
         whole, runs = torch.zeros_like(iteration.x), iteration.runs
         for run, g in zip(runs, gradients, strict=True):
             whole[:, run.place] = g
         for block in self._flat.blocks_of(run.parameters[0] for run in runs):
             place = whole[:, self._flat.slices[block]]
-            place.copy_(self._direct(block, place.clone(), iteration.rows))
+            place.copy_(make(block, place.clone(), iteration.rows))
         return [whole[:, run.place] for run in runs]
 
     def _by_its_own(self, iteration: Iteration, gradients: Sequence[Tensor]) -> None:

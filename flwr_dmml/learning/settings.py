@@ -30,6 +30,12 @@ def _weight(value: object) -> object:
     raise ValueError('must be "auto" or a number, at least 0')
 
 
+def _switch(value: object) -> object:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError('must be "auto", true or false')
+
+
 def _shares(text: str) -> list[float]:
     """Read ``"0.6,0.8"``: numbers between 0 and 1."""
     shares = [float(item) for item in text.split(",")]
@@ -76,6 +82,11 @@ class DeviceSettings(Group):
     )
     aggregation: str = Field(
         "mean", description="what a device makes of its neighbours' copies of a block"
+    )
+    gossip_normalise: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(
+        "auto",
+        description="scale a device's progress in a round to what devices make on average; auto: "
+        "true",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
@@ -279,6 +290,11 @@ class DeviceSettings(Group):
     def noise(self) -> float:
         """``input-noise`` as a number; 0 where no method has chosen."""
         return 0.0 if self.input_noise == "auto" else self.input_noise
+
+    @property
+    def normalises(self) -> bool:
+        """``gossip-normalise`` as a boolean."""
+        return self.gossip_normalise is not False
 
     def learning_rate_at(self, server_round: int, num_rounds: int = 0) -> float:
         """Return the learning rate of a round (1-based) under ``lr-schedule``.

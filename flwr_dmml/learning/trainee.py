@@ -77,6 +77,9 @@ class Trainee(Protocol):
     def updates(self, plan: Plan) -> dict[str, int]:
         """Return how many times a plan trains each modality."""
 
+    def planned(self, plan: Plan) -> dict[str, tuple[float, float]]:
+        """Return by block its steps in a plan, and the mean over those who train it."""
+
     def steps(self, updates: Mapping[str, int]) -> list[tuple[str, ...]]:
         """Return which modalities each iteration trains."""
 

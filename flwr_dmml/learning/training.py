@@ -177,12 +177,14 @@ class _Stack:
         self._rows.put_back()
         phases = self.odometer.phases([learner.speedometer.start for learner, _ in self.parts])
         counts, losses = self.local.taken.cpu(), self.losses.tolist()
-        for row, (learner, _) in enumerate(self.parts):
+        momentum, how, every = self.first.settings.momentum, self.local.how, list[Taken]()
+        for row, (learner, plan) in enumerate(self.parts):
             n = self.done[row]
             learner.keep_optimizer(self.local, row)
             learner.note_training(losses[row] / n, n, phases[row])
-        momentum = self.first.settings.momentum
-        return [Taken(self.local.how.lr, momentum, steps) for steps in counts]
+            planned = learner.planned(plan)
+            every.append(Taken(how.lr, momentum, counts[row], how.rates or {}, planned))
+        return every
 
 
 def _alone(stack: _Stack) -> None:

@@ -23,7 +23,7 @@ Learning Systems" (JWINS), ICDCS 2023, without its wavelets and random shares; t
 reconstruction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 import torch
@@ -96,7 +96,9 @@ class Compressor:
 
     # ---- what is sent -----------------------------------------------------------------------
 
-    def encode(self, payload: Payload, lengths: Mapping[str, int]) -> Payload:
+    def encode(
+        self, payload: Payload, lengths: Mapping[str, int], resend: Sequence[int] = ()
+    ) -> Payload:
         """Return a payload in fewer bytes.
 
         Parameters
@@ -106,6 +108,8 @@ class Compressor:
             block, such as the empty one of a block that is not sent, is left as it is.
         lengths : mapping of str to int
             Of the device's own blocks.
+        resend : sequence of int
+            Recipients that lack something of earlier rounds: here every payload is complete.
         """
         if not self.active:
             return payload
@@ -143,12 +147,12 @@ class Compressor:
         return _written(name, *quantise(x, self.precision))
 
     def _choose(self, name: str, x: Tensor) -> Tensor:
-        return largest((x - self._last_of(name)).abs(), self._count(len(x)))
+        return largest((x - self._last_of(name)).abs(), self._count_of(len(x)))
 
     def _last_of(self, name: str) -> Tensor:
         return self._last[name] if name in self._last else self._last[unaddressed(name)]
 
-    def _count(self, length: int) -> int:
+    def _count_of(self, length: int) -> int:
         """Return how many entries of a block are sent."""
         return max(1, round(self.top_k * length))
 

@@ -97,10 +97,16 @@ class Plan:
         Partition ids of the live neighbours whose payloads are in the inbox.
     weights : dict of str to tuple of float
         For each block: this node's own mixing weight, then that of each of :attr:`sources` (0 for
-        one that does not own the block). They sum to 1.
+        one that does not own the block). They sum to 1, unless senders deal out shares.
     by_modality : dict of str to int
         Encoder updates of modalities that do not get ``iterations``. A device whose modalities all
         get 0 is parked: it publishes what it has mixed.
+    steps : dict of str to float
+        How many updates of a modality's encoder the devices that train it get in this round, on
+        average; under ``""``, how many iterations in all.
+    anew : tuple of str
+        Blocks whose owners have changed: all of them let the gossip rule start anew, once they have
+        mixed what has come.
     num_rounds : int
         Rounds of the whole run, for learning-rate schedules; 0 where the run config tells.
     budget_j : float
@@ -117,6 +123,15 @@ class Plan:
         Of what this node is to publish the mean, for those whose mean it is: it is a hub.
     apart : tuple of Apart
         Which of its own blocks this node seals apart, where payloads are sealed.
+    resend : tuple of int
+        Recipients that lack something of what earlier rounds have sent.
+    merges : bool
+        Whether this round trains nothing and publishes the blocks as they are: the final merge.
+    merged : bool
+        Whether what has come was published so.
+    sent : Plan or None
+        The plan as it would be if no message had been lost; None where none has been. The node is
+        not told.
     """
 
     server_round: int
@@ -133,22 +148,33 @@ class Plan:
     carries: tuple[Carried, ...] = ()
     averages: tuple[Averaged, ...] = ()
     apart: tuple[Apart, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
+    anew: tuple[str, ...] = ()
+    resend: tuple[int, ...] = ()
+    merges: bool = False
+    merged: bool = False
+    sent: "Plan | None" = None
+
+    @property
+    def as_sent(self) -> "Plan":
+        """The plan by which neighbours have sent, whether or not it has arrived."""
+        return self.sent or self
 
     @property
     def sources(self) -> tuple[int, ...]:
         """Ids of those whose blocks are mixed: the neighbours, then the origins of :attr:`far`."""
         return (*self.neighbours, *(there.origin for there in self.far))
 
-    def without(self, missing: Collection[int]) -> "Plan":
+    def without(self, missing: Collection[int], *, kept: bool = True) -> "Plan":
         """Return the plan without some neighbours, and without what they were to bring.
 
-        Their weights go to the own copy.
+        Their weights go to the own copy; or to nobody, if they are not ``kept``.
         """
         ways = [*self.neighbours, *(there.via for there in self.far)]
         gone = [k for k, way in enumerate(ways) if way in missing]
-        kept = [k for k in range(len(ways)) if k not in gone]
+        here = [k for k in range(len(ways)) if k not in gone]
         weights = {
-            block: (own + sum(others[k] for k in gone), *(others[k] for k in kept))
+            block: (own + kept * sum(others[k] for k in gone), *(others[k] for k in here))
             for block, (own, *others) in self.weights.items()
         }
         return replace(

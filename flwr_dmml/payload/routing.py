@@ -17,10 +17,14 @@ T = TypeVar("T")
 def wanted(plan: Plan, position: int, recipient: int, published: Collection[str]) -> frozenset[str]:
     """Return which blocks of a payload with these names the recipient of a plan is to get.
 
-    The payload is that of its n-th neighbour, from 1.
+    The payload is that of its n-th neighbour, from 1. A block that is addressed to the recipient
+    takes the place of the one for all.
     """
-    names = {name for name, weights in plan.weights.items() if weights[position] > 0}
-    names |= {addressed(name, recipient) for name in names - set(published)}
+    names = {
+        own if (own := addressed(name, recipient)) in published else name
+        for name, weights in plan.weights.items()
+        if weights[position] > 0
+    }
     sender = plan.neighbours[position - 1]
     for there in (*plan.far, *plan.carries):
         if there.via == sender:

@@ -39,11 +39,17 @@ def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
             *([("joules measured, computing", cell(measured_j, ".4g"))] * (measured_j is not None)),
             ("simulated seconds", f"{end.total_simulated_s:.4g}"),
             ("MB sent", f"{method.megabytes[end.round]:.4g}"),
-            ("rounds", f"{end.round} of {run.num_rounds or end.round}"),
+            ("rounds", _rounds(end.round, run.num_rounds or end.round)),
             ("devices at the end", f"{len(method.end.finished)} of {len(method.end.begun)}"),
         ]
         cards.append((name, pairs))
     return cards
+
+
+def _rounds(done: int, asked: int) -> str:
+    """Return how many rounds were done, those of the final merge apart."""
+    merging = f", and {done - asked} to merge" * (done > asked)
+    return f"{min(done, asked)} of {asked}{merging}"
 
 
 def final_accuracies(run: Run) -> Table:

@@ -22,8 +22,9 @@ from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..graph.topology import TopologyError, find_topology, own_fields
+from ..learning.learner import Learner
 from ..learning.options import Options
-from .parts import Parts, RunConfig, no_couriers
+from .parts import Parts, RunConfig, no_couriers, no_couriers_over
 from .settings import GROUPS, Settings
 
 GroupT = TypeVar("GroupT", bound=Group)
@@ -153,15 +154,22 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
         if alone or learner.own_format:
             why = "sends nothing" if alone else "writes blocks in a format of its own"
             problems.append(f"{asked}: the method {method!r} {why}; allowed: auto")
-    if rule.static and learner.own_weights:
+    if (rule.static or rule.linear) and learner.own_weights:
+        needs = "weights that stay the same" if rule.static else "the graph's own weights"
         problems.append(
             f"{asked}: the method {method!r} chooses in every round whom it mixes with, and the "
-            f"rule {rule.name!r} needs weights that stay the same; choose another rule"
+            f"rule {rule.name!r} needs {needs}; choose another rule"
         )
-    if rule.momentum == "own" and settings.optimizer != "sgd":
+    if settings.optimizer != "sgd" and (rule.sgd or rule.momentum == "own"):
+        what = "momentum" if rule.momentum == "own" else "correction"
         problems.append(
-            f"optimizer = '{settings.optimizer}': the momentum of the gossip rule {rule.name!r} "
+            f"optimizer = '{settings.optimizer}': the {what} of the gossip rule {rule.name!r} "
             "goes with sgd only"
+        )
+    if rule.sgd and learner.make_optimizer is not Learner.make_optimizer:
+        problems.append(
+            f"{asked}: the method {method!r} has an optimiser of its own, and the correction of "
+            f"the rule {rule.name!r} goes with sgd only; choose another rule"
         )
     if rule.linear and not aggregation.linear:
         problems.append(
@@ -169,6 +177,11 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             "over all devices; allowed with it: mean"
         )
     exchange, how = settings.exchange, settings.couriers
+    if rule.coded and exchange.transport == "direct":
+        problems.append(
+            f"exchange.transport = 'direct': the gossip rule {rule.name!r} sends what has changed, "
+            "and from device to device nobody knows who has missed it; allowed: relay"
+        )
     if how != "auto" and (why := no_couriers(how, learner, rule, exchange)):
         problems.append(f"couriers = {how!r}: {why}")
     of_method = settings.of_method(learner)
@@ -285,6 +298,8 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
     try:
         topology = settings.make_topology()
         topology.check(settings.num_nodes)
+        if settings.couriers == "forward" and (why := no_couriers_over(topology)):
+            problems.append(f"{given} couriers = 'forward': {why}; allowed: off")
         for name, options in methods.items():
             graph = topology, settings.num_nodes, settings.seed
             if problem := options.graph_problem(*graph):

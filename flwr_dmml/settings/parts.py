@@ -156,10 +156,12 @@ class RunConfig:
         have them.
         """
         learner, chosen = self.parts.methods[method], self.settings.couriers
+        topology = self.settings.make_topology()
         if chosen != "auto":
             return chosen if learner.communicates else "off"
         rule, exchange = self.gossip_of(method), self.settings.exchange
-        return "off" if no_couriers(learner.couriers, learner, rule, exchange) else learner.couriers
+        why = no_couriers(learner.couriers, learner, rule, exchange)
+        return "off" if why or no_couriers_over(topology) else learner.couriers
 
     @property
     def aggregation(self) -> AggregationRule:
@@ -222,4 +224,13 @@ def _no_means(rule: GossipRule, exchange: ExchangeOptions) -> str:
             f"the gossip rule {rule.name!r} sends more of a block than the model; allowed: "
             "forward, off"
         )
+    return ""
+
+
+def no_couriers_over(topology: Topology) -> str:
+    """Return why nothing can be carried over such a graph; empty if it can."""
+    if topology.directed:
+        return "its links go one way, and couriers carry both ways"
+    if topology.by_owners:
+        return "it links the owners of each block already"
     return ""

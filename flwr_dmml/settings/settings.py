@@ -42,7 +42,9 @@ class Settings(DeviceSettings):
         "of num-nodes (0.5; 1.0 is all)",
     )
     topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
-    topology_degree: int = Field(4, ge=1, description="degree (random-regular, watts-strogatz)")
+    topology_degree: int = Field(
+        4, ge=1, description="links a device (random-regular, watts-strogatz, epidemic, base)"
+    )
     topology_probability: float = Field(
         0.3, ge=0, le=1, description="edge or rewiring probability (erdos-renyi, watts-strogatz)"
     )
@@ -52,11 +54,27 @@ class Settings(DeviceSettings):
     topology_range_m: float = Field(
         50.0, gt=0, description="devices this near are linked, m (geometric)"
     )
+    topology_directed: bool = Field(
+        False, description="links go one way (ring, exponential, epidemic, edge-list and others)"
+    )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
     couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
         description="forward: devices carry others' blocks between owners that no link joins; "
         "average: they send a mean of them; auto: as the method says",
+    )
+    loss_rate: float = Field(
+        0.0, ge=0, lt=1, description="probability that a message to a neighbour is lost"
+    )
+    final_merge: Literal["off", "owners"] = Field(
+        "off",
+        description="owners: after the last round all owners of a block average it, by gossip",
+    )
+    final_merge_tolerance: float = Field(
+        0.01, gt=0, lt=1, description="share of the models' spread that the final merge leaves"
+    )
+    final_merge_rounds: int = Field(
+        100, ge=1, description="most rounds of gossip that the final merge takes"
     )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
@@ -114,6 +132,7 @@ class Settings(DeviceSettings):
             path=expanded(self.topology_file),
             side_m=self.topology_side_m,
             range_m=self.topology_range_m,
+            directed=self.topology_directed,
         )
 
 

@@ -45,6 +45,7 @@ from .energy.shared_band import SharedBandConstrained
 from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .layout import layout
+from .merging import FinalMerge
 from .peer import PeerStrategy
 from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
@@ -159,6 +160,7 @@ def _run(
             log(INFO, "%s has run to its end already", name)
             continue
         energy = constrain(settings, methods[name], battery_j)
+        warn_of_losses(settings, config.gossip_of(name), grid)
         every, keep = settings.checkpoint_every, settings.checkpoint_keep
         strategy = kind(
             settings.make_topology(),
@@ -179,6 +181,8 @@ def _run(
             exchange=exchange_of(settings, grid),
             couriers=config.couriers_of(name),
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
+            loss_rate=settings.loss_rate,
+            merge=merge_of(settings),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         ends.begin(name, strategy)
@@ -192,6 +196,22 @@ def _run(
         ends.done(name, end_here)
     report(settings, results, ends.so_far())
     log(INFO, "Run folder: %s", folder.path)
+
+
+def warn_of_losses(settings: Settings, rule: GossipRule, grid: Grid) -> None:
+    """Say that a rule needs both ends to know what is lost, where only the receiver does."""
+    direct = settings.exchange.transport == "direct" and not isinstance(grid, SimulationGrid)
+    if direct and rule.loss != "own":
+        text = "The gossip rule %r needs both ends of a link to know what is lost; from device to"
+        text += " device only the receiver does: lost letters may lead it to another model"
+        log(WARNING, text, rule.name)
+
+
+def merge_of(settings: Settings) -> FinalMerge | None:
+    """Return what the settings ask of a final merge; None where there is none."""
+    if settings.final_merge == "off":
+        return None
+    return FinalMerge(settings.final_merge_tolerance, settings.final_merge_rounds)
 
 
 def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:

@@ -91,7 +91,7 @@ class DirectExchange(Exchange):
     def _book(self, server_round: int, plans: Mapping[int, Plan]) -> None:
         """Note whose letters of a round went to whom, by the plans of the next one."""
         for plan in plans.values():
-            for sender in plan.neighbours:
+            for sender in plan.as_sent.neighbours:
                 if sender in self._letters:
                     self._logbook.node(server_round, sender).sent(*self._letters[sender])
 

@@ -76,8 +76,9 @@ class Exchange:
         (plans,) = rounds
         for partition, plan in plans.items():
             content = RecordDict({PLAN: write_plan(plan, self._method)})
-            for sender, record in self._inbox(plan, partition).items():
-                content[f"{INBOX}{sender}"] = record
+            for sender, record in self._inbox(plan.as_sent, partition).items():
+                if sender in plan.neighbours:
+                    content[f"{INBOX}{sender}"] = record
                 if id(record) not in sizes:
                     sizes[id(record)] = self._bytes(sender, record)
                 self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])

@@ -1,6 +1,7 @@
 """Exchange in a simulation whose engine runs all devices' rounds itself, without messages."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, Error
@@ -86,8 +87,9 @@ class HostedExchange(Exchange):
             done += more
             self._tell(done, len(plans))
 
+        short = {p: replace(plan, sent=None) if plan.sent else plan for p, plan in plans.items()}
         replies = self._devices.run(
-            self._method, plans, dict.fromkeys(new, initial or ArrayRecord()), told
+            self._method, short, dict.fromkeys(new, initial or ArrayRecord()), told
         )
         good: dict[int, Reply] = {}
         failed: dict[int, str] = {}
@@ -136,6 +138,7 @@ class HostedExchange(Exchange):
         """Note what of a round's payloads goes to whom, by the plans of the next one."""
         totals: dict[int, tuple[int, int]] = {}
         for p, plan in plans.items():
+            plan = plan.as_sent
             if not plan.neighbours:
                 continue
             sent = [self._entries[n] for n in plan.neighbours]

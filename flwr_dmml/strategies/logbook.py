@@ -9,6 +9,7 @@ from flwr.app import MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp.strategy import Result
 
+from ..payload.blocks import STATISTICS
 from ..payload.plan import Plan
 from ..tracking.history import read_record
 from ..tracking.records import NodeResult, RoundRecord, Shortened, Tracker
@@ -51,6 +52,7 @@ class Logbook:
         self.lost: set[int] = set()
         """Who has not answered the last message, or not as it should."""
         self._flat: set[int] = set()
+        self._unheard: set[int] = set()
         self._unread: set[int] = set()  # whose meter fails at present
 
     def announce(self, method: str, graph: nx.Graph | None, *, couriers: bool) -> None:
@@ -82,13 +84,14 @@ class Logbook:
         record = self.records[-1]
         battery = {str(k): v for k, v in record.battery_j.items()}
         own = {"seconds": record.seconds, "battery_j": battery, "flat": sorted(self._flat)}
-        return {**own, "record": record.to_json()}
+        return {**own, "record": record.to_json(), "unheard": sorted(self._unheard)}
 
     def load_state(self, state: Mapping[str, Any], before: Sequence[RoundRecord]) -> None:
         """Go on from what :meth:`state` gave; ``before`` are the rounds that were complete."""
         record = read_record(state["record"])
         record.battery_j = {int(k): float(v) for k, v in state["battery_j"].items()}
         record.seconds, self._flat = float(state["seconds"]), set(state["flat"])
+        self._unheard = set(state["unheard"])
         self.records = [*before, record]
 
     def open(self, server_round: int) -> RoundRecord:
@@ -131,6 +134,8 @@ class Logbook:
             log(WARNING, "Round %s: node %s %s: %s", server_round, partition, words, text)
             if about is not None:
                 node.claims.setdefault(about, text)
+                if not text.startswith(STATISTICS):
+                    self._unheard.add(partition)
         node.measured(account.metrics)
         node.rejected = len(account.claims)
 
@@ -156,6 +161,11 @@ class Logbook:
             if len(told) > 1 and all(told):
                 why = f"rejected by all of its {len(told)} neighbours: {told[0]}"
                 record.failed.setdefault(sender, why)
+
+    def unheard(self) -> set[int]:
+        """Return who has not got something that it was to mix, since this was last asked."""
+        found, self._unheard = self._unheard, set()
+        return found
 
     def carried(self, plans: Mapping[int, Plan]) -> None:
         """Note what couriers have brought, by plans that begin with mixing it.
@@ -252,6 +262,15 @@ class Logbook:
         for tracker in self._trackers:
             if isinstance(tracker, Shortened):
                 tracker.run_shortened(server_round)
+
+    def merged(self, trained: int) -> None:
+        """Say what the final merge has made of the last round that trained."""
+        before, after = self.records[trained - 1], self.records[-1]
+        sent = [sum(node.bytes_sent for node in record.nodes) for record in self.records[trained:]]
+        text = "Final merge: mean accuracy %.3f before, %.3f after; %.3g MB sent and %.3g J in %s"
+        spent_j = after.total_j - before.total_j
+        accuracies = [0.0 if r.accuracy is None else r.accuracy for r in (before, after)]
+        log(INFO, text + " rounds", *accuracies, sum(sent) / 1e6, spent_j, len(sent))
 
     def complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""

@@ -1,6 +1,6 @@
 """Mixing neighbourhoods: neighbours and weights of every block a node owns."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +8,12 @@ import networkx as nx
 
 from ..graph.couriers import Hub
 from ..graph.topology import components
-from ..graph.weights import metropolis_rows
+from ..graph.weights import Rows, heard_by, mixing_rows, with_links
 from ..payload.plan import Carried, mean_of
+
+Hubs = Mapping[int, Collection[int]]
+Weigh = Callable[[nx.Graph, tuple[int, ...], Hubs], Rows]
+"""(graph, owners of a block, those around each hub) to the weights of the owners."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class Neighbourhood:
     """A node's neighbours in one round, and the weights of every block it owns.
 
     ``weights[block]`` holds the node's own weight, then one for each of ``neighbours`` (0 where the
-    neighbour does not own the block) and of ``far``; they sum to 1. All are empty for a node
-    without live neighbours. One that shares no block is a neighbour all the same: statistics reach
-    it.
+    neighbour does not own the block) and of ``far``; they sum to 1, unless senders divide what they
+    send. All are empty for a node without live neighbours. One that shares no block is a neighbour
+    all the same: statistics reach it.
     """
 
     neighbours: tuple[int, ...] = ()
@@ -60,12 +64,15 @@ def neighbourhoods(
     blocks: Mapping[int, Collection[str]],
     links: Mapping[str, Sequence[FarLink]] | None = None,
     means: Mapping[str, Sequence[Hub]] | None = None,
+    *,
+    over: Mapping[str, nx.Graph] | None = None,
+    weigh: Weigh = mixing_rows,
 ) -> dict[int, Neighbourhood]:
     """Return the neighbourhood of every live node.
 
-    Each block is mixed over the subgraph of its live owners with Metropolis-Hastings weights of
-    that subgraph, of the links over couriers, and of their means: symmetric and doubly stochastic,
-    so the mean over these owners is kept (of what was carried, as it was earlier).
+    Each block is mixed over the subgraph of its live owners, by default with Metropolis-Hastings
+    weights of that subgraph, of the links over couriers, and of their means: symmetric and doubly
+    stochastic, so the mean over these owners is kept (of what was carried, as it was earlier).
 
     Parameters
     ----------
@@ -77,25 +84,31 @@ def neighbourhoods(
         By block, between owners that no path of owners joins.
     means : mapping of str to sequence of Hub, optional
         By block, who has sent the mean of whose: they have got it.
+    over : mapping of str to networkx.Graph, optional
+        Graphs of blocks that have one of their own; of it counts what is in ``graph``, too.
+    weigh : callable
+        The weights of the owners of a block, given their graph and the hubs around them: see
+        :func:`~.weights.mixing_rows`.
     """
-    links, means = links or {}, means or {}
-    known = dict[tuple[Any, ...], dict[int, dict[int, float]]]()
-    weights: dict[str, dict[int, dict[int, float]]] = {}
+    links, means, over = links or {}, means or {}, over or {}
+    known = dict[tuple[Any, ...], Rows]()
+    weights: dict[str, Rows] = {}
     for name, nodes in owners_by_block(blocks).items():
         edges = tuple(link.ends for link in links.get(name, ()))
-        hubs = tuple(means.get(name, ()))
-        if (nodes, edges, hubs) not in known:
-            whole = graph
+        hubs, own = tuple(means.get(name, ())), over.get(name)
+        key = nodes, edges, hubs, id(own)
+        if key not in known:
+            whole = graph if own is None else with_links(own, graph.has_edge)
             if edges:
                 whole = nx.Graph(graph.subgraph(nodes))
                 whole.add_edges_from(edges)
             around = {mean_of(hub.courier): hub.owners for hub in hubs}
-            known[nodes, edges, hubs] = metropolis_rows(whole, nodes, around)
-        weights[name] = known[nodes, edges, hubs]
+            known[key] = weigh(whole, nodes, around)
+        weights[name] = known[key]
     brought = _brought(links, means)
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
-        near = [j for j in sorted(graph[node]) if j in blocks]
+        near = [j for j in heard_by(graph, node) if j in blocks]
         if not near:
             result[node] = Neighbourhood()
             continue

@@ -29,7 +29,9 @@ from ..transport.messages import unpack
 from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
-from .logbook import Logbook
+from .logbook import Logbook, unequal_blocks
+from .losses import Losses
+from .merging import FinalMerge
 from .planner import RoundPlanner
 from .reasons import join_reasons
 from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
@@ -110,6 +112,10 @@ class PeerStrategy(Strategy):
         How devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
+    loss_rate : float (default: 0)
+        Probability that a message is lost, in [0, 1).
+    merge : FinalMerge, optional
+        What follows on the last round: all owners of a block average it.
     """
 
     def __init__(
@@ -133,6 +139,8 @@ class PeerStrategy(Strategy):
         exchange: MakeExchange = Exchange,
         couriers: CourierChoice = "off",
         sealed: bool = False,
+        loss_rate: float = 0.0,
+        merge: FinalMerge | None = None,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -169,6 +177,11 @@ class PeerStrategy(Strategy):
             addressed=self.gossip.addressed,
             couriers=couriers,
             sealed=sealed,
+            pushes=self.gossip.pushes,
+            losses=Losses(loss_rate, seed, self.gossip.loss),
+            coded=self.gossip.coded,
+            merge=merge,
+            resets=self.gossip.resets,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
@@ -253,8 +266,10 @@ class PeerStrategy(Strategy):
         """Open a round, or several, and return the plans of each."""
         self._logbook.open(server_round)
         self._logbook.asked()
-        invited = self._take_part(server_round, self._invite(grid))
+        connected = self._invite(grid)
+        invited = self._take_part(server_round, connected)
         sizes, speeds = self.exchange.sizes, self.exchange.speeds
+        unheard = self._logbook.unheard()
         rounds: list[dict[int, Plan]] = []
         last = min(server_round + self.exchange.rounds_per_message - 1, self._num_rounds)
         for t in range(server_round, last + 1):
@@ -262,7 +277,11 @@ class PeerStrategy(Strategy):
                 self._logbook.open(t)
                 invited = self._take_part(t, list(rounds[-1]))
                 sizes = self.exchange.expected_sizes(invited)
-            plans, budget = self.planner.plans(t, invited, sizes, speeds)
+            resting = set(connected) - set(invited)
+            plans, budget = self.planner.plans(
+                t, invited, sizes, speeds, resting=resting, unheard=unheard
+            )
+            unheard = set()
             self._logbook.budget(budget)
             self._logbook.carried(plans)
             rounds.append(plans)
@@ -345,14 +364,24 @@ class PeerStrategy(Strategy):
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         started = time.monotonic()
-        self._num_rounds, self.timeout = num_rounds, timeout
+        self.timeout = timeout
         checkpoint = self.keeper.load() if self.keeper else None
         node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
         self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
         if len(self.roster.members) < self.quorum:
             can = f"{len(self.roster.members)} devices can take part"
             raise NoDevicesError(f"min-devices asks for {self.quorum}, and only {can}")
-        self._logbook = Logbook(self.roster.members, num_rounds, self.trackers, self.planner.energy)
+        self.planner.begin(
+            self.roster.members,
+            self.options.phases(num_rounds),
+            self.options.trained,
+            graph=self.graph if self._overrides("graph") else None,
+            allocate=self._allocation if self._overrides("allocate") else None,
+            alike=not unequal_blocks(self.roster.members),
+        )
+        trained, last = num_rounds, self.planner.last_round  # others are of the final merge
+        self._num_rounds = last
+        self._logbook = Logbook(self.roster.members, last, self.trackers, self.planner.energy)
         given = self.method, self.roster, self._logbook
         devices = self._hosted(grid)
         self.exchange = (
@@ -360,17 +389,11 @@ class PeerStrategy(Strategy):
             if isinstance(grid, SimulationGrid) and devices
             else self._make_exchange(*given)
         )
-        phases = self.options.phases(num_rounds)
-        self.planner.begin(
-            self.roster.members,
-            phases,
-            self.options.trained,
-            graph=self.graph if self._overrides("graph") else None,
-            allocate=self._allocation if self._overrides("allocate") else None,
-        )
         fixed = self.communicates and not self._time_varying
         graph = self.planner.graph(1) if fixed else None
         self._logbook.announce(self.method, graph, couriers=self.planner.couriers)
+        for line in self.planner.merge_lines():
+            log(INFO, "%s", line)
 
         arrays, config = initial_arrays or ArrayRecord(), ConfigRecord()
         self.roster.check_initial(unpack(arrays))
@@ -381,7 +404,7 @@ class PeerStrategy(Strategy):
         elif self.keeper:
             self.keeper.begun(self)
         done = first - 1
-        while done < num_rounds:
+        while done < last:
             before, begun = done, time.monotonic()
             if isinstance(self.exchange, HostedExchange):
                 (plans,) = self._plans(before + 1, grid)
@@ -400,23 +423,26 @@ class PeerStrategy(Strategy):
             short = self._short()
             if self.keeper:
                 # The closing message changes the devices: too few may answer it.
-                closing_next = done == num_rounds and self.quorum > 1
+                closing_next = done == last and self.quorum > 1
                 self.keeper.after_rounds(self, grid, before, done, last=bool(short) or closing_next)
             if short:
                 raise self._too_few(f"round {done}", short)
-            if done < num_rounds and (why := next(filter(None, map(self.stop, complete)), "")):
+            if done < trained and (why := next(filter(None, map(self.stop, complete)), "")):
                 log(INFO, "The run ends after round %s: %s", done, why)
-                num_rounds = self._num_rounds = done
+                trained = done
                 self.planner.end_at(done)
-                self._logbook.end_at(done)
+                last = self._num_rounds = self.planner.last_round
+                self._logbook.end_at(last)
         if isinstance(self.exchange, HostedExchange):
-            self.exchange.run(num_rounds, self._closing_plans(grid), closing=True)
+            self.exchange.run(last, self._closing_plans(grid), closing=True)
         else:
-            closing = self.configure_evaluate(num_rounds, arrays, config, grid)
-            self.aggregate_evaluate(num_rounds, self.roster.send(grid, closing, timeout))
+            closing = self.configure_evaluate(last, arrays, config, grid)
+            self.aggregate_evaluate(last, self.roster.send(grid, closing, timeout))
         self._complete(self.records[-1])
         if short := self._short():
-            raise self._too_few(f"the last round, {num_rounds}", short)
+            raise self._too_few(f"the last round, {last}", short)
+        if last > trained:
+            self._logbook.merged(trained)
         if self.keeper:
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)

@@ -8,19 +8,27 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..energy.costs import split
 from ..energy.ledger import Floats
 from ..graph.couriers import Hub
-from ..graph.spectral import effective_spectral_gap
+from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
+from ..graph.weights import Rows, mixing_rows
 from ..learning.learner import CourierChoice
 from ..payload.plan import Averaged, Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
-from .energy.round_budget import RoundBudget
+from .energy.round_budget import RoundBudget, Updates
+from .gaps import Gaps
+from .losses import Losses
 from .member import Member
-from .mixing import FarLink, Neighbourhood, neighbourhoods
+from .merging import FinalMerge
+from .mixing import FarLink, Hubs, Neighbourhood, neighbourhoods, owners_by_block
 
+Links = tuple[nx.Graph, Mapping[str, nx.Graph]]
+"""Who is to send to whom, and the graphs of blocks that have one of their own."""
+_NONE: Mapping[str, nx.Graph] = {}
 Brought = tuple[Mapping[str, Sequence[FarLink]], Mapping[str, Sequence[Hub]]]
 """By block: links of couriers over which copies have come, and means that have come."""
 
@@ -46,6 +54,16 @@ class RoundPlanner:
         How devices carry blocks that they do not own between owners that are not linked.
     sealed : bool (default: False)
         Whether they cannot read what they carry.
+    pushes : bool (default: False)
+        Whether senders divide what they send, see :attr:`.GossipRule.pushes`.
+    losses : Losses
+        Which messages are lost; by default none.
+    coded : bool (default: False)
+        Whether devices send what has changed, so that one that misses a message lacks something.
+    merge : FinalMerge, optional
+        What follows on the last round.
+    resets : bool (default: False)
+        Whether the gossip rule starts anew when a block's owners change.
     """
 
     def __init__(
@@ -61,6 +79,11 @@ class RoundPlanner:
         addressed: bool = False,
         couriers: CourierChoice = "off",
         sealed: bool = False,
+        pushes: bool = False,
+        losses: Losses | None = None,
+        coded: bool = False,
+        merge: FinalMerge | None = None,
+        resets: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -76,12 +99,18 @@ class RoundPlanner:
         self.local_iterations = local_iterations
         self.evaluate_every = evaluate_every
         self.seed = seed
-        self.addressed = addressed
+        self.addressed, self._pushes, self._resets = addressed, pushes, resets
+        self._losses = losses or Losses(0.0, seed)
+        self._gaps = Gaps() if coded and communicates else None
+        self._merge = merge if communicates else None
+        self.merging = 0
+        """Rounds of the final merge, which follow on the last one that trains."""
         self._couriers: Couriers | None = None
         if communicates and couriers != "off":
             self._couriers = Couriers(sealed=sealed, average=couriers == "average")
         self._own_graph: Callable[[int], nx.Graph] | None = None
         self._fixed_graph: nx.Graph | None = None
+        self._members: Mapping[int, Member] = {}
 
     @property
     def couriers(self) -> bool:
@@ -90,12 +119,9 @@ class RoundPlanner:
 
     def summary(self) -> list[str]:
         """Return what is known before the first round, in a few lines for the log."""
-        name = type(self.topology).__name__ + ", new every round" * self.topology.time_varying
-        gap = effective_spectral_gap(self.topology, self.num_nodes, seed=self.seed)
-        links = self.graph(1).number_of_edges()
         return [
-            f"Topology: {name}, {self.num_nodes} nodes, {links} links",
-            f"Spectral gap: {gap:.4f} (Metropolis-Hastings weights)",
+            *graph_lines(self.topology, self.num_nodes, seed=self.seed),
+            *self._losses.summary(),
             f"Local iterations: {self.local_iterations}",
             *self.energy.summary(),
         ]
@@ -107,31 +133,93 @@ class RoundPlanner:
         trained: Callable[[str, tuple[str, ...]], Collection[str]],
         graph: Callable[[int], nx.Graph] | None = None,
         allocate: Allocate | None = None,
+        *,
+        alike: bool = True,
     ) -> None:
         """Take note of who is there, of every round's phase, and of what is trained in a phase.
 
-        ``graph`` and ``allocate`` are those of a strategy that has its own.
+        ``graph`` and ``allocate`` are those of a strategy that has its own. ``alike`` says whether
+        all owners of a block start from the same numbers.
         """
+        if self._gaps:
+            self._gaps = Gaps(alike=alike)
         self._own_graph = graph
         self._trained = trained
-        self._members, self._phases, num_rounds = members, list(phases), len(phases)
-        self._num_rounds = num_rounds
+        self._members, self._phases, self._num_rounds = members, list(phases), len(phases)
+        self._drawn: tuple[tuple[int, tuple[int, ...]], Links] = (0, ()), (nx.Graph(), _NONE)
         work = {p: member.work for p, member in members.items()}
-        reach = self.topology.graph(self.num_nodes, seed=self.seed)
+        reach = self._draw(1, members)[0]
         own = {p: member.equipment for p, member in members.items()}
-        self.energy.begin(work, self.num_nodes, num_rounds, reach, phases, own, allocate)
-        self._live_graph = nx.empty_graph(self.num_nodes)  # of the last planned round
-        self._known: tuple[nx.Graph | None, tuple[int, ...], Brought] = (None, (), ({}, {}))
+        self.merging, self._left = self._count_merging()
+        phases = [*phases, *[phases[-1]] * self.merging]
+        self.energy.begin(
+            work,
+            self.num_nodes,
+            len(phases),
+            reach,
+            phases,
+            own,
+            allocate,
+            merging=self.merging,
+            merge_bits=8.0 * self._whole_bytes() if self.merging else None,
+        )
+        self._live_graph = self._no_links()  # of the last planned round
+        self._by_block = _NONE
+        self._drawn_for: tuple[int, list[int]] = 0, []  # round, and who is there
+        self._known: tuple[Any, ...] = None, _NONE, (), ({}, {})
         self._found: dict[int, Neighbourhood] = {}
         self._told: tuple[nx.Graph | None, set[int], dict[int, tuple[int, ...]]] = None, set(), {}
         self._flat: Collection[int] = ()
+        self._there: set[int] = set()  # who takes part, or only rests; in the last planned round
+        self._asked: set[int] = set()  # who got a plan of it
+
+    @property
+    def last_round(self) -> int:
+        """The last round, with those of the final merge."""
+        return self._num_rounds + self.merging
+
+    def merge_lines(self) -> list[str]:
+        """Return what the final merge does, in a line for the log."""
+        if not self.merging:
+            return []
+        text = "rounds of gossip bring the spread of the models to"
+        left = f"{self._left:.2g} of what it is, if nothing is lost"
+        return [f"Final merge: {self.merging} {text} {left}"]
+
+    def _count_merging(self) -> tuple[int, float]:
+        """Return the rounds of the final merge, and the spread that they leave."""
+        if self._merge is None:
+            return 0, 1.0
+
+        def graph(number: int, block: str) -> nx.Graph:
+            links, by_block = self._draw(self._num_rounds + number, self._members)
+            return by_block.get(block, links)
+
+        return self._merge.rounds(
+            graph,
+            {p: member.blocks for p, member in self._members.items()},
+            self._weigh,
+            lasting=not self.topology.time_varying,
+            couriers=self.couriers,
+        )
+
+    def _whole_bytes(self) -> Floats:
+        """Return the bytes of the blocks of each device as they are, ``[node]``."""
+        size = np.zeros(self.num_nodes)
+        for p, member in self._members.items():
+            size[p] = 4 * sum(member.blocks.values())
+        return size
 
     def graph(self, server_round: int) -> nx.Graph:
-        """Return who is to send to whom in a round, on all nodes."""
+        """Return who is to send to whom in a round, on all nodes, if all are there."""
+        return self._links(server_round, self._members)[0]
+
+    def _links(self, server_round: int, there: Collection[int]) -> Links:
+        """Return who is to send to whom in a round, of those who are there, on all nodes."""
         if not self.communicates:
-            return nx.empty_graph(self.num_nodes)
+            return nx.empty_graph(self.num_nodes), _NONE
         if self._own_graph is None:
-            return self.of_topology(server_round)
+            return self._draw(server_round, there)
         found, graph = self._own_graph(server_round), nx.empty_graph(self.num_nodes)
         if unknown := set(found) - set(graph):
             raise ValueError(
@@ -139,7 +227,7 @@ class RoundPlanner:
                 f"allowed: partition ids from 0 to {self.num_nodes - 1}"
             )
         graph.add_edges_from((i, j) for i, j in found.edges if i != j)
-        return graph
+        return graph, _NONE
 
     def of_topology(self, server_round: int) -> nx.Graph:
         """Return the graph of a round as the topology has it, on all nodes."""
@@ -150,14 +238,38 @@ class RoundPlanner:
             self._fixed_graph = nx.freeze(graph)
         return self._fixed_graph
 
+    def _draw(self, server_round: int, there: Collection[int]) -> Links:
+        """Return the topology's graph of a round, over each block's owners if it is one of these.
+
+        Before the devices are known they own everything.
+        """
+        if not (self.topology.by_owners and self._members):
+            return self.of_topology(server_round), _NONE
+        key = server_round if self.topology.time_varying else 1, tuple(sorted(there))
+        if key == self._drawn[0]:
+            return self._drawn[1]
+        union, graphs = self._no_links(), dict[tuple[int, ...], nx.Graph]()
+        owners = owners_by_block({p: self._members[p].blocks for p in key[1]})
+        for nodes in dict.fromkeys(owners.values()):
+            drawn = self.topology.graph(len(nodes), server_round=server_round, seed=self.seed)
+            graphs[nodes] = nx.relabel_nodes(drawn, dict(enumerate(nodes)))
+            union.add_edges_from(graphs[nodes].edges)
+        found = union, {block: graphs[nodes] for block, nodes in owners.items()}
+        self._drawn = key, found
+        return found
+
+    def _no_links(self) -> nx.Graph:
+        return nx.empty_graph(self.num_nodes, nx.DiGraph if self.topology.directed else nx.Graph)
+
     @property
     def battery_j(self) -> Floats | None:
         """What the batteries hold, ``[node]``; None on mains power and before the first plan."""
         return self.energy.left_j
 
     def end_at(self, server_round: int) -> None:
-        """Make a round the last one, before the closing message."""
+        """Make a round the last one that trains."""
         self._num_rounds = server_round
+        self.energy.end_at(self.last_round)
 
     def plans(
         self,
@@ -165,6 +277,9 @@ class RoundPlanner:
         invited: Collection[int],
         payload_bytes: Mapping[int, int],
         speeds: Mapping[int, Mapping[str, float]],
+        *,
+        resting: Collection[int] = (),
+        unheard: Collection[int] = (),
     ) -> tuple[dict[int, Plan], RoundBudget]:
         """Plan a round for the devices that can be asked, and book its energy.
 
@@ -178,42 +293,62 @@ class RoundPlanner:
             Size of what each device published in the round before; only these can be mixed.
         speeds : mapping of int to mapping of str to float
             Training speed of each modality around each device, where known.
+        resting : collection of int
+            Devices that could be asked, and take no part in this round.
+        unheard : collection of int
+            Those that have not got something of what they were to mix in the last round.
         """
-        mixing_graph = self._live_graph
-        graph = self.graph(server_round)
+        mixing_graph, mixing_by_block = self._live_graph, self._by_block
+        graph, self._by_block = self._links(server_round, invited)
+        self._drawn_for = server_round, sorted(invited)
+        merges = server_round > self._num_rounds
+        phase = self._phases[min(server_round, self._num_rounds) - 1]
         bits = self._payload_bits(payload_bytes, graph)
-        trains = self._trains(self._phases[server_round - 1])
+        if server_round == self._num_rounds + 1:
+            bits = 8 * self._whole_bytes()
+        trains = self._trains(phase) & (not merges)
         carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
         for p, more in carrying.bytes_more.items():
             bits[p] += 8 * more
         budget = self.energy.plan(server_round, graph, invited, bits, speeds, trains)
         self._live_graph, self._flat = budget.graph, budget.flat
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
-        around = self._around(mixing_graph, budget.updates, payload_bytes, brought)
-        carrying = self._take(carrying, around)
+        around = self._around(mixing_graph, mixing_by_block, budget.updates, payload_bytes, brought)
+        carrying = _reached(carrying, around)
         averages = self._averages(carrying)
         recipients = self._recipients(budget.graph, budget.updates)
+        steps = self._mean_steps(budget.updates) if self.communicates else {}
+        anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
+        self._asked = set(budget.updates)
         mixed = server_round - 1
         plans = {
             p: Plan(
                 server_round=server_round,
                 iterations=self.local_iterations,
-                evaluate=mixed >= 1 and mixed % self.evaluate_every == 0,
+                evaluate=self._evaluates(mixed),
                 neighbours=around[p].neighbours,
                 weights=around[p].weights,
                 num_rounds=self._num_rounds,
                 by_modality=updates,
                 budget_j=float(budget.budget_j[p]),
-                phase=self._phases[server_round - 1],
+                phase=phase,
+                merges=merges,
+                merged=mixed > self._num_rounds,
                 recipients=recipients[p],
                 far=around[p].far,
                 carries=carrying.by.get(p, ()),
                 averages=averages.get(p, ()),
                 apart=carrying.apart.get(p, ()),
+                steps=steps,
+                anew=tuple(b for b in self._members[p].blocks if b in anew),
             )
             for p, updates in budget.updates.items()
         }
-        return plans, budget
+        plans = self._losses.left(plans, self._losses.lost(plans))
+        if self._gaps:
+            failed = [p for p in plans if p not in payload_bytes]
+            plans = self._gaps.plan(plans, {*failed, *unheard})
+        return self._carry(carrying, plans), budget
 
     def closing_plans(
         self, invited: Collection[int], payload_bytes: Mapping[int, int]
@@ -221,10 +356,11 @@ class RoundPlanner:
         """Return the plans that complete the last round: mix and evaluate, train nothing."""
         going = [p for p in invited if p not in self._flat]
         brought = self._brought(self._live_graph, going, payload_bytes)
-        around = self._around(self._live_graph, going, payload_bytes, brought)
-        return {
+        around = self._around(self._live_graph, self._by_block, going, payload_bytes, brought)
+        plans = {
             p: Plan(
-                server_round=self._num_rounds + 1,
+                server_round=self.last_round + 1,
+                merged=self.merging > 0,
                 iterations=0,
                 evaluate=True,
                 neighbours=near.neighbours,
@@ -235,21 +371,39 @@ class RoundPlanner:
             )
             for p, near in around.items()
         }
+        return self._losses.left(plans, self._losses.lost(plans))
 
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
-        edges = sorted(sorted(edge) for edge in self._live_graph.edges)
-        own = {"edges": edges, "flat": sorted(self._flat), "energy": self.energy.state()}
+        edges = sorted(map(self._written, self._live_graph.edges))
+        own: dict[str, Any] = {"edges": edges, "drawn": self._drawn_for}
+        own |= {"flat": sorted(self._flat), "energy": self.energy.state()}
+        own |= {"there": sorted(self._there), "asked": sorted(self._asked)}
+        if self._gaps:
+            own["gaps"] = self._gaps.state()
         return own | ({"couriers": self._couriers.state()} if self._couriers else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on, after :meth:`begin`, from what :meth:`state` gave."""
-        self._live_graph = nx.empty_graph(self.num_nodes)
+        self._live_graph = self._no_links()
         self._live_graph.add_edges_from(map(tuple, state["edges"]))
+        server_round, there = self._drawn_for = state["drawn"]
+        self._by_block = self._draw(server_round, there)[1]
         self._flat = state["flat"]
+        self._there, self._asked = set(state["there"]), set(state["asked"])
         self.energy.load_state(state["energy"])
+        if self._gaps:
+            self._gaps.load_state(state["gaps"])
         if self._couriers:
             self._couriers.load_state(state["couriers"])
+
+    def _evaluates(self, mixed: int) -> bool:
+        """Return whether a round is evaluated once it is mixed; the last one always is."""
+        every = mixed % self.evaluate_every == 0 or mixed == self._num_rounds
+        return 1 <= mixed <= self._num_rounds and every
+
+    def _written(self, edge: tuple[int, int]) -> list[int]:
+        return list(edge) if self.topology.directed else sorted(edge)
 
     def _trains(self, phase: str) -> NDArray[np.bool_]:
         """Return what is to be trained in a phase, ``[node, modality]``."""
@@ -264,9 +418,37 @@ class RoundPlanner:
         """Return what each device is to send, ``[node]``: as much as last time, or its blocks."""
         bits = np.zeros(self.num_nodes)
         for partition, member in self._members.items():
-            copies = max(1, graph.degree(partition)) if self.addressed else 1
+            copies = max(1, len(graph[partition])) if self.addressed else 1
             bits[partition] = 8 * payload_bytes.get(partition, copies * member.payload_bytes)
         return bits
+
+    def _mean_steps(self, updates: Mapping[int, Updates]) -> dict[str, float]:
+        """Return :attr:`.Plan.steps` of a round with these updates."""
+        costs = self.energy.costs
+        tau = np.zeros((len(updates), len(costs.modalities)), np.int64)
+        for row, own in zip(tau, updates.values(), strict=True):
+            row[:] = [own.get(m, 0) for m in costs.modalities]
+        owned = costs.owned[np.array(list(updates), np.int64)]
+        joint, solo = split(tau, owned, self.energy.settings.stagger_share)
+        every = np.column_stack([joint + solo.sum(axis=1), tau])  # [node, 1 + modality]
+        trains = np.maximum(1, np.count_nonzero(every, axis=0))
+        means = every.sum(axis=0) / trains
+        return {m: float(n) for m, n in zip(("", *costs.modalities), means, strict=True) if n}
+
+    def _anew(
+        self, there: set[int], published: Collection[int], unheard: Collection[int]
+    ) -> set[str]:
+        """Return the blocks whose owners have changed since the last round.
+
+        One that has failed in between has not mixed what the others have, and neither has one to
+        which something did not come.
+        """
+        if not self._resets:
+            return set()
+        failed = self._asked.difference(published)
+        before, self._there = self._there, there - failed
+        changed = {*(before ^ self._there), *unheard} if before else set()
+        return {block for p in changed for block in self._members[p].blocks}
 
     def _recipients(self, graph: nx.Graph, live: Collection[int]) -> dict[int, tuple[int, ...]]:
         """Return whom each device's payload is for."""
@@ -301,23 +483,21 @@ class RoundPlanner:
         live = {p: self._members[p].block_bytes for p in sorted(invited)}
         return self._couriers.plan(received, published, prospect, live)
 
-    def _take(self, carrying: Carrying, around: Mapping[int, Neighbourhood]) -> Carrying:
-        """Let those who take part carry what reaches them, and return what that is."""
-        by = {
-            r: tuple(there for there in own if there.via in around[r].neighbours)
-            for r, own in carrying.by.items()
-            if r in around
+    def _carry(self, carrying: Carrying, plans: Mapping[int, Plan]) -> dict[int, Plan]:
+        """Let couriers take on what has arrived, and return the plans with that."""
+        if self._couriers is None:
+            return dict(plans)
+        found = {
+            p: replace(plan, averages=tuple(m for m in plan.averages if len(m.origins) > 1))
+            for p, plan in plans.items()
         }
         hubs: list[tuple[tuple[str, ...], Hub]] = []
         for names, hub in carrying.hubs:
-            near = around[hub.courier].neighbours if hub.courier in around else ()
-            owners = tuple(j for j in hub.owners if j in near)
-            if len(owners) > 1:
-                hubs.append((names, replace(hub, owners=owners)))
-        carrying = replace(carrying, by=by, hubs=hubs)
-        if self._couriers:
-            self._couriers.begin(carrying)
-        return carrying
+            means = found[hub.courier].averages
+            hubs += [(names, replace(hub, owners=m.origins)) for m in means if m.block == names[0]]
+        by = {p: plan.carries for p, plan in found.items() if plan.carries}
+        self._couriers.begin(replace(carrying, by=by, hubs=hubs))
+        return found
 
     def _averages(self, carrying: Carrying) -> dict[int, tuple[Averaged, ...]]:
         """Return of what each hub is to publish the mean."""
@@ -331,17 +511,41 @@ class RoundPlanner:
     def _around(
         self,
         graph: nx.Graph,
+        by_block: Mapping[str, nx.Graph],
         going: Collection[int],
         published: Collection[int],
         brought: Brought,
     ) -> dict[int, Neighbourhood]:
         """Return who mixes with whom: those that published and go on."""
         owners = tuple(p for p in sorted(going) if p in published)
-        before, of, by = self._known
-        if graph is not before or owners != of or brought != by:  # most rounds are like the last
+        before, own, of, by = self._known
+        others = owners != of or brought != by or by_block is not own
+        if graph is not before or others:  # most rounds are like the last
             blocks = {p: self._members[p].blocks for p in owners}
             same = before is not None and set(graph.edges) == set(before.edges)
-            if not same or owners != of or brought != by:
-                self._found = neighbourhoods(graph, blocks, *brought)
-            self._known = graph, owners, brought
+            if not same or others:
+                self._found = neighbourhoods(
+                    graph, blocks, *brought, over=by_block, weigh=self._weigh
+                )
+            self._known = graph, by_block, owners, brought
         return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}
+
+    def _weigh(self, graph: nx.Graph, owners: Collection[int], hubs: Hubs) -> Rows:
+        lasting = not (self.topology.time_varying or self._own_graph)
+        return mixing_rows(graph, owners, hubs, push=self._pushes, lasting=lasting)
+
+
+def _reached(carrying: Carrying, around: Mapping[int, Neighbourhood]) -> Carrying:
+    """Return what those who take part are to carry, of what is sent to them."""
+    by = {
+        r: tuple(there for there in own if there.via in around[r].neighbours)
+        for r, own in carrying.by.items()
+        if r in around
+    }
+    hubs: list[tuple[tuple[str, ...], Hub]] = []
+    for names, hub in carrying.hubs:
+        near = around[hub.courier].neighbours if hub.courier in around else ()
+        owners = tuple(j for j in hub.owners if j in near)
+        if len(owners) > 1:
+            hubs.append((names, replace(hub, owners=owners)))
+    return replace(carrying, by=by, hubs=hubs)

@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
-_WEIGHTS, _UPDATES = "weights.", "updates."
+_WEIGHTS, _UPDATES, _STEPS, _ANEW = "weights.", "updates.", "steps.", "anew"
 _FAR, _CARRIES, _AVERAGES, _APART = "far.", "carries.", "averages.", "apart."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
@@ -63,13 +63,24 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     )
     if isfinite(plan.budget_j):
         record["budget-j"] = plan.budget_j
+    for key, is_so in (("merges", plan.merges), ("merged", plan.merged)):
+        if is_so:
+            record[key] = True
     if plan.phase:
         record["phase"] = plan.phase
-    for key, partitions in (("neighbours", plan.neighbours), ("recipients", plan.recipients)):
+    for key, partitions in (
+        ("neighbours", plan.neighbours),
+        ("recipients", plan.recipients),
+        ("resend", plan.resend),
+    ):
         if partitions:
             record[key] = list(partitions)
     for modality, updates in plan.by_modality.items():
         record[_UPDATES + modality] = updates
+    for modality, count in plan.steps.items():
+        record[_STEPS + modality] = count
+    if plan.anew:
+        record[_ANEW] = list(plan.anew)
     for block, weights in plan.weights.items():
         record[_WEIGHTS + block] = list(weights)
     for prefix, brought in ((_FAR, plan.far), (_CARRIES, plan.carries)):
@@ -96,6 +107,9 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         phase=str(record.get("phase", "")),
         neighbours=tuple(record.get("neighbours", [])),
         recipients=tuple(record.get("recipients", [])),
+        resend=tuple(record.get("resend", [])),
+        merges=bool(record.get("merges", False)),
+        merged=bool(record.get("merged", False)),
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)
             for key, value in record.items()
@@ -106,6 +120,12 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
             for key, value in record.items()
             if key.startswith(_UPDATES)
         },
+        steps={
+            key.removeprefix(_STEPS): float(value)
+            for key, value in record.items()
+            if key.startswith(_STEPS)
+        },
+        anew=tuple(record.get(_ANEW, [])),
         far=_read_carried(record, _FAR),
         carries=_read_carried(record, _CARRIES),
         averages=tuple(

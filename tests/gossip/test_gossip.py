@@ -1,14 +1,14 @@
 """Gossip rules and aggregation rules as axes: with any method, on rows, from settings to state."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
 from helpers import FAST, make_learner, run_peers
-from helpers_gossip import OnAParabola, tracked
+from helpers_gossip import OnAParabola, Tracking, tracked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +19,7 @@ from flwr_dmml.clients import DPSGD, find_methods
 from flwr_dmml.gossip.aggregation.mean import Mean
 from flwr_dmml.gossip.qg_dsgdm import QgDsgdmRule, QgOptions
 from flwr_dmml.gossip.registry import find_aggregation, find_gossip
-from flwr_dmml.gossip.rule import GossipRule, Mix, State, Steps
+from flwr_dmml.gossip.rule import GossipRule, Mix, Steps
 from flwr_dmml.graph.topology import metropolis_weights, spectral_gap
 from flwr_dmml.learning.mixing import GOSSIP
 from flwr_dmml.payload.plan import Inbox, Plan
@@ -83,8 +83,11 @@ def test_mixing_keeps_the_mean_and_brings_nodes_together(
 # ---- with any method --------------------------------------------------------------------------
 
 REFUSED = {
-    ("harmony", "d2"): "chooses in every round whom it mixes with",
-    ("harmony", "relaysgd"): "chooses in every round whom it mixes with",
+    **{
+        ("harmony", name): "chooses in every round whom it mixes with"
+        for name, rule in find_gossip().items()
+        if rule.static or rule.linear
+    },
     **{("local", rule): "sends nothing" for rule in RULES if rule != "dsgdm"},
 }
 """Pairs that make no sense, and why."""
@@ -117,6 +120,7 @@ def test_every_method_runs_with_every_rule_or_is_refused_by_name(method: str) ->
         found[rule] = [n.train_loss for r in peers.records for n in r.nodes], last.accuracy
     plain = found.get("dpsgd")
     alike = [rule for rule, numbers in found.items() if numbers == plain]
+    alike = [rule for rule in alike if rule != "choco"]  # which here sends everything
     assert method == "local" or alike == ["dpsgd"], alike
 
 
@@ -135,9 +139,8 @@ def test_a_round_goes_on_from_the_state(rule: str) -> None:
         theirs = Plan(t, 3, recipients=(0,))
         inbox = {1: other.run_round(theirs, {}).payload}
     state = one.state()
-    assert any(name.startswith(GOSSIP) for name in state) == (
-        rule in ("d2", "qg-dsgdm", "qg-dsgdm-n")
-    )
+    kept = any(name.startswith(GOSSIP) for name in state)
+    assert kept == (rule not in ("dpsgd", "dsgdm", "relaysgd", "choco"))
     two.load_state({name: value.clone() for name, value in state.items()})
     plan = Plan(3, 3, neighbours=(1,), recipients=(1,), weights=weights)
     a, b = one.run_round(plan, inbox), two.run_round(plan, inbox)
@@ -148,24 +151,29 @@ def test_a_round_goes_on_from_the_state(rule: str) -> None:
     assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
+@pytest.mark.parametrize("rule", ["k-gt", "mt", "d2", "gut", "decentlam"])
 @pytest.mark.parametrize("method", ["dpsgd", "modality-mirror"])
-def test_d_squared_begins_anew_after_a_rest(method: str) -> None:
-    """A device that trains nothing, or a block that is not sent, is mixed as it is later."""
-    config = {**FAST, "num-nodes": 2, "method": method, "gossip": "d2", "num-server-rounds": 9}
+def test_a_device_that_rests_says_so_or_begins_anew(method: str, rule: str) -> None:
+    """What has not been trained is mixed as it is later."""
+    config = {**FAST, "num-nodes": 2, "method": method, "gossip": rule, "num-server-rounds": 9}
     learner = make_learner({**config, "modality-pattern": "audio+image"})
     block = "encoder.audio"
     for t in (1, 2):
         learner.run_round(Plan(t, 3, phase="uni-modal"), {})
-    assert f"{GOSSIP}{block}#sent.0" in learner.state()
-    if method == "dpsgd":
-        rest = Plan(3, 3, by_modality={"audio": 0, "image": 0})
+    before = learner.state()
+    tracks = rule in ("k-gt", "mt", "d2")
+    told = f"{GOSSIP}{block}#sent.{2 if rule in ('k-gt', 'mt') else 1}"
+    assert not tracks or before[told].tolist() == [1]
+    phase = "uni-modal" if method == "dpsgd" else "distil"
+    learner.run_round(Plan(3, 3, phase=phase, by_modality={"audio": 0, "image": 0}), {})
+    after = learner.state()
+    if tracks:
+        assert after[told].tolist() == [0]
+        assert torch.equal(after[f"{GOSSIP}{block}#c"], before[f"{GOSSIP}{block}#c"])
     else:
-        rest = Plan(3, 3, phase="distil", by_modality={"audio": 0, "image": 0})
-    learner.run_round(rest, {})
-    assert not any(name.startswith(f"{GOSSIP}{block}#") for name in learner.state())
-    before = learner.state()[block]
+        assert after[f"{GOSSIP}{block}#common"].tolist() == [0]
     learner.run_round(Plan(4, 0), {})  # nobody is near: nothing changes
-    assert torch.equal(learner.state()[block], before)
+    assert torch.equal(learner.state()[block], after[block])
 
 
 def test_dmml_kd_with_quasi_global_momentum_is_not_plain_dmml_kd() -> None:
@@ -176,29 +184,6 @@ def test_dmml_kd_with_quasi_global_momentum_is_not_plain_dmml_kd() -> None:
 
 
 # ---- a rule of one's own ----------------------------------------------------------------------
-
-
-class Tracking(GossipRule):
-    """Gradient tracking, which sends two vectors."""
-
-    name: ClassVar[str] = "tracking"
-    sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block", "block")
-    linear: ClassVar[bool] = True
-
-    def start(self, x: Tensor) -> State:
-        return {"c": torch.zeros_like(x), "d": torch.zeros_like(x)}
-
-    def mixed(self, mix: Mix, state: State) -> tuple[Tensor, State]:
-        return mix(0), {**state, "c": state["c"] - state["d"] + mix(1)}
-
-    def direction(self, g: Tensor, state: State, steps: Steps) -> Tensor:
-        return g + state["c"]
-
-    def publish(
-        self, x: Tensor, z: Tensor, state: State, steps: Steps | None
-    ) -> tuple[tuple[Tensor, ...], State]:
-        d = torch.zeros_like(x) if steps is None else (x - z) / steps.carried
-        return (z, d), {**state, "d": d}
 
 
 @pytest.mark.parametrize("rounds", [2, 200])
@@ -284,7 +269,7 @@ def test_the_rule_is_the_methods_own_unless_it_is_named() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"gossip": "push"}, "gossip = 'push': there are auto, d2, dpsgd, dsgdm"),
+        ({"gossip": "push"}, "gossip = 'push': there are auto, beer, choco, d2, decentlam"),
         ({"aggregation": "median"}, "aggregation = 'median': there are mean"),
         (
             {"method": "dpsgd", "gossip": "qg-dsgdm", "optimizer": "adam"},

@@ -128,17 +128,28 @@ def test_quasi_global_momentum_needs_sgd():
 
 
 def d_squared(rounds: int, iterations: int) -> list[float]:
-    """Tang et al.'s algorithm as plain arithmetic, with (I + W) / 2 = [[3/4, 1/4], [1/4, 3/4]]."""
-    x, lr = [0.0, 0.0], 0.1
-    before: list[float] | None = None
+    """D-squared with corrected local steps, as plain arithmetic; (I + W) / 2 has rows 3/4, 1/4."""
+    x, c, lr = [0.0, 0.0], [0.0, 0.0], 0.1
     for _ in range(rounds):
         end = list(x)
         for k, a in enumerate((1.0, 3.0)):
             for _ in range(iterations):
-                end[k] -= lr * (end[k] - a)
-        y = end if before is None else [e + s - b for e, s, b in zip(end, x, before, strict=True)]
-        before = end
-        x = [0.75 * y[0] + 0.25 * y[1], 0.25 * y[0] + 0.75 * y[1]]
+                end[k] -= lr * (end[k] - a + c[k])
+        x = [0.75 * end[0] + 0.25 * end[1], 0.25 * end[0] + 0.75 * end[1]]
+        c = [old - (to - at) / (lr * iterations) for old, to, at in zip(c, x, end, strict=True)]
+    return x
+
+
+def published(rounds: int) -> list[float]:
+    """Tang et al.'s algorithm 1: ``W (2 x_t - x_(t-1) - lr (g_t - g_(t-1)))``, one step a round."""
+    lr, a = 0.1, (1.0, 3.0)
+    before, x = [0.0, 0.0], [0.0, 0.0]
+    for t in range(rounds):
+        g = [p - q for p, q in zip(x, a, strict=True)]
+        y = [p - lr * d for p, d in zip(x, g, strict=True)]
+        if t:
+            y = [2 * x[k] - before[k] - lr * ((x[k] - a[k]) - (before[k] - a[k])) for k in range(2)]
+        before, x = x, [0.75 * y[0] + 0.25 * y[1], 0.25 * y[0] + 0.75 * y[1]]
     return x
 
 
@@ -155,6 +166,7 @@ def test_two_rounds_of_d_squared_by_hand():
 @pytest.mark.parametrize("iterations", [1, 4])
 def test_d_squared_is_its_pseudo_code(iterations: int):
     assert run(D2, 7, iterations, momentum=0.0) == pytest.approx(d_squared(7, iterations), rel=1e-5)
+    assert d_squared(7, 1) == pytest.approx(published(7), rel=1e-12)
 
 
 def test_d_squared_ends_at_the_common_minimum_where_gossip_stays_apart():

@@ -223,6 +223,8 @@ ONE_NODE = [
     "random-matching",
     "erdos-renyi",
     "geometric",
+    "base",
+    "epidemic",
 ]
 
 
@@ -355,7 +357,7 @@ def test_packages_may_register_topologies(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(topologies, "installed", lambda group: {p.name: p for p in points})
     assert edges(make_topology("pairs").graph(4)) == {(0, 1), (2, 3)}
     assert type(make_topology("ring")) is Ring  # a built-in name stays what it is
-    with pytest.raises(TopologyError, match=r"ring, .+, geometric, pairs, three\Z"):
+    with pytest.raises(TopologyError, match=r"ring, .+, epidemic, pairs, three\Z"):
         make_topology("donut")
     with pytest.raises(TopologyError, match="'three' is 3, no subclass of Topology"):
         make_topology("three")
@@ -367,6 +369,8 @@ def test_topologies_are_values() -> None:
     with pytest.raises(FrozenInstanceError):
         RandomRegular().degree = 3  # type: ignore[misc]
     assert {n for n, t in TOPOLOGIES.items() if t.time_varying} == {
+        "base",
+        "epidemic",
         "one-peer-exponential",
         "random-matching",
     }

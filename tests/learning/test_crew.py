@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = {
 
 
 STAGGERED = {"stagger": 0.5}
+NEW_RULES = "k-gt", "mt", "d2", "gut", "qg-gutm", "decentlam"
 NEEDS: dict[str, dict[str, Any]] = {
     "harmony": {"num-server-rounds": 4},
     "modality-mirror": {"num-server-rounds": 4},
@@ -92,6 +93,7 @@ def assert_equal(a: Mapping[int, Learner], b: Mapping[int, Learner]) -> None:
         ("dpsgd", {"optimizer": "adam", "clip-norm": 0.1, "speed-metric": "path", **STAGGERED}),
         ("dpsgd", {"label-correction": "network", "batch-size": 7, "common-dim": 5, **STAGGERED}),
         ("dpsgd", {"image-encoder": "mlp", **STAGGERED}),
+        *(("dpsgd", {"gossip": rule, **STAGGERED}) for rule in NEW_RULES),
         *((method, STAGGERED | NEEDS.get(method, {})) for method in sorted(find_methods())),
     ],
     ids=str,

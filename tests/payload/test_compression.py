@@ -434,7 +434,8 @@ def test_settings_that_cannot_be(config: dict[str, Any], words: str):
 
 
 EVERY = [(name, how) for name in find_methods() for how in (INT8, QUARTER)]
-EVERY.remove(("relaysgd", QUARTER))  # refused, see above
+for _whole in ("relaysgd", "d2"):
+    EVERY.remove((_whole, QUARTER))  # refused, see above
 
 
 @pytest.mark.parametrize(("method", "how"), EVERY, ids=str)

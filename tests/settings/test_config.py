@@ -23,6 +23,7 @@ from flwr_dmml.settings import Settings, every_setting, find_parts, parse_settin
 QUICKSTART = ROOT / "examples" / "quickstart" / "pyproject.toml"
 
 KNOWN = f"there are {', '.join(find_parts().methods)}"
+PREFIXES = f"there are {', '.join(sorted({*find_parts().methods, *find_parts().rules}))}"
 
 
 def parse(**run_config: Any) -> tuple[Settings, Mapping[str, Options]]:
@@ -125,7 +126,7 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
         # Unknown keys: the nearest one, or all of them
         ("num-node", 3, "unknown setting; did you mean 'num-nodes'?"),
         ("learning_rates", 0.1, "unknown setting; did you mean 'learning-rate'?"),
-        ("qqq", 3, "unknown setting; there are method, gossip, aggregation, seed,"),
+        ("qqq", 3, "unknown setting; there are method, gossip, aggregation, gossip-normalise,"),
         ("dmml-kd.generatr", True, "unknown setting; did you mean 'dmml-kd.generator'?"),
         ("dmml-kd.qqq", 1, "unknown setting; there are dmml-kd.decomposition, dmml-kd.generator,"),
         ("dpsgd.guidance", 1.0, "unknown setting"),
@@ -248,7 +249,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(key: str, value: Any, words: 
             [
                 "fedavg.momentum",
                 "no method or rule 'fedavg'",
-                KNOWN,
+                PREFIXES,
             ],
         ),
     ],

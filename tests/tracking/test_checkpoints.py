@@ -293,6 +293,10 @@ def test_every_method_goes_on_as_if_never_stopped(method: str, gossip: str, tmp_
         {"couriers": "forward", "modality-pattern": "audio,image", "exchange.precision": "int8"},
         {"couriers": "average", "modality-pattern": "audio,image", "exchange.precision": "int8"},
         {"energy.battery-share": 0.0, "energy.battery-j": 0.05, "allocation.rule": "max-min"},
+        {"method": "dpsgd", "gossip": "k-gt", "energy.battery-share": 0.2},
+        {"method": "dpsgd", "gossip": "mt"},
+        {"method": "dpsgd", "gossip": "qg-gutm"},
+        {"method": "dpsgd", "gossip": "decentlam"},
         {"wireless.shared-band-hz": 1e6},
         {"wireless.shared-band-hz": 1e6, "dmml-kd.generator-steps": 20},
         {"topology": "one-peer-exponential", "allocation.rule": "random"},
@@ -310,9 +314,10 @@ def test_batteries_and_graphs_go_on(config: dict[str, Any], tmp_path: Path):
     assert metrics(whole) == metrics(stopped_and_resumed(tmp_path, 3, **config))
 
 
-def test_any_rule_writes_the_same_on_any_number_of_workers(tmp_path: Path):
+@pytest.mark.parametrize("rule", ["qg-dsgdm", "k-gt"])
+def test_any_rule_writes_the_same_on_any_number_of_workers(rule: str, tmp_path: Path):
     """Of two workers each hosts two of the four devices."""
-    config = {"method": "dmml-kd", "gossip": "qg-dsgdm"}
+    config = {"method": "dmml-kd", "gossip": rule}
     whole = run(tmp_path, "here", **config)
     there = run(tmp_path, "there", workers=2, **config)
     assert metrics(whole) == metrics(there)

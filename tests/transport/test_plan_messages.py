@@ -52,6 +52,8 @@ def plans(draw: st.DrawFn) -> Plan:
         budget_j=draw(st.floats(0, 1e6) | st.just(inf)),
         phase=draw(st.sampled_from(["", "train", "label", "fine-tune"]) | st.text(max_size=9)),
         recipients=tuple(draw(st.lists(st.integers(0, 2**40), max_size=4, unique=True))),
+        steps=draw(st.dictionaries(st.sampled_from(["", "audio"]), st.floats(0, 1e6))),
+        anew=tuple(draw(st.lists(BLOCKS, max_size=3, unique=True))),
     )
 
 

@@ -65,14 +65,19 @@ class EnergyConstrained:
         phases: Sequence[str] = (),
         equipment: Mapping[int, Equipment] | None = None,
         allocate: Allocate | None = None,
+        *,
+        merging: int = 0,
+        merge_bits: Floats | None = None,
     ) -> None:
         """Take note of the devices' work; the first plan fills their batteries.
 
         ``battery-share`` pays for sending over ``graph``, by default that of the first round.
         ``phases`` are those of the method's plan, one a round; some cost more than others.
         ``equipment`` is what devices say of themselves; the settings say the rest. ``allocate``
-        makes a round's iterations instead of :meth:`by_rule`.
+        makes a round's iterations instead of :meth:`by_rule`. The last ``merging`` of the rounds
+        train nothing, and send ``merge_bits`` ``[node]``.
         """
+        self._merging, self._merge_bits = merging, merge_bits
         s, self._equipment = self.settings, dict(equipment or {})
         self._allocate = allocate or self.by_rule
         self._num_rounds = num_rounds
@@ -112,6 +117,7 @@ class EnergyConstrained:
         """
         if server_round == 1 and not self._filled:
             self._fill_batteries(self._sends_over or graph, payload_bits)
+        self._bits = payload_bits
         decision = self._decide(server_round, graph, set(present), payload_bits, speeds)
         sending, tau = decision.sending, decision.tau if trains is None else decision.tau * trains
         stagger = self.settings.stagger_share
@@ -119,7 +125,7 @@ class EnergyConstrained:
         seconds = compute_s + sending.time_s
         self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
         live = sorted(set(present) - set(decision.flat))
-        on_air = [k for k in live if sending.graph.degree(k)]
+        on_air = [k for k in live if sending.graph[k]]
         return RoundBudget(
             graph=sending.graph,
             updates={k: self._by_modality(k, tau[k]) for k in live},
@@ -213,6 +219,10 @@ class EnergyConstrained:
             sending, flat, allocation.tau, self._limit_j(problem, server_round), allocation.notes
         )
 
+    def end_at(self, server_round: int) -> None:
+        """Make a round the last one."""
+        self._num_rounds = server_round
+
     def by_rule(self, problem: RoundProblem, server_round: int) -> Allocation:
         """Return a round's iterations, by ``allocation.rule``."""
         return RULES[self.settings.allocation.rule](problem, self._trains(server_round))
@@ -230,9 +240,14 @@ class EnergyConstrained:
         elif s.energy.battery_share:
             trial = range(1, min(rounds, _TRIAL_ROUNDS) + 1)
             sent = [self._broadcast(t, graph, payload_bits).energy_j for t in trial]
-            own_j = sum(work.energy_j[:, 0] for work in self.prices.own_work)
-            training_j = rounds * self.prices.full_j + own_j
-            self.battery_j = s.energy.battery_share * training_j + rounds * np.mean(sent, axis=0)
+            training = rounds - self._merging
+            own_j = sum(work.energy_j[:, 0] for work in self.prices.own_work[:training])
+            training_j = training * self.prices.full_j + own_j
+            sent_j = np.mean(sent, axis=0)
+            self.battery_j = s.energy.battery_share * training_j + rounds * sent_j
+            if self._merge_bits is not None:
+                more = self._merge_bits / np.maximum(payload_bits, 1.0) - 1
+                self.battery_j += self._merging * more * sent_j
         else:
             self.battery_j = np.full(len(payload_bits), s.energy.battery_j)
         if self._given_j is None and not self._on_mains:
@@ -313,7 +328,8 @@ class EnergyConstrained:
         least_j = self.costs.per_round.energy_j[:, 0]
         more_j = [w.energy_j[:, 0] - least_j for w in self.prices.own_work[server_round - 1 :]]
         even = pacing(
-            np.maximum(0.0, self.ledger.remaining_j - sum(more_j)),  # what phases add is set aside
+            # what phases add is set aside, and what the final merge sends more than other rounds
+            np.maximum(0.0, self.ledger.remaining_j - sum(more_j) - self._merge_more_j()),
             radio_j,
             len(rounds),
             expected_radio_j=self._radio_j.mean(axis=0),
@@ -321,7 +337,17 @@ class EnergyConstrained:
         )
         return np.minimum(even + more_j[0], greedy(self.ledger.remaining_j, radio_j))
 
+    def _merge_more_j(self) -> Floats | float:
+        """Return what the rounds of the final merge send beyond what rounds send on average."""
+        if self._merge_bits is None:
+            return 0.0
+        more = self._merge_bits / np.maximum(self._bits, 1.0) - 1
+        mean_j: Floats = self._radio_j.mean(axis=0)
+        return self._merging * np.maximum(0.0, more) * mean_j
+
     def _trains(self, server_round: int) -> bool:
+        if server_round > self._num_rounds - self._merging:
+            return False
         rule = self.settings.allocation
         return rule.rule != "sync-only" or (server_round - 1) % rule.train_every == 0
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...energy.ledger import Floats
+from ...graph.weights import with_links
 
 Updates = dict[str, int]
 """Encoder updates by modality."""
@@ -17,9 +18,8 @@ def among(graph: nx.Graph, live: Collection[int]) -> nx.Graph:
     """Return all nodes of ``graph``, with only the links between those that are live."""
     if len(live) == len(graph):
         return graph
-    between = nx.create_empty_copy(graph)
-    between.add_edges_from(graph.subgraph(live).edges)
-    return between
+    members = set(live)
+    return with_links(graph, lambda i, j: i in members and j in members)
 
 
 @dataclass(frozen=True, eq=False)

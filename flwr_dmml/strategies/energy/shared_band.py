@@ -31,6 +31,9 @@ class SharedBandConstrained(EnergyConstrained):
         phases: Sequence[str] = (),
         equipment: Mapping[int, Equipment] | None = None,
         allocate: Allocate | None = None,
+        *,
+        merging: int = 0,
+        merge_bits: Floats | None = None,
     ) -> None:
         """Take note of the devices' work.
 
@@ -39,7 +42,8 @@ class SharedBandConstrained(EnergyConstrained):
         ValueError
             ``allocate`` is given: here shares of the band and iterations are decided together.
         """
-        super().begin(work, num_nodes, num_rounds, graph, phases, equipment)
+        given = work, num_nodes, num_rounds, graph, phases, equipment
+        super().begin(*given, merging=merging, merge_bits=merge_bits)
         if allocate is not None:
             raise ValueError("a strategy with an allocation of its own cannot share a radio band")
         rule = self.settings.allocation.rule
