@@ -298,6 +298,7 @@ def sigterm(folder: Path) -> list[Row]:
 def compared(row: Row, found: bytes, whole: bytes) -> Row:
     row.found = "equal bytes when resumed" if found == whole else "other bytes"
     row.check(found == whole, "the resumed run has other metrics")
+    ERR.print(f"{row.what}: {row.found}")
     return row
 
 
@@ -340,7 +341,7 @@ def on_parts(folder: Path, settings: dict[str, Any]) -> bytes:
     sets = [part for k, v in given.items() for part in ("--set", f"{k}={v}")]
     done = CliRunner().invoke(app, ["simulate", str(FLEET), "--workers", "0", *sets])
     if done.exit_code:
-        raise SystemExit(done.output)
+        raise SystemExit(f"{done.output}{done.exception!r}")
     run = folder / "here" / str(settings["run-name"])
     return (run / str(settings["method"]) / "metrics.jsonl").read_bytes()
 
