@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -277,9 +277,8 @@ def resumed(folder: Path, workers: int) -> tuple[int, str]:
     return done.exit_code, " ".join(done.output.split())
 
 
-def sigterm(folder: Path) -> list[Row]:
+def sigterm(folder: Path) -> Iterator[Row]:
     whole = undisturbed(folder / "whole")
-    rows = []
     for engine, workers in ENGINES.items():
         row, own = Row(f"SIGTERM, {engine}", "1 run"), folder / engine
         own.mkdir()
@@ -291,8 +290,8 @@ def sigterm(folder: Path) -> list[Row]:
         row.check(process.returncode == 143, f"exit status {process.returncode}: {said[-1000:]}")
         code, said = resumed(own, workers)
         row.check(code == 0, said[-1000:])
-        rows.append(compared(row, metrics(own / "r"), whole))
-    return [*rows, *sigterm_under_flower(folder, whole)]
+        yield compared(row, metrics(own / "r"), whole)
+    yield from sigterm_under_flower(folder, whole)
 
 
 def compared(row: Row, found: bytes, whole: bytes) -> Row:
@@ -353,9 +352,8 @@ class Kills:
     folder: Path
     whole: bytes
     draw: random.Random
-    rows: list[Row] = field(default_factory=list)
 
-    def of_driver(self, engine: str, times: int) -> None:
+    def of_driver(self, engine: str, times: int) -> Row:
         """Kill all of a run with its driver, and resume it."""
         workers, taken = ENGINES[engine], self._seconds(engine)
         row, ends = Row(f"kill -9, driver, {engine}", f"{times} kills"), list[str]()
@@ -376,9 +374,9 @@ class Kills:
                 row.problems.append(f"{number}: killed after {done} rounds: {said[-1000:]}")
             ERR.print(f"{row.what} {number}: after {done} rounds")
         row.found = f"{ends.count('equal')} equal bytes, {ends.count('refused')} refused"
-        self.rows.append(row)
+        return row
 
-    def of_worker(self, times: int) -> None:
+    def of_worker(self, times: int) -> Row:
         """Kill a worker: the run goes on by itself."""
         taken, row = self._seconds("workers"), Row("kill -9, worker", f"{times} kills")
         equal = 0
@@ -397,9 +395,9 @@ class Kills:
             equal += metrics(own / "r") == self.whole
             ERR.print(f"{row.what} {number}: process {killed}")
         row.found = f"{equal} equal bytes"
-        self.rows.append(row)
+        return row
 
-    def of_device(self, times: int) -> None:
+    def of_device(self, times: int) -> Row:
         """Kill a SuperNode and start it again: the run goes on, and names it if it is missed."""
         row, ends = Row("kill -9, SuperNode", f"{times} kills"), list[str]()
         own = self.folder / "devices"
@@ -431,7 +429,7 @@ class Kills:
                     row.problems.append(f"{text}: {missed} have failed: {log[-1000:]}")
                 ERR.print(f"{row.what} {text}: {ends[-1:]}", markup=False)
         row.found = f"{ends.count('equal')} equal bytes, {ends.count('named')} named"
-        self.rows.append(row)
+        return row
 
     def _started(self, name: str, workers: int) -> tuple[Path, "subprocess.Popen[str]"]:
         own = self.folder / name
@@ -441,7 +439,7 @@ class Kills:
 
     def _seconds(self, engine: str) -> float:
         """Return how long an undisturbed run takes."""
-        own, process = self._started(f"undisturbed {engine} {len(self.rows)}", ENGINES[engine])
+        own, process = self._started(f"undisturbed {time.monotonic()}", ENGINES[engine])
         begun = time.monotonic()
         said = process.communicate(timeout=LONGEST_S)[0]
         if metrics(own / "r") != self.whole:
@@ -449,15 +447,14 @@ class Kills:
         return time.monotonic() - begun
 
 
-def kills(folder: Path, times: int, seed: int) -> list[Row]:
+def kills(folder: Path, times: int, seed: int) -> Iterator[Row]:
     """Kill drivers, workers and SuperNodes, shared out as 6, 5, 5 and 4 of 20."""
     made = Kills(folder, undisturbed(folder / "whole"), random.Random(seed))
     of_workers, of_devices = max(1, times // 4), max(1, times // 5)
-    made.of_driver("in process", max(1, times - 2 * of_workers - of_devices))
-    made.of_driver("workers", of_workers)
-    made.of_worker(of_workers)
-    made.of_device(of_devices)
-    return made.rows
+    yield made.of_driver("in process", max(1, times - 2 * of_workers - of_devices))
+    yield made.of_driver("workers", of_workers)
+    yield made.of_worker(of_workers)
+    yield made.of_device(of_devices)
 
 
 def second(folder: Path) -> list[Row]:
@@ -496,7 +493,7 @@ def main(
         fuzz_seconds = 1.0 if quick else 600.0
     if times is None:
         times = 4 if quick else 20
-    parts: dict[Part, Callable[[Path], list[Row]]] = {
+    parts: dict[Part, Callable[[Path], Iterable[Row]]] = {
         Part.LIES: lies,
         Part.SECOND: second,
         Part.SIGTERM: sigterm,
@@ -515,7 +512,12 @@ def main(
                 continue
             folder, begun = Path(temporary) / part, time.monotonic()
             folder.mkdir()
-            own = list(try_it(folder))
+            own: list[Row] = []
+            try:
+                own += try_it(folder)
+            except Exception as error:  # the other parts go on
+                ERR.print_exception()
+                own.append(Row(part, problems=[f"{type(error).__name__}: {error}"]))
             for row in own:
                 seconds = f"{time.monotonic() - begun:.0f}" if row is own[-1] else ""
                 verdict = "[red]falls short" if row.problems else "holds"
