@@ -57,6 +57,7 @@ def superlink(home: Path) -> Iterator[Run]:
             "run", str(app), "--format", "json", "-c", config,
             "--federation-config", federation,
         )  # fmt: skip
+        assert "run-id" in json.loads(submitted), submitted
         run_id = str(json.loads(submitted)["run-id"])
         deadline = time.monotonic() + 300
         if when is not None:  # asking Flower takes a second, in which rounds go by
