@@ -21,6 +21,7 @@ fleet_app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+COPY_AGAIN = "copy the folders again, and start anew"
 File = Annotated[Path, typer.Argument(metavar="FLEET.TOML", help="The file of the fleet.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that fleet init makes.")]
 
@@ -48,8 +49,8 @@ def _root() -> None:
       data-path = "/data/part-000"  # on the device
 
     A device may also have partition-id (by default its place in the file), direct-port (7447),
-    runtime-port (9094), profile ("raspberry-pi-4"), battery-j, meter ("none"), device ("cuda") and
-    torch-threads.
+    runtime-port (9094), profile ("raspberry-pi-4"), battery-j, meter ("none"), device ("cuda"),
+    torch-threads and require-sealed (it takes part in runs with exchange.sealed only).
 
     Optional at the top: device-dir ("/etc/flwr-dmml"; {name} in it is the device's name), venv
     ("/opt/flwr-dmml") and user ("flwr-dmml", of the systemd units). In \[superlink]: dir, where its
@@ -63,9 +64,9 @@ def _root() -> None:
 
       flwr-dmml fleet register fleet.toml -o lab
 
-      rsync -a lab/devices/pi-1/ root@10.0.0.11:/etc/flwr-dmml/
+      rsync -a --chown=root:root lab/devices/pi-1/ root@10.0.0.11:/etc/flwr-dmml/
 
-      sh /etc/flwr-dmml/start.sh    # on the device
+      sh /etc/flwr-dmml/install.sh  # on the device, as root
 
       flwr-dmml fleet status fleet.toml -o lab
 
@@ -96,10 +97,12 @@ def init(
     Run it again after a change of the file: what is there is kept, devices that are new are added.
     Keys are never overwritten; scripts, environments and units are written anew. A certificate
     that no longer fits (another address or partition-id) is refused until --renew NAME;
-    [bold]superlink[/bold] is the SuperLink's name. --renew keeps the key.
+    [bold]superlink[/bold] is the SuperLink's name. --renew keeps the key: fleet rotate makes new
+    ones, fleet revoke has a device refused.
 
-    Certificates are valid for two years, the authority's for ten. Nothing can be revoked before:
-    for a device that was stolen see the documentation.
+    Certificates are valid for two years, the authority's for ten. In each folder install.sh, run as
+    root, puts the systemd unit into /etc/systemd/system and starts it: the service's user owns
+    neither the unit nor what it starts.
 
     [bold]Examples[/bold]
 
@@ -126,21 +129,96 @@ def _tell(fleet: "Fleet", output: Path, done: "Prepared") -> None:
     for what, names in (
         ("made", done.made),
         ("new certificate", done.renewed),
+        ("new keys and certificates", done.rotated),
         ("kept", done.kept),
     ):
         if names:
             say(f"{what}: {', '.join(names)}")
-    again = [*done.renewed, *done.changed]
+    if done.revoked:
+        say(f"revoked: {', '.join(done.revoked)}")
+    again = [*done.renewed, *done.rotated, *done.changed]
     if again:
-        say(f"copy the folders again, and start anew: {', '.join(again)}")
+        say(f"{COPY_AGAIN}: {', '.join(again)}")
     if done.dropped:
         say(f"no longer in the file, left as they are: {', '.join(done.dropped)}")
-    if done.made or done.renewed:
+    if done.made or done.renewed or done.rotated:
         say(f"new certificates are valid for {CERTIFICATE_DAYS} days, the CA's for {CA_DAYS}")
     say(f"start the SuperLink: sh {output / 'superlink' / 'start.sh'}")
     for device in fleet.devices:
         say(f"copy {output / 'devices' / device.name} to {device.name}:{fleet.folder_of(device)}")
     say(f"the connection for flwr run: {output / CONFIG}")
+
+
+@fleet_app.command(name="rotate")
+def rotate_command(
+    file: File,
+    output: Output,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Devices, or superlink. By default all."),
+    ] = None,
+) -> None:
+    """Make new keys and certificates; the old ones are refused.
+
+    Of each device that is named: its neighbours refuse the old certificate by the revocation list
+    (revoked.crl in every device's folder), the SuperLink the old node key, which is unregistered
+    there. Without names it is done for all, and for the authority: everything that the old one has
+    issued is refused everywhere. Flower itself reads no revocation list: the SuperLink's old
+    certificate is refused only then.
+
+    The SuperLink must be running if devices were registered. Afterwards copy the folders, start
+    anew, and run fleet register. Rotate between runs: what a device has encrypted for itself
+    (exchange.sealed) can be read with its old key only.
+
+    [bold]Examples[/bold]
+
+      flwr-dmml fleet rotate fleet.toml -o lab pi-1
+
+      flwr-dmml fleet rotate fleet.toml -o lab
+
+    [bold]Exit status[/bold]  0: done.  1: nothing was changed, or something cannot be written;
+    standard error says what.  2: wrong command line.
+    """
+    from ..fleet import read_fleet, rotate, unregister_devices
+
+    with errors_in_words():
+        fleet = read_fleet(file)
+        unregister = partial(unregister_devices, fleet, output)
+        _tell(fleet, output, rotate(fleet, output, names or [], unregister))
+    say(f"then register the new keys: flwr-dmml fleet register {file} -o {output}")
+
+
+@fleet_app.command(name="revoke")
+def revoke_command(
+    file: File,
+    output: Output,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.")],
+) -> None:
+    """Have a device refused: by its neighbours, and by the SuperLink.
+
+    Its certificate is put on the authority's revocation list, which is then in the folders of all
+    other devices (revoked.crl): once that is copied to them, they neither answer its questions nor
+    read its letters, whatever it shows. Its node is unregistered at the SuperLink, which must be
+    running for that. The device may have been taken out of the file before. fleet rotate brings it
+    back, with new keys.
+
+    [bold]Example[/bold]
+
+      flwr-dmml fleet revoke fleet.toml -o lab pi-1
+
+    [bold]Exit status[/bold]  0: done, or was done before.  1: something is left to do: standard
+    error says what; run it once more.  2: wrong command line.
+    """
+    from ..fleet import read_fleet, revoke, unregister_devices
+
+    with errors_in_words():
+        fleet = read_fleet(file)
+        told = revoke(output, name)
+        say(f"revoked: {name}")
+        if told:
+            say(f"{COPY_AGAIN}: {', '.join(told)}")
+        if unregister_devices(fleet, output, [name]):
+            say(f"unregistered at the SuperLink: {name}")
 
 
 @fleet_app.command(name="register")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import (
     ArrayRecord,
-    ConfigRecord,
     Context,
     Message,
     MetricRecord,
@@ -22,9 +21,9 @@ from ..transport.messages import (
     ABOUT,
     CONFUSION,
     INITIAL,
-    NOTES,
     PLAN,
     STATE,
+    add_note,
     pack,
     read_plans,
     unpack,
@@ -33,6 +32,7 @@ from .hello import introduction
 from .hosted import HostedDevices, Node
 from .hosting import learner_for
 from .own_state import OwnState
+from .required import check_required
 from .sealing import lock_state, unlock_state
 from .state import begin_afresh, confusion_of, hold, take_up
 from .transports import transport_of
@@ -114,6 +114,7 @@ def make_client_app(
 
 def _hello(message: Message, context: Context, own: OwnParts) -> Message:
     """Start afresh, and say who this device is and what its work costs."""
+    check_required(context, message.content)
     learner = learner_for(message, context, own)
     about = introduction(learner, context)
     begin_afresh(learner)
@@ -128,20 +129,22 @@ def _method(message: Message) -> str:
 
 def _state(message: Message, context: Context) -> Message:
     """Give back what this device keeps from round to round, for a checkpoint."""
+    check_required(context, message.content)
     recovered = OwnState(context, _method(message)).recover()
     kept = context.state.array_records.get(STATE, ArrayRecord())
     reply = RecordDict({STATE: lock_state(context, kept)})
     if recovered:
-        reply[NOTES] = _recovered(recovered)
+        add_note(reply, _recovered(recovered))
     return Message(reply, reply_to=message)
 
 
-def _recovered(when: str) -> ConfigRecord:
-    return ConfigRecord({NOTES: [f"goes on from what it has kept on its disk, {when}"]})
+def _recovered(when: str) -> str:
+    return f"goes on from what it has kept on its disk, {when}"
 
 
 def _restore(message: Message, context: Context) -> Message:
     """Take up what a checkpoint held: empty, this device starts afresh."""
+    check_required(context, message.content)
     if kept := unlock_state(context, message.content.array_records[STATE]):
         OwnState(context, _method(message)).keep(kept, "of the run that was resumed")
     return Message(RecordDict(), reply_to=message)
@@ -149,6 +152,7 @@ def _restore(message: Message, context: Context) -> Message:
 
 def _round(message: Message, context: Context, own: OwnParts) -> Message:
     """Take up the state, run the round, put the state back."""
+    check_required(context, message.content)
     learner = learner_for(message, context, own)
     own_state = OwnState(context, learner.name)
     recovered = own_state.recover()
@@ -161,7 +165,7 @@ def _round(message: Message, context: Context, own: OwnParts) -> Message:
     reply = Message(content, reply_to=message)
     own_state.keep(kept, f"after round {plans[-1].server_round}")
     if recovered:
-        reply.content[NOTES] = _recovered(recovered)
+        add_note(reply.content, _recovered(recovered))
     closing = plans[-1].evaluate and not plans[-1].iterations
     if closing and (counts := confusion_of(learner)):
         reply.content[CONFUSION] = MetricRecord({CONFUSION: counts})

@@ -13,6 +13,7 @@ from ..base.errors import SettingsError
 from ..base.machine import expanded
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
+from ..payload.limits import Limits
 from ..payload.options import ExchangeOptions
 from ..payload.plan import Outcome, Payload, Plan
 from ..transport.direct.tls import Tls
@@ -21,10 +22,16 @@ from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.relay import own_bytes
 from .metering import NodeConfig, run_metered
 
+IN_THE_CLEAR = (
+    "talks to its neighbours in the clear: whoever reaches its port gets its letters, and nothing "
+    "proves who wrote those that it reads. Give it tls-ca, tls-certificate and tls-key"
+)
 SENT = "sent."
 """Prefix of the last letter's tensors, in what a device keeps between messages."""
 TLS_KEYS = ("tls-ca", "tls-certificate", "tls-key")
 """In the node config: PEM files of the fleet's authority, of the device's certificate and key."""
+TLS_REVOKED = "tls-revoked"
+"""Beside them, where there is one: that of the authority's revocation list."""
 
 
 class Link(Protocol):
@@ -114,9 +121,9 @@ def _label_bytes(payload: Mapping[str, Tensor]) -> int:
 
 
 def open_link(
-    context: Context, exchange: ExchangeOptions, partition: int
+    context: Context, exchange: ExchangeOptions, partition: int, limits: Limits
 ) -> AbstractContextManager[Link]:
-    """Return the link of a device, by its node config.
+    """Return the link of a device, by its node config, for letters within some limits.
 
     ``direct-address`` ("host:port") is where neighbours reach it; for the certificates see
     :func:`read_tls`.
@@ -141,13 +148,15 @@ def open_link(
         tls=read_tls(context),
         router=exchange.router,
         multicast=exchange.multicast,
+        limits=limits,
     )
 
 
 def read_tls(context: Context) -> Tls | None:
     """Return the files of a device's certificate, None for one that has none.
 
-    ``tls-ca``, ``tls-certificate`` and ``tls-key`` in the node config name them.
+    ``tls-ca``, ``tls-certificate`` and ``tls-key`` in the node config name them, and
+    ``tls-revoked`` the list of those that are refused.
 
     Raises
     ------
@@ -155,12 +164,14 @@ def read_tls(context: Context) -> Tls | None:
         One is named, but not all three, or is not there.
     """
     config = {k: str(v) for k, v in context.node_config.items()}
-    given = [Path(expanded(config[name])) for name in TLS_KEYS if name in config]
-    if not given:
+    names = [name for name in (*TLS_KEYS, TLS_REVOKED) if name in config]
+    if not names:
         return None
-    if len(given) < len(TLS_KEYS):
+    if not {*TLS_KEYS} <= {*names}:
         raise SettingsError(f"node config: give {', '.join(TLS_KEYS)} together, or none of them")
-    for path in given:
+    files = {name: Path(expanded(config[name])) for name in names}
+    for path in files.values():
         if not path.is_file():
             raise SettingsError(f"node config: there is no file {path}")
-    return Tls(*given)
+    ca, certificate, key = (files[name] for name in TLS_KEYS)
+    return Tls(ca, certificate, key, files.get(TLS_REVOKED))

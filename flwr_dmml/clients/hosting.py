@@ -54,12 +54,13 @@ def learner_with(
         settings = _configure(items, own_parts).settings
         return _build_learner(method, items, own_parts, _partition_id(node_config, settings))
     except UserError as error:
-        raise type(error)(_of_partition(node_config) + str(error)) from error
+        raise type(error)(of_partition(node_config) + str(error)) from error
     except OSError as error:
-        raise DataError(f"{_of_partition(node_config)}the data cannot be read: {error}") from error
+        raise DataError(f"{of_partition(node_config)}the data cannot be read: {error}") from error
 
 
-def _of_partition(node_config: Mapping[str, object]) -> str:
+def of_partition(node_config: Mapping[str, object]) -> str:
+    """Return what an error of a device begins with: its partition id, where that is known."""
     partition_id = node_config.get("partition-id")
     return f"{PARTITION} {partition_id}: " if isinstance(partition_id, int) else ""
 

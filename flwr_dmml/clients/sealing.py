@@ -4,6 +4,7 @@ Its state, which goes into the run's checkpoints, can only be read by the device
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from logging import WARNING
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,23 @@ from ..base.errors import SettingsError
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.blocks import COMPANION, carried, is_carried
+from ..payload.limits import Limits
 from ..payload.plan import Carried, Inbox, Outcome, Payload, Plan
 from ..payload.routing import correspondents, cut, wanted
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.direct.tls import Tls
-from ..transport.letter import Letter, LetterError
-from ..transport.messages import LABEL_BYTES, PAYLOAD_BYTES, SIMULATED, pack, read_inbox
+from ..transport.letter import Letter, LetterError, guarded
+from ..transport.messages import (
+    LABEL_BYTES,
+    PAYLOAD_BYTES,
+    SIMULATED,
+    pack,
+    read_blocks,
+    read_inbox,
+)
 from ..transport.relay import own_bytes, size_bytes
 from .direct import TLS_KEYS, read_tls
+from .limits import limits_of
 from .metering import run_metered
 
 if TYPE_CHECKING:
@@ -70,36 +80,41 @@ def run_sealed(
     SettingsError
         The message came without keys.
     """
-    from ..transport.sealed import KEYS, SESSION, Identity, seal_letter
+    from ..transport.sealed import KEYS, SESSION, Identity, check_size, seal_letter
 
     if KEYS not in content.config_records:
         raise SettingsError("exchange.sealed = true, but the coordinator does not seal")
     keys, me = content.config_records[KEYS], learner.partition.partition_id
     identity, run = Identity(_tls(context), me), str(keys[SESSION])
+    limits = limits_of(learner, read_blocks(content))
     public: dict[int, bytes] = {}
     problems: dict[int, str] = {}
     for other in sorted(correspondents(plan)):
         try:
-            public[other] = identity.check(_announced(keys, other), other)
+            public[other] = guarded(partial(identity.check, _announced(keys, other), other))
         except LetterError as error:
             problems[other] = f"its key is refused: {error}"
     inbox: Inbox = {}
-    received = {
-        sender: {k: x.numpy().tobytes() for k, x in payload.items()}
-        for sender, payload in read_inbox(content).items()
-    }
+    received: dict[int, dict[str, bytes]] = {}
+    for sender, payload in read_inbox(content).items():
+        try:
+            check_size(sum(x.nbytes for x in payload.values()), limits)
+            received[sender] = {k: x.numpy().tobytes() for k, x in payload.items()}
+        except LetterError as error:
+            problems.setdefault(sender, str(error))
     for position, sender in enumerate(plan.neighbours, start=1):
         if sender in problems:
             continue
         parts = received.get(sender, {})
+        given = parts, identity, run, sender, plan, public[sender], limits
         try:
-            tensors = _opened(parts, identity, run, sender, plan, public[sender])
+            tensors = guarded(partial(_opened, *given))
         except LetterError as error:
             problems[sender] = str(error)
             continue
         inbox[sender] = cut(tensors, wanted(plan, position, me, tensors))
         brought = [there for there in plan.far if there.via == sender]
-        inbox[sender] |= _brought(brought, parts, identity, run, plan, public, problems)
+        inbox[sender] |= _brought(brought, parts, identity, run, plan, public, problems, limits)
     for other, why in problems.items():
         log(WARNING, "Round %s: device %s: %s", plan.server_round, other, why)
     outcome = run_metered(learner, plan.without(problems), inbox, context.node_config)
@@ -124,15 +139,16 @@ def _opened(
     sender: int,
     plan: Plan,
     public: bytes,
+    limits: Limits,
 ) -> Payload:
     """Return a neighbour's tensors, of all its parts that are for this device."""
     from ..transport.sealed import SEALED, open_apart, open_letter
 
     when = plan.server_round - 1
-    tensors = open_letter(parts, identity, run, sender, when, public)
+    tensors = open_letter(parts, identity, run, sender, when, public, limits)
     for name, part in parts.items():
         if name.startswith(f"{SEALED}:") and not is_carried(name) and not _unread(name, plan):
-            tensors |= open_apart(part, identity, run, sender, when, public)
+            tensors |= open_apart(part, identity, run, sender, when, public, limits)
     return tensors
 
 
@@ -153,6 +169,7 @@ def _brought(
     plan: Plan,
     public: Mapping[int, bytes],
     problems: dict[int, str],
+    limits: Limits,
 ) -> Payload:
     """Return what a courier has brought, under the names that it has in a payload in clear."""
     from ..transport.sealed import open_apart, part_of
@@ -163,8 +180,9 @@ def _brought(
         if name not in parts or there.origin not in public:
             continue
         when = plan.server_round - 1 - there.couriers
+        given = parts[name], identity, run, there.origin, when, public[there.origin], limits
         try:
-            own = open_apart(parts[name], identity, run, there.origin, when, public[there.origin])
+            own = guarded(partial(open_apart, *given))
         except LetterError as error:
             problems[there.origin] = f"carried by device {there.via}: {error}"
             continue

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.common.logger import log
 from torch import Tensor, equal
 
 from ..learning.learner import Learner
@@ -16,14 +18,17 @@ from ..transport.messages import (
     PEERS,
     REPORT,
     STATE,
+    add_note,
     join,
     pack,
+    read_blocks,
     read_inbox,
     read_peers,
     unpack,
     write_report,
 )
-from .direct import SENT, open_link, run_directly
+from .direct import IN_THE_CLEAR, SENT, open_link, read_tls, run_directly
+from .limits import limits_of
 from .metering import run_metered
 from .sealing import run_sealed, seals
 
@@ -101,14 +106,17 @@ class Direct:
         before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
         sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
         me, exchange = learner.partition.partition_id, learner.settings.exchange
-        peers = read_peers(content)
-        with open_link(context, exchange, me) as link:
+        peers, limits = read_peers(content), limits_of(learner, read_blocks(content))
+        with open_link(context, exchange, me, limits) as link:
             run, own = str(context.run_id), context.node_config
             outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own)
         metrics = MetricRecord(join(outcome.metrics for outcome in outcomes))
         reply = RecordDict({METRICS: metrics})
         if report := join(map(write_report, outcomes)):
             reply[REPORT] = ConfigRecord(report)
+        if plans[0].server_round == 1 and read_tls(context) is None:
+            log(WARNING, "This device %s", IN_THE_CLEAR)
+            add_note(reply, IN_THE_CLEAR)
         return reply, pack(learner.state() | {SENT + k: v for k, v in sent.items()})
 
 

@@ -2,9 +2,9 @@
 
 from .asking import Asked, ask_devices
 from .config import Device, Fleet, FleetError, SuperLink, read_fleet
-from .folder import Prepared, prepare
+from .folder import Prepared, prepare, revoke, rotate
 from .status import DeviceState, Report, examine
-from .superlink import register_devices
+from .superlink import register_devices, unregister_devices
 
 __all__ = [
     "Asked",
@@ -20,4 +20,7 @@ __all__ = [
     "prepare",
     "read_fleet",
     "register_devices",
+    "revoke",
+    "rotate",
+    "unregister_devices",
 ]

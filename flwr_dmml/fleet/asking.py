@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..base.formats import first_problem
 from ..base.text import one_line
 from .answers import Answer, Heard
 from .config import Device, Fleet, FleetError
@@ -69,13 +70,9 @@ def ask_devices(fleet: Fleet, folder: Path, devices: Sequence[Device], timeout_s
             problems.append(f"{device.name} cannot say how it is: {one_line(line.error)}")
             continue
         try:
-            answer = Answer.model_validate_json(line.answer)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            problems.append(
-                f"{device.name} gives an answer of another form: {one_line(where)} {first['msg']}"
-            )
+            answer = read_answer(line.answer)
+        except FleetError as error:
+            problems.append(f"{device.name} gives an answer of another form: {error}")
             continue
         heard[device.name] = Heard(answer, line.sent, line.received)
     names = [device.name for device in silent.values()]
@@ -84,6 +81,20 @@ def ask_devices(fleet: Fleet, folder: Path, devices: Sequence[Device], timeout_s
         return Asked(heard, [*problems, trouble + missing])
     late = f"did not answer in {timeout_s:g} s: busy with another run, or silent"
     return Asked(heard, [*problems, *(f"{name} {late}" for name in names)])
+
+
+def read_answer(text: str) -> Answer:
+    """Read what a device says of itself (:func:`.status_app.client_app.describe`), in JSON.
+
+    Raises
+    ------
+    FleetError
+        It is something else; the message says where.
+    """
+    try:
+        return Answer.model_validate_json(text)
+    except ValidationError as error:
+        raise FleetError(one_line(first_problem(error))) from error
 
 
 def _told(log: str) -> tuple[list[_Line], str]:

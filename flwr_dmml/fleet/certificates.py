@@ -1,9 +1,9 @@
-"""The fleet's own certificate authority, what it issues, and the keys of nodes.
+"""The fleet's own certificate authority, what it issues and takes back, and the keys of nodes.
 
-No key is ever printed, logged or overwritten.
+No key is ever printed, logged or overwritten; those that are rotated are removed.
 """
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,12 +14,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ..base.files import write_whole
+from ..transport.direct.security import UNREADABLE
 from .config import FleetError, as_ip
 
 CA_DAYS = 3650
 CERTIFICATE_DAYS = 730
 BACKDATED = timedelta(days=1)
 """A certificate is valid from a day before it is made: boards may have no clock of their own."""
+REVOKED = "revoked.crl"
+"""The authority's revocation list."""
 SERVER = (ExtendedKeyUsageOID.SERVER_AUTH,)
 PEER = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
@@ -27,16 +31,6 @@ PEER = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 def make_folder(folder: Path) -> None:
     """Make a folder that only its owner may enter."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def write_file(file: Path, content: bytes, mode: int) -> None:
-    """Write a file whole or not at all, with its mode from the first byte on."""
-    part = file.with_name(file.name + ".part")
-    part.unlink(missing_ok=True)
-    opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(opened, "wb") as stream:
-        stream.write(content)
-    part.replace(file)
 
 
 def own_key(file: Path) -> ec.EllipticCurvePrivateKey:
@@ -49,10 +43,10 @@ def own_key(file: Path) -> ec.EllipticCurvePrivateKey:
     """
     if not file.exists():
         made = ec.generate_private_key(ec.SECP256R1())
-        write_file(file, _private_bytes(made, serialization.PrivateFormat.PKCS8), 0o600)
+        write_whole(file, _private_bytes(made, serialization.PrivateFormat.PKCS8), 0o600)
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise FleetError(f"{file} holds no private key in PEM: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise FleetError(f"{file} holds no elliptic-curve key")
@@ -68,16 +62,16 @@ def make_node_key(file: Path, comment: str) -> bool:
     made = not file.exists()
     if made:
         fresh = ec.generate_private_key(ec.SECP384R1())
-        write_file(file, _private_bytes(fresh, serialization.PrivateFormat.OpenSSH), 0o600)
+        write_whole(file, _private_bytes(fresh, serialization.PrivateFormat.OpenSSH), 0o600)
     if made or not public.exists():
         try:
             key = serialization.load_ssh_private_key(file.read_bytes(), None)
-        except (ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise FleetError(f"{file} holds no OpenSSH key: {error}") from error
         line = key.public_key().public_bytes(
             serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
         )
-        write_file(public, line + f" {comment}\n".encode(), 0o644)
+        write_whole(public, line + f" {comment}\n".encode(), 0o644)
     return made
 
 
@@ -94,11 +88,14 @@ def read_certificate(file: Path) -> x509.Certificate:
         There is none.
     """
     try:
-        return x509.load_pem_x509_certificate(file.read_bytes())
+        found = x509.load_pem_x509_certificate(file.read_bytes())
+        # The library parses these only when asked for them.
+        _ = found.public_key(), found.extensions, found.subject, found.not_valid_after_utc
     except FileNotFoundError:
         raise FleetError(f"{file} is missing: run flwr-dmml fleet init") from None
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise FleetError(f"{file} holds no certificate: {error}") from error
+    return found
 
 
 def days_left(certificate: x509.Certificate) -> int:
@@ -144,10 +141,21 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.certificate_file = folder / "ca.crt"
         self.key_file = folder / "ca.key"
+        self.revoked_file = folder / REVOKED
 
     def make(self, name: str) -> bool:
-        """Make the key and the certificate; return False if the certificate is there."""
+        """Make what is missing: key and certificate, an empty revocation list.
+
+        Returns False if the certificate is there.
+
+        Raises
+        ------
+        FleetError
+            The list is missing, and the authority's key is not there.
+        """
         if self.certificate_file.exists():
+            if not self.revoked_file.exists():
+                self._write_list([])
             return False
         make_folder(self.key_file.parent)
         key = own_key(self.key_file)
@@ -158,7 +166,72 @@ class Authority:
         builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
         builder = builder.add_extension(identifier, critical=False)
         _write_certificate(self.certificate_file, builder.sign(key, hashes.SHA256()))
+        self._write_list([])
         return True
+
+    def has_revoked(self, file: Path) -> bool:
+        """Return whether the certificate in a file has been taken back.
+
+        Raises
+        ------
+        FleetError
+            There is no certificate, or the revocation list is damaged.
+        """
+        serial = read_certificate(file).serial_number
+        return serial in {one.serial_number for one in self._listed()}
+
+    def revoke(self, *certificates: x509.Certificate) -> None:
+        """Take certificates back: add them to the revocation list.
+
+        Raises
+        ------
+        FleetError
+            The list is damaged, or the authority's key is not there.
+        """
+        known = self._listed()
+        held = {one.serial_number for one in known}
+        now = datetime.now(UTC)
+        fresh = [
+            x509.RevokedCertificateBuilder(certificate.serial_number, now).build()
+            for certificate in certificates
+            if certificate.serial_number not in held
+        ]
+        if fresh:
+            self._write_list([*known, *fresh])
+
+    def forget(self) -> None:
+        """Remove the authority itself, so that nothing it has issued counts any more."""
+        for file in (self.certificate_file, self.key_file, self.revoked_file):
+            file.unlink(missing_ok=True)
+
+    def _listed(self) -> list[x509.RevokedCertificate]:
+        if not self.revoked_file.exists():
+            return []
+        try:
+            return list(x509.load_pem_x509_crl(self.revoked_file.read_bytes()))
+        except (OSError, *UNREADABLE) as error:
+            raise FleetError(f"{self.revoked_file} is damaged: {error}") from error
+
+    def _write_list(self, revoked: Sequence[x509.RevokedCertificate]) -> None:
+        own, issuer, now = self.key(), read_certificate(self.certificate_file), datetime.now(UTC)
+        made = x509.CertificateRevocationListBuilder(
+            issuer.subject, now - BACKDATED, now + timedelta(days=CA_DAYS), [], list(revoked)
+        ).sign(own, hashes.SHA256())
+        write_whole(self.revoked_file, made.public_bytes(serialization.Encoding.PEM), 0o644)
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """Return the authority's private key.
+
+        Raises
+        ------
+        FleetError
+            It is not there.
+        """
+        if not self.key_file.exists():
+            raise FleetError(
+                f"{self.key_file} is missing: without it nothing can be issued or revoked"
+            )
+        return own_key(self.key_file)
 
     def issue(self, wanted: Wanted, key_file: Path, file: Path) -> x509.Certificate:
         """Issue a certificate for the key in ``key_file`` (made where missing) into ``file``.
@@ -168,9 +241,7 @@ class Authority:
         FleetError
             The authority's key is not there.
         """
-        if not self.key_file.exists():
-            raise FleetError(f"{self.key_file} is missing: without it nothing can be issued")
-        authority, own = read_certificate(self.certificate_file), own_key(self.key_file)
+        authority, own = read_certificate(self.certificate_file), self.key()
         public = own_key(key_file).public_key()
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted.common_name)])
         builder = _builder(subject, authority.subject, public, CERTIFICATE_DAYS)
@@ -188,18 +259,27 @@ class Authority:
 
     def objection(self, wanted: Wanted, key_file: Path, file: Path) -> str:
         """Return why a certificate that is there does not do, or nothing."""
-        certificate = read_certificate(file)
+        certificate, strange = read_certificate(file), f"is not from {self.certificate_file}"
+        if not self.certificate_file.exists():
+            return strange
+        issuer = read_certificate(self.certificate_file)
         try:
-            certificate.verify_directly_issued_by(read_certificate(self.certificate_file))
-        except (ValueError, TypeError, InvalidSignature):
-            return f"is not from {self.certificate_file}"
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            certificate.verify_directly_issued_by(issuer)
+        except (InvalidSignature, *UNREADABLE):
+            return strange
+        names = [
+            name
+            for extension in certificate.extensions
+            if isinstance(extension.value, x509.SubjectAlternativeName)
+            for name in extension.value
+        ]
         if set(names) != set(wanted.names):
-            held = ", ".join(str(name.value) for name in names)
+            held = ", ".join(str(name.value) for name in names) or "no address"
             return f"is for {held}, not for {', '.join(wanted.addresses)}"
-        name = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-        if name != wanted.common_name:
-            return f"is that of {name!s}, not of {wanted.common_name}"
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        if [one.value for one in common] != [wanted.common_name]:
+            told = ", ".join(str(one.value) for one in common) or "nobody"
+            return f"is that of {told}, not of {wanted.common_name}"
         if key_file.exists() and own_key(key_file).public_key() != certificate.public_key():
             return f"does not belong to {key_file.name}"
         return "" if key_file.exists() else f"has lost its key, {key_file.name}"
@@ -234,4 +314,4 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _write_certificate(file: Path, certificate: x509.Certificate) -> None:
-    write_file(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    write_whole(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)

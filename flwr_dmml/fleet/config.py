@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..base.errors import UserError
+from ..base.formats import parse_toml
 from ..base.options import kebab
 from ..energy.devices import PROFILES
 
@@ -128,6 +128,7 @@ class Device(_Table):
     meter: Literal["auto", "none"] | None = None
     device: Annotated[str, AfterValidator(_torch_device)] | None = None
     torch_threads: int | None = Field(None, ge=1)
+    require_sealed: bool = False
 
     @property
     def direct_address(self) -> str:
@@ -182,8 +183,8 @@ def read_fleet(file: Path, device_dir: str | None = None) -> Fleet:
         The message has a line for every mistake: what it is, and what is allowed.
     """
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = parse_toml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: no TOML or no UTF-8
         raise FleetError(f"{file} cannot be read: {error}") from error
     if device_dir is not None:
         content["device-dir"] = device_dir

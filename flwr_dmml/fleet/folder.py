@@ -1,11 +1,13 @@
 """The folder of a fleet: the authority, and a folder to copy for the SuperLink and each device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..base.files import write_whole
 from .certificates import (
     PEER,
+    REVOKED,
     SERVER,
     Authority,
     Wanted,
@@ -13,13 +15,13 @@ from .certificates import (
     make_folder,
     make_node_key,
     read_certificate,
-    write_file,
 )
 from .config import SUPERLINK, Device, Fleet, FleetError, as_ip
 from .scripts import CONFIG, connection, device_files, superlink_files
 
 LOOPBACK = ("127.0.0.1", "localhost")
-DEVICES = "devices"
+DEVICES, STEM = "devices", "peer"
+"""The folder of the devices' own, and the name of their certificates and keys in there."""
 
 
 @dataclass
@@ -32,15 +34,21 @@ class Prepared:
         New; with new certificates; with the keys and certificates that were there.
     changed : list of str
         Of those kept, whose other files have changed: their folders must be copied again.
+    rotated : list of str
+        With new keys and certificates instead of those that were there.
     dropped : list of str
         Folders of devices that the fleet no longer has.
+    revoked : list of str
+        Devices whose certificates are revoked.
     """
 
     made: list[str] = field(default_factory=list)
     renewed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    rotated: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    revoked: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,11 @@ class Holder:
     def key(self) -> Path:
         """The certificate's key."""
         return self.folder / f"{self.stem}.key"
+
+    @property
+    def node_key(self) -> Path:
+        """The key by which the SuperLink knows a device."""
+        return self.folder / "node-key"
 
 
 def authority(folder: Path) -> Authority:
@@ -94,7 +107,7 @@ def holders(fleet: Fleet, folder: Path) -> list[Holder]:
         Holder(
             name=device.name,
             folder=device_folder(folder, device),
-            stem="peer",
+            stem=STEM,
             wanted=Wanted(f"device-{device.partition_id}", (device.address,), PEER),
             files=device_files(fleet, device),
             is_device=True,
@@ -115,18 +128,121 @@ def prepare(fleet: Fleet, folder: Path, renew: Sequence[str] = ()) -> Prepared:
     folder : Path
         New, or made by this function.
     renew : sequence of str
-        Whose certificates are issued anew: devices, or ``superlink``.
+        Whose certificates are issued anew, for the same keys: devices, or ``superlink``.
 
     Raises
     ------
     FleetError
-        Certificates that are there are not what the fleet needs, and are not to be renewed.
+        Certificates that are there are not what the fleet needs, and are not to be renewed; or one
+        that is revoked is to be.
     """
     everyone, issuer = holders(fleet, folder), authority(folder)
-    names = [holder.name for holder in everyone]
-    if unknown := [name for name in renew if name not in names]:
-        raise FleetError(f"--renew {unknown[0]}: there are {', '.join(names)}")
-    _refuse_what_does_not_fit(everyone, issuer, renew)
+    _known(renew, everyone, "--renew ")
+    gone = _revoked_names(everyone, issuer)
+    if again := [name for name in renew if name in gone]:
+        raise FleetError(
+            f"--renew {again[0]}: it is revoked, and this keeps its key: flwr-dmml fleet rotate "
+            "gives it new ones"
+        )
+    _refuse_what_does_not_fit(everyone, issuer, [*renew, *gone])
+    return _filled(fleet, folder, everyone, renew)
+
+
+def rotate(
+    fleet: Fleet,
+    folder: Path,
+    names: Sequence[str] = (),
+    before: Callable[[Sequence[str]], object] = lambda names: None,
+) -> Prepared:
+    """Replace keys and certificates; neighbours refuse the old ones.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        The fleet.
+    folder : Path
+        Made by :func:`prepare`.
+    names : sequence of str
+        Devices, or ``superlink``. By default all, and the authority itself: then everything that
+        the old one has issued is refused everywhere. Of a single SuperLink the old certificate
+        stays good, as Flower reads no revocation list.
+    before : callable
+        Given the devices' names when all has been checked, before anything is changed.
+
+    Raises
+    ------
+    FleetError
+        A name is unknown, the folder is not there, or the authority's key.
+    """
+    everyone, issuer = holders(fleet, folder), authority(folder)
+    _known(names, everyone)
+    chosen = [holder for holder in everyone if not names or holder.name in names]
+    old = [holder for holder in chosen if holder.certificate.exists()]
+    if not old:
+        raise FleetError(f"{folder} has no certificates to replace: run flwr-dmml fleet init")
+    if names:
+        others = [holder for holder in everyone if holder not in chosen]
+        _refuse_what_does_not_fit(others, issuer, _revoked_names(others, issuer))
+        issuer.key()
+    before([holder.name for holder in old if holder.is_device])
+    if names:
+        issuer.revoke(*(read_certificate(holder.certificate) for holder in old))
+    else:
+        issuer.forget()
+    for holder in chosen:
+        keys = holder.key, holder.node_key, holder.node_key.with_suffix(".pub")
+        for file in (holder.certificate, *keys):
+            file.unlink(missing_ok=True)
+    done = _filled(fleet, folder, everyone)
+    done.rotated = [name for name in done.made if name in {holder.name for holder in old}]
+    done.made = [name for name in done.made if name not in done.rotated]
+    return done
+
+
+def revoke(folder: Path, name: str) -> list[str]:
+    """Take back the certificate of a device, of this fleet or dropped from it.
+
+    Returns the folders of devices that hold the new revocation list: to be copied again.
+
+    Raises
+    ------
+    FleetError
+        There is no such device, or the authority's key is not there.
+    """
+    there = _folders(folder)
+    if name not in there:
+        raise FleetError(f"{name}: there are {', '.join(there)}")
+    issuer = authority(folder)
+    issuer.revoke(read_certificate(folder / DEVICES / name / f"{STEM}.crt"))
+    told = [other for other in there if other != name]
+    for other in told:
+        file = folder / DEVICES / other / REVOKED
+        write_whole(file, issuer.revoked_file.read_bytes(), 0o600)
+    return told
+
+
+def _known(names: Sequence[str], everyone: Sequence[Holder], said: str = "") -> None:
+    there = [holder.name for holder in everyone]
+    if unknown := [name for name in names if name not in there]:
+        raise FleetError(f"{said}{unknown[0]}: there are {', '.join(there)}")
+
+
+def _folders(folder: Path) -> list[str]:
+    """Return whose folders there are."""
+    devices = folder / DEVICES
+    return sorted(p.name for p in devices.iterdir() if p.is_dir()) if devices.is_dir() else []
+
+
+def _revoked_names(everyone: Sequence[Holder], issuer: Authority) -> list[str]:
+    there = [holder for holder in everyone if holder.certificate.exists()]
+    return [holder.name for holder in there if issuer.has_revoked(holder.certificate)]
+
+
+def _filled(
+    fleet: Fleet, folder: Path, everyone: Sequence[Holder], renew: Sequence[str] = ()
+) -> Prepared:
+    """Write what is missing in all folders, and what follows from the fleet's file."""
+    issuer = authority(folder)
     make_folder(folder)
     done = Prepared()
     if issuer.make(fleet.name):
@@ -135,16 +251,17 @@ def prepare(fleet: Fleet, folder: Path, renew: Sequence[str] = ()) -> Prepared:
         _fill(holder, fleet, issuer, holder.name in renew, done)
     make_folder((folder / CONFIG).parent)
     text = connection(fleet, issuer.certificate_file.resolve())
-    write_file(folder / CONFIG, text.encode(), 0o600)
-    there = sorted(path.name for path in (folder / DEVICES).iterdir() if path.is_dir())
-    done.dropped = [name for name in there if name not in names]
+    write_whole(folder / CONFIG, text.encode(), 0o600)
+    names = [holder.name for holder in everyone]
+    done.dropped = [name for name in _folders(folder) if name not in names]
+    done.revoked = _revoked_names(everyone, issuer)
     return done
 
 
 def _refuse_what_does_not_fit(
-    everyone: Sequence[Holder], issuer: Authority, renew: Sequence[str]
+    everyone: Sequence[Holder], issuer: Authority, but: Sequence[str]
 ) -> None:
-    old = [h for h in everyone if h.certificate.exists() and h.name not in renew]
+    old = [h for h in everyone if h.certificate.exists() and h.name not in but]
     if not old:
         return
     objections = {
@@ -163,16 +280,16 @@ def _fill(holder: Holder, fleet: Fleet, issuer: Authority, renew: bool, done: Pr
     was_there = holder.certificate.exists()
     if renew or not was_there:
         issuer.issue(holder.wanted, holder.key, holder.certificate)
-    fresh_key = holder.is_device and make_node_key(
-        holder.folder / "node-key", f"{holder.name}.{fleet.name}"
-    )
+    fresh_key = holder.is_device and make_node_key(holder.node_key, f"{holder.name}.{fleet.name}")
     files = {name: text.encode() for name, text in holder.files.items()}
     files["ca.crt"] = issuer.certificate_file.read_bytes()
+    if holder.is_device:
+        files[REVOKED] = issuer.revoked_file.read_bytes()
     changed = False
     for name, content in files.items():
         file = holder.folder / name
         changed |= not file.exists() or file.read_bytes() != content
-        write_file(file, content, 0o700 if name.endswith(".sh") else 0o600)
+        write_whole(file, content, 0o700 if name.endswith(".sh") else 0o600)
     if renew and was_there:
         done.renewed.append(holder.name)
     elif fresh_key or not was_there:

@@ -139,6 +139,16 @@ class LocalFleet:
         """Return the process id of ``superlink`` or of a device, which leads its process group."""
         return self._running[name].pid
 
+    def wait(self, name: str, timeout_s: float) -> int:
+        """Wait until a device's SuperNode has ended by itself; return its exit status.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            It has not.
+        """
+        return self._running[name].wait(timeout_s)
+
     def kill(self, name: str) -> None:
         """Kill ``superlink`` or a device with all that it has started (SIGKILL)."""
         process = self._running.pop(name)

@@ -11,7 +11,7 @@ def toml_value(value: str | int) -> str:
     written by its number.
     """
     if isinstance(value, int):
-        return str(value)
+        return str(value).lower()  # true, false
     if "'" not in value and value.isprintable():
         return f"'{value}'"
     escaped = value.replace("\\", "\\\\").replace('"', "\\u0022")

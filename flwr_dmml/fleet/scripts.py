@@ -1,13 +1,23 @@
-"""Start files of the SuperLink and of devices: scripts, environments, and systemd units."""
+"""Start files of the SuperLink and of devices: scripts, environments, and systemd units.
+
+A unit, and what it starts, is root's: ``install.sh`` puts the unit into systemd's own folder, and
+leaves the service's user nothing to write in but folders of its own (:data:`OWN`).
+"""
 
 import shlex
 from pathlib import Path
 
-from .config import Device, Fleet
+from .certificates import REVOKED
+from .config import NAME, Device, Fleet
 from .quoting import node_config, toml_value, unit_path, unit_word
 
 CONFIG = Path("flwr") / "config.toml"
 """The connection for ``flwr run``, in a folder that can be ``FLWR_HOME``."""
+
+OWN = "state", "flwr", "cache"
+"""Folders in which a device or the SuperLink writes."""
+RUNS = "runs"
+"""One more of the SuperLink's: run folders, where the run config does not say another place."""
 
 START = """\
 #!/bin/sh
@@ -15,6 +25,7 @@ START = """\
 set -eu
 umask 077
 cd -- {folder}
+mkdir -p {own}
 set -a
 . ./environment
 set +a
@@ -47,10 +58,38 @@ NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
 ProtectHome=read-only
-ReadWritePaths={folder}
+ReadWritePaths={own}
 
 [Install]
 WantedBy=multi-user.target
+"""
+
+INSTALL = """\
+#!/bin/sh
+# {title} Installs and starts its systemd unit: run it as root. Made by flwr-dmml fleet init.
+set -eu
+units=${{1:-/etc/systemd/system}}
+stop() {{ echo "install.sh: $1" >&2; exit 1; }}
+[ "$(id -u)" = 0 ] || stop "run it as root"
+cd -- {folder}
+for file in . {files}; do
+  [ -O "$file" ] && [ ! -L "$file" ] ||
+    stop "$file is not root's: remove this folder, and copy it again as root"
+done
+id -u {user} >/dev/null 2>&1 || useradd --system --user-group --shell /usr/sbin/nologin {user}
+group=$(id -gn {user})
+# The service reads what is here. It writes in folders of its own, never its unit or its scripts.
+chown root:"$group" . {files}
+chmod 0750 .
+chmod 0640 {files}
+for own in {own}; do
+  [ ! -L "$own" ] || stop "$own is a link"
+  install -d -o {user} -g "$group" -m 0700 "$own"
+done
+install -o root -g root -m 0644 {unit} "$units/{unit}"
+systemctl daemon-reload
+systemctl enable {unit}
+systemctl restart {unit}
 """
 
 
@@ -66,7 +105,7 @@ def superlink_command(fleet: Fleet, folder: str) -> list[str]:
         "--ssl-keyfile", f"{folder}/server.key",
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
-        "--database", f"{folder}/superlink.db",
+        "--database", f"{folder}/state/superlink.db",
     ]  # fmt: skip
 
 
@@ -84,7 +123,10 @@ def device_command(fleet: Fleet, device: Device) -> list[str]:
 
 
 def device_config(fleet: Fleet, device: Device) -> dict[str, str | int]:
-    """Return the node config of a device: its data, its place, and how neighbours reach it."""
+    """Return the node config of a device: its data, its place, and how neighbours reach it.
+
+    It talks to them over TLS, or not at all.
+    """
     folder = fleet.folder_of(device)
     config: dict[str, str | int | None] = {
         "data-path": device.data_path,
@@ -94,6 +136,9 @@ def device_config(fleet: Fleet, device: Device) -> dict[str, str | int]:
         "tls-ca": f"{folder}/ca.crt",
         "tls-certificate": f"{folder}/peer.crt",
         "tls-key": f"{folder}/peer.key",
+        "tls-revoked": f"{folder}/{REVOKED}",
+        "require-tls": True,
+        "require-sealed": device.require_sealed or None,
         "state-dir": f"{folder}/state",
         "profile": device.profile,
         "battery-j": device.battery_j,
@@ -118,18 +163,29 @@ def connection(fleet: Fleet, ca: Path) -> str:
 def superlink_files(fleet: Fleet, folder: str) -> dict[str, str]:
     """Return the text files of the SuperLink's folder."""
     title = f"SuperLink of the fleet {fleet.name}."
+    keys = "ca.crt", "server.crt", "server.key"
     command = superlink_command(fleet, folder)
-    return _files(fleet, folder, title, command, "flwr-dmml-superlink.service")
+    return _files(fleet, folder, title, command, "superlink", keys, (*OWN, RUNS))
 
 
 def device_files(fleet: Fleet, device: Device) -> dict[str, str]:
     """Return the text files of a device's folder."""
     title = f"Device {device.name} of the fleet {fleet.name}."
     command, folder = device_command(fleet, device), fleet.folder_of(device)
-    return _files(fleet, folder, title, command, "flwr-dmml-device.service")
+    keys = "ca.crt", "peer.crt", "peer.key", "node-key", "node-key.pub", REVOKED
+    name = device.name if NAME in fleet.device_dir else "device"  # of several on one machine
+    return _files(fleet, folder, title, command, name, keys, OWN)
 
 
-def _files(fleet: Fleet, folder: str, title: str, command: list[str], unit: str) -> dict[str, str]:
+def _files(
+    fleet: Fleet,
+    folder: str,
+    title: str,
+    command: list[str],
+    name: str,
+    keys: tuple[str, ...],
+    own: tuple[str, ...],
+) -> dict[str, str]:
     first, *others = command
     lines = [first]
     for word in others:
@@ -137,9 +193,19 @@ def _files(fleet: Fleet, folder: str, title: str, command: list[str], unit: str)
             lines.append(word)
         else:
             lines[-1] += f" {shlex.quote(word)}"
+    place, unit = shlex.quote(folder), f"flwr-dmml-{name}.service"
+    files = "start.sh", "install.sh", "environment", unit, *keys
     return {
         "start.sh": START.format(
-            title=title, folder=shlex.quote(folder), command=" \\\n  ".join(lines)
+            title=title, folder=place, own=" ".join(own), command=" \\\n  ".join(lines)
+        ),
+        "install.sh": INSTALL.format(
+            title=title,
+            folder=place,
+            user=fleet.user,
+            files=" ".join(files),
+            own=" ".join(own),
+            unit=unit,
         ),
         "environment": ENVIRONMENT.format(
             venv=shlex.quote(f"{fleet.venv}/bin"),
@@ -150,6 +216,6 @@ def _files(fleet: Fleet, folder: str, title: str, command: list[str], unit: str)
             title=title,
             user=fleet.user,
             script=unit_word(f"{folder}/start.sh"),
-            folder=unit_path(folder),
+            own=" ".join(unit_path(f"{folder}/{one}") for one in own),
         ),
     }

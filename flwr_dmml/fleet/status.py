@@ -127,6 +127,8 @@ def examine(fleet: Fleet, folder: Path, ask: Ask | None = None) -> Report:
         file = device_folder(folder, device) / "peer.crt"
         valid, expiry = certificate_problem(device.name, file, SOON_DAYS)
         node, trouble = _node(device, own[device.name], nodes)
+        if authority(folder).has_revoked(file):
+            trouble, expiry = _revoked(device, node), ""
         problems += [text for text in (trouble, expiry, port[1]) if text]
         states.append(DeviceState(device, node, valid, port[0], asked.heard.get(device.name)))
     for node_id, status in (nodes or {}).items():
@@ -149,10 +151,20 @@ def _node(device: Device, node_id: str, nodes: Mapping[str, str] | None) -> tupl
         "registered": "is registered and was never there: start its start.sh, or read its log",
         "offline": "is offline: read its log, and whether it reaches the SuperLink",
         "not registered": "is not registered and is refused: flwr-dmml fleet register",
-        UNREGISTERED: "was unregistered and is refused: it needs a new node key",
+        UNREGISTERED: "was unregistered and is refused: flwr-dmml fleet rotate gives it new keys",
     }
     trouble = advice.get(status, f"has the unknown status {status}")
     return status, f"{device.name} {trouble}" if trouble else ""
+
+
+def _revoked(device: Device, status: str) -> str:
+    """Return what is to be done about a device that is revoked."""
+    if status in ("online", "registered", "offline"):
+        return f"{device.name} is revoked, and still registered: flwr-dmml fleet revoke once more"
+    return (
+        f"{device.name} is revoked: take it out of the file, or give it new keys "
+        "(flwr-dmml fleet rotate)"
+    )
 
 
 def _direct_port(device: Device) -> tuple[str, str]:

@@ -16,9 +16,10 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..base.files import write_whole
+from ..base.formats import parse_json
 from .certificates import read_certificate
 from .config import Device, Fleet, FleetError
-from .folder import authority, device_folder
+from .folder import DEVICES, authority, device_folder
 from .scripts import CONFIG
 
 NODES = "nodes.json"
@@ -71,14 +72,46 @@ def register_devices(fleet: Fleet, folder: Path) -> list[Registration]:
                 write_whole(folder / NODES, json.dumps(known, indent=2) + "\n")
         elif status == UNREGISTERED:
             said = (
-                "was unregistered, and Flower takes no key twice: remove "
-                f"{keys[device.name].with_suffix('')} and its .pub, then fleet init and register"
+                "was unregistered, and Flower takes no key twice: "
+                f"flwr-dmml fleet rotate ... {device.name}, then fleet register"
             )
             result = Registration(device.name, known[digest], said, failed=True)
         else:
             result = Registration(device.name, known[digest], "was registered")
         done.append(result)
     return done
+
+
+def unregister_devices(fleet: Fleet, folder: Path, names: Sequence[str]) -> list[str]:
+    """Have the SuperLink refuse devices' present keys from now on, for good.
+
+    Devices that were never registered from this folder stay as they are, as do those that it
+    refuses already. Returns whom it refuses now and did not before.
+
+    Raises
+    ------
+    FleetError
+        The SuperLink does not answer, or does not do it.
+    """
+    known = known_nodes(folder)
+    keys = {name: folder / DEVICES / name / "node-key.pub" for name in names}
+    nodes = {
+        name: known[digest]
+        for name, key in keys.items()
+        if key.exists() and (digest := key_digest(key)) in known
+    }
+    if not nodes:
+        return []
+    listed = list_nodes(fleet, folder)
+    gone = []
+    for name, node in nodes.items():
+        if listed.get(node, UNREGISTERED) == UNREGISTERED:
+            continue
+        answer = flower(fleet, folder, ["supernode", "unregister", node, fleet.name])
+        if not answer.get("success"):
+            raise FleetError(f"{name} is still registered: {error_of(answer)}")
+        gone.append(name)
+    return gone
 
 
 def _register(fleet: Fleet, folder: Path, device: Device, key: Path) -> Registration:
@@ -92,8 +125,8 @@ def _register(fleet: Fleet, folder: Path, device: Device, key: Path) -> Registra
     if IN_USE in said.lower():
         said = (
             f"its key is registered, but not from this folder: {folder / NODES} does not have its "
-            "node's id, so it cannot be told from others. Bring that file back, or give the "
-            f"device a new key: remove {key.with_suffix('')} and its .pub, then init and register"
+            "node's id, so it cannot be told from others. Bring that file back, or give the device "
+            f"new keys: flwr-dmml fleet rotate ... {device.name}, then fleet register"
         )
     return Registration(device.name, "", said, failed=True)
 
@@ -124,15 +157,24 @@ def known_nodes(folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         return {str(key): str(node) for key, node in content.items()}
     except (ValueError, AttributeError) as error:
         raise FleetError(f"{file} is damaged: {error}") from error
 
 
 def key_digest(public_key: Path) -> str:
-    """Return the digest that identifies a public key, whatever its comment."""
-    kind, key, *_ = public_key.read_text(encoding="utf-8").split()
+    """Return the digest that identifies a public key, whatever its comment.
+
+    Raises
+    ------
+    FleetError
+        The file holds no key as OpenSSH writes them.
+    """
+    try:
+        kind, key, *_ = public_key.read_text(encoding="utf-8").split()
+    except ValueError as error:
+        raise FleetError(f"{public_key} holds no public key") from error
     return sha256(f"{kind} {key}".encode()).hexdigest()
 
 

@@ -54,6 +54,8 @@ CourierChoice = Literal["off", "forward", "average"]
 Kept = tuple[Any, ...]
 """What a device keeps besides its parameters."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
+STATISTICS_BYTES = 16 << 20
+"""Enough for 100 prototypes of 40,000 numbers."""
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
@@ -326,6 +328,10 @@ class Learner:
     def statistics(self) -> dict[str, Tensor]:
         """Return small tensors that travel with the blocks and are not mixed."""
         return {}
+
+    def statistics_bytes(self) -> int:
+        """Return the most bytes of statistics in any device's payload: a longer one is refused."""
+        return STATISTICS_BYTES
 
     def learning_rates(self) -> dict[str, float]:
         """Return factors on the learning rate by block; 1 where none is given."""

@@ -194,6 +194,11 @@ class DeviceSettings(Group):
         True, description="devices tell how many samples of each class they have, for the report"
     )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
+    couriers: Literal["auto", "off", "forward", "average"] = Field(
+        "auto",
+        description="forward: devices carry others' blocks between owners that no link joins; "
+        "average: they send a mean of them; auto: as the method says",
+    )
 
     energy: EnergyOptions = EnergyOptions()
     allocation: AllocationOptions = AllocationOptions()

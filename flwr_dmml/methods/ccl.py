@@ -65,6 +65,13 @@ class Ccl(Learner):
         """Return the means ``[classes, width]`` of each neighbour's features, and the counts."""
         return {k: x for k, x in self.memory.items() if k.startswith((MEANS, COUNTS))}
 
+    def statistics_bytes(self) -> int:
+        """Return those of means of all other devices' features, beside the usual."""
+        width = self.settings.common_dim + self.settings.specific_dim
+        one = 4 * self.partition.num_classes * (width + 1)
+        models = self.settings.num_nodes * len(self.partition.source_modalities)
+        return super().statistics_bytes() + one * models
+
     @torch.no_grad()
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Take up the neighbours' models, what they say of the own one, and tell them of theirs."""

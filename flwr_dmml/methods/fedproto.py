@@ -15,6 +15,8 @@ from ..payload.plan import Inbox, Plan
 from ..payload.received import received
 
 PROTOTYPES, COUNTS = "prototypes", "prototype-counts"
+FAR = 10.0
+"""A neighbour's prototypes are refused if they are so many times as large as the own ones."""
 
 
 class FedProtoOptions(Options):
@@ -32,7 +34,9 @@ class FedProto(Learner):
         P_y = sum_k n_k(y) p_k(y) / sum_k n_k(y)
         CE(fused, y) + lambda mean_i mean_m ||c_i^m - P_(y_i)||^2
 
-    over samples i and modalities m; a class without a prototype adds 0.
+    over samples i and modalities m; a class without a prototype adds 0. Prototypes of a neighbour
+    with a value that is more than 10 times the largest own one, and more than 10, are refused: they
+    would make the receiver diverge.
 
     This project's reading: features are the model's common ones, so that a device with a microphone
     hears of those with a camera; a sample's is the mean over its modalities. FedProto exchanges
@@ -61,7 +65,17 @@ class FedProto(Learner):
         sums, counts = torch.zeros(classes, self.settings.common_dim), torch.zeros(classes)
         keys = [STATISTICS + PROTOTYPES, STATISTICS + COUNTS]
         trained = [n for n, payload in inbox.items() if any(key in payload for key in keys)]
-        prototypes, wrong = received(inbox, keys[0], sums.shape, of=trained, called=PROTOTYPES)
+        own = self.memory.get(PROTOTYPES, sums)
+        most = FAR * max(1.0, float(own.abs().max()))
+        prototypes, wrong = received(
+            inbox,
+            keys[0],
+            sums.shape,
+            of=trained,
+            lowest=-most,
+            highest=most,
+            called=PROTOTYPES,
+        )
         numbers, more = received(inbox, keys[1], classes, of=trained, called=COUNTS, lowest=0)
         self.rejected += wrong + more
         me = self.partition.partition_id

@@ -122,6 +122,11 @@ class Kd(Learner):
         prefix = LABELS.removeprefix(STATISTICS)
         return super().statistics() | {prefix + key: value for key, value in message.items()}
 
+    def statistics_bytes(self) -> int:
+        """Return those of labels for the whole public set, beside the usual."""
+        sample = 4 + 2 * self.partition.num_classes  # int32 and float16
+        return super().statistics_bytes() + len(self.public_set) * sample
+
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Average the labels that have come with the own ones of the round before."""
         super().after_mixing(plan, inbox)

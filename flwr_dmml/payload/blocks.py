@@ -49,6 +49,11 @@ def without_companion(name: str) -> str:
     return name.partition(COMPANION)[0]
 
 
+def block_of(name: str) -> str:
+    """Return the block that an entry of a payload belongs to, whoever it is for or from."""
+    return unaddressed(name).partition(_OF)[0]
+
+
 LARGEST = 1e6
 """A received block with a larger value is rubbish: mixing it would wreck the receiver."""
 

@@ -58,11 +58,6 @@ class Settings(DeviceSettings):
         False, description="links go one way (ring, exponential, epidemic, edge-list and others)"
     )
     topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
-    couriers: Literal["auto", "off", "forward", "average"] = Field(
-        "auto",
-        description="forward: devices carry others' blocks between owners that no link joins; "
-        "average: they send a mean of them; auto: as the method says",
-    )
     loss_rate: float = Field(
         0.0, ge=0, lt=1, description="probability that a message to a neighbour is lost"
     )

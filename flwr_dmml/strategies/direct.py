@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ..payload.plan import Plan
-from ..transport.messages import LETTER_BYTES, PEERS, PLAN, join, write_plan
+from ..transport.messages import BLOCKS, LETTER_BYTES, PEERS, PLAN, join, write_plan
 from .exchange import Exchange
 from .logbook import Logbook
 from .reasons import ReplyError
@@ -53,6 +53,7 @@ class DirectExchange(Exchange):
             peers = sorted({n for plan in own for n in plan.neighbours})
             told = join(write_plan(plan, self._method) for plan in own)
             content = RecordDict({PLAN: ConfigRecord(told)})
+            content[BLOCKS] = ConfigRecord(dict(self._roster.block_lengths))
             content[PEERS] = ConfigRecord({str(n): self._roster.members[n].address for n in peers})
             messages.append(self._message(partition, first.server_round, content, kind, initial))
         return messages

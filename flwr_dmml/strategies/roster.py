@@ -137,6 +137,11 @@ class Roster:
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
         self._lost_told = False
 
+    @property
+    def block_lengths(self) -> dict[str, int]:
+        """Length of every block that a device has."""
+        return {b: n for m in self.members.values() for b, n in m.blocks.items()}
+
     def check_initial(self, payload: Payload) -> None:
         """Refuse blocks to start from that no device takes.
 
@@ -145,7 +150,7 @@ class Roster:
         ValueError
             Names the block and what is wrong with it.
         """
-        lengths = {b: n for m in self.members.values() for b, n in m.blocks.items()}
+        lengths = self.block_lengths
         for name, vector in payload.items():
             if name not in lengths:
                 raise ValueError(f"initial_arrays: no device has the block '{name}'")

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from ..payload.plan import Plan
 from ..payload.routing import correspondents
 from ..transport.letter import MAX_LETTER
+from ..transport.messages import BLOCKS
 from ..transport.relay import size_bytes
 from ..transport.sealed import KEY, KEYS, OWN, SEALED, SESSION, part_of
 from .exchange import Exchange
@@ -61,6 +62,7 @@ class SealedExchange(Exchange):
             if announced := self._roster.members[other].announced:
                 keys[str(other)] = announced
         content[KEYS] = keys
+        content[BLOCKS] = ConfigRecord(dict(self._roster.block_lengths))
 
     def _bytes(self, sender: int, record: ArrayRecord) -> tuple[int, int]:
         return size_bytes(record), self._plain[sender][1]

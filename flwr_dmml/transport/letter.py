@@ -7,20 +7,25 @@ All numbers little-endian::
 The header names the run, the sender, the round and every tensor with its type, shape and length in
 bytes; the tensors follow in that order without gaps. The digest is BLAKE2b of all before it: it
 tells damage, not forgery (who may write where is the transport's business). Nothing in a letter can
-run, and nothing is read from it before its lengths have been checked.
+run, and nothing is read from it before its names and lengths have been checked.
 """
 
+import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
+
+from ..base.formats import first_problem
+from ..base.text import one_line
+from ..payload.limits import Limits
 
 MAGIC, VERSION = b"DMML", 1
 FRAME = struct.Struct("<4sBI")  # magic, version, header length
@@ -30,7 +35,21 @@ MAX_LETTER = 1 << 30
 Dtype = Literal["float32", "float16", "int8", "uint8", "int32", "int64", "bool"]
 DTYPES = get_args(Dtype)
 """Types that tensors may have."""
+MAX_NAME, MAX_TENSORS, MAX_DIMENSIONS = 200, 10_000, 8
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("a name has only characters that print")
+    return name
+
+
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Length = Annotated[int, Field(ge=0, le=MAX_LETTER)]
+Name = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_printable)]
 
 
 class _Header(BaseModel):
@@ -38,10 +57,13 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    run: str
+    run: Name
     sender: Count
     round: Count
-    tensors: list[tuple[str, Dtype, list[Count], Count]]
+    tensors: Annotated[
+        list[tuple[Name, Dtype, Annotated[list[Length], Field(max_length=MAX_DIMENSIONS)], Length]],
+        Field(max_length=MAX_TENSORS),
+    ]
 
 
 class LetterError(ValueError):
@@ -76,7 +98,8 @@ def write_letter(letter: Letter) -> bytes:
     Raises
     ------
     LetterError
-        If a tensor is of another type, or all together are too long.
+        If a tensor is of another type, has more than 8 dimensions or a name that is too long, or
+        all together are too long.
     """
     listed: list[tuple[str, Any, list[int], int]] = []
     chunks: list[bytes] = []
@@ -86,7 +109,8 @@ def write_letter(letter: Letter) -> bytes:
             raise LetterError(f"'{name}' is {array.dtype.name}; allowed: {', '.join(DTYPES)}")
         chunks.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
         listed.append((name, array.dtype.name, list(tensor.shape), len(chunks[-1])))
-    about = _Header(run=letter.run, sender=letter.sender, round=letter.server_round, tensors=listed)
+    run, sender, when = letter.run, letter.sender, letter.server_round
+    about = _header(lambda: _Header(run=run, sender=sender, round=when, tensors=listed))
     header = about.model_dump_json().encode()
     body = b"".join([FRAME.pack(MAGIC, VERSION, len(header)), header, *chunks])
     if len(header) > MAX_HEADER or len(body) + DIGEST_BYTES > MAX_LETTER:
@@ -94,21 +118,23 @@ def write_letter(letter: Letter) -> bytes:
     return body + _digest(body)
 
 
-def read_letter(data: bytes, *, limit: int = MAX_LETTER) -> Letter:
+def read_letter(data: bytes, limits: Limits | None = None) -> Letter:
     """Read a letter that somebody else wrote.
 
     Parameters
     ----------
     data : bytes
         All of it.
-    limit : int
-        Most bytes that it may have.
+    limits : Limits, optional
+        What it may hold; by default tensors of any name, :data:`MAX_LETTER` bytes in all.
 
     Raises
     ------
     LetterError
-        If it is cut short, too long, damaged, of another version, or not what its header says.
+        If it is cut short, too long, damaged, of another version, not what its header says, or
+        holds something that it may not. No memory has been taken for its tensors then.
     """
+    limit = letter_bytes(limits)
     if len(data) > limit:
         raise LetterError(f"{len(data)} bytes, allowed are {limit}")
     if len(data) < FRAME.size + DIGEST_BYTES:
@@ -118,37 +144,77 @@ def read_letter(data: bytes, *, limit: int = MAX_LETTER) -> Letter:
         raise LetterError("does not begin as a letter does")
     if version != VERSION:
         raise LetterError(f"version {version}, this program reads {VERSION}")
-    body, start = data[:-DIGEST_BYTES], FRAME.size + header_length
+    body, start = memoryview(data)[:-DIGEST_BYTES], FRAME.size + header_length
     if header_length > MAX_HEADER or start > len(body):
         raise LetterError(f"cut short, or a header of {header_length} bytes")
     if _digest(body) != data[-DIGEST_BYTES:]:
         raise LetterError("damaged: the digest is another")
-    header = _read_header(body[FRAME.size : start])
+    header = _read_header(bytes(body[FRAME.size : start]))
+    _check_lengths(header, len(body) - start, limits)
     tensors: dict[str, Tensor] = {}
     for name, dtype, shape, length in header.tensors:
-        kind = np.dtype(dtype).newbyteorder("<")
-        if length != prod(shape) * kind.itemsize or start + length > len(body):
-            raise LetterError(f"'{name}' has {length} bytes for {dtype} {tuple(shape)}")
-        array = np.frombuffer(body, kind, prod(shape), start).reshape(shape)
-        tensors[name] = torch.from_numpy(array.astype(np.dtype(dtype)))  # its own memory
+        stored = "uint8" if dtype == "bool" else dtype  # any byte but 0 is true
+        array = np.frombuffer(body[start : start + length], np.dtype(stored).newbyteorder("<"))
+        tensors[name] = torch.from_numpy(array.astype(np.dtype(dtype))).reshape(shape)  # a copy
         start += length
-    if start != len(body):
-        raise LetterError(f"{len(body) - start} bytes behind the last tensor")
     return Letter(header.run, header.sender, header.round, tensors)
 
 
-def _read_header(data: bytes) -> _Header:
+def letter_bytes(limits: Limits | None) -> int:
+    """Return the most bytes of a letter with such a payload."""
+    if limits is None:
+        return MAX_LETTER
+    return min(limits.payload_bytes + MAX_HEADER + FRAME.size + DIGEST_BYTES, MAX_LETTER)
+
+
+def guarded(read: Callable[[], T]) -> T:
+    """Return what a reader of another device's bytes returns.
+
+    Raises
+    ------
+    LetterError, TimeoutError
+        The reader's own. Any other error that these bytes make it raise stands in the log, and
+        becomes a LetterError: a fault of the reader must not cost more than the sender.
+    """
     try:
-        header = _Header.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise LetterError(f"its header is not that of a letter: {where}: {first['msg']}") from error
+        return read()
+    except (LetterError, TimeoutError):
+        raise
+    except Exception as error:
+        log.warning("what a neighbour has sent cannot be read", exc_info=True)
+        what = one_line(f"{type(error).__name__}: {error}", MAX_NAME)
+        raise LetterError(f"cannot be read: {what}") from error
+
+
+def _check_lengths(header: _Header, there: int, limits: Limits | None) -> None:
+    """Refuse tensors that are not as long as they should be, in all or one by one."""
+    for name, dtype, shape, length in header.tensors:
+        numbers = prod(max(n, 1) for n in shape)  # none of no shape is too large to be written down
+        right = numbers <= MAX_LETTER and prod(shape) * np.dtype(dtype).itemsize == length
+        if not right or length > there:
+            raise LetterError(f"'{name}' has {length} bytes for {dtype} {tuple(shape)}")
+        if limits and (problem := limits.problem(name, length)):
+            raise LetterError(f"'{name}' {problem}")
+        there -= length
+    if there:
+        raise LetterError(f"{there} bytes behind the last tensor")
+
+
+def _read_header(data: bytes) -> _Header:
+    header = _header(lambda: _Header.model_validate_json(data))
     names = [name for name, *_ in header.tensors]
     if len(set(names)) < len(names):
         raise LetterError("its header is not that of a letter: a tensor is there twice")
     return header
 
 
-def _digest(data: bytes) -> bytes:
+def _header(make: Callable[[], _Header]) -> _Header:
+    try:
+        return make()
+    except ValidationError as error:
+        what = one_line(first_problem(error), 2 * MAX_NAME)
+        raise LetterError(f"its header is not that of a letter: {what}") from error
+
+
+def _digest(data: bytes | memoryview) -> bytes:
     return blake2b(data, digest_size=DIGEST_BYTES).digest()

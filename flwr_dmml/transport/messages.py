@@ -13,7 +13,7 @@ from ..payload.plan import Apart, Averaged, Carried, Inbox, Outcome, Payload, Pl
 from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
-PEERS, LETTER_BYTES, LABEL_BYTES = "peers", "letter.bytes", "letter.label-bytes"
+PEERS, BLOCKS, LETTER_BYTES, LABEL_BYTES = "peers", "blocks", "letter.bytes", "letter.label-bytes"
 PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
 NOTES, METER_PROBLEM, REJECTED = "notes", "meter-problem", "rejected"
 PUBLIC_KEY, PAYLOAD_BYTES = "public-key", "payload.bytes"
@@ -197,6 +197,11 @@ def read_peers(content: RecordDict) -> dict[int, str]:
     return {int(k): str(v) for k, v in content.config_records[PEERS].items()}
 
 
+def read_blocks(content: RecordDict) -> dict[str, int]:
+    """Read the lengths of all blocks of the run."""
+    return {str(k): int(str(v)) for k, v in content.config_records[BLOCKS].items()}
+
+
 def write_report(outcome: Outcome) -> ConfigRecord:
     """Write what went wrong in a round that a device has done; empty if nothing did."""
     record = ConfigRecord()
@@ -205,6 +210,12 @@ def write_report(outcome: Outcome) -> ConfigRecord:
     if outcome.meter_problem:
         record[METER_PROBLEM] = outcome.meter_problem
     return record
+
+
+def add_note(content: RecordDict, line: str) -> None:
+    """Add a line to what a node has to say in the run's log."""
+    lines = content.config_records.get(NOTES, ConfigRecord()).get(NOTES, [])
+    content[NOTES] = ConfigRecord({NOTES: [*map(str, lines), line]})  # type: ignore[arg-type]
 
 
 def read_inbox(content: RecordDict) -> Inbox:

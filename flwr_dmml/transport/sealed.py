@@ -22,10 +22,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from torch import Tensor
 
+from ..base.formats import parse_json
 from ..payload.blocks import STATISTICS, addressed, unaddressed, without_companion
-from .direct.security import Seal
+from ..payload.limits import Limits
+from .direct.security import UNREADABLE, Seal
 from .direct.tls import DirectError, Tls
-from .letter import Letter, LetterError, read_letter, write_letter
+from .letter import MAX_HEADER, Letter, LetterError, letter_bytes, read_letter, write_letter
 
 SEALED, KEY, OWN = "sealed", "key", "own"
 """Names in a sealed payload: its ciphertext, and by recipient (``key@3``) the key to it and what is
@@ -71,10 +73,11 @@ class Identity:
         Raises
         ------
         LetterError
-            If it is not signed by this device of the fleet.
+            If it is not signed by this device of the fleet, or nothing can be encrypted with it.
         """
         public, proof = announcement[:KEY_BYTES], announcement[KEY_BYTES:]
         self._seal.check(_announced(public, device), proof, device)
+        self.shared(public)
         return public
 
     def shared(self, public: bytes) -> bytes:
@@ -163,23 +166,30 @@ def _seal_apart(
 
 
 def open_apart(
-    part: bytes, identity: Identity, run: str, sender: int, server_round: int, public: bytes
+    part: bytes,
+    identity: Identity,
+    run: str,
+    sender: int,
+    server_round: int,
+    public: bytes,
+    limits: Limits | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a part (:func:`part_of`) that is for this device, near or far.
 
     Parameters and errors are those of :func:`open_letter`.
     """
     about, me = (run, sender, server_round), identity.partition
+    check_size(len(part), limits)
     try:
         (length,) = LENGTH.unpack(part[: LENGTH.size])
-        keys = json.loads(part[LENGTH.size : LENGTH.size + length])
+        keys = parse_json(part[LENGTH.size : LENGTH.size + length])
         key = bytes.fromhex(keys[str(me)])
-    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (struct.error, ValueError, KeyError, TypeError) as error:
         raise LetterError("a part of its payload is not encrypted for this device") from error
     sealed = part[LENGTH.size + length :]
     context = (*about, me, public.hex(), identity.public.hex(), _digest(sealed))
     secret = unlock(identity.shared(public), key, KEY, *context)
-    return dict(read_letter(unlock(secret, sealed, SEALED, *about)).tensors)
+    return dict(read_letter(unlock(secret, sealed, SEALED, *about), limits).tensors)
 
 
 def open_letter(
@@ -189,6 +199,7 @@ def open_letter(
     sender: int,
     server_round: int,
     public: bytes,
+    limits: Limits | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a sealed payload that are for this device.
 
@@ -202,13 +213,17 @@ def open_letter(
         What the payload has to be of.
     public : bytes
         The sender's public key, checked.
+    limits : Limits, optional
+        What it may hold, as in :func:`~.letter.read_letter`.
 
     Raises
     ------
     LetterError
-        If it is damaged, of another run, sender or round, or not for this device; it says why.
+        If it is damaged, too long, of another run, sender or round, or not for this device, or
+        holds what it may not; it says which.
     """
     about, me = (run, sender, server_round), identity.partition
+    check_size(sum(map(len, parts.values())), limits)
     if SEALED not in parts or addressed(KEY, me) not in parts:
         raise LetterError("its payload is not encrypted for this device")
     context = (*about, me, public.hex(), identity.public.hex(), _digest(parts[SEALED]))
@@ -217,7 +232,20 @@ def open_letter(
     found = [unlock(secret, parts[SEALED], SEALED, *about)]
     if addressed(OWN, me) in parts:
         found.append(unlock(shared, parts[addressed(OWN, me)], OWN, *context))
-    return {name: x for data in found for name, x in read_letter(data).tensors.items()}
+    return {name: x for data in found for name, x in read_letter(data, limits).tensors.items()}
+
+
+def check_size(num_bytes: int, limits: Limits | None) -> None:
+    """Refuse a sealed payload that is longer than one that holds what it may.
+
+    Raises
+    ------
+    LetterError
+        It is.
+    """
+    limit = letter_bytes(limits) + MAX_HEADER  # of the keys
+    if num_bytes > limit:
+        raise LetterError(f"{num_bytes} bytes, allowed are {limit}")
 
 
 def own_secret(key: Path, purpose: str) -> bytes:
@@ -230,7 +258,7 @@ def own_secret(key: Path, purpose: str) -> bytes:
     """
     try:
         private = load_pem_private_key(key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: the key is encrypted
+    except (OSError, *UNREADABLE) as error:
         raise DirectError(f"TLS: {error}") from error
     # The number itself: how a key is written in a file may change with the library's version.
     if isinstance(private, ed25519.Ed25519PrivateKey):

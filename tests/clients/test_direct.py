@@ -2,22 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 from helpers import FAST, make_learner
 from helpers_direct import Shelf, plan
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner
 from flwr_dmml.clients.direct import open_link, run_directly
+from flwr_dmml.clients.transports import Direct
+from flwr_dmml.fleet.certificates import PEER, Authority, Wanted
+from flwr_dmml.fleet.local import free_port
+from flwr_dmml.payload.limits import Limits
 from flwr_dmml.payload.options import ExchangeOptions
 from flwr_dmml.payload.plan import Averaged, Carried, Inbox, Outcome, Plan
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.transport.letter import Letter
-from flwr_dmml.transport.messages import LETTER_BYTES, PAYLOAD_BYTES, pack
+from flwr_dmml.transport.messages import BLOCKS, LETTER_BYTES, NOTES, PAYLOAD_BYTES, PEERS, pack
 from flwr_dmml.transport.relay import size_bytes
 
 CONFIG = {**FAST, "num-nodes": 3, "method": "dpsgd", "modality-pattern": "image"}
@@ -160,13 +166,48 @@ def test_weights_of_who_is_missing_stay_with_oneself():
             ExchangeOptions(),
             "there is no file x",
         ),
+        (
+            {"direct-address": ":0", "tls-revoked": "x"},
+            ExchangeOptions(),
+            "give tls-ca, tls-certificate",
+        ),
     ],
 )
 def test_a_node_config_that_cannot_work(
     node_config: dict[str, Any], exchange: ExchangeOptions, words: str
 ):
     with pytest.raises(SettingsError, match=words):
-        open_link(Context(1, 2, node_config, RecordDict(), {}), exchange, 0)
+        open_link(Context(1, 2, node_config, RecordDict(), {}), exchange, 0, Limits({}))
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_a_device_that_talks_in_the_clear_warns_of_it(
+    clear: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """In its own log and, by a note in its first reply, in the run's."""
+    pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[direct]"')
+    caplog.set_level("WARNING", logger="flwr")
+    getLogger("flwr").propagate = True
+    node: dict[str, Any] = {"direct-address": f"127.0.0.1:{free_port()}"}
+    if not clear:
+        authority = Authority(tmp_path)
+        authority.make("lab")
+        own = tmp_path / "0.crt", tmp_path / "0.key"
+        authority.issue(Wanted("device-0", ("127.0.0.1",), PEER), own[1], own[0])
+        files = authority.certificate_file, *own, authority.revoked_file
+        names = "tls-ca", "tls-certificate", "tls-key", "tls-revoked"
+        node |= dict(zip(names, map(str, files), strict=True))
+    learner = make_learner(CONFIG, 0)
+    learner.reset()
+    blocks = ConfigRecord(dict(learner.block_lengths()))
+    content = RecordDict({PEERS: ConfigRecord(), BLOCKS: blocks})
+    device = Direct(Context(7, 2, node, RecordDict(), {}))
+    for t, notes in ((1, 1), (2, 0)):
+        reply, _ = device.run(learner, [plan(t, learner, ())], content)
+        said = reply.config_records.get(NOTES, ConfigRecord({NOTES: []}))[NOTES]
+        assert len(said) == (notes if clear else 0)  # type: ignore[arg-type]
+    words = "talks to its neighbours in the clear"
+    assert caplog.text.count(words) == int(clear)
 
 
 def test_the_relay_has_a_round_a_message():

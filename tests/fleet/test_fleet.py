@@ -1,12 +1,14 @@
 import configparser
 import json
 import os
+import pwd
 import shlex
 import shutil
 import socket
 import ssl
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 import tomllib
@@ -44,12 +46,16 @@ from flwr_dmml.fleet import (
     prepare,
     read_fleet,
     register_devices,
+    rotate,
     status,
     superlink,
 )
 from flwr_dmml.fleet.quoting import node_config, unit_path, unit_word
-from flwr_dmml.fleet.scripts import device_config
+from flwr_dmml.fleet.scripts import device_config, device_files
 from flwr_dmml.fleet.status_app import client_app
+from flwr_dmml.transport.direct.security import Seal
+from flwr_dmml.transport.direct.tls import DirectError, Tls
+from flwr_dmml.transport.letter import LetterError
 
 THIRD = '[[device]]\nname = "pi-3"\naddress = "fd00::3"\ndata-path = "/data/part-002"\n'
 AWKWARD = ["/a b", "/it's", '/say "x"', """/it's "x" \\n = y=1""", "/$HOME `id` %h %% ;&|", "/é'\""]
@@ -178,12 +184,12 @@ def test_two_devices_trust_each_other(tmp_path: Path):
 def test_files_and_modes(lab: tuple[Fleet, Path]):
     folder = lab[1]
     device = {"ca.crt", "peer.crt", "peer.key", "node-key", "node-key.pub", "start.sh"}
-    device |= {"environment", "flwr-dmml-device.service"}
-    link = {"ca.crt", "server.crt", "server.key", "start.sh", "environment"}
+    device |= {"environment", "flwr-dmml-device.service", "install.sh", "revoked.crl"}
+    link = {"ca.crt", "server.crt", "server.key", "start.sh", "install.sh", "environment"}
     link |= {"flwr-dmml-superlink.service"}
     expected = {f"devices/pi-{n}/{name}" for n in (1, 2) for name in device}
     expected |= {f"superlink/{name}" for name in link}
-    expected |= {"ca/ca.crt", "ca/ca.key", "flwr/config.toml"}
+    expected |= {"ca/ca.crt", "ca/ca.key", "ca/revoked.crl", "flwr/config.toml"}
     assert contents(folder).keys() == expected
     for path in [folder, *folder.rglob("*")]:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -332,6 +338,8 @@ def test_quoting_comes_back(tmp_path: Path, path: str):
         "tls-ca": f"{path}/pi-1/ca.crt",
         "tls-certificate": f"{path}/pi-1/peer.crt",
         "tls-key": f"{path}/pi-1/peer.key",
+        "tls-revoked": f"{path}/pi-1/revoked.crl",
+        "require-tls": True,
         "state-dir": f"{path}/pi-1/state",
         "profile": "raspberry-pi-4",
     }
@@ -367,7 +375,7 @@ def test_scripts_start_what_they_say(tmp_path: Path, name: str):
         str(link), f"{link}/flwr", "--host", "10.0.0.1", "--port", "8000",
         "--ssl-ca-certfile", f"{link}/ca.crt", "--ssl-certfile", f"{link}/server.crt",
         "--ssl-keyfile", f"{link}/server.key", "--enable-supernode-auth",
-        "--disable-runtime-dependency-installation", "--database", f"{link}/superlink.db",
+        "--disable-runtime-dependency-installation", "--database", f"{link}/state/superlink.db",
     ]  # fmt: skip
     assert words(device / "start.sh") == [
         str(device), f"{device}/flwr", "--superlink", "10.0.0.1:8000",
@@ -391,9 +399,11 @@ def test_units(tmp_path: Path):
         units[file[:7]] = {name: dict(reader[name]) for name in reader.sections()}
     link, device = units["superli"]["Service"], units["devices"]["Service"]
     assert link["ExecStart"] == '/bin/sh "/srv/link/start.sh"'
-    assert link["ReadWritePaths"] == '"/srv/link"'
+    own = [f'"/srv/link/{one}"' for one in ("state", "flwr", "cache", "runs")]
+    assert link["ReadWritePaths"].split() == own
     assert device["ExecStart"] == '/bin/sh "/srv/a b/%%h$$x/start.sh"'
-    assert device["ReadWritePaths"] == '"/srv/a b/%%h$x"'
+    written = device["ReadWritePaths"]
+    assert written == " ".join(f'"/srv/a b/%%h$x/{one}"' for one in ("state", "flwr", "cache"))
     for service in (link, device):
         assert service["User"] == "pi" and service["Restart"] == "always"
         assert service["ProtectSystem"] == "strict" and service["NoNewPrivileges"] == "yes"
@@ -405,6 +415,141 @@ def test_units(tmp_path: Path):
             command = ["systemd-analyze", "verify", str(unit)]
             said = subprocess.run(command, capture_output=True, text=True).stderr
             assert unit.name not in said, said
+
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can install a unit")
+SYSTEMCTL = '#!/bin/sh\necho "$@" >> "{log}"\n'
+
+
+def installed(folder: Path, units: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run install.sh with a systemctl that only writes down what it was told."""
+    programs = units.parent / "programs"
+    programs.mkdir(exist_ok=True)
+    (programs / "systemctl").write_text(SYSTEMCTL.format(log=units.parent / "told"))
+    (programs / "systemctl").chmod(0o755)
+    variables = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    script = (folder / "install.sh").read_text()
+    command = ["sh", "-s", str(units)]
+    return subprocess.run(
+        command, input=script, env=variables, capture_output=True, text=True, **options
+    )
+
+
+def nobody_may(use: Callable[[Path], object], path: Path) -> bool:
+    """Try it in a process of the user nobody."""
+    child = os.fork()
+    if not child:
+        who = pwd.getpwnam("nobody")
+        os.setgroups([])
+        os.setgid(who.pw_gid)
+        os.setuid(who.pw_uid)
+        code = 2
+        try:
+            use(path)
+            code = 0
+        except PermissionError:
+            code = 1
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 1), path
+    return code == 0
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter: those of pytest are closed again by its next session."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def append(path: Path) -> None:
+    path.open("ab").close()
+
+
+@ROOT
+@pytest.mark.parametrize("name", ["plain", "it's a $HOME"])
+def test_the_service_owns_neither_its_unit_nor_its_scripts(public: Path, name: str):
+    """Installed for real, for the user nobody; then nobody tries to write and to read."""
+    where = public / name / "{name}"
+    text = f"device-dir = {json.dumps(str(where))}\nuser = 'nobody'\n{TWO}"
+    prepare(read_fleet(write(public, text)), public / "lab")
+    own, units = public / name / "pi-1", public / "units"
+    shutil.copytree(public / "lab" / "devices" / "pi-1", own)
+    own.parent.chmod(0o755)
+    units.mkdir()
+    refused = installed(own, units, user="nobody")
+    assert refused.returncode == 1 and refused.stderr == "install.sh: run it as root\n"
+    assert not list(units.iterdir())
+    for _ in range(2):  # again after a new copy
+        done = installed(own, units)
+        assert done.returncode == 0, done.stderr
+    unit = units / "flwr-dmml-pi-1.service"
+    assert (public / "told").read_text().splitlines()[-3:] == [
+        "daemon-reload", f"enable {unit.name}", f"restart {unit.name}",
+    ]  # fmt: skip
+    assert (unit.stat().st_uid, stat.S_IMODE(unit.stat().st_mode)) == (0, 0o644)
+    files = [unit, *(file for file in own.iterdir() if file.is_file())]
+    assert len(files) == 11
+    for file in files:
+        assert nobody_may(Path.read_bytes, file)
+        assert not nobody_may(append, file) and not nobody_may(Path.unlink, file)
+    assert not nobody_may(append, own / "new")
+    assert not nobody_may(lambda path: path.rename(own / "away"), own / "state")
+    for folder in ("state", "flwr", "cache"):
+        assert nobody_may(append, own / folder / "new")
+    (own / "state" / "new").unlink()
+    (own / "state").rmdir()
+    (own / "state").symlink_to("/etc")
+    done = installed(own, units)
+    assert done.returncode == 1 and done.stderr == "install.sh: state is a link\n"
+    assert Path("/etc").stat().st_uid == 0
+
+
+@ROOT
+@pytest.mark.parametrize("name", [".", "flwr-dmml-device.service", "peer.crt"])
+def test_nothing_is_installed_from_a_folder_that_was_another_s(tmp_path: Path, name: str):
+    """Such as one that older versions gave to the service's user: its unit may be changed."""
+    text = f"device-dir = {json.dumps(str(tmp_path / 'own'))}\nuser = 'nobody'\n{TWO}"
+    prepare(read_fleet(write(tmp_path, text)), tmp_path / "lab")
+    own, units = tmp_path / "own", tmp_path / "units"
+    shutil.copytree(tmp_path / "lab" / "devices" / "pi-1", own)
+    units.mkdir()
+    nobody = pwd.getpwnam("nobody").pw_uid
+    if name == "peer.crt":
+        target = tmp_path / "shadow"
+        target.write_text("root's")
+        before = stat.S_IMODE(target.stat().st_mode)
+        (own / name).unlink()
+        (own / name).symlink_to(target)
+    else:
+        os.chown(own / name, nobody, -1)
+    done = installed(own, units)
+    assert done.returncode == 1 and not list(units.iterdir()) and not (tmp_path / "told").exists()
+    assert done.stderr == (
+        f"install.sh: {name} is not root's: remove this folder, and copy it again as root\n"
+    )
+    if name == "peer.crt":
+        assert stat.S_IMODE(target.stat().st_mode) == before
+
+
+def test_units_of_several_devices_on_one_machine_have_their_own_names(lab: tuple[Fleet, Path]):
+    fleet, _ = lab
+    several = fleet.model_copy(update={"device_dir": "/srv/{name}"})
+    for each, names in ((fleet, ["device", "device"]), (several, ["pi-1", "pi-2"])):
+        found = [name for d in each.devices for name in device_files(each, d) if "service" in name]
+        assert found == [f"flwr-dmml-{name}.service" for name in names]
+
+
+def test_a_device_that_insists_on_sealed_payloads(tmp_path: Path):
+    text = TWO.replace("torch-threads = 3", "require-sealed = true")
+    fleet = read_fleet(write(tmp_path, text))
+    one, two = (device_config(fleet, device) for device in fleet.devices)
+    assert "require-sealed" not in one and two["require-sealed"] is True
+    assert parse_config_args([node_config(two)]) == two
+    with pytest.raises(FleetError, match="device pi-2: require-sealed = 1: Input should be a vali"):
+        read_fleet(write(tmp_path, text.replace("true", "1")))
 
 
 def test_the_connection_is_flowers(lab: tuple[Fleet, Path]):
@@ -540,7 +685,7 @@ def tls_server(context: ssl.SSLContext | None) -> Iterator[tuple[int, list[str]]
 
 
 class FakeFlower:
-    """``flwr supernode register`` and ``list``, as Flower 1.41 answers."""
+    """``flwr supernode register``, ``unregister`` and ``list``, as Flower 1.41 answers."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, str] = {}
@@ -573,6 +718,9 @@ class FakeFlower:
         if arguments[1] == "list":
             rows = [{"node-id": node, "status": status} for node, status in self.nodes.items()]
             return {"success": True, "nodes": rows}
+        if arguments[1] == "unregister":
+            self.nodes[arguments[2]] = "unregistered"
+            return {"success": True, "node-id": int(arguments[2])}
         key = Path(arguments[2]).read_text()
         if key in self.keys:
             said = "[code: 23] Public key already in use."
@@ -632,6 +780,144 @@ def test_what_cannot_be_registered_is_said(tmp_path: Path, flower: FakeFlower):
     (folder / "nodes.json").write_text("[]")
     code, said = run("register", file, "-o", folder)
     assert code == 1 and "nodes.json is damaged" in said
+
+
+# Taken back
+
+
+def serial(file: Path) -> int:
+    return certificate(file).serial_number
+
+
+def revoked(folder: Path, device: str) -> set[int]:
+    """The serial numbers in a device's list, which the authority has signed."""
+    listed = x509.load_pem_x509_crl((folder / "devices" / device / "revoked.crl").read_bytes())
+    key = certificate(folder / "ca" / "ca.crt").public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey) and listed.is_signature_valid(key)
+    return {one.serial_number for one in listed}
+
+
+def neighbours(folder: Path) -> dict[str, Seal]:
+    """What the devices check signatures with."""
+    found = {}
+    for k, name in enumerate(("pi-1", "pi-2")):
+        own = folder / "devices" / name
+        files = Tls(own / "ca.crt", own / "peer.crt", own / "peer.key", own / "revoked.crl")
+        found[name] = Seal(files, k)
+    return found
+
+
+def test_a_revoked_device_is_refused_by_its_neighbours_and_the_superlink(
+    tmp_path: Path, flower: FakeFlower
+):
+    file, folder = write(tmp_path), tmp_path / "lab"
+    assert run("init", file, "-o", folder)[0] == 0
+    assert run("register", file, "-o", folder)[0] == 0
+    before = neighbours(folder)
+    signed = before["pi-1"].sign(b"letter")
+    before["pi-2"].check(b"letter", signed, 0)
+    code, said = run("revoke", file, "pi-1", "-o", folder)
+    assert code == 0 and said.splitlines() == [
+        "revoked: pi-1", "copy the folders again, and start anew: pi-2",
+        "unregistered at the SuperLink: pi-1",
+    ]  # fmt: skip
+    assert flower.nodes == {"1001": "unregistered", "1002": "registered"}
+    assert revoked(folder, "pi-2") == {serial(folder / "devices" / "pi-1" / "peer.crt")}
+    own = folder / "devices" / "pi-2"
+    files = Tls(own / "ca.crt", own / "peer.crt", own / "peer.key", own / "revoked.crl")
+    with pytest.raises(LetterError, match="certificate refused: it is revoked"):
+        Seal(files, 1).check(b"letter", signed, 0)
+    assert run("revoke", file, "pi-1", "-o", folder)[0] == 0  # again: nothing is left to do
+    assert len(revoked(folder, "pi-2")) == 1
+    code, said = run("init", file, "-o", folder)
+    assert code == 0 and "revoked: pi-1\n" in said  # and its list tells the device itself
+    with pytest.raises(DirectError, match=r"peer.crt: certificate refused: it is revoked"):
+        neighbours(folder)
+    with pytest.raises(FleetError, match="--renew pi-1: it is revoked, and this keeps its key"):
+        prepare(read_fleet(file), folder, ["pi-1"])
+    code, said = run("register", file, "-o", folder)
+    assert code == 1 and "fleet rotate ... pi-1" in said
+    code, said = run("revoke", file, "pi-9", "-o", folder)
+    assert code == 1 and "pi-9: there are pi-1, pi-2" in said
+
+
+def test_without_the_superlink_a_device_is_revoked_all_the_same(
+    tmp_path: Path, flower: FakeFlower, monkeypatch: pytest.MonkeyPatch
+):
+    file, folder = write(tmp_path), tmp_path / "lab"
+    run("init", file, "-o", folder)
+    run("register", file, "-o", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(superlink, "flower", lambda *_: {"error-message": "unavailable"})
+        code, said = run("revoke", file, "pi-1", "-o", folder)
+        assert code == 1 and "the SuperLink lists no nodes: unavailable" in said
+        assert len(revoked(folder, "pi-2")) == 1
+        kept = contents(folder)
+        code, said = run("rotate", file, "pi-2", "-o", folder)  # of that, nothing is done
+        assert code == 1 and contents(folder) == kept
+    assert run("revoke", file, "pi-1", "-o", folder)[0] == 0
+    assert flower.nodes["1001"] == "unregistered"
+
+
+def test_a_device_that_was_dropped_can_be_revoked(tmp_path: Path, flower: FakeFlower):
+    file, folder = write(tmp_path, TWO + THIRD), tmp_path / "lab"
+    run("init", file, "-o", folder)
+    write(tmp_path, TWO)
+    assert run("revoke", file, "pi-3", "-o", folder)[0] == 0
+    assert revoked(folder, "pi-1") == {serial(folder / "devices" / "pi-3" / "peer.crt")}
+
+
+def test_rotation_of_a_device(tmp_path: Path, flower: FakeFlower):
+    """New keys and a new certificate; the old ones are refused, those of others stay."""
+    file, folder = write(tmp_path), tmp_path / "lab"
+    run("init", file, "-o", folder)
+    run("register", file, "-o", folder)
+    old, before = contents(folder), neighbours(folder)
+    signed = before["pi-1"].sign(b"letter")
+    code, said = run("rotate", file, "pi-1", "-o", folder)
+    assert code == 0 and "new keys and certificates: pi-1\n" in said
+    assert "copy the folders again, and start anew: pi-1, pi-2\n" in said
+    assert "then register the new keys" in said
+    changed = {name for name, content in contents(folder).items() if old.get(name) != content}
+    own = {f"devices/pi-1/{f}" for f in ("peer.crt", "peer.key", "node-key", "node-key.pub")}
+    lists = {"ca/revoked.crl", "devices/pi-1/revoked.crl", "devices/pi-2/revoked.crl"}
+    assert changed == own | lists
+    after = neighbours(folder)
+    with pytest.raises(LetterError, match="it is revoked"):
+        after["pi-2"].check(b"letter", signed, 0)
+    after["pi-2"].check(b"letter", after["pi-1"].sign(b"letter"), 0)
+    assert flower.nodes == {"1001": "unregistered", "1002": "registered"}
+    code, said = run("register", file, "-o", folder)
+    assert code == 0 and "pi-1: registered, node 1003" in said
+    run("revoke", file, "pi-1", "-o", folder)
+    assert run("rotate", file, "pi-1", "-o", folder)[0] == 0  # back again
+    assert neighbours(folder) and "revoked" not in run("init", file, "-o", folder)[1]
+
+
+def test_rotation_of_everything(tmp_path: Path, flower: FakeFlower):
+    """The authority, too: what the old one has issued counts nowhere."""
+    file, folder = write(tmp_path), tmp_path / "lab"
+    run("init", file, "-o", folder)
+    run("register", file, "-o", folder)
+    old = contents(folder)
+    signed = neighbours(folder)["pi-1"].sign(b"letter")
+    code, said = run("rotate", file, "-o", folder)
+    assert code == 0 and "new keys and certificates: superlink, pi-1, pi-2\n" in said
+    kept = {name for name, content in contents(folder).items() if old[name] == content}
+    assert all(name.endswith((".sh", ".service", "environment", ".toml", ".json")) for name in kept)
+    with pytest.raises(LetterError, match="not issued by the fleet's authority"):
+        neighbours(folder)["pi-2"].check(b"letter", signed, 0)
+    assert set(flower.nodes.values()) == {"unregistered"}
+    assert run("register", file, "-o", folder)[0] == 0
+    with pytest.raises(FleetError, match="pi-9: there are superlink, pi-1, pi-2"):
+        rotate(read_fleet(file), folder, ["pi-9"])
+    with pytest.raises(FleetError, match="has no certificates to replace"):
+        rotate(read_fleet(file), tmp_path / "none")
+    (folder / "ca" / "ca.key").unlink()
+    before = contents(folder)
+    with pytest.raises(FleetError, match=r"ca.key is missing: .* be issued or revoked"):
+        rotate(read_fleet(file), folder, ["pi-1"], lambda names: pytest.fail("too early"))
+    assert contents(folder) == before
 
 
 @pytest.fixture
@@ -875,10 +1161,10 @@ def hostile(answer: dict[str, Any]) -> None:
         (ahead, "pi-1: its clock is at least 60 s ahead"),
         (days_behind, "5 min behind, and new certificates are not valid for it yet"),
         (cut_off, "pi-1 does not reach pi-2 (localhost:7447): timed out"),
-        (of_another_form, "pi-1 gives an answer of another form: time_s Field required"),
-        (no_clock, "pi-1 gives an answer of another form: time_s Input should be a finite number"),
-        (owing_memory, "pi-1 gives an answer of another form: memory_bytes Input should be"),
-        (of_no_form, "pi-1 gives an answer of another form: data.form.modalities Input should be"),
+        (of_another_form, "pi-1 gives an answer of another form: time_s: Field required"),
+        (no_clock, "pi-1 gives an answer of another form: time_s: Input should be a finite number"),
+        (owing_memory, "pi-1 gives an answer of another form: memory_bytes: Input should be"),
+        (of_no_form, "pi-1 gives an answer of another form: data.form.modalities: Input should be"),
         (hostile, r"pi-1: \x1b]0;owned\x07 all is well\u202e"),
     ],
 )

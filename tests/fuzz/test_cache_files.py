@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzzing import fuzz
-from helpers_fuzz import UNCHANGED, of_file, of_values
+from fuzzing import UNCHANGED, fuzz, of_file, of_values
 
 from flwr_dmml.base.machine import CACHE
 from flwr_dmml.data import DataError, Modality, Samples, Source, known

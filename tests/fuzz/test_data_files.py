@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fuzzing import fuzz
-from helpers_fuzz import UNCHANGED, of_file, of_values
+from fuzzing import UNCHANGED, fuzz, of_file, of_values
 from PIL import Image
 
 from flwr_dmml.data import DataError, LoadOptions, Modality, Partition, Samples, find_dataset

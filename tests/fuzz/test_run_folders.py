@@ -5,8 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fuzzing import fuzz
-from helpers_fuzz import UNCHANGED, of_file, of_values
+from fuzzing import UNCHANGED, fuzz, of_file, of_values
 from helpers_report import two_methods
 
 from flwr_dmml.cli.sweep_plan import SweepError, read_sweep

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
-from fuzzing import fuzz
-from helpers_fuzz import UNCHANGED, of_file, of_values
+from fuzzing import UNCHANGED, fuzz, of_file, of_values
 from safetensors.numpy import save
 from safetensors.torch import save as save_torch
 

@@ -152,6 +152,39 @@ def test_bad_prototypes_are_named_and_left_out(bad: dict[str, torch.Tensor], wor
     assert re.match(f"1: {words}", line)
 
 
+def test_far_prototypes_are_refused_and_near_ones_are_not():
+    """Own ones up to 3: neighbours' may reach 30. Without own ones: 10."""
+    learner = proto()
+    theirs = {
+        1: statistics({4: [30.0, -30.0]}, {4: 1}),
+        2: statistics({4: [0.0, 30.5]}, {4: 1}),
+        3: statistics({5: [1e6, 0.0]}, {5: 1e6}),
+    }
+    own = statistics({4: [3.0, -3.0]}, {4: 1})
+    learner.memory = {k.removeprefix(STATISTICS): v for k, v in own.items()}
+    learner.before_training(Plan(2, 1), theirs)
+    assert learner._prototypes[4].tolist() == [16.5, -16.5] and not learner._has[5]
+    outside = "prototypes holds values outside of -30 to 30"
+    assert learner.rejected == [f"2: {outside}", f"3: {outside}"]
+    learner.memory, learner.rejected = {}, []
+    learner.before_training(Plan(2, 1), {1: theirs[1], 2: statistics({4: [10.0, 0.0]}, {4: 1})})
+    assert learner._prototypes[4].tolist() == [10.0, 0.0]
+    assert learner.rejected == ["1: prototypes holds values outside of -10 to 10"]
+
+
+def test_a_liar_is_as_if_it_were_silent():
+    """Without clipping, too, where a far prototype would leave NaN."""
+    found = []
+    for value in (None, 100.0, 1e6):
+        learner = device({**CONFIG, "clip-norm": 0.0})
+        learner.run_round(Plan(1, 4), {})
+        lie = {PROTOTYPES: torch.full((10, 32), value or 0.0), COUNTS: torch.full((10,), 1e6)}
+        outcome = learner.run_round(Plan(2, 4), {1: lie} if value else {})
+        assert bool(outcome.rejected) == bool(value)
+        found.append(outcome.metrics["train.loss"])
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("key", [PROTOTYPES, COUNTS])
 def test_half_of_what_prototypes_need_is_not_enough(key: str):
     learner = proto()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from helpers import FAST, Recording
+from helpers_certificates import content_of_a_certificate, of_an_unknown_key, seal_with, signed
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import make_client_app
@@ -17,6 +18,7 @@ from flwr_dmml.clients.sealing import LOCKED_STATE, lock_state, seals, unlock_st
 from flwr_dmml.engine import InProcessGrid, server_identity
 from flwr_dmml.fleet.certificates import PEER, Authority, Wanted
 from flwr_dmml.graph.topology import make_topology
+from flwr_dmml.payload.limits import Limits
 from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy, RunStoppedError
@@ -27,6 +29,7 @@ from flwr_dmml.strategies.keeper import Keeper
 from flwr_dmml.strategies.roster import NoDevicesError
 from flwr_dmml.strategies.sealed import SealedExchange
 from flwr_dmml.tracking import RunFolder
+from flwr_dmml.transport import sealed
 from flwr_dmml.transport.arrays import NumpyArray
 from flwr_dmml.transport.direct.tls import DirectError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, read_letter, write_letter
@@ -240,6 +243,51 @@ def test_a_public_key_is_its_owners_or_refused(
     for useless in (bytes(32), b"short"):
         with pytest.raises(LetterError, match="its public key cannot be used"):
             devices[0].shared(useless)
+    with pytest.raises(LetterError, match="its public key cannot be used"):
+        devices[0].check(announced_as(bytes(32), devices[1]), 1)
+
+
+def announced_as(public: bytes, device: Identity) -> bytes:
+    """Return an announcement of bytes of this device's own making, with its true signature."""
+    return public + device._seal.sign(sealed._announced(public, device.partition))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_certificate_of_an_unknown_key_type_is_refused(
+    ours: bool, folder: Path, devices: list[Identity], tmp_path: Path
+):
+    """One that the fleet's authority has signed, and one of somebody else's."""
+    authority = Authority(folder / "ca") if ours else make_authority(tmp_path / "ca")
+    seal = seal_with(of_an_unknown_key("device-1", authority))
+    with pytest.raises(LetterError) as refused:
+        devices[0].check(devices[1].public + seal, 1)
+    assert str(refused.value) == "certificate refused: " + (
+        "Unknown key type: 1.3.101.121" if ours else "not issued by the fleet's authority"
+    )
+
+
+def test_a_certificate_of_an_unknown_version_is_refused(folder: Path, devices: list[Identity]):
+    authority = Authority(folder / "ca")
+    version_3, version_62 = bytes.fromhex("a003020102"), bytes.fromhex("a00302013d")
+    content = content_of_a_certificate("device-1", authority)
+    assert content.count(version_3) == 1
+    seal = seal_with(signed(content.replace(version_3, version_62), authority))
+    with pytest.raises(LetterError, match=r"^certificate refused: it cannot be read$"):
+        devices[0].check(devices[1].public + seal, 1)
+
+
+def test_what_is_too_long_or_unknown_is_not_opened(devices: list[Identity], parts: Parts):
+    """Nobody else has the blocks of this letter; its ciphertext is not even decrypted."""
+    limits = Limits({"head.common": 1000, "encoder.audio": 50}, copies=3, statistics=100)
+    assert opened(parts, devices[1], devices[0], limits=limits)
+    with pytest.raises(LetterError, match=r"'head.common' is a block that no device of the run"):
+        opened(parts, devices[1], devices[0], limits=Limits({"encoder.audio": 50}))
+    long = {SEALED: bytes((2 << 20) + limits.payload_bytes + 100)}
+    with pytest.raises(LetterError, match="bytes, allowed are"):
+        opened(long, devices[1], devices[0], limits=limits)
+    with pytest.raises(LetterError, match="bytes, allowed are"):
+        part = long[SEALED], devices[1], "s", 0, 4, devices[0].public
+        open_apart(*part, limits)
 
 
 # ---- whole runs -----------------------------------------------------------------------------
@@ -528,11 +576,16 @@ def lose(partition: int, content: RecordDict) -> None:
 
 
 @pytest.fixture
-def attacks(tmp_path: Path) -> dict[str, tuple[Any, int, str]]:
+def attacks(
+    tmp_path: Path, folder: Path, devices: list[Identity]
+) -> dict[str, tuple[Any, int, str]]:
     """Who tampers, in which round device 1 notices, and the words of it."""
     stranger = issue(tmp_path, make_authority(tmp_path / "ca"), "device-0", "stranger")
     swap = Swap(Identity(stranger, 0).announcement())
+    unknown = seal_with(of_an_unknown_key("device-0", Authority(folder / "ca")))
     return {
+        "unknown": (Swap(bytes(32) + unknown), 1, "its key is refused: certificate refused: Unk"),
+        "useless": (Swap(announced_as(bytes(32), devices[0])), 1, "its public key cannot be used"),
         "flip": (flip, 1, "cannot be opened: damaged"),
         "replay": (Replay(), 2, "of another run, round"),
         "swap": (swap, 1, "its key is refused: certificate refused: not issued by the fleet's"),
@@ -540,7 +593,7 @@ def attacks(tmp_path: Path) -> dict[str, tuple[Any, int, str]]:
     }
 
 
-@pytest.mark.parametrize("attack", ["flip", "replay", "swap", "lose"])
+@pytest.mark.parametrize("attack", ["flip", "replay", "swap", "lose", "unknown", "useless"])
 def test_what_is_tampered_with_costs_only_itself_and_is_named(
     attack: str,
     attacks: dict[str, tuple[Any, int, str]],
@@ -559,7 +612,8 @@ def test_what_is_tampered_with_costs_only_itself_and_is_named(
     assert f"Round {noticed}: node 1 rejects from node 0: " in caplog.text
     senders = {key: sorted(inbox) for key, inbox in Published.inboxes.items() if key[1] > 1}
     assert senders.pop((1, noticed + 1)) == [2]
-    if attack == "swap":  # device 1 did not encrypt for whom it could not know
+    if attack in ("swap", "unknown", "useless"):
+        # device 1 did not encrypt for whom it could not know
         assert "not encrypted for this device" in told.pop((2, 0))[1]
         assert senders.pop((0, 3)) == [2]
     assert all(len(inbox) == NODES - 1 for inbox in senders.values()) and not told
@@ -592,6 +646,21 @@ def test_a_device_without_a_certificate_is_left_out_with_one_clear_error(files: 
         del node.config["tls-ca"], node.config["tls-certificate"], node.config["tls-key"]
     with pytest.raises(NoDevicesError, match="sealed needs tls-ca, tls-certificate"):
         run(grid, given)
+
+
+def test_a_device_that_insists_on_encryption_is_left_out_of_a_run_without(
+    files: list[Tls], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("WARNING", logger="flwr")
+    getLogger("flwr").propagate = True
+    given = settings() | {"exchange.sealed": False}
+    grid = Lab(files, given)
+    for node in grid._nodes.values():
+        if node.partition_id == 1:
+            node.config["require-sealed"] = True
+    peers = run(grid, given, rounds=1, min_nodes=2)
+    assert "(partition 1): SettingsError: node config: require-sealed = true, and" in caplog.text
+    assert {node.partition for node in peers.records[-1].nodes} == {0, 2}
 
 
 def test_a_certificate_of_another_device_is_refused(

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Timer
 from time import monotonic, sleep
@@ -15,9 +16,10 @@ import pytest
 import torch
 
 from flwr_dmml.base.libraries import LibraryError
+from flwr_dmml.payload.limits import Limits
 from flwr_dmml.transport.direct.link import DirectLink
 from flwr_dmml.transport.direct.tls import DirectError, Tls
-from flwr_dmml.transport.letter import Letter, LetterError, write_letter
+from flwr_dmml.transport.letter import Letter, LetterError, letter_bytes, read_letter, write_letter
 
 zenoh = pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[direct]"')
 
@@ -29,6 +31,8 @@ from cryptography.hazmat.primitives.serialization import (  # noqa: E402
     NoEncryption,
     PrivateFormat,
 )
+
+from flwr_dmml.transport.direct.answers import Question  # noqa: E402
 
 LONG_S = 60.0  # a bound that nothing reaches unless it hangs
 SHORT_S = 0.5
@@ -273,20 +277,70 @@ def test_what_is_no_such_letter_is_named_and_dropped(data, said):
 
 
 def test_letters_over_the_limit_do_not_come():
-    where, size = address(), len(WHOLE)
+    """A letter may have 1 MiB more than what it may hold: its header."""
+    where, some = address(), Limits({"x": 100})
+    long = letter(1, 1, 1 << 20)
+    size, limit = len(write_letter(long)), letter_bytes(some)
     with DirectLink("run", 1, listen=where) as other:
-        other.publish(letter(1, 1))
-        said, _ = why({1: where}, timeout_s=LONG_S, limit=size - 1)
-        assert said == f"{size} bytes, allowed are {size - 1}" and not other.bytes_sent
-        with DirectLink("run", 0, limit=size) as link:
+        other.publish(long)
+        said, _ = why({1: where}, timeout_s=LONG_S, limits=some)
+        assert said == f"{size} bytes, allowed are {limit}" and not other.bytes_sent
+        with DirectLink("run", 0, limits=Limits({"x": 2 << 20})) as link:
             assert set(link.collect({1: where}, 1, LONG_S)[0]) == {1}
-    with rogue("dmml/run/1/*", WHOLE, listen__endpoints=[f"tcp/{where}"]):
-        said, _ = why({1: where}, timeout_s=LONG_S, limit=size - 1)
-        assert said == f"{size} bytes, allowed are {size - 1}"
-    with rogue("dmml/run/1/*", bytes(1 << 20), listen__endpoints=[f"tcp/{where}"]):
-        said, link = why({1: where}, limit=size)
+    with rogue("dmml/run/1/*", bytes(2 << 20), listen__endpoints=[f"tcp/{where}"]):
+        said, link = why({1: where}, limits=some)
         assert said.startswith("no letter within") and not link.bytes_received
-        assert said.endswith(f"it sent nothing, or more than {size} bytes")
+        assert said.endswith(f"it sent nothing, or more than {limit} bytes")
+    with rogue("dmml/run/1/*", WHOLE, listen__endpoints=[f"tcp/{where}"]):
+        said, _ = why({1: where}, timeout_s=LONG_S, limits=Limits({"y": 100}))
+        assert said == "'x' is a block that no device of the run has"
+
+
+def test_a_fault_in_a_reader_costs_its_sender_alone(monkeypatch):
+    """An error that nobody has thought of: the letter of 2 is read, that of 1 named."""
+    from flwr_dmml.transport.direct import asking
+
+    def reads(data, limits):
+        if b'"sender":1' in data:
+            raise RuntimeError("not thought of")
+        return read_letter(data, limits)
+
+    monkeypatch.setattr(asking, "read_letter", reads)
+    first, second = address(), address()
+    with DirectLink("run", 1, listen=first) as one, DirectLink("run", 2, listen=second) as two:
+        one.publish(letter(1, 1))
+        two.publish(letter(2, 1))
+        with DirectLink("run", 0) as link:
+            letters, missing = link.collect({1: first, 2: second}, 1, LONG_S)
+    assert set(letters) == {2}
+    assert missing == {1: "cannot be read: RuntimeError: not thought of"}
+
+
+@pytest.mark.parametrize(
+    "question",
+    [Question(3, 0), Question(7, 2, 0.5, 100), Question(1, 99999, 3600.0, 1 << 30)],
+    ids=str,
+)
+def test_questions_are_read_as_they_were_asked(question):
+    assert Question.read(question.at("dmml/run/1")) == question
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "dmml/run/1/*?by=2", "dmml/run/1/x?by=2;ms=1;limit=1", "dmml/run/1/1", "dmml/run/1/1?by=",
+        "dmml/run/1/1?by=-2", "dmml/run/1/1?by=2;ms=-1;limit=5", "dmml/run/1/1?by=1000000",
+        f"dmml/run/1/1?by=2;ms={'9' * 400};limit=5", "dmml/run/1/1?by=2;ms=1;limit=1e9",
+        "dmml/run/1/1?by=\u0662;ms=1;limit=1", "dmml/run/1/1?by=2;limit=5;ms=1", "",
+    ],
+)  # fmt: skip
+def test_what_is_no_question(selector):
+    with pytest.raises(LetterError, match=r"^no question: "):
+        Question.read(selector)
+
+
+def test_nobody_waits_for_longer_than_an_hour():
+    assert Question.read("a/1?by=2;ms=999999999999;limit=5").wait_s == 3600.0
 
 
 def test_queries_that_are_none_do_no_harm():
@@ -294,7 +348,11 @@ def test_queries_that_are_none_do_no_harm():
     with DirectLink("run", 1, listen=where) as other:
         other.publish(letter(1, 1))
         with zenoh.open(config(mode="client", connect__endpoints=[f"tcp/{where}"])) as session:
-            for selector in ("dmml/run/1/*", "dmml/run/1/x?by=2", "dmml/run/1/1?by=x;ms=1"):
+            for selector in (
+                "dmml/run/1/*", "dmml/run/1/x?by=2", "dmml/run/1/1?by=x;ms=1;limit=999",
+                f"dmml/run/1/1?by=2;ms={'9' * 400};limit=999",
+                "dmml/run/1/1?by=2;ms=-5;limit=999",
+            ):  # fmt: skip
                 assert not list(session.get(selector, timeout=5))
             session.put("dmml/run/1/1", b"mine now")
             assert not list(session.get("dmml/run/**", timeout=5))
@@ -390,6 +448,20 @@ class Fleet:
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         )
         return Tls(self.ca, path.with_suffix(".pem"), path.with_suffix(".key"))
+
+    def revoke(self, *devices):
+        """Return the list of these devices' certificates; other ones may follow."""
+        now = datetime.now(UTC)
+        listed = x509.CertificateRevocationListBuilder(
+            self.name, now - timedelta(days=1), now + timedelta(days=1)
+        )
+        for tls in devices:
+            serial = x509.load_pem_x509_certificate(tls.certificate.read_bytes()).serial_number
+            one = x509.RevokedCertificateBuilder(serial, now).build()
+            listed = listed.add_revoked_certificate(one)
+        path = self.folder / "revoked.crl"
+        path.write_bytes(listed.sign(self.key, SHA256()).public_bytes(Encoding.PEM))
+        return path
 
     def _name(self, text):
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
@@ -503,9 +575,57 @@ def test_signatures_hold_through_a_router(fleet):
         for seal, said in (
             (own.sign(WHOLE), "certificate refused: of ['device-3'], not 'device-1'"),
             (stolen, "the signature is not that of the letter"),
-            (b"", "certificate refused: the letter is not signed"),
+            (b"", "certificate refused: it is not signed"),
             (b"\x01\x00xyz", "certificate refused: it cannot be read"),
         ):
             with rogue("dmml/run/1/*", WHOLE, tls=three, seal=seal, **connected):
                 found, link = why({1: ""}, timeout_s=LONG_S, router=where, tls=tls)
             assert found == said and link.letters_refused == 1
+
+
+def test_a_revoked_device_neither_gets_letters_nor_is_heard(fleet, tmp_path):
+    """Its certificate is the fleet's, so that TLS lets it in: its question is refused."""
+    where, theirs = address(), address()
+    gone, good = fleet.device("device-2"), fleet.device("device-0")
+    listed = fleet.revoke(gone)
+    one, zero = (replace(tls, revoked=listed) for tls in (fleet.device("device-1"), good))
+    with (
+        DirectLink("run", 1, listen=where, tls=one) as other,
+        DirectLink("run", 2, listen=theirs, tls=gone) as revoked,
+        DirectLink("run", 0, tls=zero) as link,
+    ):
+        other.publish(letter(1, 1))
+        revoked.publish(letter(2, 1))
+        letters, missing = link.collect({1: where, 2: theirs}, 1, LONG_S)
+        assert set(letters) == {1} and missing == {2: "certificate refused: it is revoked"}
+        letters, missing = revoked.collect({1: where}, 1, LONG_S)
+        assert not letters
+        assert missing == {1: "refuses the question: certificate refused: it is revoked"}
+        assert other.linger({2}, 1, SHORT_S) == {2}
+    with pytest.raises(DirectError, match=r"device-2.pem: certificate refused: it is revoked"):
+        DirectLink("run", 2, tls=replace(gone, revoked=listed))
+    strange = Fleet(tmp_path / "other").revoke(gone)
+    for file, said in ((strange, "is not signed by the fleet's authority"), (gone.key, "TLS: ")):
+        with pytest.raises(DirectError, match=said):
+            DirectLink("run", 0, tls=replace(good, revoked=file))
+
+
+def test_a_question_in_the_name_of_another_is_refused(fleet):
+    """Device 3 asks as device 0, over a connection of its own; and without any signature."""
+    from flwr_dmml.transport.direct.security import Seal
+
+    where, thief = address(), fleet.device("device-3")
+    with DirectLink("run", 1, listen=where, tls=fleet.device("device-1")) as other:
+        other.publish(letter(1, 1))
+        settings = {"mode": "client", "connect__endpoints": [f"tls/{where}"]}
+        with zenoh.open(config(**settings, transport__link__tls=tls_settings(thief))) as session:
+            for question in (Question(1, 0, 5.0, 10_000), Question(1, 0)):
+                selector = question.at("dmml/run/1")
+                for seal in (b"", Seal(thief, 3).sign(selector.encode())):
+                    replies = list(session.get(selector, timeout=5, attachment=seal))
+                    assert all(not reply.ok for reply in replies)
+            asked = Question(1, 3, 5.0, 10_000).at("dmml/run/1")
+            seal = Seal(thief, 3).sign(asked.encode())
+            (reply,) = session.get(asked, timeout=5, attachment=seal)
+            assert reply.ok
+        assert other.linger({0}, 1, SHORT_S) == {0}  # nobody has said that 0 has it

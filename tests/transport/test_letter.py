@@ -1,12 +1,14 @@
 """Letters between devices: what they hold comes back, and nothing else is taken for one."""
 
 import json
+import tracemalloc
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flwr_dmml.payload.limits import Limits
 from flwr_dmml.transport.letter import (
     DIGEST_BYTES,
     FRAME,
@@ -15,6 +17,8 @@ from flwr_dmml.transport.letter import (
     Letter,
     LetterError,
     _digest,
+    guarded,
+    letter_bytes,
     read_letter,
     write_letter,
 )
@@ -118,11 +122,96 @@ def test_a_header_may_not_say_more_than_there_is():
         read_letter(forged(about(tensors=huge), bytes(8)))
 
 
+def test_what_a_letter_may_hold_follows_from_the_blocks_of_the_run():
+    """A block of 7 numbers: 64 more may stand behind them, so 284 bytes are allowed."""
+    limits = Limits({"encoder.audio": 7, "head": 3}, statistics=40)
+    for name, length in (
+        ("encoder.audio", 71), ("encoder.audio@2", 7), ("encoder.audio<3#scale", 1),
+        ("head#1", 3), ("stats.speed", 10),
+    ):  # fmt: skip
+        letter = Letter("r", 0, 1, {name: torch.ones(length)})
+        assert read_letter(write_letter(letter), limits).tensors.keys() == {name}
+    for name, length, reason in (
+        ("encoder.audio", 72, "'encoder.audio' has 288 bytes, allowed are 284: the block has 7"),
+        ("encoder.audio<3", 72, "'encoder.audio<3' has 288 bytes"),
+        ("encoder.image", 1, "'encoder.image' is a block that no device of the run has"),
+        ("", 1, "'' is a block that no device of the run has"),
+        ("stats.speed", 11, "'stats.speed' has 44 bytes, allowed are 40: statistics"),
+    ):
+        with pytest.raises(LetterError, match=reason):
+            read_letter(write_letter(Letter("r", 0, 1, {name: torch.ones(length)})), limits)
+
+
 def test_a_limit_is_kept():
-    read_letter(DATA, limit=len(DATA))
-    with pytest.raises(LetterError, match=f"{len(DATA)} bytes, allowed are {len(DATA) - 1}"):
-        read_letter(DATA, limit=len(DATA) - 1)
+    """Two entries of each copy of 4 (L + 64) bytes, and a header of a MiB in all."""
+    limits = Limits({"x": 1 << 20}, statistics=40, copies=3, entries=2)
+    assert limits.payload_bytes == 3 * 2 * 4 * ((1 << 20) + 64) + 40
+    assert letter_bytes(limits) == limits.payload_bytes + (1 << 20) + FRAME.size + DIGEST_BYTES
+    assert letter_bytes(None) == letter_bytes(Limits({"x": 1 << 40})) == 1 << 30
+    data = bytes(letter_bytes(limits) + 1)
+    with pytest.raises(LetterError, match=f"{len(data)} bytes, allowed are {len(data) - 1}"):
+        read_letter(data, limits)
     assert DIGEST_BYTES == 16
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_bytes"),
+    [
+        ([1] * 9, 4),
+        ([1] * 40_000, 4),
+        ([1 << 30] * 40_000, 4),
+        ([1 << 61, 8], 0),
+        ([0, 1 << 30, 1 << 30, 1 << 30], 0),
+        ([1 << 30] * 7 + [0], 0),
+    ],
+    ids=str,
+)
+def test_a_shape_is_small_and_does_not_overflow(shape: list[int], num_bytes: int):
+    data = forged(about(tensors=[["x", "float32", shape, num_bytes]]), bytes(num_bytes))
+    with pytest.raises(LetterError, match=r"not that of a letter: tensors.0.|'x' has 0 bytes for"):
+        read_letter(data)
+
+
+def test_nothing_is_taken_from_a_letter_of_unknown_blocks():
+    """250 MiB: only a view of what has come is held, and no tensor made."""
+    letter = Letter("r", 0, 1, {f"block{i}": torch.zeros(1 << 16) for i in range(1000)})
+    data = write_letter(letter)
+    tracemalloc.start()
+    with pytest.raises(LetterError, match="'block0' is a block that no device"):
+        read_letter(data, Limits({"x": 1 << 26}))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data) > 250 << 20 and peak < 2 << 20
+
+
+def test_names_cannot_forge_a_log():
+    """Neither a tensor's, nor that of an entry that a header should not have."""
+    for header in (
+        about(tensors=[["x\n[ROUND 4/4] accuracy 0.999", "int8", [0], 0]]),
+        about(tensors=[["x" * 201, "int8", [0], 0]]),
+        about(**{"\x1b[31m\nx" * 100: 1}),
+        about(run="\x1b[2J"),
+    ):
+        with pytest.raises(LetterError, match="not that of a letter") as error:
+            read_letter(forged(header))
+        assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def test_any_byte_but_0_is_true():
+    data = forged(about(tensors=[["x", "bool", [3], 3]]), b"\x00\x02\xff")
+    assert read_letter(data).tensors["x"].tolist() == [False, True, True]
+    assert read_letter(data).tensors["x"].sum() == 2
+
+
+def test_whatever_a_reader_raises_costs_the_sender_alone(caplog: pytest.LogCaptureFixture):
+    def fails() -> None:
+        raise KeyError("x\ny")
+
+    with pytest.raises(LetterError, match=r"^cannot be read: KeyError: 'x\\ny'$"):
+        guarded(fails)
+    assert "what a neighbour has sent cannot be read" in caplog.text and "KeyError" in caplog.text
+    with pytest.raises(LetterError, match="'x' has 8 bytes"):
+        guarded(lambda: read_letter(forged(about(), bytes(7))))
 
 
 def test_types_that_are_not_for_letters():

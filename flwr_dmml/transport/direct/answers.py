@@ -1,6 +1,7 @@
 """Answering side of a device: its letters, and queries for letters that are not there yet."""
 
 import logging
+import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from time import monotonic
 
 import zenoh
 
+from ...base.text import one_line
+from ..letter import LetterError
+from .security import Seal
+
 KEPT_ROUNDS = 3
 MAX_HELD = 1024
 MAX_HELD_S = 3600.0
@@ -16,41 +21,81 @@ MAX_THREADS = 32
 MAX_WORDS = 200
 REFUSAL = b"dmml:"
 """Prefix of an error that was sent by this side; others are Zenoh's own."""
+QUESTION = re.compile(
+    r"[^?]*/([0-9]{1,9})\?by=([0-9]{1,5})(?:;ms=([0-9]{1,12});limit=([0-9]{1,12}))?"
+)
 
 log = logging.getLogger(__name__)
 
 
-def refusal_in(reply: zenoh.Reply) -> str:
+def read_refusal(said: bytes) -> str:
     """Return the words of a device that refuses a letter, empty if none has written them."""
-    said = reply.err.payload.to_bytes() if reply.err else b""
     if not said.startswith(REFUSAL):
         return ""
-    text = said[len(REFUSAL) :][:MAX_WORDS].decode(errors="replace")
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return one_line(said[len(REFUSAL) :][:MAX_WORDS].decode(errors="replace"), MAX_WORDS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a device asks its neighbour.
+
+    Attributes
+    ----------
+    server_round : int
+        Whose letter it asks for.
+    by : int
+        Its partition id.
+    wait_s : float
+        For how long it waits; 0 of one that asks for nothing, but says that the letter has arrived.
+    limit : int
+        Most bytes that it takes.
+    """
+
+    server_round: int
+    by: int
+    wait_s: float = 0.0
+    limit: int = 0
+
+    def at(self, key: str) -> str:
+        """Return the question as a selector of Zenoh's, about the letters under a key."""
+        wants = f";ms={max(1, int(self.wait_s * 1000))};limit={self.limit}" if self.wait_s else ""
+        return f"{key}/{self.server_round}?by={self.by}{wants}"
+
+    @classmethod
+    def read(cls, selector: str) -> "Question":
+        """Read what :meth:`at` wrote.
+
+        Raises
+        ------
+        LetterError
+            It is no question; a number is negative, or too large to be one.
+        """
+        if not (found := QUESTION.fullmatch(selector)):
+            raise LetterError(f"no question: {one_line(selector, MAX_WORDS)}")
+        server_round, by, ms, limit = (int(number or 0) for number in found.groups())
+        return cls(server_round, by, min(ms / 1000, MAX_HELD_S), limit)
 
 
 @dataclass(frozen=True, eq=False)
 class _Held:
     query: zenoh.Query
-    server_round: int
-    limit: int
+    question: Question
     until: float
 
 
 class Answers:
     """Letters of the last rounds, and who waits for which.
 
-    A query says in its parameters who asks (``by``), for how long (``ms``), and for at most how
-    many bytes (``limit``); one that asks for no time says that the letter has arrived.
-
     Parameters
     ----------
     key : str
         The key under which this device's letters stand.
+    seal : Seal, optional
+        With it, only questions that a device of the fleet has signed are answered.
     """
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, key: str, seal: Seal | None = None) -> None:
+        self._key, self._seal = key, seal
         self.bytes_sent = 0
         self._letters: dict[int, tuple[bytes, bytes]] = {}
         self._held: list[_Held] = []
@@ -96,20 +141,31 @@ class Answers:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _asked(self, query: zenoh.Query) -> None:
+        selector = f"{query.key_expr}?{query.parameters}"
         try:
-            server_round = int(str(query.key_expr).rpartition("/")[2])
-            by, ms, limit = (int(query.parameters.get(n, "0") or 0) for n in ("by", "ms", "limit"))
-        except ValueError:
-            log.debug("a query that is none: %s", query.selector)
+            question = Question.read(selector)
+        except LetterError as error:
+            log.debug("%s", error)
+            query.drop()
+            return
+        try:
+            if self._seal:
+                seal = query.attachment.to_bytes() if query.attachment else b""
+                self._seal.check(selector.encode(), seal, question.by)
+        except LetterError as error:
+            log.debug("a question of device %d is refused: %s", question.by, error)
+            with self._changed:
+                if not self._closed:
+                    self._threads.submit(self._refuse, query, f"refuses the question: {error}")
+                    return
             query.drop()
             return
         with self._changed:
-            if ms and not self._closed:
-                until = monotonic() + min(ms / 1000, MAX_HELD_S)
-                self._note(by, server_round - 1)
-                self._settle(_Held(query, server_round, limit, until))
+            if question.wait_s and not self._closed:
+                self._note(question.by, question.server_round - 1)
+                self._settle(_Held(query, question, monotonic() + question.wait_s))
                 return
-            self._note(by, server_round)
+            self._note(question.by, question.server_round)
         query.drop()
 
     def _note(self, by: int, server_round: int) -> None:
@@ -119,12 +175,12 @@ class Answers:
 
     def _settle(self, one: _Held) -> None:
         """Answer in a thread what can be answered now, hold the rest; the lock is held."""
-        last = max(self._letters, default=-1)
-        if one.server_round in self._letters:
-            self._threads.submit(self._send, one, *self._letters[one.server_round])
-        elif one.server_round < last:
-            why = f"has no letter of round {one.server_round}, the last is {last}"
-            self._threads.submit(self._refuse, one, why)
+        last, wanted = max(self._letters, default=-1), one.question.server_round
+        if wanted in self._letters:
+            self._threads.submit(self._send, one.query, one.question, *self._letters[wanted])
+        elif wanted < last:
+            why = f"has no letter of round {wanted}, the last is {last}"
+            self._threads.submit(self._refuse, one.query, why)
         else:
             self._held.append(one)
         now = monotonic()
@@ -132,24 +188,24 @@ class Answers:
             self._held.remove(old)
             self._threads.submit(old.query.drop)
 
-    def _send(self, one: _Held, data: bytes, seal: bytes) -> None:
-        if len(data) > one.limit:
-            self._refuse(one, f"{len(data)} bytes, allowed are {one.limit}")
+    def _send(self, query: zenoh.Query, question: Question, data: bytes, seal: bytes) -> None:
+        if len(data) > question.limit:
+            self._refuse(query, f"{len(data)} bytes, allowed are {question.limit}")
             return
         with self._changed:  # before it goes out: who has it may look
             self.bytes_sent += len(data)
         try:
-            with one.query as query:
-                key = f"{self._key}/{one.server_round}"
+            with query:
+                key = f"{self._key}/{question.server_round}"
                 query.reply(key, data, attachment=seal, express=True)
         except zenoh.ZError as error:
             log.debug("a letter could not be sent: %s", error)
             with self._changed:
                 self.bytes_sent -= len(data)
 
-    def _refuse(self, one: _Held, why: str) -> None:
+    def _refuse(self, query: zenoh.Query, why: str) -> None:
         try:
-            with one.query as query:
+            with query:
                 query.reply_err(REFUSAL + why.encode())
         except zenoh.ZError as error:
             log.debug("a refusal could not be sent: %s", error)

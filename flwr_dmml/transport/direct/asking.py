@@ -6,8 +6,9 @@ from time import monotonic
 
 import zenoh
 
-from ..letter import Letter, LetterError, read_letter
-from .answers import refusal_in
+from ...payload.limits import Limits
+from ..letter import Letter, LetterError, letter_bytes, read_letter
+from .answers import Question, read_refusal
 from .network import Network, parse_address
 from .routes import LinkLost, Route, Unreachable
 from .security import Seal, why_refused
@@ -28,12 +29,12 @@ class Asker:
         The device's.
     run : str
         Id of its run.
-    limit : int
-        Most bytes that a letter may have.
+    limits : Limits, optional
+        What a letter may hold; by default as in :func:`~..letter.read_letter`.
     tls : Tls, optional
         The device's files.
     seal : Seal, optional
-        Made of them: with it, only signed letters are taken.
+        Made of them: with it, questions are signed, and only signed letters are taken.
 
     Attributes
     ----------
@@ -44,9 +45,15 @@ class Asker:
     """
 
     def __init__(
-        self, network: Network, run: str, limit: int, tls: Tls | None, seal: Seal | None
+        self,
+        network: Network,
+        run: str,
+        limits: Limits | None,
+        tls: Tls | None,
+        seal: Seal | None,
     ) -> None:
-        self._network, self._run, self._limit = network, run, limit
+        self._network, self._run = network, run
+        self._limits, self._limit = limits, letter_bytes(limits)
         self._tls, self._seal = tls, seal
         self._lock, self._closed = Lock(), Event()
         self.bytes_received = self.letters_refused = 0
@@ -89,20 +96,26 @@ class Asker:
     def _ask(self, route: Route, peer: int, server_round: int, left: float) -> Letter | None:
         """Ask once; None if nobody answered, a LetterError if only what is no such letter came."""
         letter, wrong = None, ""
-        selector = f"{self._network.key(peer)}/{server_round}?by={self._network.partition}"
-        for reply in route.ask(f"{selector};ms={int(left * 1000)};limit={self._limit}", left):
+        key, me = self._network.key(peer), self._network.partition
+        selector = Question(server_round, me, left, self._limit).at(key)
+        for reply in route.ask(selector, self._signed(selector), left):
             try:
                 if reply.ok:
                     letter = self._read(reply.ok, peer, server_round)
                     break
-                wrong = wrong or refusal_in(reply)
+                said = reply.err.payload.to_bytes() if reply.err else b""
+                wrong = wrong or read_refusal(said)
             except LetterError as error:
                 wrong = str(error)
         if letter or wrong:
-            route.tell(selector)
+            arrived = Question(server_round, me).at(key)
+            route.tell(arrived, self._signed(arrived))
         if wrong and not letter:
             raise LetterError(wrong)
         return letter
+
+    def _signed(self, selector: str) -> bytes:
+        return self._seal.sign(selector.encode()) if self._seal else b""
 
     def _read(self, sample: zenoh.Sample, peer: int, server_round: int) -> Letter:
         size = len(sample.payload)
@@ -115,7 +128,7 @@ class Asker:
             if self._seal:
                 seal = sample.attachment.to_bytes() if sample.attachment else b""
                 self._seal.check(data, seal, peer)
-            letter = read_letter(data, limit=self._limit)
+            letter = read_letter(data, self._limits)
             self._check(letter, peer, server_round)
         except LetterError as error:
             log.debug("letter of device %d refused: %s", peer, error)

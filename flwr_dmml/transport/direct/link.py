@@ -9,19 +9,20 @@ import atexit
 import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from threading import Event, Lock, Thread
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ...base.libraries import require
-from ..letter import Letter, LetterError, write_letter
+from ...payload.limits import Limits
+from ..letter import Letter, LetterError, guarded, letter_bytes, write_letter
 from .tls import Tls
 
 if TYPE_CHECKING:
     from .routes import Route
 
-MAX_LETTER = 1 << 28
 LATE_S = 0.25
 KEEP_S = 0.5
 MAX_ROUTES = 64
@@ -33,7 +34,8 @@ class DirectLink:
     """A device's link to its neighbours, a context manager.
 
     With ``tls``, both ends of every connection show a certificate of the fleet, and every letter
-    is signed with the key of its sender's: a router on the way cannot change or forge one.
+    and every question for one is signed with the key of its sender's: a router on the way cannot
+    change or forge one, and a device whose certificate is revoked gets none.
 
     Parameters
     ----------
@@ -50,8 +52,9 @@ class DirectLink:
         ``host:port`` of a Zenoh router, for devices that cannot be reached; empty for none.
     multicast : bool
         Whether to look for neighbours in the local network, for those without an address.
-    limit : int
-        Most bytes that a letter may have, by default 256 MiB.
+    limits : Limits, optional
+        What a neighbour's letter may hold; a longer one is not even received. By default as in
+        :func:`~..letter.read_letter`.
 
     Raises
     ------
@@ -72,7 +75,7 @@ class DirectLink:
         tls: Tls | None = None,
         router: str = "",
         multicast: bool = False,
-        limit: int = MAX_LETTER,
+        limits: Limits | None = None,
     ) -> None:
         require("zenoh", "cryptography")
         from .answers import Answers
@@ -84,9 +87,9 @@ class DirectLink:
             raise ValueError(f"run {run!r}, partition {partition}: needs an id, and one from 0")
         self.run, self.partition, self._multicast = run, partition, multicast
         self._seal = Seal(tls, partition) if tls else None
-        self._network = Network(run, partition, tls, limit)
-        self._answers = Answers(self._network.key(partition))
-        self._asker = Asker(self._network, run, limit, tls, self._seal)
+        self._network = Network(run, partition, tls, letter_bytes(limits))
+        self._answers = Answers(self._network.key(partition), self._seal)
+        self._asker = Asker(self._network, run, limits, tls, self._seal)
         self._routes: dict[tuple[int, str], Route] = {}
         self._lock, self._closed = Lock(), Event()
         serve = self._answers.serve
@@ -149,8 +152,9 @@ class DirectLink:
         if not routes:
             return letters, missing
         threads = ThreadPoolExecutor(len(routes), thread_name_prefix="peer")
+        ask = partial(self._asker.fetch, server_round=server_round, deadline=deadline)
         fetched: dict[int, Future[Letter]] = {
-            peer: threads.submit(self._asker.fetch, route, peer, server_round, deadline, spare_s)
+            peer: threads.submit(guarded, partial(ask, route, peer, spare_s=spare_s))
             for peer, route in routes.items()
         }
         threads.shutdown(wait=False)

@@ -89,8 +89,10 @@ class Route:
         self._declared = self._opened(session)
         return session
 
-    def ask(self, selector: str, timeout_s: float) -> Iterator[zenoh.Reply]:
+    def ask(self, selector: str, seal: bytes, timeout_s: float) -> Iterator[zenoh.Reply]:
         """Yield the replies to a query until all have come, the link is lost, or time is up.
+
+        ``seal`` is its signature, empty for none.
 
         Raises
         ------
@@ -110,7 +112,7 @@ class Route:
             if replies.qsize() < MAX_WAITING:
                 replies.put(reply)
 
-        send(session, selector, timeout_s, take, lambda: replies.put(None))
+        send(session, selector, seal, timeout_s, take, lambda: replies.put(None))
         while (left := deadline - monotonic()) > 0:
             try:
                 reply = replies.get(timeout=min(left, LOOK_S))
@@ -124,12 +126,12 @@ class Route:
         if not linked <= links(session):
             raise LinkLost(f"the link to {self.where or 'a neighbour'} broke")
 
-    def tell(self, selector: str) -> None:
+    def tell(self, selector: str, seal: bytes) -> None:
         """Send a query whose replies are of no interest, if there is a link."""
         session = self._session
         if session:
             with suppress(LinkLost):
-                send(session, selector, LOOK_S, lambda reply: None, lambda: None)
+                send(session, selector, seal, LOOK_S, lambda reply: None, lambda: None)
 
     def close(self) -> None:
         """Close the session; none is opened any more."""
@@ -142,6 +144,7 @@ class Route:
 def send(
     session: zenoh.Session,
     selector: str,
+    seal: bytes,
     timeout_s: float,
     take: Callable[[zenoh.Reply], object],
     done: Callable[[], object],
@@ -161,6 +164,7 @@ def send(
             consolidation=zenoh.ConsolidationMode.NONE,
             congestion_control=zenoh.CongestionControl.BLOCK,
             timeout=timeout_s,
+            attachment=seal,
         )
     except zenoh.ZError as error:
         raise LinkLost("the session was closed") from error

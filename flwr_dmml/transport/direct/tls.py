@@ -21,8 +21,11 @@ class Tls:
         at which it listens as subject alternative names.
     key : Path
         The device's private key, not encrypted: Ed25519, elliptic curve or RSA.
+    revoked : Path, optional
+        Certificates that the authority has taken back, a revocation list signed by it (RFC 5280).
     """
 
     ca: Path
     certificate: Path
     key: Path
+    revoked: Path | None = None
