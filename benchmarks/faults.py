@@ -401,7 +401,7 @@ class Kills:
         """Kill a SuperNode and start it again: the run goes on, and names it if it is missed."""
         row, ends = Row("kill -9, SuperNode", f"{times} kills"), list[str]()
         own = self.folder / "devices"
-        given = OF_FLEET | {"num-server-rounds": 5, "round-timeout": 30.0, "run-name": "whole"}
+        given = OF_FLEET | {"num-server-rounds": 5, "round-timeout": 120.0, "run-name": "whole"}
         with fleet_of(own) as fleet:
             whole, begun = on_parts(own, given), time.monotonic()
             fleet.submit(FLEET, given).communicate(timeout=LONGEST_S)
