@@ -68,6 +68,8 @@ def run_peers(
     engine = grid(make_client_app(*learners, gossip=rules), n, config, stall_s=stall_s)
     plan: dict[str, Any] = {"options": parsed.options[name], "gossip": parsed.gossip_of(name)}
     plan["couriers"] = parsed.couriers_of(name)
+    plan |= {"aggregation": parsed.aggregation}
+    plan |= {"liars": parsed.settings.attack.liars(n, parsed.settings.seed)}
     plan |= {"loss_rate": parsed.settings.loss_rate, "merge": merge_of(parsed.settings)}
     peers = kind(
         parsed.settings.make_topology(),

@@ -267,6 +267,8 @@ LIES: dict[str, tuple[str, Change, str]] = {
     "round 30000000": ("train", metric("30000000:x", 1.0), "an entry of round 30000001 of 1"),
     "round 1000000000": ("train", metric("1000000000:x", 1.0), "of round 1000000001 of 1"),
     "modality unknown": ("train", metric("test.accuracy.lidar", 1.0), "of no modality of the run"),
+    "dropped of nobody": ("train", metric("dropped.x", 1.0), "dropped.x is of no neighbour"),
+    "dropped twice": ("train", metric("dropped.1", 2.0), "its metric dropped.1 is 2.0; allowed"),
     "name of a metric": ("train", metric(EVIL, 1.0), "characters that print"),
     "list": ("train", metric("train.loss", [1.0]), "train.loss is a list"),
     "rejected no list": ("train", replaced(REPORT, REJECTED, 7), "is no list of lines"),

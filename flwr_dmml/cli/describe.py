@@ -21,6 +21,7 @@ from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
 from ..payload.blocks import num_parameters, unaddressed
 from ..settings import Settings, find_parts, parse_settings
+from ..strategies.breakdown import told_of
 from ..transport import size_bytes
 from ..transport.messages import pack
 
@@ -94,6 +95,8 @@ class Description:
         Empty where they have none.
     kinds : list of Kind
         Every device is in one, in the order of their first devices.
+    liars : list of str
+        How many liars a robust aggregation rule can bear on the graph of the first round.
     """
 
     settings: Settings
@@ -101,6 +104,7 @@ class Description:
     num_classes: int
     class_names: tuple[str, ...]
     kinds: list[Kind]
+    liars: list[str]
 
 
 def describe(app: FlowerApp, run_config: Mapping[str, Any]) -> Description:
@@ -142,10 +146,12 @@ def describe(app: FlowerApp, run_config: Mapping[str, Any]) -> Description:
     fleet = settings.energy.fleet(settings.num_nodes, settings.seed)
     costs = FleetCosts.of(fleet, {p.partition_id: work[p.modalities] for p in parts})
     kinds = [_kind(alike[m], learners[m], work[m], costs) for m in alike]
-    first = parts[0]
-    return Description(
-        settings, first.source_modalities, first.num_classes, first.class_names, kinds
-    )
+    first, rule = parts[0], config.aggregation
+    assert rule is not None  # or the run config had been refused
+    blocks = {p.partition_id: learners[p.modalities].block_names for p in parts}
+    liars = told_of(settings, blocks, rule)
+    names, of_classes = first.class_names, first.num_classes
+    return Description(settings, first.source_modalities, of_classes, names, kinds, liars)
 
 
 def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: FleetCosts) -> Kind:
@@ -214,6 +220,7 @@ def _parts(described: Description) -> Iterator[RenderableType]:
     yield samples
     topology = settings.make_topology()
     yield "\n".join(graph_lines(topology, settings.num_nodes, seed=settings.seed))
+    yield from described.liars
     yield f"Joules and milliseconds of computing: on {settings.energy.devices}"
     for kind in kinds:
         count = f"{len(kind.devices)} device" + "s" * (len(kind.devices) > 1)

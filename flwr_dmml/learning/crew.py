@@ -6,6 +6,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..base.options import Group
+from ..gossip.aggregation.mean import Mean
+from ..gossip.aggregation.rule import AggregationRule
 from ..payload.blocks import LARGEST, is_carried
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import cut, wanted
@@ -98,7 +101,7 @@ class Crew:
         passing: dict[int, Payload] = {}
         if plain:
             passing = self._for_others(plans)
-            self.rows.mix(plans, self.carried)
+            self._mix(plans)
         for p, learner in self.learners.items():
             go = learner.flat.stand_at if plain else learner.flat.move_to
             go(*self.rows.next(p))
@@ -132,6 +135,16 @@ class Crew:
             self._carry(passing if plain else self.published)
             self.rows.publish()
         return dict(sorted(results.items()))
+
+    def _mix(self, plans: Mapping[int, Plan]) -> None:
+        """Mix all rows, as the aggregation rule weighs them."""
+        rule: AggregationRule = Mean(Group())
+        for p, plan in plans.items():  # all have the same rule, and the same round
+            rule = self.learners[p].aggregation.at(self.learners[p].progress(plan))
+            break
+        shares = self.rows.mix(plans, self.carried, rule)
+        for p in plans:
+            self.learners[p].mixer.shares = shares.get(p, {})
 
     def _train(
         self,
@@ -237,7 +250,7 @@ class Crew:
             learner.hear([self.reports[n] for n in plan.neighbours], plan)
         if plain and not learner.listens and not plan.evaluate:  # nothing asked of it, or drawn
             learner.enter(plan)
-            learner.rejected = []
+            learner.rejected, learner.measured = [], dict(learner.mixer.dropped())
             return {}
         inbox = self._inbox(p, plan) if learner.listens or not plain else {}
         with learner.in_round(plan):

@@ -1,6 +1,6 @@
 """How a device's classes are distributed, how the network's are, and what losses make of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -39,15 +39,28 @@ class LabelShares:
     correction : {"network", "uniform", "off"}
         Against what its losses are corrected: the shares of the network, equal ones, or nothing.
         Only for "network" do its counts leave the device.
+    liars : callable, optional
+        How many of so many neighbours may lie. Of each class, as many of the counts that are larger
+        than the own one, and of those that are smaller, are then left out, the farthest (W-MSR):
+        what is left stays between what honest devices have. The mean is not kept. By default nobody
+        lies.
 
     References
     ----------
     Logit adjustment: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021; Ren et
     al., "Balanced Meta-Softmax", NeurIPS 2020. Dynamic average consensus: Zhu and Martinez,
-    Automatica 2010. That a device corrects against what its network has is this project's.
+    Automatica 2010. With liars: LeBlanc et al., "Resilient Asymptotic Consensus in Robust
+    Networks", IEEE JSAC 2013. That a device corrects against what its network has is this
+    project's.
     """
 
-    def __init__(self, counts: Tensor, correction: Correction) -> None:
+    def __init__(
+        self,
+        counts: Tensor,
+        correction: Correction,
+        liars: Callable[[int], int] = lambda neighbours: 0,
+    ) -> None:
+        self._liars = liars
         self._counts, self.correction = counts.float(), correction
         self._mean, self._links = self._counts.clone(), 0
 
@@ -108,7 +121,8 @@ class LabelShares:
             table = torch.tensor(near, dtype=torch.float64)
             weights = 1 / (1 + table[:, -1].clamp(min=max(self._links, len(near))))
             own = self._mean.double()
-            self._mean = (own + weights @ (table[:, :-1] - own)).clamp_(min=0).float()
+            away = within(table[:, :-1] - own, self._liars(len(near)))
+            self._mean = (own + weights @ away).clamp_(min=0).float()
         self._links = links
 
     def read(self, inbox: Inbox, links: int) -> list[str]:
@@ -128,3 +142,20 @@ class LabelShares:
         """Take up what :meth:`state` gave."""
         self._mean = state.get(STATE, self._counts).clone()
         self._links = int(state[LINKS]) if LINKS in state else 0
+
+
+def within(away: Tensor, liars: int) -> Tensor:
+    """Return differences from the own numbers without the farthest on either side, which become 0.
+
+    Parameters
+    ----------
+    away : Tensor
+        ``[neighbours, numbers]``.
+    liars : int
+        How many are left out of those above 0, and of those below.
+    """
+    if not liars:
+        return away
+    ranks = away.argsort(dim=0).argsort(dim=0)
+    highest, lowest = ranks >= len(away) - liars, ranks < liars
+    return torch.where((highest & (away > 0)) | (lowest & (away < 0)), 0.0, away)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from ..base.errors import MethodError
 from ..base.options import Group
 from ..base.seeding import derive_seed, global_generator
-from ..data import Partition
+from ..data import Partition, Samples
 from ..gossip.aggregation.mean import Mean
 from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.aggregation.weighing import Weighing
+from ..gossip.attacks import IN_DATA
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..losses import cross_entropy
@@ -30,6 +32,7 @@ from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
 from .evaluation import accuracy_metrics
+from .forging import Forger
 from .label_shares import Correction, LabelShares
 from .mixing import Mixer, Taken, hooks
 from .nonfinite import check_finite
@@ -136,13 +139,21 @@ class Learner:
         self.settings = settings.of_method(type(self))
         self.options = options
         self.device = resolve_device(settings.device)
-        self.train_data = on_device(partition.train, self.device)
+        self.train_data = on_device(self._learned_from(partition.train), self.device)
         self.validation_data = on_device(partition.validation, self.device)
         self.test_data = on_device(partition.test, self.device)
         (self.pool,) = pooled([self.train_data])
         self.label_shift: Tensor | None = None
         """Added to logits of own samples ``[..., classes]``, of those whose loss is computed."""
         self.reset()
+
+    def _learned_from(self, samples: Samples) -> Samples:
+        """Return the own training samples; with labels turned round, if an attack says so."""
+        attack, settings = self.settings.attack, self.settings
+        lies = self.partition.partition_id in attack.liars(settings.num_nodes, settings.seed)
+        if attack.kind != IN_DATA or not lies:
+            return samples
+        return replace(samples, labels=self.partition.num_classes - 1 - samples.labels)
 
     def reset(self) -> None:
         """Start afresh, from numbers that depend on the run's seed only.
@@ -155,7 +166,8 @@ class Learner:
             self.model = self.build_model().to(self.device)
         counts = torch.bincount(self.train_data.labels.cpu(), minlength=self.partition.num_classes)
         correction = self.settings.label_correction
-        self.label_shares = LabelShares(counts, "off" if correction == "auto" else correction)
+        correction = "off" if correction == "auto" else correction
+        self.label_shares = LabelShares(counts, correction, self.aggregation.liars)
         self.optimizer_state: dict[str, Tensor] = {}  # of the rounds so far, where it is kept
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
@@ -182,7 +194,13 @@ class Learner:
         others = Mixer(plain, self.aggregation, self.flat, me, nodes)
         self.merger = self.mixer if self.rule.pushes else others
         self.merges = False  # in this round
-        self.speedometer = Speedometer(self.flat, self.encoders(), self.settings.speed_metric)
+        self.forger = Forger(self.settings.attack, me, nodes, self.settings.seed)
+        self.speedometer = Speedometer(
+            self.flat,
+            self.encoders(),
+            self.settings.speed_metric,
+            robust=self.aggregation.robust,
+        )
         self.block_names = tuple(self.blocks())
         self._model_stacks = model_stacks(self.model)
         self._kinds: dict[str, str] = {}
@@ -352,7 +370,12 @@ class Learner:
     def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
         """Mix the blocks in place; return what :meth:`~.mixing.Mixer.mix` does."""
         given = plan.weights, plan.sources, inbox, plan.recipients
-        return self.mixer.mix(*given, anew=plan.anew, measure=plan.evaluate)
+        progress = self.progress(plan)
+        return self.mixer.mix(*given, anew=plan.anew, measure=plan.evaluate, progress=progress)
+
+    def progress(self, plan: Plan) -> float:
+        """Return the share of the run's rounds that are over, in [0, 1]."""
+        return (plan.server_round - 1) / (plan.num_rounds or self.settings.num_server_rounds)
 
     def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
         """Do what a method needs before anything else, once the blocks are mixed."""
@@ -435,12 +458,14 @@ class Learner:
         me = self.partition.partition_id
         if plan.merged:
             inbox, why = self._merged(plan, inbox, own)
+            inbox = self.forger.forge(plan, inbox, self.merger, self.memory)
             given = plan.weights, plan.sources, inbox, plan.recipients
             apart, rejected = self.merger.mix(*given, measure=plan.evaluate)
             self.begin_mixed(plan, {}, apart if plan.neighbours and plan.evaluate else None)
             self.rejected = [by_courier(why.get(line, line), plan) for line in rejected] + wrong
             return {}
         opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), own, me)
+        opened = self.forger.forge(plan, opened, self.mixer, self.memory)
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
@@ -468,6 +493,7 @@ class Learner:
     def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:
         """Go on from rows that have been mixed; ``apart`` is the disagreement, where measured."""
         self.rejected = []
+        self.measured |= self.mixer.dropped()
         if apart is not None:
             self.measured["mix.disagreement"] = apart
         if self.listens:
@@ -732,15 +758,20 @@ class Learner:
 
     @property
     def plain(self) -> bool:
-        """Whether what is mixed of a device is its parameters as they are, by weighted means."""
+        """Whether what is mixed of a device is its parameters as they are, by weighted means.
+
+        Their weights may be those that an aggregation rule finds.
+        """
         rule = type(self.rule)
         return (
             not overrides(type(self), ("mix", "sends", "outgoing"))
             and rule.mixed is GossipRule.mixed
             and rule.publish is GossipRule.publish
             and rule.weigh is GossipRule.weigh
-            and type(self.aggregation) is Mean
+            and isinstance(self.aggregation, Mean | Weighing)
+            and type(self.aggregation).__call__ in (Mean.__call__, Weighing.__call__)
             and not self.compressor.active
+            and not self.settings.attack.in_payloads
         )
 
     @property

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..gossip.aggregation.mean import weighted_mean
 from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.aggregation.weighing import Weighing
 from ..gossip.rule import (
     LARGEST_SCALE,
+    Aggregate,
     GossipRule,
     Mix,
     State,
@@ -25,6 +28,8 @@ from .optimisers import Direct
 GOSSIP = "gossip."
 """Prefix of what a gossip rule keeps, in a learner's state."""
 _SENT = "sent."
+DROPPED = "dropped."
+"""Prefix of the shares of a neighbour's numbers that were dropped, in a learner's metrics."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,9 @@ class Mixer:
         self._begun: dict[str, Tensor] = {}
         self._publishes = type(rule).publish is not GossipRule.publish
         self._slots: list[int] = []
+        self.shares: dict[str, dict[int, float]] = {}
+        """Weights that the aggregation rule gave in the last mixing, by block and by neighbour: of
+        those who had one, and of a rule that weighs copies."""
 
     @torch.no_grad()
     def mix(
@@ -168,6 +176,7 @@ class Mixer:
         *,
         anew: Collection[str] = (),
         measure: bool = True,
+        progress: float = 0.0,
     ) -> tuple[float, list[str]]:
         """Bring every block to where the round's training begins, in place.
 
@@ -175,7 +184,8 @@ class Mixer:
         blocks a courier has brought among them); they sum to 1. A block without weights meets
         nobody. What cannot be mixed is left out and its weight given
         to the own copy, which keeps the weights of all others doubly stochastic. The rule starts
-        anew with what it has made of the blocks in ``anew``.
+        anew with what it has made of the blocks in ``anew``. ``progress`` is the share of the run's
+        rounds that are over.
 
         Returns
         -------
@@ -185,6 +195,7 @@ class Mixer:
             missing"``).
         """
         apart, rejected = 0.0, list[str]()
+        self.shares, aggregation = {}, self._aggregation.at(progress)
         self._slots = sorted({*neighbours, *recipients}) if self.rule.addressed else []
         for block, place in self._flat.slices.items():
             x = self._flat.rows[:, place]
@@ -194,7 +205,8 @@ class Mixer:
             found, wrong = self._arrived(block, others, inbox, x)
             rejected += wrong
             own_weight = row[0] + sum(w for j, w in others.items() if j not in found)
-            mix = self._mix(block, x, own_weight, found, inbox.get(self._me, {}))
+            copies = inbox.get(self._me, {})
+            mix = self._mix(block, x, own_weight, found, copies, aggregation)
             state = self._states.get(block)
             if measure and len(mix.near[0][0]):
                 own, near = self.rule.model_of(mix.own), self.rule.model_of(mix.near)
@@ -209,12 +221,16 @@ class Mixer:
     def models(self, block: str, plan: Plan, inbox: Inbox) -> dict[int, Tensor]:
         """Return the models in what neighbours have sent of a block, ``[length]`` by neighbour.
 
-        Of those alone who own it, and whose vectors are as they should be. Where a rule sends
-        something that a model is made of, it is that.
+        Of those alone who own it, and whose vectors are as they should be. Under robust aggregation
+        of those that got a weight in the last mixing, so of nobody where a rule weighs no copies.
+        Where a gossip rule sends something that a model is made of, it is that.
         """
         place = self._flat.slices[block]
         row = plan.weights.get(block, (1.0,))
         others = {j: w for j, w in zip(plan.neighbours, row[1:], strict=False) if w}
+        if self._aggregation.robust:
+            given = self.shares.get(block, {})
+            others = {j: w for j, w in others.items() if given.get(j)}
         found, _ = self._arrived(block, others, inbox, self._flat.rows[:, place])
         return {j: self.rule.model_of(vectors) for j, (_, vectors) in found.items()}
 
@@ -222,13 +238,8 @@ class Mixer:
         self, block: str, weights: Mapping[int, float], inbox: Inbox, x: Tensor
     ) -> tuple[dict[int, tuple[float, list[Tensor]]], list[str]]:
         """Return the valid vectors from neighbours, with their weights, and what was rejected."""
-        wanted = list(weights)
-        name = addressed(block, self._me) if self.rule.addressed else block
+        wanted, names = list(weights), self._names(block)
         length, numbers = x.shape[1], self.rule.sends.count("number")
-        names = {0: name}
-        for i, kind in enumerate(self.rule.sends):
-            if i and kind == "block":
-                names[i] = f"{name}{COMPANION}{i}"
         good: dict[int, tuple[float, list[Tensor]]] = {}
         wrong = list[str]()
         columns = dict[int, dict[int, Tensor]]()
@@ -261,7 +272,22 @@ class Mixer:
         own_weight: float,
         found: Mapping[int, tuple[float, list[Tensor]]],
         copies: Payload,
+        aggregation: AggregationRule,
     ) -> Mix:
+        own = self._own(block, x, copies)
+        lengths = [vector.shape[-1] for vector in own]
+        slots = self._slots if self.rule.addressed else list(found)
+        near = tuple(_near(found, slots, i, x.new_zeros(1, 0, n)) for i, n in enumerate(lengths))
+        others = [found[j][0] if j in found else 0.0 for j in slots]
+        row = x.new_tensor([[own_weight, *others]])
+        aggregate: Aggregate = aggregation
+        if isinstance(aggregation, Weighing):
+            aggregate = self._noting(aggregation, block, slots)
+        weights = self.rule.weigh(row, near)
+        return Mix(own, near, weights, aggregate, trained=x, kept=self._kept)
+
+    def _own(self, block: str, x: Tensor, copies: Payload) -> tuple[Tensor, ...]:
+        """Return the vectors that the device has sent of a block, as its neighbours have them."""
         sent = self._sent.get(block, ())
         lengths = [x.shape[1] if kind == "block" else 1 for kind in self.rule.sends]
         own = tuple(
@@ -274,12 +300,46 @@ class Mixer:
                 copies[key].to(x)[None] if key in copies else vector
                 for key, vector in zip(keys, own, strict=True)
             )
-        slots = self._slots if self.rule.addressed else list(found)
-        near = tuple(_near(found, slots, i, x.new_zeros(1, 0, n)) for i, n in enumerate(lengths))
-        others = [found[j][0] if j in found else 0.0 for j in slots]
-        row = x.new_tensor([[own_weight, *others]])
-        weights = self.rule.weigh(row, near)
-        return Mix(own, near, weights, self._aggregation, trained=x, kept=self._kept)
+        return own
+
+    def sent(self, block: str, inbox: Inbox) -> dict[str, Tensor]:
+        """Return copies of the vectors that the device has sent of a block, ``[length]`` each.
+
+        The model, and zeros, where it has sent nothing else; by their names in a payload for it.
+        """
+        x = self._flat.rows[:, self._flat.slices[block]]
+        own = self._own(block, x, inbox.get(self._me, {}))
+        names = self._names(block)
+        return {names[i]: own[i][0].to("cpu", copy=True) for i in names}
+
+    def _names(self, block: str) -> dict[int, str]:
+        """Return the names in a payload for this device of a block's vectors, by place."""
+        name = addressed(block, self._me) if self.rule.addressed else block
+        kinds = enumerate(self.rule.sends)
+        return {i: f"{name}{COMPANION}{i}" if i else name for i, k in kinds if k == "block"}
+
+    def _noting(self, rule: Weighing, block: str, sources: Sequence[int]) -> Aggregate:
+        """Return an aggregation rule that notes how it weighs the models of a block."""
+
+        def aggregate(own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
+            shares = rule.weigh(own, near, weights)
+            self.shares.setdefault(block, noted(sources, weights[0], shares[0]))
+            return weighted_mean(own, near, shares)
+
+        return aggregate
+
+    def dropped(self) -> dict[str, float]:
+        """Return which share of each neighbour's numbers was dropped in the last mixing.
+
+        As metrics, ``dropped.<partition id>``; of those of whom anything was.
+        """
+        lost, all_of = dict[int, int](), dict[int, int]()
+        for block, shares in self.shares.items():
+            place = self._flat.slices[block]
+            for j, share in shares.items():
+                all_of[j] = all_of.get(j, 0) + place.stop - place.start
+                lost[j] = lost.get(j, 0) + (0 if share else place.stop - place.start)
+        return {f"{DROPPED}{j}": n / all_of[j] for j, n in sorted(lost.items()) if n}
 
     def kept(self) -> tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]:
         """Return what the rule keeps, to :meth:`take_back`."""
@@ -418,6 +478,12 @@ class Mixer:
             else:
                 self._states.setdefault(block, {})[key] = row
         self._sent = {b: tuple(rows[i] for i in sorted(rows)) for b, rows in sent.items()}
+
+
+def noted(sources: Sequence[int], weights: Tensor, shares: Tensor) -> dict[int, float]:
+    """Return the shares ``[1 + neighbours]`` of those neighbours who had a weight."""
+    rows = zip(sources, weights[1:].tolist(), shares[1:].tolist(), strict=True)
+    return {j: share for j, weight, share in rows if weight}
 
 
 def disagreement(own: Tensor, near: Tensor, weights: Tensor) -> float:

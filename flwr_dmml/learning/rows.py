@@ -1,5 +1,7 @@
 """The rows of devices' parameters in matrices, and their mixing: weighted means of rows.
 
+An aggregation rule may find the weights anew in every round, by how far the rows are apart.
+
 What a device publishes stays where it is, its row of one of two matrices: while a round writes the
 new rows into the other one, the neighbours read it. Nothing is packed, sent or copied. Processes of
 one machine can have these matrices in shared memory: then the rows of all devices are there, and
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..gossip.aggregation.rule import AggregationRule
+from ..gossip.aggregation.weighing import Weighing
 from ..payload.blocks import LARGEST, carried
 from ..payload.plan import Payload, Plan
 from .learner import Learner
-from .mixing import disagreement
+from .mixing import disagreement, noted
 
 CACHED = 2**18
 """Numbers that are mixed at a time, so that a processor's cache holds what is read many times."""
@@ -90,6 +94,8 @@ class _Mixing:
     tables: list[tuple[_Kind, slice]]  # that hold the blocks there, one below the other
     rows: Tensor  # [own device, 1 + sources] int64, of these tables; the own first
     weights: Tensor  # [own device, 1 + sources]
+    sources: tuple[tuple[int, ...], ...] = ()  # by own device; the others in its row are itself
+    block: str = ""
     far: tuple[tuple[int, str], ...] = ()  # below the tables: courier, and name in its payload
 
 
@@ -185,7 +191,12 @@ class Rows:
     # ---- mixing -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def mix(self, plans: Mapping[int, Plan], brought: Mapping[int, Payload]) -> None:
+    def mix(
+        self,
+        plans: Mapping[int, Plan],
+        brought: Mapping[int, Payload],
+        rule: AggregationRule,
+    ) -> dict[int, dict[str, dict[int, float]]]:
         """Write the weighted means of rows into the next matrices; others stay as they are.
 
         Parameters
@@ -194,7 +205,15 @@ class Rows:
             By partition id.
         brought : mapping of int to Payload
             What couriers have published for others, of every process.
+        rule : AggregationRule
+            The mean, or one that finds weights.
+
+        Returns
+        -------
+        dict of int to dict of str to dict of int to float
+            What :attr:`.Mixer.shares` holds, of every own device.
         """
+        shares: dict[int, dict[str, dict[int, float]]] = {}
         for kind in self._kinds:
             if not kind.own:
                 continue
@@ -202,6 +221,14 @@ class Rows:
                 parts = [k.now[:, columns] for k, columns in mixing.tables]
                 if mixing.far:
                     parts.append(torch.stack([brought[r][name] for r, name in mixing.far]))
+                weights = mixing.weights
+                if isinstance(rule, Weighing) and any(mixing.sources):
+                    weights = _weighed(mixing, parts, rule)
+                    for p, near, old, new in zip(
+                        kind.own, mixing.sources, mixing.weights, weights, strict=True
+                    ):
+                        own = noted(near, old[: 1 + len(near)], new[: 1 + len(near)])
+                        shares.setdefault(p, {})[mixing.block] = own
                 count, length = sum(map(len, parts)), parts[0].shape[1]
                 mixed = kind.next[kind.mine, mixing.columns]
                 cached = mixed.device.type == "cpu"
@@ -211,8 +238,9 @@ class Rows:
                     cut = [part[:, some] for part in parts]
                     table = cut[0] if len(cut) == 1 else torch.cat(cut)
                     mixed[:, some] = F.embedding_bag(
-                        mixing.rows, table, mode="sum", per_sample_weights=mixing.weights
+                        mixing.rows, table, mode="sum", per_sample_weights=weights
                     )
+        return shares
 
     def _mixings(self, kind: _Kind, plans: Mapping[int, Plan]) -> list[_Mixing]:
         """Return how a layout's columns are mixed: as in the round before, if nothing changes."""
@@ -263,6 +291,8 @@ class Rows:
                 tables,
                 torch.tensor(index, device=device),
                 torch.tensor(weights, dtype=torch.float32, device=device),
+                tuple(_origins(plan, block) for plan in plans),
+                block,
                 tuple(far),
             )
 
@@ -298,6 +328,24 @@ _Source = int | tuple[int, str]
 Far = dict[tuple[int, str], int]
 
 
+def _weighed(mixing: _Mixing, parts: Sequence[Tensor], rule: Weighing) -> Tensor:
+    """Return the weights that a rule gives ``[own device, 1 + sources]``.
+
+    Of devices with equally many neighbours at once: they are what each would find by itself.
+    """
+    vectors = [row for part in parts for row in part]
+    weights = mixing.weights.clone()
+    rows = mixing.rows.tolist()
+    groups: dict[int, list[int]] = {}
+    for k, near in enumerate(mixing.sources):
+        groups.setdefault(len(near), []).append(k)
+    for count, devices in groups.items():
+        copies = [[vectors[i] for i in rows[k][: 1 + count]] for k in devices]
+        own, others = [x for x, *_ in copies], [x for _, *x in copies]
+        weights[devices, : 1 + count] = rule.weigh(own, others, weights[devices, : 1 + count])
+    return weights
+
+
 def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[_Source, float]]]:
     """Return a device's own weight of a block, and those whose it mixes with theirs."""
     own, *others = plan.weights.get(block, (1.0,))
@@ -306,6 +354,12 @@ def _row_of(plan: Plan, block: str) -> tuple[float, list[tuple[_Source, float]]]
     far = [(there.via, carried(block, there.origin)) for there in plan.far]
     sources: list[_Source] = [*plan.neighbours, *far]
     return own, [(n, weight) for n, weight in zip(sources, others, strict=True) if weight]
+
+
+def _origins(plan: Plan, block: str) -> tuple[int, ...]:
+    """Return whose copies of a block those of :func:`_row_of` are."""
+    weights = plan.weights.get(block, (1.0,))[1:]
+    return tuple(j for j, weight in zip(plan.sources, weights, strict=False) if weight)
 
 
 def _as_it_is(kind: _Kind, columns: slice) -> _Mixing:

@@ -10,6 +10,8 @@ from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions
+from ..gossip.aggregation.rule import ASSUMED
+from ..gossip.attacks import AttackOptions
 from ..models import EncoderChoice, Fusion
 from ..payload.coding import Precision
 from ..payload.options import ExchangeOptions
@@ -28,6 +30,13 @@ def _weight(value: object) -> object:
     if value == "auto" or (is_number and 0 <= float(str(value)) < inf):
         return value
     raise ValueError('must be "auto" or a number, at least 0')
+
+
+def _liars(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (0 <= float(str(value)) < 1 or float(str(value)) in range(1, 10**6)):
+        return float(str(value))
+    raise ValueError("must be a share of the neighbours below 1, or a whole number of them")
 
 
 def _switch(value: object) -> object:
@@ -82,6 +91,10 @@ class DeviceSettings(Group):
     )
     aggregation: str = Field(
         "mean", description="what a device makes of its neighbours' copies of a block"
+    )
+    assume_liars: Annotated[float, BeforeValidator(_liars)] = Field(
+        ASSUMED,
+        description="liars among a device's neighbours at most: a share below 1, or a number",
     )
     gossip_normalise: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(
         "auto",
@@ -208,6 +221,7 @@ class DeviceSettings(Group):
     image: ImageOptions = ImageOptions()
     series: SeriesOptions = SeriesOptions()
     exchange: ExchangeOptions = ExchangeOptions()
+    attack: AttackOptions = AttackOptions()
 
     _of_dataset: Group | None = PrivateAttr(None)  # the data set's own options
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isnan
+from statistics import median
 from struct import pack, unpack
 
 import torch
@@ -114,9 +115,14 @@ class Speedometer:
         By modality; their parameters are in ``flat``.
     metric : str
         A name of :data:`~flwr_dmml.learning.balance.SPEED_METRICS`.
+    robust : bool (default: False)
+        Whether what neighbours report may be a lie: then the median counts, not the mean.
     """
 
-    def __init__(self, flat: Flat, encoders: Mapping[str, nn.Module], metric: str) -> None:
+    def __init__(
+        self, flat: Flat, encoders: Mapping[str, nn.Module], metric: str, *, robust: bool = False
+    ) -> None:
+        self._robust = robust
         self._metric: SpeedMetric = SPEED_METRICS[metric]
         self._flat = flat
         self._encoders = {m: flat.indices_of(list(e.parameters())) for m, e in encoders.items()}
@@ -166,6 +172,8 @@ class Speedometer:
     def near(self, modalities: Sequence[str], inbox: Inbox) -> tuple[dict[str, float], list[str]]:
         """Return each modality's mean speed, of this device and of its neighbours, as metrics.
 
+        The median of a robust one.
+
         So a device with one sensor learns whether it is the fast one (``near.<modality>``). Also
         returns what was wrong with neighbours' reports, which are then left out.
 
@@ -183,13 +191,13 @@ class Speedometer:
     def near_of(
         self, modalities: Sequence[str], reports: Iterable[Sequence[float]]
     ) -> dict[str, float]:
-        """Return the mean speeds, given the neighbours' reports as numbers."""
+        """Return the mean speeds, or medians, given the neighbours' reports as numbers."""
         table = zip(self.numbers(modalities), *reports, strict=True)
         near: dict[str, float] = {}
         for m, column in zip(modalities, table, strict=True):
             known = [speed for speed in column if speed > 0]
             if known:
-                near[NEAR + m] = sum(known) / len(known)
+                near[NEAR + m] = median(known) if self._robust else sum(known) / len(known)
         return near
 
     def state(self) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """CCL: features agree with those of the neighbours' models, and with what these see of a class."""
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..gossip.aggregation.median import median_of_those
 from ..gossip.qg_dsgdm import QgDsgdmNRule
 from ..learning.batch import BATCH, Batch, batch_of
 from ..learning.learner import Learner
@@ -46,7 +47,9 @@ class Ccl(Learner):
     This project's reading: features are an encoder's, common and specific ones, for each modality
     that both devices have; the mean is over the modalities of an iteration. Means are over all
     training samples instead of those of a mini-batch, and reach their device a round later. Several
-    local iterations share them. With both weights 0 it is plain cross-entropy on its gossip rule.
+    local iterations share them. Under robust aggregation models that were dropped do not teach, and
+    P_y is the median of each number, over those who have the class. With both weights 0 it is
+    plain cross-entropy on its gossip rule.
 
     References
     ----------
@@ -85,11 +88,9 @@ class Ccl(Learner):
             if not self.options.data_weight:
                 continue
             means, counts = self._means(m, encoder.eval())
-            sums, total = means * counts[:, None], counts
-            for theirs, number in self._heard(f"{m}.{me}", inbox, means):
-                sums, total = sums + theirs * number[:, None], total + number
-            self._goal[m] = (sums / total.clamp(min=1)[:, None]).to(self.device)
-            self._has[m] = (total > 0).to(self.device)
+            told = [(means, counts), *self._heard(f"{m}.{me}", inbox, means)]
+            goal, total = self._together(told)
+            self._goal[m], self._has[m] = goal.to(self.device), (total > 0).to(self.device)
             for j, module in near.items():
                 theirs, number = self._means(m, module)
                 self.memory |= {f"{MEANS}{m}.{j}": theirs, f"{COUNTS}{m}.{j}": number}
@@ -102,6 +103,18 @@ class Ccl(Learner):
         counts, more = received(inbox, keys[1], len(like), of=told, called="ccl-counts", lowest=0)
         self.rejected += wrong + more
         return [(means[n], counts[n]) for n in sorted(means.keys() & counts.keys())]
+
+    def _together(self, told: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return each class's features ``[classes, width]`` and number, of what devices tell."""
+        total = torch.stack([counts for _, counts in told]).sum(dim=0)  # whole numbers
+        if self.aggregation.robust:
+            means = torch.stack([means for means, _ in told])
+            known = torch.stack([counts for _, counts in told]) > 0
+            return median_of_those(means, known[:, :, None]), total
+        sums = told[0][0] * told[0][1][:, None]
+        for means, counts in told[1:]:
+            sums = sums + means * counts[:, None]
+        return sums / total.clamp(min=1)[:, None], total
 
     def _means(self, modality: str, encoder: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the mean feature ``[classes, width]`` and the number ``[classes]`` of samples."""

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..gossip.aggregation.median import median_of_those
 from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.optimisers import total
@@ -100,27 +101,42 @@ class GeneratorDistillation(Learner):
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Gather the neighbours' common heads, and who of them knows which class."""
         classes, length = self.partition.num_classes, self.block_lengths()[HEAD]
-        weights = plan.weights.get(HEAD, (1.0,))
         mine = self.counts if self.options.label_counts else torch.ones(classes)
-        votes, counts, self._heads = [weights[0]], [mine], list[Tensor]()
+        own_vote, others = self._votes(plan)
+        votes, counts, self._heads = [own_vote], [mine], list[Tensor]()
         heads, _ = received(inbox, HEAD, length)  # a bad one was named when it was not mixed
         key = STATISTICS + COUNTS
         known, wrong = received(inbox, key, classes, optional=True, called=COUNTS, lowest=0)
         self.rejected += wrong
         refused = {int(line.partition(":")[0]) for line in wrong}
-        for neighbour, weight in zip(plan.sources, weights[1:], strict=True):
+        for neighbour, weight in others.items():
             if neighbour not in heads or neighbour in refused:
                 continue
             self._heads.append(heads[neighbour])
             votes.append(weight)
             counts.append(known.get(neighbour, torch.ones(classes)))
         mixing, known_by = torch.tensor(votes), torch.stack(counts)  # [heads], [heads, classes]
+        if self.aggregation.robust:  # nobody knows more than the middle one of those who know
+            known_by = torch.minimum(known_by, median_of_those(known_by, known_by > 0))
         self._omega = label_weights(mixing, known_by).to(self.device)
         self._near = sampling_distribution(mixing, known_by)
         self._rng = self.rng("generator")
         o, t = self.options, self.server_round
         trained = o.generator and t >= 2
         self._guidance = o.guidance * o.guidance_decay ** (t - 2) if trained else 0.0
+
+    def _votes(self, plan: Plan) -> tuple[float, dict[int, float]]:
+        """Return the weights of the own head and the neighbours' as teachers of the generator.
+
+        The mixing weights; under robust aggregation those that it gave, none to heads that it
+        dropped, nor to any where it is a rule that weighs no copies.
+        """
+        own, *weights = plan.weights.get(HEAD, (1.0,))
+        given = dict(zip(plan.sources, weights, strict=True))
+        if not self.aggregation.robust:
+            return own, given
+        shares = {j: x for j, x in self.mixer.shares.get(HEAD, {}).items() if x > 0}
+        return 1 - sum(shares.values()), shares
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""

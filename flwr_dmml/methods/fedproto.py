@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..gossip.aggregation.median import median_of_those
 from ..learning.batch import BATCH, Batch, batch_of
 from ..learning.learner import Learner
 from ..learning.optimisers import total
@@ -36,7 +37,8 @@ class FedProto(Learner):
 
     over samples i and modalities m; a class without a prototype adds 0. Prototypes of a neighbour
     with a value that is more than 10 times the largest own one, and more than 10, are refused: they
-    would make the receiver diverge.
+    would make the receiver diverge. Under robust aggregation P_y is the median of each number, over
+    those who have the class.
 
     This project's reading: features are the model's common ones, so that a device with a microphone
     hears of those with a camera; a sample's is the mean over its modalities. FedProto exchanges
@@ -81,11 +83,16 @@ class FedProto(Learner):
         me = self.partition.partition_id
         if COUNTS in self.memory:
             prototypes[me], numbers[me] = self.memory[PROTOTYPES], self.memory[COUNTS]
-        for sender in sorted(prototypes.keys() & numbers.keys()):
+        senders = sorted(prototypes.keys() & numbers.keys())
+        for sender in senders:
             sums += numbers[sender][:, None] * prototypes[sender]
             counts += numbers[sender]
         self._has = (counts > 0).to(self.device)  # [classes]
         averaged = torch.where(counts[:, None] > 0, sums / counts[:, None], 0.0)
+        if self.aggregation.robust and senders:
+            every = torch.stack([prototypes[s] for s in senders])  # [senders, classes, common_dim]
+            known = torch.stack([numbers[s] for s in senders]) > 0
+            averaged = median_of_those(every, known[:, :, None])
         self._prototypes = averaged.to(self.device)
 
     def fixed(self) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ class Kd(Learner):
             senders.append(own)
             self._drop(OWN)
         if senders:
-            labels = average(senders, *shape)
+            labels = average(senders, *shape, robust=self.aggregation.robust)
             self._keep(TAUGHT, labels)
             self.measured |= taught(labels, self.public_set, self.train_data.labels.cpu())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..gossip.aggregation.median import median_of_those
 from ..payload.blocks import STATISTICS
 
 LABELS = STATISTICS + "labels."
@@ -136,7 +137,9 @@ def unpack(tensors: Mapping[str, Tensor], num_public: int, num_classes: int) -> 
     return _fit(SoftLabels(tensors["index"], tensors["labels"]), num_public, num_classes)
 
 
-def average(received: Iterable[SoftLabels], num_public: int, num_classes: int) -> SoftLabels:
+def average(
+    received: Iterable[SoftLabels], num_public: int, num_classes: int, *, robust: bool = False
+) -> SoftLabels:
     """Return the mean label of each public sample, over the nodes that sent one for it.
 
     A sample that nobody sent is absent, so that there is never an all-zero label. Rows are divided
@@ -151,6 +154,9 @@ def average(received: Iterable[SoftLabels], num_public: int, num_classes: int) -
         Samples of the public set.
     num_classes : int
         Classes of the task.
+    robust : bool (default: False)
+        Take the median of each class's probability instead, as some senders may lie; the mean where
+        all medians are 0.
 
     Raises
     ------
@@ -171,4 +177,12 @@ def average(received: Iterable[SoftLabels], num_public: int, num_classes: int) -
     total = torch.zeros(len(index), num_classes, dtype=torch.float64, device=index.device)
     for sent in senders:
         total[torch.searchsorted(index, sent.index)] += sent.labels.double()
+    if robust:
+        every = total.new_zeros(len(senders), *total.shape)
+        there = torch.zeros_like(every[:, :, :1], dtype=torch.bool)
+        for k, sent in enumerate(senders):
+            rows = torch.searchsorted(index, sent.index)
+            every[k, rows], there[k, rows] = sent.labels.double(), True
+        middle = median_of_those(every, there)
+        total = torch.where(middle.sum(dim=1, keepdim=True) > 0, middle, total)
     return SoftLabels.of(index, total / total.sum(dim=1, keepdim=True))

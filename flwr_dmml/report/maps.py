@@ -194,6 +194,24 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
                 "hovertemplate": "%{customdata}<extra></extra>",
             }
         )
+    lying = [n.partition for n in methods[-1].last.nodes if n.lies and n.partition in place]
+    if lying:
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "liars",
+                "x": [place[p][0] for p in lying],
+                "y": [place[p][1] for p in lying],
+                "hoverinfo": "skip",
+                "marker": {
+                    "color": "@ink",
+                    "symbol": "circle-open",
+                    "size": 44 if len(devices.nodes) <= 40 else 26,
+                    "line": {"color": "@ink", "width": 2.5},
+                },
+            }
+        )
     moving = ", one round's links of a graph that is new in every round" * devices.time_varying
     family = _kebab(devices.topology) or "?"
     caption = (
@@ -204,6 +222,8 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
         caption += f" Dashed: pairs of devices that couriers joined last ({len(pairs)})."
     if means:
         caption += f" Dashed: links over which couriers sent means last ({len(means)})."
+    if lying:
+        caption += f" Ringed: {len(lying)} liars, which no mean counts."
     hidden = {"visible": False, "showgrid": False, "zeroline": False}
     layout = {
         "xaxis": {**hidden, "scaleanchor": "y"},

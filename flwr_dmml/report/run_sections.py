@@ -31,6 +31,7 @@ def report_sections(run: Run) -> list[Section]:
         *_training(methods),
         *_energy(methods),
         *_devices(methods),
+        *_liars(run),
         *_labels(methods),
         *_own(methods),
         Section(
@@ -193,6 +194,47 @@ def _devices(methods: Sequence[MethodRun]) -> list[Section]:
             [*confused, *([recalls] if recalls else [])],
         ),
     ]
+
+
+def _liars(run: Run) -> list[Section]:
+    def around(line: RoundRecord) -> dict[str, float]:
+        if line.liars is None or line.accuracy is None:
+            return {}
+        every = {
+            "honest mean": line.accuracy,
+            "worst": line.min_accuracy,
+            "near a liar": line.liars.accuracy_near,
+            "far from liars": line.liars.accuracy_far,
+        }
+        return {name: value for name, value in every.items() if value is not None}
+
+    def detection(line: RoundRecord) -> dict[str, float]:
+        found = line.liars
+        if found is None or found.precision is None or found.recall is None:
+            return {}
+        return {"precision": found.precision, "recall": found.recall}
+
+    accuracy = curves.by_key(
+        "accuracy-liars",
+        "Test accuracy of honest devices: all, the worst, those that hear a liar, and the others.",
+        run.methods,
+        around,
+        y_title="test accuracy",
+    )
+    dropped = curves.by_key(
+        "detection",
+        "Precision: liars' share of all numbers that honest devices have dropped. Recall: the "
+        "share of liars' numbers that they have dropped.",
+        run.methods,
+        detection,
+        y_title="share",
+    )
+    table = summary.dropped(run)
+    lead = (
+        "Liars of a simulation count in no mean. What the aggregation rule has dropped, and whose."
+    )
+    parts = [*_there([accuracy, dropped]), *([table] if table else [])]
+    return [Section("liars-section", "Liars and dropped neighbours", lead, parts)]
 
 
 def _own(methods: Sequence[MethodRun]) -> list[Section]:

@@ -56,8 +56,9 @@ def final_accuracies(run: Run) -> Table:
     """Return the accuracies at the end, methods side by side, and what a second one gains."""
     records = shared_devices(run.methods)
     compared = list(records.values())
+    honest = any(r.liars for r in compared)
     rows: list[tuple[str, list[float | None]]] = [
-        ("all devices, mean", [r.accuracy for r in compared]),
+        ("honest devices, mean" if honest else "all devices, mean", [r.accuracy for r in compared]),
         ("worst device", [r.min_accuracy for r in compared]),
         ("best device", [r.max_accuracy for r in compared]),
         ("at a device's own label shares", [r.accuracy_own_shares for r in compared]),
@@ -104,6 +105,7 @@ def devices(run: Run) -> Table:
     samples = {n.partition: n.num_train for n in described.nodes} if described else {}
     sensors = {n.partition: n.modalities for m in run.methods for r in m.rounds for n in r.nodes}
     main = run.methods[-1]
+    lying = {n.partition for n in main.last.nodes if n.lies}
     spent: dict[int, float] = {}
     sent: dict[int, float] = {}
     left: dict[int, float | None] = {}
@@ -119,7 +121,7 @@ def devices(run: Run) -> Table:
     head += [f"{main.name}, battery J"] * powered
     rows = []
     for partition in sorted(sensors):
-        row = [str(partition), sensors[partition]]
+        row = [str(partition), sensors[partition] + ", lies" * (partition in lying)]
         row += [str(samples.get(partition, "-"))] if samples else []
         nodes = [final.get(partition) for final in finals]
         row += [cell(node.accuracy if node else None) for node in nodes]
@@ -128,6 +130,28 @@ def devices(run: Run) -> Table:
         row += [cell(left.get(partition), ".4g")] * powered
         rows.append(row)
     return Table("devices", "Every device at the end", head, rows)
+
+
+def dropped(run: Run) -> Table | None:
+    """Return whose numbers were dropped how often by honest devices; None where none were."""
+    rows = []
+    for method in run.methods:
+        lost: dict[int, float] = {}
+        by: dict[int, set[int]] = {}
+        lying = {n.partition for line in method.rounds for n in line.nodes if n.lies}
+        for line in method.rounds:
+            for node in line.honest:
+                for name, share in node.dropped.items():
+                    lost[int(name)] = lost.get(int(name), 0.0) + share
+                    by.setdefault(int(name), set()).add(node.partition)
+        for j in sorted(lost):
+            who = ", ".join(map(str, sorted(by[j])))
+            lies = "yes" if j in lying else "no"
+            often = lost[j] / (len(by[j]) * len(method.rounds))
+            rows.append([str(j), method.name, lies, f"{often:.3f}", who])
+    head = ["device", "method", "lies", "share dropped by each", "dropped by"]
+    caption = "Devices whose numbers were dropped: mean over rounds, of those who have dropped any"
+    return Table("dropped", caption, head, rows, numeric=False) if rows else None
 
 
 def failures(run: Run) -> Table | None:

@@ -21,6 +21,7 @@ from ..base.machine import expanded
 from ..base.options import Group, kebab
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
+from ..gossip.aggregation.nnm import NNM
 from ..graph.topology import TopologyError, find_topology, own_fields
 from ..learning.learner import Learner
 from ..learning.options import Options
@@ -107,6 +108,11 @@ def parse_settings(
         settings = settings.with_topology(own_options.get(settings.topology))
         config = RunConfig(parts, settings, options, rules, own_options)  # type: ignore[arg-type]
         problems += _conflicts(settings, parts)
+        if config.aggregation is None and not problems:
+            problems.append(
+                f"aggregation = {settings.aggregation!r}: nothing can be mixed before "
+                f"{settings.aggregation.removeprefix(NNM)!r}; leave {NNM} out, or take another rule"
+            )
         names = dict.fromkeys((settings.compare_with, settings.method))
         chosen = {name: needs for name in names if (needs := config.options.get(name)) is not None}
         for name, needs in chosen.items():
@@ -145,9 +151,9 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
     settings, learner = config.settings, config.parts.methods[method]
     if settings.gossip not in ("auto", *config.parts.gossip):
         return []  # which is among the problems already
-    if settings.aggregation not in config.parts.aggregation:
+    rule, aggregation = config.gossip_of(method), config.aggregation
+    if aggregation is None:
         return []
-    rule, aggregation = config.gossip_of(method), config.parts.aggregation[settings.aggregation]
     asked, problems = f"gossip = {settings.gossip!r}", list[str]()
     if settings.gossip not in ("auto", learner.gossip):
         alone = not learner.communicates and method == settings.method  # not as the one to compare
@@ -176,13 +182,24 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
             "over all devices; allowed with it: mean"
         )
+    if learner.own_format and settings.attack.in_payloads:
+        problems.append(
+            f"attack.kind = {settings.attack.kind!r}, attack.payload = {settings.attack.payload!r}:"
+            f" the method {method!r} writes blocks in a format of its own, in which nothing can be "
+            "forged; allowed: none or label-flip, with honest payloads"
+        )
+    if settings.final_merge != "off" and not aggregation.linear:
+        problems.append(
+            f"final-merge = {settings.final_merge!r}: its rounds are to average, which aggregation "
+            f"= {settings.aggregation!r} does not; allowed with it: off"
+        )
     exchange, how = settings.exchange, settings.couriers
     if rule.coded and exchange.transport == "direct":
         problems.append(
             f"exchange.transport = 'direct': the gossip rule {rule.name!r} sends what has changed, "
             "and from device to device nobody knows who has missed it; allowed: relay"
         )
-    if how != "auto" and (why := no_couriers(how, learner, rule, exchange)):
+    if how != "auto" and (why := no_couriers(how, learner, rule, config)):
         problems.append(f"couriers = {how!r}: {why}")
     of_method = settings.of_method(learner)
     if of_method.fusion == "detached" and not of_method.modality_weight:
@@ -238,8 +255,10 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
         ("aggregation", settings.aggregation, parts.aggregation),
     ]
     for key, name, known in named:
-        if name not in known:
+        if (name.removeprefix(NNM) if key == "aggregation" else name) not in known:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
+    if problem := settings.attack.problem(settings.num_nodes):
+        problems.append(problem)
     if settings.quorum > settings.num_nodes:
         problems.append(
             f"min-devices = {settings.min_devices}: there are num-nodes = {settings.num_nodes}"

@@ -10,13 +10,12 @@ from ..base.options import Group
 from ..data import Dataset, Partition
 from ..data.registry import add_datasets
 from ..gossip.aggregation.rule import AggregationRule
-from ..gossip.registry import find_aggregation, find_gossip
+from ..gossip.registry import find_aggregation, find_gossip, make_aggregation
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, add_topologies
 from ..learning.learner import CourierChoice, Learner
 from ..learning.options import Options
 from ..methods.registry import find_methods
-from ..payload.options import ExchangeOptions
 from .settings import GROUPS, Settings
 
 
@@ -159,15 +158,15 @@ class RunConfig:
         topology = self.settings.make_topology()
         if chosen != "auto":
             return chosen if learner.communicates else "off"
-        rule, exchange = self.gossip_of(method), self.settings.exchange
-        why = no_couriers(learner.couriers, learner, rule, exchange)
+        why = no_couriers(learner.couriers, learner, self.gossip_of(method), self)
         return "off" if why or no_couriers_over(topology) else learner.couriers
 
     @property
-    def aggregation(self) -> AggregationRule:
-        """The aggregation rule of the run."""
-        name = self.settings.aggregation
-        return self.parts.aggregation[name](self.rules.get(name, Group()))
+    def aggregation(self) -> AggregationRule | None:
+        """The aggregation rule of the run; None where there is none of that name."""
+        settings = self.settings
+        known, options = self.parts.aggregation, self.rules
+        return make_aggregation(settings.aggregation, known, options, settings.assume_liars)
 
     def learner(self, method: str, partition: Partition) -> Learner:
         """Return a device's learner of a method."""
@@ -184,9 +183,10 @@ class RunConfig:
 
 
 def no_couriers(
-    how: CourierChoice, learner: type[Learner], rule: GossipRule, exchange: ExchangeOptions
+    how: CourierChoice, learner: type[Learner], rule: GossipRule, config: RunConfig
 ) -> str:
     """Return why couriers cannot do that, and what is allowed; empty if they can."""
+    exchange = config.settings.exchange
     if how == "off":
         return ""
     if rule.static or rule.linear or rule.addressed:
@@ -198,7 +198,7 @@ def no_couriers(
             f"the method {learner.name!r} chooses in every round whom it mixes with; allowed: off"
         )
     if how == "average":
-        return _no_means(rule, exchange)
+        return _no_means(rule, config)
     if exchange.sealed and exchange.transport == "direct":
         return (
             "with exchange.sealed, letters from device to device are not sealed, and a courier "
@@ -207,8 +207,19 @@ def no_couriers(
     return ""
 
 
-def _no_means(rule: GossipRule, exchange: ExchangeOptions) -> str:
+def _no_means(rule: GossipRule, config: RunConfig) -> str:
     """Return why couriers cannot send means, and what is allowed; empty if they can."""
+    exchange, aggregation = config.settings.exchange, config.aggregation
+    if aggregation is not None and not aggregation.linear:
+        return (
+            f"a mean hides who of its owners lies from aggregation = '{aggregation}'; allowed: "
+            "forward, off"
+        )
+    if config.settings.attack.in_payloads:
+        return (
+            "liars lie to their neighbours, and what a courier averages would be true; allowed "
+            "with an attack: forward, off"
+        )
     if exchange.sealed:
         return (
             "a courier cannot read what exchange.sealed hides from it; allowed: forward with "

@@ -9,6 +9,7 @@ from ..base.machine import RUNS, expanded
 from ..base.options import Group
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
+from ..gossip.attacks import AttackOptions
 from ..graph.topology import Topology, make_topology
 from ..learning.settings import DeviceSettings
 from ..payload.options import ExchangeOptions
@@ -141,5 +142,6 @@ GROUPS: dict[str, type[Group]] = {
     "image": ImageOptions,
     "series": SeriesOptions,
     "exchange": ExchangeOptions,
+    "attack": AttackOptions,
 }
 """The groups by their prefix in a run config: ``energy.battery-share`` and so on."""

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from ..base.errors import MethodError
+from ..base.errors import MethodError, SettingsError
 from ..base.machine import cores
 from ..base.stopping import in_main_thread, stop_requests, stop_requests_from_a_thread
 from ..clients.app import PeerClientApp, make_client_app
@@ -106,6 +106,7 @@ def make_server_app(
         config = parse_settings(
             context.run_config, find_parts(app_of_devices.own), side="coordinator"
         )
+        check_attack(config.settings, grid)
         settings, folder = config.settings, _folder(config)
         sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)
@@ -181,6 +182,8 @@ def _run(
             exchange=exchange_of(settings, grid),
             couriers=config.couriers_of(name),
             sealed=settings.exchange.sealed and not isinstance(grid, SimulationGrid),
+            aggregation=config.aggregation,
+            liars=settings.attack.liars(settings.num_nodes, settings.seed),
             loss_rate=settings.loss_rate,
             merge=merge_of(settings),
         )
@@ -196,6 +199,29 @@ def _run(
         ends.done(name, end_here)
     report(settings, results, ends.so_far())
     log(INFO, "Run folder: %s", folder.path)
+
+
+def check_attack(settings: Settings, grid: Grid) -> None:
+    """Refuse liars where devices are real.
+
+    Raises
+    ------
+    SettingsError
+        The devices are not simulated, by an engine of this package or by Flower's.
+    """
+    attack = settings.attack
+    simulated = isinstance(grid, SimulationGrid) or settings.engine == "sharded" or _flowers_own()
+    if (attack.lies or attack.devices or attack.share) and not simulated:
+        raise SettingsError(
+            "the run config cannot work:\n  "
+            f"attack.kind = {attack.kind!r}, attack.payload = {attack.payload!r}: attacks are for "
+            "simulations, and these devices are real; leave attack.devices empty and attack.share 0"
+        )
+
+
+def _flowers_own() -> bool:
+    """Return whether this is the process of Flower's simulation."""
+    return Path(sys.argv[0]).name in FLOWERS_RAY_S
 
 
 def warn_of_losses(settings: Settings, rule: GossipRule, grid: Grid) -> None:

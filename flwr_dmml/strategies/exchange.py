@@ -144,7 +144,7 @@ class Exchange:
         for partition, reply in good.items():
             self._heard(server_round, partition, reply)
         self._settle(server_round, self._rounds[0], good)
-        self.confusion = added_up([reply.confusion for reply in good.values()])
+        self.confusion = added_up([good[p].confusion for p in self._logbook.honest(good)])
 
     def _good(self, replies: Iterable[Message]) -> dict[int, Reply]:
         """Return the good replies, by partition, when the others are noted.

@@ -107,7 +107,8 @@ class HostedExchange(Exchange):
                 self._trained(server_round, p, reply.rounds[0].metrics)
         self._settle(mixed, plans, good)
         if closing:
-            self.confusion = added_up([reply.confusion for reply in good.values()])
+            honest = self._logbook.honest(good)
+            self.confusion = added_up([good[p].confusion for p in honest])
         else:
             self._entries = {p: replies[p].entries or {} for p in good}
             self._sizes = _own_sizes(self._entries)

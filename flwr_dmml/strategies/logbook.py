@@ -1,6 +1,6 @@
 """Logbook of a run: records of its rounds, passed to the log and to the trackers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
@@ -35,6 +35,8 @@ class Logbook:
         Told of the start and of every completed round.
     energy : EnergyConstrained, optional
         Told of every joule that devices measured.
+    liars : collection of int
+        Devices that lie in a simulation.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Logbook:
         num_rounds: int,
         trackers: Sequence[Tracker],
         energy: EnergyConstrained | None = None,
+        liars: Collection[int] = (),
     ) -> None:
+        self._liars = frozenset(liars)
         self.records: list[RoundRecord] = []
         self._members = members
         self._num_rounds = num_rounds
@@ -111,7 +115,15 @@ class Logbook:
 
     def node(self, server_round: int, partition: int) -> NodeResult:
         """Return a node's entry in the record of a round (from 1)."""
-        return self.records[server_round - 1].node(partition, self._members[partition].modalities)
+        record = self.records[server_round - 1]
+        node = record.node(partition, self._members[partition].modalities)
+        if self._liars:
+            node.lies = partition in self._liars
+        return node
+
+    def honest(self, partitions: Iterable[int]) -> list[int]:
+        """Return those devices that do not lie in a simulation."""
+        return [p for p in partitions if p not in self._liars]
 
     def failures(self, failed: Mapping[int, str]) -> None:
         """Note why nodes are left out of the current round; the first reason is the cause."""
@@ -167,12 +179,16 @@ class Logbook:
         found, self._unheard = self._unheard, set()
         return found
 
-    def carried(self, plans: Mapping[int, Plan]) -> None:
-        """Note what couriers have brought, by plans that begin with mixing it.
+    def met(self, plans: Mapping[int, Plan]) -> None:
+        """Note what couriers have brought, and who hears liars, by plans that begin with mixing.
 
         The origin of a mean is the courier that has made it.
         """
         for p, plan in plans.items():
+            if self._liars and plan.server_round > 1:
+                self.node(plan.server_round - 1, p).lying_neighbours = len(
+                    self._liars & {*plan.sources}
+                )
             if plan.far:
                 record = self.records[plan.server_round - 2]
                 record.carried |= {

@@ -7,7 +7,7 @@ from typing import Any
 import networkx as nx
 
 from ..graph.couriers import Hub
-from ..graph.topology import components
+from ..graph.topology import Topology, components
 from ..graph.weights import Rows, heard_by, mixing_rows, with_links
 from ..payload.plan import Carried, mean_of
 
@@ -57,6 +57,29 @@ def owners_by_block(blocks: Mapping[int, Iterable[str]]) -> dict[str, tuple[int,
         for name in blocks[node]:
             owners.setdefault(name, []).append(node)
     return {name: tuple(nodes) for name, nodes in owners.items()}
+
+
+def over_owners(
+    topology: Topology, blocks: Mapping[int, Iterable[str]], *, server_round: int, seed: int
+) -> dict[str, nx.Graph]:
+    """Return the graph of each block, of a topology that is drawn over the owners of each.
+
+    Blocks with the same owners have one graph, on these owners alone.
+
+    Parameters
+    ----------
+    topology : Topology
+        One of these (:attr:`~.family.Topology.by_owners`).
+    blocks : mapping of int to iterable of str
+        Of each device that is there.
+    server_round, seed : int
+        See :meth:`.Topology.graph`.
+    """
+    owners, graphs = owners_by_block(blocks), dict[tuple[int, ...], nx.Graph]()
+    for nodes in dict.fromkeys(owners.values()):
+        drawn = topology.graph(len(nodes), server_round=server_round, seed=seed)
+        graphs[nodes] = nx.relabel_nodes(drawn, dict(enumerate(nodes)))
+    return {block: graphs[nodes] for block, nodes in owners.items()}
 
 
 def neighbourhoods(

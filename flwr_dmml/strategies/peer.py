@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from logging import INFO
+from logging import INFO, WARNING
 from math import isfinite
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from ..energy.allocation import Allocation, RoundProblem
 from ..energy.ledger import Floats
 from ..engine.grid import SimulationGrid
 from ..engine.nodes import Hosted
+from ..gossip.aggregation.mean import Mean
+from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
@@ -26,6 +28,7 @@ from ..payload.plan import Plan
 from ..tracking.checkpoints import Checkpoint
 from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
+from .breakdown import held, told
 from .energy.energy_constrained import EnergyConstrained
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
@@ -112,6 +115,11 @@ class PeerStrategy(Strategy):
         How devices carry blocks that they do not own between owners that no link joins.
     sealed : bool (default: False)
         Whether payloads are sealed: what is carried then is, too.
+    aggregation : AggregationRule, optional
+        What devices make of their neighbours' copies: how many liars it can bear is said at the
+        start. The weighted mean by default.
+    liars : collection of int
+        Devices that lie in a simulation: no mean counts them.
     loss_rate : float (default: 0)
         Probability that a message is lost, in [0, 1).
     merge : FinalMerge, optional
@@ -139,6 +147,8 @@ class PeerStrategy(Strategy):
         exchange: MakeExchange = Exchange,
         couriers: CourierChoice = "off",
         sealed: bool = False,
+        aggregation: AggregationRule | None = None,
+        liars: Collection[int] = (),
         loss_rate: float = 0.0,
         merge: FinalMerge | None = None,
     ) -> None:
@@ -163,6 +173,8 @@ class PeerStrategy(Strategy):
         self.min_nodes = num_nodes if min_nodes is None else min_nodes
         self.quorum = quorum
         self.seed = seed
+        self.aggregation = aggregation or Mean(Group())
+        self._liars = frozenset(liars)
         self.trackers = tuple(trackers)
         self.keeper = keeper
         self._make_exchange = exchange
@@ -283,7 +295,7 @@ class PeerStrategy(Strategy):
             )
             unheard = set()
             self._logbook.budget(budget)
-            self._logbook.carried(plans)
+            self._logbook.met(plans)
             rounds.append(plans)
         return rounds
 
@@ -306,7 +318,7 @@ class PeerStrategy(Strategy):
     def _closing_plans(self, grid: Grid) -> dict[int, Plan]:
         self._logbook.asked()
         plans = self.planner.closing_plans(self._invite(grid), self.exchange.sizes)
-        self._logbook.carried(plans)
+        self._logbook.met(plans)
         return plans
 
     def aggregate_evaluate(
@@ -381,7 +393,9 @@ class PeerStrategy(Strategy):
         )
         trained, last = num_rounds, self.planner.last_round  # others are of the final merge
         self._num_rounds = last
-        self._logbook = Logbook(self.roster.members, last, self.trackers, self.planner.energy)
+        self._logbook = Logbook(
+            self.roster.members, last, self.trackers, self.planner.energy, self._liars
+        )
         given = self.method, self.roster, self._logbook
         devices = self._hosted(grid)
         self.exchange = (
@@ -392,6 +406,7 @@ class PeerStrategy(Strategy):
         fixed = self.communicates and not self._time_varying
         graph = self.planner.graph(1) if fixed else None
         self._logbook.announce(self.method, graph, couriers=self.planner.couriers)
+        self._say_who_may_lie()
         for line in self.planner.merge_lines():
             log(INFO, "%s", line)
 
@@ -447,6 +462,16 @@ class PeerStrategy(Strategy):
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
         return self._logbook.result()
+
+    def _say_who_may_lie(self) -> None:
+        """Say how many liars the aggregation rule can bear on the graph of the first round."""
+        blocks = {p: member.blocks for p, member in self.roster.members.items()}
+        graph, over = self.planner.links(1)
+        found = held(graph, blocks, self.aggregation, over)
+        for line in told(found, self.aggregation, self._liars, moving=self._time_varying):
+            log(WARNING, "%s", line)
+        if self._liars:
+            log(WARNING, "Liars of this simulation: %s", ", ".join(map(str, sorted(self._liars))))
 
     def _hosted(self, grid: Grid) -> Hosted | None:
         """Return the devices of an engine that runs whole rounds; None where messages go.

@@ -24,7 +24,7 @@ from .gaps import Gaps
 from .losses import Losses
 from .member import Member
 from .merging import FinalMerge
-from .mixing import FarLink, Hubs, Neighbourhood, neighbourhoods, owners_by_block
+from .mixing import FarLink, Hubs, Neighbourhood, neighbourhoods, over_owners
 
 Links = tuple[nx.Graph, Mapping[str, nx.Graph]]
 """Who is to send to whom, and the graphs of blocks that have one of their own."""
@@ -212,7 +212,11 @@ class RoundPlanner:
 
     def graph(self, server_round: int) -> nx.Graph:
         """Return who is to send to whom in a round, on all nodes, if all are there."""
-        return self._links(server_round, self._members)[0]
+        return self.links(server_round)[0]
+
+    def links(self, server_round: int) -> Links:
+        """Return the same, and the graphs of blocks that have one of their own."""
+        return self._links(server_round, self._members)
 
     def _links(self, server_round: int, there: Collection[int]) -> Links:
         """Return who is to send to whom in a round, of those who are there, on all nodes."""
@@ -248,13 +252,12 @@ class RoundPlanner:
         key = server_round if self.topology.time_varying else 1, tuple(sorted(there))
         if key == self._drawn[0]:
             return self._drawn[1]
-        union, graphs = self._no_links(), dict[tuple[int, ...], nx.Graph]()
-        owners = owners_by_block({p: self._members[p].blocks for p in key[1]})
-        for nodes in dict.fromkeys(owners.values()):
-            drawn = self.topology.graph(len(nodes), server_round=server_round, seed=self.seed)
-            graphs[nodes] = nx.relabel_nodes(drawn, dict(enumerate(nodes)))
-            union.add_edges_from(graphs[nodes].edges)
-        found = union, {block: graphs[nodes] for block, nodes in owners.items()}
+        blocks = {p: self._members[p].blocks for p in key[1]}
+        graphs = over_owners(self.topology, blocks, server_round=server_round, seed=self.seed)
+        union = self._no_links()
+        for graph in graphs.values():
+            union.add_edges_from(graph.edges)
+        found = union, graphs
         self._drawn = key, found
         return found
 

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ..base.text import one_line
+from ..learning.mixing import DROPPED
 from ..payload.blocks import STATISTICS, carried, is_carried, without_companion
 from ..payload.plan import Plan, mean_of
 from ..payload.routing import correspondents
@@ -46,6 +47,7 @@ RANGES = {
     "test.without.": SHARE,
     "validation.accuracy": SHARE,
     "labels.": SHARE,
+    DROPPED: SHARE,
     "mix.disagreement": COUNTED,
     "train.iterations": COUNTED,
     "speed.": COUNTED,
@@ -206,6 +208,9 @@ def _ranges(names: tuple[str, ...], modalities: frozenset[str]) -> list[tuple[fl
                     f"its metric {name} is of no modality of the run; there are "
                     f"{', '.join(sorted(modalities))}"
                 )
+        about = name.removeprefix(DROPPED)
+        if name.startswith(DROPPED) and not (about.isascii() and about.isdecimal()):
+            raise ReplyError(f"its metric {name} is of no neighbour; allowed: {DROPPED}<id>")
         own = (r for key, r in RANGES.items() if name == key or _begins(name, key))
         ranges.append(next(own, (-LARGEST, LARGEST)))
     return ranges

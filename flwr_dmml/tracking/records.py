@@ -67,6 +67,9 @@ class NodeResult:
     measured_j: Amount | None = None  # by its own meter, while it computed
     measured_s: Amount | None = None  # the seconds of that
     own: Named = field(default_factory=dict)  # numbers that its method names itself
+    dropped: dict[str, Share] = field(default_factory=dict)  # share of each neighbour's numbers
+    lies: bool | None = None  # whether it is a liar of the simulation; None where nobody is
+    lying_neighbours: Count | None = None  # that it hears in this round
 
     def trained(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured while training."""
@@ -98,6 +101,7 @@ class NodeResult:
         self.accuracy_by_modality = under("test.accuracy.", metrics)
         self.accuracy_without = under("test.without.", metrics)
         self.accuracy_missing = metrics.get("test.missing")
+        self.dropped = under("dropped.", metrics)
         self.own |= _unnamed(metrics, evaluation=True)
 
 
@@ -109,8 +113,14 @@ KNOWN = {
 """Metrics of a device that have a place of their own in a record."""
 KNOWN_PREFIXES = (
     "test.accuracy.", "test.without.", "speed.", "near.", "labels.", "energy.", "letter.",
+    "dropped.",
 )  # fmt: skip
 """So have all that begin with these."""
+OPTIONAL = {
+    "measured_j", "measured_s", "total_measured_j", "carried", "claims", "lies",
+    "lying_neighbours", "dropped", "liars",
+}  # fmt: skip
+"""What is left out of a line where there is nothing to say."""
 EVALUATION = ("test.", "validation.")
 """Prefixes of metrics that were measured on the model that the round before has left."""
 
@@ -132,9 +142,8 @@ def under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _there_only(line: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a meter, couriers or neighbours would have added, where none did."""
-    optional = ("measured_j", "measured_s", "total_measured_j", "carried", "claims")
-    return {k: v for k, v in line.items() if k not in optional or v not in (None, {})}
+    """Leave out what only some runs have: what a meter, couriers or neighbours add, and liars."""
+    return {k: v for k, v in line.items() if k not in OPTIONAL or v not in (None, {})}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -150,6 +159,42 @@ def _mean_by_key(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for name, value in table.items():
             groups[name].append(value)
     return {name: fmean(values) for name, values in sorted(groups.items())}
+
+
+@dataclass
+class Liars:
+    """Liars in one round: what they do to others, and how well they are found.
+
+    Attributes
+    ----------
+    devices : list of int
+        Who lies.
+    accuracy_near, accuracy_far : float or None
+        Mean test accuracy of honest devices with a liar among their neighbours, and without.
+    precision : float or None
+        Liars' share of the numbers that honest devices have dropped; None where none were.
+    recall : float or None
+        Share of liars' numbers that was dropped, mean over honest devices and their lying
+        neighbours; None where nothing is dropped by anybody.
+    """
+
+    devices: list[int]
+    accuracy_near: float | None
+    accuracy_far: float | None
+    precision: float | None
+    recall: float | None
+
+
+def _found(nodes: Sequence[NodeResult]) -> dict[str, float | None]:
+    """Return how well what honest nodes have dropped is what liars have told them."""
+    lying = {str(n.partition) for n in nodes if n.lies}
+    dropped = [(j in lying, x) for n in nodes if not n.lies for j, x in n.dropped.items()]
+    if not dropped:
+        return {"precision": None, "recall": None}
+    right = fsum(x for lies, x in dropped if lies)
+    met = sum(n.lying_neighbours or 0 for n in nodes if not n.lies)
+    total = fsum(x for _, x in dropped)
+    return {"precision": right / total, "recall": right / met if met else None}
 
 
 @dataclass
@@ -171,8 +216,8 @@ class RoundRecord:
 
     @property
     def evaluated(self) -> list[NodeResult]:
-        """The nodes that were evaluated, by partition."""
-        return [node for node in self.nodes if node.accuracy is not None]
+        """The honest nodes that were evaluated, by partition."""
+        return [node for node in self.honest if node.accuracy is not None]
 
     @property
     def over_classes(self) -> dict[str, float]:
@@ -183,7 +228,7 @@ class RoundRecord:
     @property
     def own(self) -> dict[str, float]:
         """Numbers under names of a method's own, mean over the nodes; and those of a strategy."""
-        return _mean_by_key(node.own for node in self.nodes) | self.noted
+        return _mean_by_key(node.own for node in self.honest) | self.noted
 
     def node(self, partition: int, modalities: Iterable[str]) -> NodeResult:
         """Return the entry of a node, new if it has none yet."""
@@ -199,60 +244,79 @@ class RoundRecord:
         return [self.by_partition[p] for p in sorted(self.by_partition)]
 
     @property
+    def honest(self) -> list[NodeResult]:
+        """The nodes that are no liars of a simulation: all that is said of learning is of them."""
+        return [node for node in self.nodes if not node.lies]
+
+    @property
+    def liars(self) -> "Liars | None":
+        """Numbers of a simulation with liars; None where there are none."""
+        if not any(node.lies for node in self.nodes):
+            return None
+        near = [n for n in self.honest if n.lying_neighbours]
+        far = [n for n in self.honest if n.lying_neighbours == 0]
+        return Liars(
+            devices=[n.partition for n in self.nodes if n.lies],
+            accuracy_near=_mean(n.accuracy for n in near),
+            accuracy_far=_mean(n.accuracy for n in far),
+            **_found(self.nodes),
+        )
+
+    @property
     def accuracy(self) -> float | None:
         """Mean test accuracy over nodes, each with the modalities it owns."""
-        return _mean(n.accuracy for n in self.nodes)
+        return _mean(n.accuracy for n in self.honest)
 
     @property
     def accuracy_own_shares(self) -> float | None:
         """Mean accuracy over nodes, each on classes with the shares of its own samples."""
-        return _mean(n.accuracy_own_shares for n in self.nodes)
+        return _mean(n.accuracy_own_shares for n in self.honest)
 
     @property
     def min_accuracy(self) -> float | None:
         """Test accuracy of the worst node."""
-        return min((n.accuracy for n in self.nodes if n.accuracy is not None), default=None)
+        return min((n.accuracy for n in self.honest if n.accuracy is not None), default=None)
 
     @property
     def max_accuracy(self) -> float | None:
         """Test accuracy of the best node."""
-        return max((n.accuracy for n in self.nodes if n.accuracy is not None), default=None)
+        return max((n.accuracy for n in self.honest if n.accuracy is not None), default=None)
 
     @property
     def macro_f1(self) -> float | None:
         """Macro-F1 on the test set, mean over nodes, each with the modalities it owns."""
-        return _mean(n.macro_f1 for n in self.nodes)
+        return _mean(n.macro_f1 for n in self.honest)
 
     @property
     def uar(self) -> float | None:
         """Unweighted average recall on the test set, mean over nodes likewise."""
-        return _mean(n.uar for n in self.nodes)
+        return _mean(n.uar for n in self.honest)
 
     @property
     def accuracy_by_set(self) -> dict[str, float]:
         """Mean test accuracy of the nodes that own exactly this set of modalities."""
-        evaluated = (node for node in self.nodes if node.accuracy is not None)
+        evaluated = (node for node in self.honest if node.accuracy is not None)
         return _mean_by_key({node.modalities: node.accuracy or 0.0} for node in evaluated)
 
     @property
     def accuracy_by_modality(self) -> dict[str, float]:
         """Mean test accuracy of a modality's owners when they use that modality alone."""
-        return _mean_by_key(node.accuracy_by_modality for node in self.nodes)
+        return _mean_by_key(node.accuracy_by_modality for node in self.honest)
 
     @property
     def accuracy_without(self) -> dict[str, float]:
         """Mean test accuracy of a modality's owners when they use all their others instead."""
-        return _mean_by_key(node.accuracy_without for node in self.nodes)
+        return _mean_by_key(node.accuracy_without for node in self.honest)
 
     @property
     def accuracy_missing(self) -> float | None:
         """Mean test accuracy over nodes when a share of the samples lacks a modality."""
-        return _mean(n.accuracy_missing for n in self.nodes)
+        return _mean(n.accuracy_missing for n in self.honest)
 
     @property
     def train_loss(self) -> float | None:
         """Mean training loss over nodes and local iterations."""
-        return _mean(n.train_loss for n in self.nodes)
+        return _mean(n.train_loss for n in self.honest)
 
     @property
     def consensus_distance(self) -> float | None:
@@ -262,7 +326,7 @@ class RoundRecord:
         nobody mixed. Measured by the nodes between neighbours, since nobody sees all models (this
         project's measure).
         """
-        mean = _mean(n.disagreement for n in self.nodes)
+        mean = _mean(n.disagreement for n in self.honest)
         return None if mean is None else sqrt(mean)
 
     @property
@@ -289,7 +353,7 @@ class RoundRecord:
         in-distribution ones, ``skew`` the total variation between the label distribution of what a
         node trains on and the uniform one (``skew-before``: of its own samples alone).
         """
-        return _mean_by_key(node.labels for node in self.nodes)
+        return _mean_by_key(node.labels for node in self.honest)
 
     @property
     def compute_j(self) -> float:
@@ -320,13 +384,13 @@ class RoundRecord:
     @property
     def balance(self) -> float | None:
         """Balance metric, mean over the devices with several modalities."""
-        return _mean(n.balance for n in self.nodes)
+        return _mean(n.balance for n in self.honest)
 
     @property
     def network_balance(self) -> float | None:
         """Balance metric of the network: each modality's progress is the mean over its owners."""
         progress = [
-            {m: speed * n.updates.get(m, 0) for m, speed in n.speed.items()} for n in self.nodes
+            {m: speed * n.updates.get(m, 0) for m, speed in n.speed.items()} for n in self.honest
         ]
         by_modality = _mean_by_key(progress)
         lowest = min(by_modality.values(), default=0.0)
@@ -370,6 +434,7 @@ class RoundRecord:
             "failed": {str(k): v for k, v in sorted(self.failed.items())},
             "battery_j": {str(k): v for k, v in sorted(self.battery_j.items())},
             "carried": sorted(map(list, self.carried)) or None,
+            "liars": None if self.liars is None else asdict(self.liars),
             "nodes": [_there_only(asdict(n)) | {"balance": n.balance} for n in self.nodes],
         }
         return _there_only(line)

@@ -80,11 +80,17 @@ def in_common(results: Mapping[str, RoundRecord]) -> dict[str, RoundRecord]:
 
 
 def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
+    liars = [r.liars for r in records]
+    every = "honest devices" if any(liars) else "all devices"
     rows: list[tuple[str, list[float | None]]] = [
-        ("all devices, mean", [r.accuracy for r in records]),
+        (f"{every}, mean", [r.accuracy for r in records]),
         ("worst device", [r.min_accuracy for r in records]),
         ("best device", [r.max_accuracy for r in records]),
     ]
+    if any(liars):
+        near = [None if x is None else x.accuracy_near for x in liars]
+        far = [None if x is None else x.accuracy_far for x in liars]
+        rows += [("near a liar, mean", near), ("far from liars, mean", far)]
     if any(r.accuracy_own_shares is not None for r in records):
         own = [r.accuracy_own_shares for r in records]
         rows.append(("at a device's own label shares, mean", own))
@@ -99,7 +105,7 @@ def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
             values = [r.accuracy_without.get(name) for r in records]
             rows.append((f"without {name}, mean over owners", values))
     if any(r.accuracy_missing is not None for r in records):
-        rows.append(("all devices, some inputs missing", [r.accuracy_missing for r in records]))
+        rows.append((f"{every}, some inputs missing", [r.accuracy_missing for r in records]))
     return rows
 
 
@@ -113,7 +119,8 @@ def devices_table(results: Mapping[str, RoundRecord]) -> Table:
     partitions = sorted(set.union(*(set(r.by_partition) for r in results.values())))
     for partition in partitions:
         nodes = [r.by_partition.get(partition) for r in results.values()]
-        sensors = next(n.modalities for n in nodes if n is not None)
+        known = next(n for n in nodes if n is not None)
+        sensors = known.modalities + ", lies" * bool(known.lies)
         shown = ["-" if n is None or n.accuracy is None else f"{n.accuracy:.3f}" for n in nodes]
         table.add_row(str(partition), sensors, *shown)
     return table
@@ -148,10 +155,10 @@ def verdict(baseline: str, method: str, results: Mapping[str, RoundRecord]) -> s
     before, after = compared[baseline], compared[method]
     if before.accuracy is None or after.accuracy is None:
         return f"{method} against {baseline}: no device finished with both"
-    pairs = zip(before.nodes, after.nodes, strict=True)
+    pairs = zip(before.honest, after.honest, strict=True)
     better = sum((b.accuracy or 0.0) > (a.accuracy or 0.0) for a, b in pairs)
     gain = 100 * (after.accuracy - before.accuracy)
     return (
         f"{method} against {baseline}: {gain:+.1f} points on the mean over devices; "
-        f"{better} of {len(before.nodes)} devices are better off"
+        f"{better} of {len(before.honest)} devices are better off"
     )

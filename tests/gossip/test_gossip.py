@@ -270,7 +270,7 @@ def test_the_rule_is_the_methods_own_unless_it_is_named() -> None:
     ("config", "words"),
     [
         ({"gossip": "push"}, "gossip = 'push': there are auto, beer, choco, d2, decentlam"),
-        ({"aggregation": "median"}, "aggregation = 'median': there are mean"),
+        ({"aggregation": "largest"}, "aggregation = 'largest': there are balance, gated-ios"),
         (
             {"method": "dpsgd", "gossip": "qg-dsgdm", "optimizer": "adam"},
             "optimizer = 'adam': the momentum of the gossip rule 'qg-dsgdm' goes with sgd only",

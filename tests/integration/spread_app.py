@@ -49,7 +49,7 @@ def run(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        topology = make_topology("ring")
+        topology = make_topology(str(changed.get("topology", "ring")))
         if isinstance(grid, SimulationGrid):
             grid.arrange(topology.graph(NODES))
         strategy = PeerStrategy(

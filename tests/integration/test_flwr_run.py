@@ -64,6 +64,26 @@ def test_all_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path:
     assert "dmml-kd against dpsgd" in text and "devices are better off" in text
 
 
+def test_liars_lie_under_flwr_run_as_in_one_process(flwr_run: Run, tmp_path: Path):
+    """DMML-KD with compressed letters and a robust rule; on Flower's own engine."""
+    liars = {"attack.kind": "alie", "attack.devices": "1", "attack.payload": "forged"}
+    settings = {**SETTINGS, **liars, "compare-with": "", "topology": "complete", "stagger": 0.0}
+    settings |= {"aggregation": "ios", "num-nodes": 5}
+    status, log = flwr_run(5, **settings, **{"run-dir": str(tmp_path / "flower")})
+    assert status == "finished:completed", log
+    settings["run-dir"] = str(tmp_path / "one")
+    sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    command = ["simulate", str(QUICKSTART), *sets, "--workers", "0"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    flowers, own = (
+        (tmp_path / engine / "same" / "dmml-kd" / "metrics.jsonl").read_bytes()
+        for engine in ("flower", "one")
+    )
+    assert flowers == own
+    assert json.loads(own.splitlines()[-1])["liars"]["devices"] == [1]
+
+
 def test_a_bad_setting_fails_the_run_and_names_the_key(flwr_run: Run, tmp_path: Path):
     status, log = flwr_run(2, **{"topology": "torus", "num-nodes": 13, "run-dir": str(tmp_path)})
     assert status == "finished:failed"

@@ -18,6 +18,7 @@ from flwr_dmml.engine.cluster import connect
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
+LIARS = {"attack.devices": "1", "attack.payload": "forged"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,6 +49,9 @@ def test_any_number_of_workers_gives_equal_numbers(method: str) -> None:
         {"couriers": "forward"},
         {"couriers": "forward", "exchange.precision": "int8"},
         {"couriers": "average"},
+        {"aggregation": "ios", "topology": "complete"},
+        {"aggregation": "median", "topology": "complete", **LIARS, "attack.kind": "alie"},
+        {"aggregation": "robust", "topology": "complete", **LIARS, "attack.kind": "gaussian"},
     ],
     ids=str,
 )

@@ -177,8 +177,8 @@ def test_its_gossip_rule_lets_a_device_rest(parts: FlowerApp, rounds: Any) -> No
 
 
 def test_its_aggregation_rule_is_not_the_mean(parts: FlowerApp, rounds: Any) -> None:
-    mean, median = losses(rounds(parts)), losses(rounds(parts, aggregation="median"))
-    assert median[0] == mean[0] and median[1:] != mean[1:]
+    mean, middle = losses(rounds(parts)), losses(rounds(parts, aggregation="middle"))
+    assert middle[0] == mean[0] and middle[1:] != mean[1:]
 
 
 # ---- data and graphs --------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_a_server_app_that_cannot_be_is_refused_in_a_line(
             r"clouds\.distanse = 2\.0: unknown setting; did you",
         ),
         ({"gossip": "tracking", "optimizer": "adam"}, "optimizer = 'adam': the momentum of the go"),
-        ({"gossip": "d2", "aggregation": "median"}, "aggregation = 'median': the gossip rule 'd2'"),
+        ({"gossip": "d2", "aggregation": "middle"}, "aggregation = 'middle': the gossip rule 'd2'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_in_a_line(

@@ -359,6 +359,30 @@ def test_soft_labels_have_a_section(tmp_path: Path) -> None:
     assert page.figures["labels"]["data"][0]["y"] == [0.25, 0.5]
 
 
+def test_liars_are_ringed_on_the_map_and_have_a_section(tmp_path: Path) -> None:
+    """Of three devices, 1 lies; 0 hears it and drops half of what it says, and in round 1 a tenth
+    of what 2 says."""
+    rounds = [make_round(r, [0.5, 0.9, 0.7]) for r in (1, 2)]
+    for record in rounds:
+        for node in record.nodes:
+            node.lies, node.lying_neighbours = node.partition == 1, int(node.partition == 0)
+        record.by_partition[0].dropped = {"1": 0.5}
+    rounds[0].by_partition[0].dropped["2"] = 0.1
+    folder = write_run(tmp_path, "liars", {"dpsgd": rounds})
+    page = page_of(folder)
+    traces = {t["name"]: t for t in page.figures["graph"]["data"] if "name" in t}
+    assert len(traces["liars"]["x"]) == 1
+    assert traces["liars"]["x"] == [traces["image"]["x"][0]]  # device 1
+    assert page.row("final", "honest devices, mean") == ["0.600"]
+    assert page.row("dropped", "1") == ["dpsgd", "yes", "0.500", "0"]
+    assert page.row("dropped", "2") == ["dpsgd", "no", "0.050", "0"]
+    lines = {t["name"].split()[-1]: t["y"] for t in page.figures["accuracy-liars"]["data"]}
+    assert sorted(lines.values()) == [[0.5] * 2, [0.5] * 2, [0.6] * 2, [0.7] * 2]
+    found = [t["y"] for t in page.figures["detection"]["data"]]
+    assert found == [pytest.approx([0.5 / 0.6, 1.0], abs=1e-4), [0.5, 0.5]]
+    assert page.row("devices", "1")[0] == "image, lies"
+
+
 def test_devices_that_one_method_lost_are_in_no_accuracy(tmp_path: Path) -> None:
     """Device 2 fails in the second method: both means are over devices 0 and 1."""
     last = make_round(1, [0.6, 0.8, 0.0])

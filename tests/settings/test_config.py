@@ -126,7 +126,7 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
         # Unknown keys: the nearest one, or all of them
         ("num-node", 3, "unknown setting; did you mean 'num-nodes'?"),
         ("learning_rates", 0.1, "unknown setting; did you mean 'learning-rate'?"),
-        ("qqq", 3, "unknown setting; there are method, gossip, aggregation, gossip-normalise,"),
+        ("qqq", 3, "unknown setting; there are method, gossip, aggregation, assume-liars,"),
         ("dmml-kd.generatr", True, "unknown setting; did you mean 'dmml-kd.generator'?"),
         ("dmml-kd.qqq", 1, "unknown setting; there are dmml-kd.decomposition, dmml-kd.generator,"),
         ("dpsgd.guidance", 1.0, "unknown setting"),

@@ -24,7 +24,12 @@ class Mean(AggregationRule):
 
     def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted mean ``[rows, length]``."""
-        total = weights[:, :1] * own
-        for j in range(near.shape[1]):
-            total.addcmul_(weights[:, j + 1 : j + 2], near[:, j])
-        return total
+        return weighted_mean(own, near, weights)
+
+
+def weighted_mean(own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
+    """Return ``w_0 own + sum_j w_j near_j``, see :class:`AggregationRule` for the shapes."""
+    total = weights[:, :1] * own
+    for j in range(near.shape[1]):
+        total.addcmul_(weights[:, j + 1 : j + 2], near[:, j])
+    return total

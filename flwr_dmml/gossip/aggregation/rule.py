@@ -1,11 +1,15 @@
 """The base of aggregation rules (:class:`AggregationRule`)."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from math import ceil
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from ...base.options import Group
+
+ASSUMED = 0.2
+"""Share of a device's neighbours that it takes for liars, unless the run config says otherwise."""
 
 
 class AggregationRule(ABC):
@@ -15,6 +19,9 @@ class AggregationRule(ABC):
     ----------
     options : Group
         An instance of ``options_type``.
+    assume_liars : float (default: 0.2)
+        Bound on the liars among a device's neighbours: a share of them below 1, rounded up, or a
+        number of them from 1 on; 0 trusts everybody.
     """
 
     name: ClassVar[str] = ""
@@ -24,9 +31,16 @@ class AggregationRule(ABC):
     options_type: ClassVar[type[Group]] = Group
     linear: ClassVar[bool] = False
     """Whether it is the weighted mean, which keeps the mean over the devices."""
+    robust: ClassVar[bool] = False
+    """Whether it is meant for neighbours that lie. What a method makes of neighbours' statistics is
+    then robust, too."""
 
-    def __init__(self, options: Group) -> None:
-        self.options = options
+    def __init__(self, options: Group, assume_liars: float = ASSUMED) -> None:
+        self.options, self.assume_liars = options, assume_liars
+
+    def __str__(self) -> str:
+        """Return the name in a run config."""
+        return self.name
 
     @abstractmethod
     def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
@@ -41,3 +55,21 @@ class AggregationRule(ABC):
         weights : Tensor
             ``[rows, 1 + neighbours]``, the own first; rows sum to 1, 0 where nothing has arrived.
         """
+
+    def at(self, progress: float) -> Self:
+        """Return the rule for a time of the run, from 0 at its begin to 1 at its end."""
+        return self
+
+    def most(self, neighbours: int) -> int:
+        """Return how many of so many neighbours may lie at most, whatever is assumed."""
+        return max(0, (neighbours - 1) // 2)
+
+    def liars(self, neighbours: int) -> int:
+        """Return how many of so many neighbours the rule takes for liars.
+
+        That is how many it can bear: 0 of a rule that is not :attr:`robust`, and where there are
+        too few neighbours.
+        """
+        bound = self.assume_liars
+        assumed = ceil(bound * neighbours - 1e-9) if bound < 1 else int(bound)
+        return min(assumed, self.most(neighbours)) if self.robust else 0

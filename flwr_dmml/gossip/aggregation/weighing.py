@@ -1,0 +1,219 @@
+"""Rules that give every copy a weight by how far the copies are apart (:class:`Weighing`).
+
+Such a rule needs no vector, only the inner products of their differences: ``O(n^2)`` numbers for n
+neighbours, which cost as much as n weighted means of small n. What it finds are weights, and the
+aggregate is the weighted mean with them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .mean import weighted_mean
+from .rule import AggregationRule
+
+PIECE = 2**18
+"""Numbers that are multiplied at a time, so that a processor's cache holds them."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a device knows of where its neighbours' copies lie, m = 1 + neighbours, the own first.
+
+    All are on the CPU, numbers in float64.
+
+    Attributes
+    ----------
+    gram : Tensor
+        Inner products of the copies' differences from the own, ``[rows, m, m]``; 0 of the own, and
+        of what has not arrived.
+    there : Tensor
+        Which copies have arrived, ``[rows, m]`` bool; the own always.
+    weights : Tensor
+        ``[rows, m]``; rows sum to 1, 0 where nothing has arrived.
+    liars : Tensor
+        How many liars are assumed, ``[rows]`` int64.
+    along : Tensor
+        Inner products of these differences with the own copy, ``[rows, m]``.
+    norm : Tensor
+        Euclidean norms of the own copies, ``[rows]``.
+    """
+
+    gram: Tensor
+    there: Tensor
+    weights: Tensor
+    liars: Tensor
+    along: Tensor
+    norm: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        rule: AggregationRule,
+        own: Tensor | Sequence[Tensor],
+        near: Tensor | Sequence[Sequence[Tensor]],
+        weights: Tensor,
+    ) -> "Around | None":
+        """Return what a rule is to know; None where it takes nobody for a liar.
+
+        A copy that is not finite has not arrived, counts as one liar that has been found, and its
+        weight goes to the own copy.
+
+        Parameters
+        ----------
+        rule : AggregationRule
+            Says how many liars it assumes.
+        own, near, weights : Tensor
+            See :class:`AggregationRule`; ``own`` and ``near`` may be sequences of vectors
+            ``[length]`` as well, by row, and by row and neighbour.
+        """
+        known = weights.detach().cpu().double()
+        arrived = known[:, 1:] > 0
+        liars = torch.tensor([rule.liars(int(n)) for n in arrived.sum(dim=1)])
+        if not bool(liars.any()):
+            return None
+        each = [table_of(mine, theirs) for mine, theirs in zip(own, near, strict=True)]
+        table = torch.stack(each).cpu()  # [rows, m, m]
+        sound = table.diagonal(dim1=1, dim2=2).isfinite()  # the own copy always is
+        there = torch.cat([sound[:, :1], arrived & sound[:, 1:]], dim=1)
+        if not bool(sound.all()):
+            found = (arrived & ~sound[:, 1:]).sum(dim=1)
+            most = torch.tensor([rule.most(int(n)) for n in there[:, 1:].sum(dim=1)])
+            liars = torch.minimum((liars - found).clamp(min=0), most)
+            known = known * there
+            known[:, 0] += 1 - known.sum(dim=1)
+        norm, there[:, 0] = table[:, 0, 0].sqrt(), False
+        inner = torch.where(there[:, :, None] & there[:, None], table, 0.0)
+        along, there[:, 0] = torch.where(there, table[:, 0], 0.0), True
+        return cls(inner, there, known, liars, along, norm)
+
+    @property
+    def count(self) -> Tensor:
+        """Copies that have arrived, the own among them, ``[rows]``."""
+        return self.there.sum(dim=1)
+
+    @property
+    def apart(self) -> Tensor:
+        """Squared distances between all copies, ``[rows, m, m]``."""
+        squares = self.gram.diagonal(dim1=1, dim2=2)
+        return (squares[:, :, None] + squares[:, None] - 2 * self.gram).clamp(min=0)
+
+    @property
+    def away(self) -> Tensor:
+        """Distances from the own copy, ``[rows, m]``."""
+        return self.gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+
+    def squares_to(self, shares: Tensor) -> Tensor:
+        """Return squared distances ``[rows, m]`` to the mean with shares ``[rows, m]``.
+
+        Of every copy j to ``mean = own + sum_i s_i (x_i - own)``:
+        ``G_jj - 2 (G s)_j + s' G s``.
+        """
+        along = (self.gram * shares[:, None]).sum(dim=2)
+        middle = (shares * along).sum(dim=1, keepdim=True)
+        return (self.gram.diagonal(dim1=1, dim2=2) - 2 * along + middle).clamp(min=0)
+
+    def lengths(self, shares: Tensor) -> Tensor:
+        """Return how much more of the mean with shares ``[rows, m]`` a copy has than the own one.
+
+        Of every copy j, ``(x_j - own) . mean / |mean|``, ``[rows, m]``.
+        """
+        along = (self.gram * shares[:, None]).sum(dim=2)
+        square = self.norm.square() + (shares * (2 * self.along + along)).sum(dim=1)
+        return (self.along + along) / square.clamp(min=1e-300).sqrt()[:, None]
+
+    def kept(self, keep: Tensor) -> Tensor:
+        """Return the weights of those that are kept ``[rows, m]`` bool, made to sum to 1.
+
+        To the last bit as they are where all are kept.
+        """
+        shares = self.weights * keep
+        return torch.where(
+            (keep | ~self.there).all(dim=1, keepdim=True),
+            self.weights,
+            shares / shares.sum(dim=1, keepdim=True),
+        )
+
+    def moved(self, to: Tensor) -> "Around":
+        """Return the same of other points: each a mean of these with shares ``[rows, m, m]``."""
+        whole = product(product(to, self.gram), to.transpose(1, 2))
+        first, centre = whole[:, 0], whole[:, 0, 0]
+        gram = whole - first[:, None] - first[:, :, None] + centre[:, None, None]
+        along = (to * self.along[:, None]).sum(dim=2)  # with the own copy that was
+        norm = (self.norm.square() + 2 * along[:, 0] + centre).clamp(min=0).sqrt()
+        along = along + first
+        return replace(self, gram=gram, along=along - along[:, :1], norm=norm)
+
+
+class Weighing(AggregationRule):
+    """A rule that gives every copy a weight, by the distances of all."""
+
+    robust: ClassVar[bool] = True
+
+    def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
+        """Return the mean ``[rows, length]`` with the weights of :meth:`weigh`."""
+        found = self.weigh(own, near, weights)
+        unused = found[:, 1:] == 0
+        if bool(unused.any()) and not bool(near[unused].isfinite().all()):
+            near = torch.where(unused[:, :, None], own[:, None], near)  # 0 NaN is NaN
+        return weighted_mean(own, near, found)
+
+    def weigh(
+        self,
+        own: Tensor | Sequence[Tensor],
+        near: Tensor | Sequence[Sequence[Tensor]],
+        weights: Tensor,
+    ) -> Tensor:
+        """Return the weights ``[rows, 1 + neighbours]`` of the aggregate, of ``weights``' type.
+
+        See :meth:`Around.of`. A row in which no liar is assumed keeps its weights.
+        """
+        around = Around.of(self, own, near, weights)
+        if around is None:
+            return weights
+        found = torch.where(around.liars[:, None] > 0, self.shares(around), around.weights)
+        return found.to(weights)
+
+    @abstractmethod
+    def shares(self, around: Around) -> Tensor:
+        """Return the weights of all copies ``[rows, m]`` float64, >= 0; rows sum to 1.
+
+        What is returned for a row without assumed liars is not used.
+        """
+
+
+def table_of(own: Tensor, near: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return inner products of the own copy and all differences from it, ``[m, m]`` float64.
+
+    In pieces of a size that depends on the number of neighbours alone: a device's numbers are the
+    same whoever else is computed with it.
+
+    Parameters
+    ----------
+    own : Tensor
+        ``[length]``; the first in the table.
+    near : Tensor, or sequence of Tensor
+        ``[neighbours, length]``; the differences ``near - own`` are the others.
+    """
+    size = 1 + len(near)
+    table = own.new_zeros(size, size, dtype=torch.float64)
+    step = PIECE // size
+    for at in range(0, len(own), step):
+        some = slice(at, at + step)
+        vectors = torch.stack([own[some], *(x[some] for x in near)])
+        vectors[1:] -= own[some]
+        found = vectors @ vectors.T
+        table += (found + found.T).double() / 2
+    return table
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return matrix products ``[rows, i, j]`` of ``[rows, i, k]`` and ``[rows, k, j]``.
+
+    A row's numbers are the same alone, which BLAS does not promise.
+    """
+    return (a[:, :, None] * b.transpose(1, 2).contiguous()[:, None]).sum(dim=3)
