@@ -136,9 +136,10 @@ def simulate_custom(installed: Path, run_dir: Path, workers: int = 0, **settings
     sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
     command = [sys.executable, "-m", "flwr_dmml.cli", "simulate", str(CUSTOM), *sets]
     command += ["--workers", str(workers)]
+    found = [str(installed), str(CUSTOM), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [*command, "--set", f"run-dir={run_dir}"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(CUSTOM)])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, found))},
         capture_output=True,
         text=True,
     )

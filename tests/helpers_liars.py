@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from io import BytesIO
 from math import inf, nan
 from pathlib import Path
@@ -15,6 +16,7 @@ from flwr_dmml.clients import DPSGD, make_client_app
 from flwr_dmml.engine import FlowerApp, never, run_app
 from flwr_dmml.payload.plan import Inbox, Plan
 from flwr_dmml.strategies import make_server_app
+from flwr_dmml.transport.letter import DIGEST_BYTES, FRAME
 from flwr_dmml.transport.messages import (
     ABOUT,
     CONFUSION,
@@ -52,8 +54,12 @@ class Lying:
     def __post_init__(self) -> None:
         self._app = make_client_app()
 
+    def is_liar(self, context: Context) -> bool:
+        """Return whether this device is the one."""
+        return context.node_config["partition-id"] == LIAR
+
     def __call__(self, message: Message, context: Context) -> Message:
-        lies = context.node_config["partition-id"] == LIAR and self.kind == kind_of(message)
+        lies = self.is_liar(context) and self.kind == kind_of(message)
         if lies and self.change is None:
             raise RuntimeError(EVIL)
         reply = self._app(message, context)
@@ -190,11 +196,12 @@ def run_four(
     stopping: Callable[[], bool] = never,
     **settings: Any,
 ) -> Path:
-    """Run four devices; return the method's folder. ``_`` in settings stands for ``-``."""
+    """Run four devices, or ``num_nodes``; return the method's folder. ``_`` stands for ``-``."""
     config = FEW | {key.replace("_", "-"): value for key, value in settings.items()}
     own = (LyingRow, FailingRow)
     app = FlowerApp(config, make_server_app(*own), devices or make_client_app(*own))
-    run_app(app, 4, {"run-dir": str(folder)}, workers=workers, stopping=stopping)
+    nodes = config["num-nodes"]
+    run_app(app, nodes, {"run-dir": str(folder)}, workers=workers, stopping=stopping)
     return folder / "x" / str(config["method"])
 
 
@@ -274,3 +281,62 @@ LIES: dict[str, tuple[str, Change, str]] = {
     "state words": ("state", array(STATE, stored(np.array(["a"]))), "which are no numbers"),
 }
 """By name: in which reply, what, and the words of it."""
+
+
+def opened(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return a letter's header, and its tensors as bytes."""
+    _, _, length = FRAME.unpack_from(data)
+    start = FRAME.size + length
+    return json.loads(data[FRAME.size : start]), data[start:-DIGEST_BYTES]
+
+
+def closed(data: bytes, header: Any, tensors: bytes) -> bytes:
+    """Return a letter with another header and other tensors, and the digest of these."""
+    magic, version, _ = FRAME.unpack_from(data)
+    text = json.dumps(header).encode()
+    body = FRAME.pack(magic, version, len(text)) + text + tensors
+    return body + blake2b(body, digest_size=DIGEST_BYTES).digest()
+
+
+def header(key: str, value: Any) -> Callable[[bytes], bytes]:
+    """Return a change of an entry of a letter's header."""
+
+    def change(data: bytes) -> bytes:
+        before, tensors = opened(data)
+        return closed(data, before | {key: value}, tensors)
+
+    return change
+
+
+def tensor(place: int, value: Any) -> Callable[[bytes], bytes]:
+    """Return a change of a letter's first tensor: of its name (0), type, shape, or bytes (3)."""
+
+    def change(data: bytes) -> bytes:
+        before, tensors = opened(data)
+        before["tensors"][0][place] = value
+        return closed(data, before, tensors)
+
+    return change
+
+
+def not_finite(data: bytes) -> bytes:
+    """Return a letter of NaN: all bits of a float are set."""
+    before, tensors = opened(data)
+    return closed(data, before, b"\xff" * len(tensors))
+
+
+LETTERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "letter of NaN": (not_finite, "NaN"),
+    "letter cut": (lambda data: data[:-1000], "damaged"),
+    "letter changed": (lambda data: data[:-50] + b"x" + data[-49:], "damaged"),
+    "letter of before": (header("round", 1), "replayed"),
+    "letter of another": (header("sender", 0), "under the name of device"),
+    "header of another form": (header("more", EVIL), "its header is not that of a letter"),
+    "70 dimensions": (tensor(2, [1] * 70), "its header is not that of a letter"),
+    "40,000 dimensions": (tensor(2, [1] * 40_000), "its header is not that of a letter"),
+    "shape that overflows": (tensor(2, [1 << 62, 1 << 62]), "its header is not that of a letter"),
+    "bytes that overflow": (tensor(3, 1 << 62), "its header is not that of a letter"),
+    "block that nobody has": (tensor(0, "long"), "'long' is a block that no device"),
+    "250 MiB": (lambda data: data + bytes(250 << 20), "or more than"),
+}
+"""By name: what a device makes of its letters, and the words of it."""

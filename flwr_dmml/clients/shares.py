@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..base.files import writing
 from ..base.machine import boot_id
 from ..learning.crew import Crew
 from ..learning.rows import Columns, Layout
@@ -253,13 +254,20 @@ def _record(numbers: Numbers) -> ArrayRecord:
 
 
 def _mapped(path: Path, layout: Layout) -> Tensor:
-    """Return a matrix in shared memory, made by whoever asks first."""
+    """Return a matrix in shared memory, made by whoever asks first.
+
+    Raises
+    ------
+    WriteError
+        There is no room for it. Without asking first, the system would kill whoever writes there.
+    """
     count = len(layout.partitions) * layout.width
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if os.fstat(descriptor).st_size < 4 * count:
-            os.ftruncate(descriptor, 4 * count)
-    finally:
-        os.close(descriptor)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if os.fstat(descriptor).st_size < 4 * count:
+                os.posix_fallocate(descriptor, 0, 4 * count)
+        finally:
+            os.close(descriptor)
     matrix = torch.from_file(str(path), shared=True, size=count)
     return matrix.view(len(layout.partitions), layout.width)

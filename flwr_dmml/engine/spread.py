@@ -9,13 +9,15 @@ import ray
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from ..base.files import WriteError
 from ..clients.hosted import Left, Reply
 from ..clients.shares import SAME, Order, Report
 from ..learning.rows import Layout, layouts
 from ..payload.plan import Plan
 from ..transport.arrays import NumpyArray, record_of
+from .errors import EngineError
 from .nodes import SimulatedNode, host
 from .worker import MOST_DEATHS, Worker
 
@@ -168,10 +170,29 @@ class SpreadDevices:
             found |= some
         order = [p for k in range(len(workers)) for p in sorted(found) if homes[p] == k]
         self._every = layouts(found, order)
-        ray.get([w.actor.enter.remote(*self._division(k)) for k, w in enumerate(workers)])
+        self._mapped([w.actor.enter.remote(*self._division(k)) for k, w in enumerate(workers)])
         if len(set(self._machines)) > 1:
             text = "Devices are on %s machines; rows that neighbours need travel once a round"
             log(INFO, text, len(set(self._machines)))
+
+    def _mapped(self, calls: list[Any]) -> None:
+        """Wait until workers have their rows.
+
+        Raises
+        ------
+        EngineError
+            There is no room for them in a machine's shared memory.
+        """
+        try:
+            ray.get(calls)
+        except RayTaskError as error:
+            if not isinstance(error.cause, WriteError):
+                raise
+            size = sum(2 * 4 * len(alike.partitions) * alike.width for alike in self._every)
+            raise EngineError(
+                f"{error.cause}; the devices' rows need {size / 1e6:.1f} MB there (more room in a "
+                "container: docker run --shm-size=2g), or run in one process (workers = 0)"
+            ) from error
 
     def _division(self, k: int) -> tuple[int, list[Layout], frozenset[int]]:
         """Return what a worker has to know of the others."""
@@ -193,7 +214,7 @@ class SpreadDevices:
             except RayError as lost:
                 text = "The states of these nodes are lost with the machine that held them: %s"
                 log(WARNING, text, str(lost).strip().splitlines()[-1])
-        ray.get(worker.actor.enter.remote(*self._division(k), left))
+        self._mapped([worker.actor.enter.remote(*self._division(k), left)])
 
     # ---- states and payloads ----------------------------------------------------------------
 

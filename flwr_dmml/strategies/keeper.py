@@ -100,7 +100,7 @@ class Keeper:
     ) -> None:
         """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
 
-        After the ``last`` one it always is.
+        It always is where this is the ``last`` chance to.
 
         Raises
         ------

@@ -61,7 +61,7 @@ class RunKeeper(Protocol):
         *,
         last: bool = False,
     ) -> None:
-        """Write a checkpoint if one is due after these rounds, or they are the last ones."""
+        """Write a checkpoint if one is due after these rounds, or if it is the last chance to."""
 
     def ended(self, strategy: "PeerStrategy") -> None:
         """Take note of the end."""
@@ -437,10 +437,11 @@ class PeerStrategy(Strategy):
                 self._complete(record)
             short = self._short()
             if self.keeper:
-                self.keeper.after_rounds(self, grid, before, done, last=bool(short))
+                # The closing message changes the devices: too few may answer it.
+                closing_next = done == last and self.quorum > 1
+                self.keeper.after_rounds(self, grid, before, done, last=bool(short) or closing_next)
             if short:
-                go_on = "; the run can be resumed" if self.keeper else ""
-                raise QuorumError(f"Stopped after round {done}: {short}{go_on}")
+                raise self._too_few(f"round {done}", short)
             if done < trained and (why := next(filter(None, map(self.stop, complete)), "")):
                 log(INFO, "The run ends after round %s: %s", done, why)
                 trained = done
@@ -454,7 +455,7 @@ class PeerStrategy(Strategy):
             self.aggregate_evaluate(last, self.roster.send(grid, closing, timeout))
         self._complete(self.records[-1])
         if short := self._short():
-            raise QuorumError(f"Too few devices after the last round, {last}: {short}")
+            raise self._too_few(f"the last round, {last}", short)
         if last > trained:
             self._logbook.merged(trained)
         if self.keeper:
@@ -567,6 +568,10 @@ class PeerStrategy(Strategy):
         return (
             f"{of - len(lost)} of {of} devices are left, min-devices asks for {self.quorum}: {why}"
         )
+
+    def _too_few(self, after: str, short: str) -> QuorumError:
+        go_on = "; the run can be resumed" if self.keeper else ""
+        return QuorumError(f"Stopped after {after}: {short}{go_on}")
 
     def _complete(self, record: RoundRecord) -> None:
         """Report a round whose mixing and evaluation are in."""

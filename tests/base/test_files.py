@@ -4,7 +4,6 @@ import json
 import resource
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import QUICKSTART
+from helpers_disk import disk
 from helpers_resume import metrics, run
 from typer.testing import CliRunner
 
@@ -32,23 +32,6 @@ def no_file_over(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextmanager
-def disk(place: Path, kilobytes: int) -> Iterator[Path]:
-    """Mount a disk of a size, where that is allowed."""
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount")
-    if done.returncode:
-        pytest.skip(f"a disk of its own cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_file_is_written_whole_and_readable_for_whom_it_should_be(tmp_path: Path):

@@ -13,6 +13,7 @@ from flwr_dmml.base import stopping
 from flwr_dmml.base.stopping import (
     StopRequest,
     Terminated,
+    handled,
     handlers_kept,
     sigterm_exits,
     status_of,
@@ -39,8 +40,10 @@ def test_a_signal_asks_once_and_what_was_there_before_comes_back(number: signal.
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_asked_again_later_it_ends_at_once(second: signal.Signals, monkeypatch: pytest.MonkeyPatch):
+    """A shell lets what it starts in the background ignore SIGINT: here it does not."""
     monkeypatch.setattr(stopping, "AGAIN_S", 0.0)
     with (
+        handled({signal.SIGINT: signal.default_int_handler}),
         sigterm_exits(),
         pytest.raises((KeyboardInterrupt, Terminated)) as ended,
         stop_requests(lambda number: None, signal.SIGINT, signal.SIGTERM) as request,

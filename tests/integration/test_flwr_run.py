@@ -1,27 +1,20 @@
 """The examples under Flower's own engine (`flwr run`), against the in-process engine."""
 
-import contextlib
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, install_metadata, simulate_custom
+from flwr_helpers import Run, superlink
+from helpers import CUSTOM, QUICKSTART, simulate_custom
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
 pytest.importorskip("ray", reason='flwr run needs pip install "flwr-dmml[simulation]"')
 
-EXAMPLES = ROOT / "examples"
-QUICKSTART, CUSTOM = EXAMPLES / "quickstart", EXAMPLES / "custom_method"
 SETTINGS = {
     "num-nodes": 4,
     "num-server-rounds": 3,
@@ -30,111 +23,12 @@ SETTINGS = {
     "samples-per-node": 60,
     "run-name": "same",
 }
-Run = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
 def flwr_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Run an app by `flwr run` on a SuperLink of its own; returns status and log.
-
-    `flwr run --stream` exits with 0 even when the ServerApp crashed, so the status is asked for.
-    """
-    home = tmp_path_factory.mktemp("flwr")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    installed = install_metadata(CUSTOM, home / "installed")
-    found = [str(installed), str(CUSTOM), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, found)),
-        "FLWR_HOME": str(home),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }
-    flwr = str(Path(sys.executable).with_name("flwr"))
-
-    def call(*arguments: str) -> str:
-        done = subprocess.run(
-            [flwr, *arguments], env=environment, cwd=home, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def run(
-        num_nodes: int,
-        app: Path = QUICKSTART,
-        when: Callable[[], bool] | None = None,
-        number: signal.Signals = signal.SIGKILL,
-        lose_a_worker: Callable[[], bool] | None = None,
-        **settings: object,
-    ) -> tuple[str, str]:
-        config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-        federation = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
-        submitted = call(
-            "run", str(app), "--format", "json", "-c", config,
-            "--federation-config", federation,
-        )  # fmt: skip
-        run_id = str(json.loads(submitted)["run-id"])
-        deadline = time.monotonic() + 300
-        if when is not None:  # asking Flower takes a second, in which rounds go by
-            while not when() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            for process in _processes_of(str(home), command="flwr-simulation"):
-                os.kill(process, number)
-            if number == signal.SIGKILL:
-                return "killed", ""
-        if lose_a_worker is not None:
-            while not lose_a_worker():
-                assert time.monotonic() < deadline, call("log", run_id, "--show")
-                time.sleep(0.01)
-            os.kill(_actors_of(_processes_of(str(home), command="flwr-simulation"))[0], 9)
-        while time.monotonic() < deadline:
-            if _processes_of(str(home), command="flwr-simulation"):  # asking costs a process
-                time.sleep(0.05)
-                continue
-            status = json.loads(call("ls", "--run-id", run_id, "--format", "json"))
-            state = str(status["runs"][0]["status"])
-            if state.startswith("finished"):
-                return state, call("log", run_id, "--show")
-            time.sleep(0.2)
-        raise AssertionError(f"run {run_id} did not end: {state}")
-
-    yield run
-    for process in _processes_of(str(home), str(port)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-
-def _processes_of(*marks: str, command: str = "") -> list[int]:
-    """Return the processes whose command line or environment carries one of ``marks``.
-
-    With ``command``, only those with that in their command line.
-    """
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            line = (folder / "cmdline").read_bytes()
-            text = line + (folder / "environ").read_bytes()
-            named = any(mark.encode() in text for mark in marks) and command.encode() in line
-            if named and int(folder.name) != os.getpid():
-                found.append(int(folder.name))
-    return found
-
-
-def _actors_of(drivers: list[int]) -> list[int]:
-    """Return the processes in which Flower's simulation runs devices: grandchildren of its own."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::ClientAppActor"):
-                raylet = _parent(int(folder.name))
-                found += [int(folder.name)] * (_parent(raylet) in drivers)
-    return found
-
-
-def _parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    with superlink(tmp_path_factory.mktemp("flwr")) as run:
+        yield run
 
 
 def test_all_engines_write_the_same_metrics_bit_for_bit(flwr_run: Run, tmp_path: Path):

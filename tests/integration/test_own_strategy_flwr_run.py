@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flwr_helpers import Run
 from helpers import ROOT
 from helpers_docs import write_files
-from test_flwr_run import SETTINGS, Run, flwr_run  # noqa: F401
+from test_flwr_run import SETTINGS, flwr_run  # noqa: F401
 
 from flwr_dmml.engine import load_app, run_app
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_disk import disk
 from spread_app import run
 
-from flwr_dmml.engine import server_identity
+from flwr_dmml.engine import EngineError, server_identity, sharded
 from flwr_dmml.engine.cluster import connect
 
 HERE = Path(__file__).parent
+PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
 LIARS = {"attack.devices": "1", "attack.payload": "forged"}
 
 
@@ -25,7 +27,7 @@ def own_ray() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets are made in it
     with pytest.MonkeyPatch.context() as patch, server_identity(1):
         patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+        patch.setenv("PYTHONPATH", PATHS, prepend=os.pathsep)
         patch.setenv("KILLED", str(Path(folder) / "killed"))
         cluster = connect("", 3)
         yield
@@ -66,11 +68,23 @@ def test_a_worker_that_dies_costs_nothing() -> None:
     assert died[1] == run("dpsgd", 0, couriers="forward")[1] != run("dpsgd", 0)[1]
 
 
+def test_full_shared_memory_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for 64 kB. Without a word the system would kill each worker that writes."""
+    with disk(tmp_path / "memory", 64) as place:
+        monkeypatch.setattr(sharded, "shared_memory", lambda: place)
+        words = r"rows-1-0-a cannot be written: No space left on device; free space on that disk; "
+        words += (
+            r"the devices' rows need \d\.\d MB there .*, or run in one process \(workers = 0\)$"
+        )
+        with pytest.raises(EngineError, match=words):
+            run("dpsgd", 2)
+        assert not list(place.iterdir())
+
+
 def test_rows_travel_between_machines() -> None:
     script = HERE / "two_machines.py"
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        env = {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": paths}
+        env = {**os.environ, "RAY_TMPDIR": folder}
         done = subprocess.run(
             [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
         )

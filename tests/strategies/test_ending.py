@@ -84,11 +84,20 @@ def test_too_few_devices_stop_the_run_with_a_checkpoint(tmp_path: Path):
 
 
 def test_too_few_devices_at_the_end_are_no_end(tmp_path: Path):
-    with pytest.raises(QuorumError, match="after the last round, 3: 3 of 4 devices are left"):
-        run_four(tmp_path, Lying("closing", None), min_devices=4)
-    assert len(lines_of(tmp_path / "x" / "dpsgd")) == 3
-    assert not (tmp_path / "x" / "dpsgd" / "end.json").exists()
+    """The run goes on with the closing message, as if it had not been stopped."""
+    given: dict[str, Any] = {"checkpoint_every": 0, "min_devices": 4}
+    words = "Stopped after the last round, 3: 3 of 4 devices are left.*; the run can be resumed"
+    with pytest.raises(QuorumError, match=words):
+        run_four(tmp_path, Lying("closing", None), **given)
+    method = tmp_path / "x" / "dpsgd"
+    assert [path.name for path in (method / "checkpoints").iterdir()] == ["round-00003"]
+    assert len(lines_of(method)) == 3 and not (method / "end.json").exists()
     assert ending(tmp_path).methods["dpsgd"].finished == [0, 2, 3]
+
+    run_four(tmp_path, SOUND, **given, resume="x", run_name="")
+    assert ending(tmp_path).ended == "finished"
+    whole = run_four(tmp_path / "whole", SOUND)
+    assert (method / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 def test_too_few_devices_do_not_begin(tmp_path: Path):

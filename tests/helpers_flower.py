@@ -1,0 +1,64 @@
+"""A ServerApp as Flower's process runs it: in the main thread, on a grid that is Flower's own."""
+
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from flwr_dmml.engine import FlowerApp, InProcessGrid, server_identity
+from flwr_dmml.engine.identity import SERVER_NODE_ID
+
+
+class FlowersGrid(Grid):
+    """Devices behind a grid of Flower's; SIGTERM comes with the messages of a round."""
+
+    def __init__(self, devices: InProcessGrid, stop_in: int) -> None:
+        self._devices, self._stop_in, self._trained = devices, stop_in, 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        listed = list(messages)
+        if listed[0].metadata.message_type == "train":
+            self._trained += 1
+            if self._trained == self._stop_in:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return self._devices.push_messages(listed)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._devices.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        waiting, found = set(self.push_messages(messages)), list[Message]()
+        while waiting:
+            there = list(self.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in there}
+            found += there
+        return found
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._devices.get_node_ids()
+
+    def set_run(self, run: Run) -> None:
+        self._devices.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._devices.run
+
+    def create_message(self, *given: Any, **named: Any) -> Message:
+        return self._devices.create_message(*given, **named)
+
+
+def serve(app: FlowerApp, folder: Path, config: Mapping[str, Any], stop_in: int = 0) -> None:
+    """Run an app, with run folders in ``folder``; SIGTERM comes in message ``stop_in``."""
+    given = {**app.run_config, **config, "run-dir": str(folder)}
+    context = Context(1, SERVER_NODE_ID, {}, RecordDict(), given)
+    devices = InProcessGrid(app.client_app, given["num-nodes"], given)
+    with server_identity(1):
+        app.server_app(FlowersGrid(devices, stop_in), context)
