@@ -72,6 +72,7 @@ class Exchange:
         """
         messages: list[Message] = []
         sizes: dict[int, tuple[int, int]] = {}  # by the id of a record: many get the same
+        alive: list[ArrayRecord] = []  # so that no other record gets the id of one
         self._rounds = list(rounds)
         (plans,) = rounds
         for partition, plan in plans.items():
@@ -80,6 +81,7 @@ class Exchange:
                 if sender in plan.neighbours:
                     content[f"{INBOX}{sender}"] = record
                 if id(record) not in sizes:
+                    alive.append(record)
                     sizes[id(record)] = self._bytes(sender, record)
                 self._logbook.node(plan.server_round - 1, sender).sent(*sizes[id(record)])
             self._add(content, plan)
