@@ -17,7 +17,7 @@ def test_what_it_chooses(method: str) -> None:
     learner = make_learner({**CONFIG, "method": method}, 2)
     s = learner.settings
     assert (s.stagger_share, s.modality_weight, s.label_correction) == (0.5, 1.0, "network")
-    assert s.exchange.number_type == "int8" and learner.rule.name == "qg-dsgdm-n"
+    assert s.exchange.number_type == "int8" and learner.rule.name == "leaky-d2"
     assert s.allocation.rule == "max-min" and s.noise == 1.0
     assert learner.noisy == [] and not learner.model.fusers, "there are no vectors"
     parsed = parse_settings({**CONFIG, "method": method}, find_parts())
