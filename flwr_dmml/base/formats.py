@@ -2,9 +2,10 @@
 
 import json
 import tomllib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MOST_NESTED = 100
 """Levels of a value: nothing that we read has more than a few."""
@@ -42,7 +43,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     return table
 
 
-def first_problem(error: ValidationError) -> str:
+def first_problem(error: "ValidationError") -> str:
     """Return where a value is that is not allowed, and why, of the first one."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"

@@ -27,7 +27,7 @@ class LeakyD2Options(Group):
 
 
 class LeakyD2Rule(D2Rule):
-    """D-squared whose correction is forgotten bit by bit, and which tells old models from new ones.
+    """D-squared whose correction is forgotten bit by bit, and which knows what is late.
 
     Each gradient is corrected by c, which learns from how far neighbours' models y are from the own
     one of the same round. One that a courier has brought is a round late, l = 1: it is compared

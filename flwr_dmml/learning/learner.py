@@ -492,8 +492,9 @@ class Learner:
         others = [t for t in plan.far if t not in late]
         found = inbox | brought(others, inbox)
         opened, why = self.compressor.decode(brought(late, inbox), own, self.partition.partition_id)
-        for origin, payload in opened.items():
-            found[origin] = found.get(origin, {}) | payload
+        for origin, payload in opened.items():  # of them the models: not what a rule sends besides
+            models = {k: v[: len(own[k])] if k in own else v for k, v in payload.items()}
+            found[origin] = found.get(origin, {}) | models
         return found, why
 
     def begin_mixed(self, plan: Plan, inbox: Inbox, apart: float | None) -> None:

@@ -191,7 +191,7 @@ def test_the_command_shows_it_and_trains_nothing(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for part in ("dmml-kd on digits: 12 devices", "audio+image: 4 devices", "generator", "joules"):
         assert part in done.output
-    assert re.search(r"encoder\.image +│ +5,456 │ +21,824 │", done.output)
+    assert re.search(r"encoder\.image +│ +5,456 │ +21,828 │", done.output)
     assert not list(tmp_path.iterdir())
 
 

@@ -257,7 +257,7 @@ def problem(**config: Any) -> str:
 
 def test_the_rule_is_the_methods_own_unless_it_is_named() -> None:
     parts = find_parts()
-    for method, rule in (("idkd", "qg-dsgdm-n"), ("kd", "qg-dsgdm-n"), ("dmml-kd", "qg-dsgdm-n")):
+    for method, rule in (("idkd", "qg-dsgdm-n"), ("kd", "qg-dsgdm-n"), ("dmml-kd", "leaky-d2")):
         assert parse_settings({"method": method}, parts).gossip_of(method).name == rule
     config = parse_settings({"method": "dmml-kd", "gossip": "qg-dsgdm", "qg-dsgdm.mu": 0.3}, parts)
     rule = config.gossip_of("dmml-kd")

@@ -114,7 +114,7 @@ def test_cross_features_are_medians_and_dropped_encoders_do_not_teach() -> None:
 
 def test_dropped_heads_do_not_teach_and_counts_are_bounded() -> None:
     """Four neighbours, of whom one sends a head that is far away and claims a million samples."""
-    learner = device("dmml-kd")
+    learner = device("dmml-kd", gossip="dpsgd")
     assert isinstance(learner, DmmlKd)
     block = "head.common"
     own = flatten(learner.model.head_common)
@@ -136,7 +136,7 @@ def test_dropped_heads_do_not_teach_and_counts_are_bounded() -> None:
 
 
 def test_a_rule_without_weights_lets_no_neighbours_head_teach() -> None:
-    learner = device("dmml-kd", "median")
+    learner = device("dmml-kd", "median", gossip="dpsgd")
     assert isinstance(learner, DmmlKd)
     block, head = "head.common", flatten(learner.model.head_common)
     plan = Plan(2, 1, neighbours=(1, 2, 3), weights={block: (0.25,) * 4})
@@ -147,7 +147,7 @@ def test_a_rule_without_weights_lets_no_neighbours_head_teach() -> None:
 
 
 def test_the_generator_is_a_block_and_goes_through_the_rule() -> None:
-    learner = device("dmml-kd")
+    learner = device("dmml-kd", gossip="dpsgd")
     assert "generator" in learner.block_names
     length = learner.block_lengths()["generator"]
     learner.load_state({"generator": torch.zeros(length)})

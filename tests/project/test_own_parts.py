@@ -284,7 +284,9 @@ def test_a_part_that_cannot_be_is_refused_in_a_line(
 def test_a_method_whose_own_rule_is_not_there_is_refused_in_a_line(rounds: Any) -> None:
     client_app = make_client_app(Lost)
     app = FlowerApp({}, make_server_app(client_app=client_app), client_app)
-    with pytest.raises(UserError, match=r"^Lost\.gossip = 'nowhere': there are d2, dpsgd, .*\Z"):
+    with pytest.raises(
+        UserError, match=r"^Lost\.gossip = 'nowhere': there are beer, .*d2, .*dpsgd, .*\Z"
+    ):
         rounds(app, method="lost")
     assert rounds(app, method="lost", gossip="dpsgd", num_server_rounds=1)
 

@@ -444,8 +444,13 @@ def run(grid: type[InProcessGrid], config: Mapping[str, Any], rounds: int = 5) -
         {"topology": "random-matching", "num-nodes": 8},
         {"couriers": "average"},
         {"couriers": "average", "exchange.precision": "int8"},
-        {"couriers": "average", "method": "dmml-kd", "stagger": 0.5},
-        {"couriers": "average", "method": "dmml", "exchange.precision": "float16"},
+        {"couriers": "average", "method": "dmml-kd", "gossip": "dpsgd", "stagger": 0.5},
+        {
+            "couriers": "average",
+            "method": "dmml",
+            "gossip": "qg-dsgdm-n",
+            "exchange.precision": "float16",
+        },
         {**STAR, "num-nodes": 7, "modality-pattern": "image,audio,audio"},
         {
             "couriers": "average",

@@ -139,7 +139,7 @@ def test_with_any_rule_the_average_is_that_of_the_trained_models(gossip: str) ->
     "changed",
     [
         {},
-        {"method": "dmml-kd"},  # with couriers, int8 and quasi-global momentum
+        {"method": "dmml-kd"},  # with couriers, int8 and leaky D-squared
         {"gossip": "sgp", "topology": "ring", "topology-directed": True, "loss-rate": 0.2},
         {"gossip": "beer", "exchange.top-k": 0.3},
         {"method": "kd", "topology": "base", "topology-degree": 1},

@@ -127,7 +127,7 @@ def of_another(part: Path) -> None:
         ),
         (flipped, "DataError: data-path: '{}/samples.safetensors' is not the file that part.json"),
         (without_tensors, "DataError: data-path: '{}/samples.safetensors' cannot be read: No such"),
-        (without_words, "DataError: data-path: '{}/part.json' is damaged: file: Invalid JSON"),
+        (without_words, "DataError: data-path: '{}/part.json' is damaged: all of it: Invalid JSON"),
         (of_another, "DataError: data-path: '{}' is part 2, this is device 1; leave partition-id"),
     ],
 )

@@ -291,7 +291,12 @@ def test_every_method_goes_on_as_if_never_stopped(method: str, gossip: str, tmp_
         {"label-correction": "network"},
         {"couriers": "forward", "modality-pattern": "audio,image"},
         {"couriers": "forward", "modality-pattern": "audio,image", "exchange.precision": "int8"},
-        {"couriers": "average", "modality-pattern": "audio,image", "exchange.precision": "int8"},
+        {
+            "couriers": "average",
+            "gossip": "dpsgd",
+            "modality-pattern": "audio,image",
+            "exchange.precision": "int8",
+        },
         {"energy.battery-share": 0.0, "energy.battery-j": 0.05, "allocation.rule": "max-min"},
         {"method": "dpsgd", "gossip": "k-gt", "energy.battery-share": 0.2},
         {"method": "dpsgd", "gossip": "mt"},
