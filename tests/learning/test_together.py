@@ -151,7 +151,8 @@ def test_a_device_is_the_same_to_the_last_bit_in_a_stack_of_one_two_and_four(
         sizes.clear()
         _, found, measured = line(config, size)
         assert max(sizes) == size and sum(n * count for n, count in sizes.items()) == 4 * ROUNDS
-        if method != "idkd":  # a device may have no labels of a public set yet
+        # a device may have no labels of a public set yet; ccl: as many models as neighbours teach
+        if method not in ("idkd", "ccl"):
             assert sizes == {size: 4 // size * ROUNDS}, "all train as one"
         assert not differing(states, found) and not differing(metrics, measured)
     sizes.clear()
