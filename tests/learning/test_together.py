@@ -38,6 +38,7 @@ CONFIG: dict[str, Any] = {
 LINEAR: dict[str, Any] = {"image-encoder": "mlp", "modality-pattern": "image"}
 ROUNDS = 4
 OWN: dict[str, dict[str, Any]] = {
+    "ccl": {"seed": 1},  # with seed 0 one ReLU is so near to 0 that rounding tips it
     "dmml": {"exchange.precision": "float32"},  # what rounds up or down depends on the last digits
     "dmml-kd": {"exchange.precision": "float32"},
     "fedcmi": {"fedcmi.proximal": 0.1},
@@ -158,9 +159,8 @@ def test_a_device_is_the_same_to_the_last_bit_in_a_stack_of_one_two_and_four(
     sizes.clear()
     _, exact, measured = line({**config, "exact": True}, 4)
     assert not sizes
-    tolerance = 0.05 if method == "ccl" else 1e-4  # its features drift further apart: why is open
-    assert_close(states, exact, tolerance)
-    assert_close(metrics, measured, tolerance)
+    assert_close(states, exact)
+    assert_close(metrics, measured)
 
 
 CHANGED: list[dict[str, Any]] = [
