@@ -6,6 +6,8 @@ from harness import Case
 
 from flwr_dmml.clients import find_methods
 
+from .common import APART
+
 SETTING: dict[str, Any] = {
     "num-server-rounds": 40,
     "local-iterations": 10,
@@ -19,7 +21,7 @@ ON_TREES = ["relaysgd"]
 METHODS: dict[str, dict[str, Any]] = {
     name: {"method": name} for name in sorted(find_methods()) if name != "dmml"
 }
-METHODS["dmml-kd"] |= {"gossip": "dpsgd", "dmml-kd.decomposition": True}
+METHODS["dmml-kd"] |= {"gossip": "dpsgd", **APART}
 # What D-PSGD gains by what other methods have by default.
 MORE: dict[str, dict[str, Any]] = {
     "dpsgd, staggered": {"method": "dpsgd", "stagger": 0.5},

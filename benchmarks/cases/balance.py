@@ -4,9 +4,11 @@ from harness import Bar, Case
 
 from flwr_dmml.learning.balance import SPEED_METRICS
 
+from .common import APART
+
 ALL_BOTH = {"modality-pattern": "audio+image", "alpha": 100.0, "image-visible": 0.5}
 ALONE = {"modality-loss": 1.0}
-DMML_KD = {"method": "dmml-kd", "gossip": "dpsgd", "dmml-kd.decomposition": True}
+DMML_KD = {"method": "dmml-kd", "gossip": "dpsgd", **APART}
 HALF = {"energy.battery-share": 0.5, "allocation.rule": "uniform", "stagger": 0.0}
 BY_SPEED = HALF | {"stagger": 0.5, "allocation.rule": "max-min"}
 

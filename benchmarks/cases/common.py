@@ -24,6 +24,8 @@ COMMON: dict[str, Any] = {
     "momentum": 0.9,
     "evaluate-every": 60,
 }
+APART: dict[str, Any] = {"dmml-kd.orthogonality-weight": 0.3, "dmml-kd.similarity-weight": 0.1}
+"""DMML-KD's other decomposition losses, which it has not by default."""
 DATA: dict[str, dict[str, Any]] = {
     "av-digits": {"dataset": "av-digits", "samples-per-node": 400},
     "digits": {"dataset": "digits"},

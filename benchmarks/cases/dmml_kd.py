@@ -4,6 +4,8 @@ from typing import Any
 
 from harness import Bar, Case
 
+from .common import APART
+
 # Learning rates: the best of 0.01, 0.02, 0.05, 0.1 and 0.2 for dpsgd and for dmml-kd on av-digits
 # with seed 100, which is none of the seeds reported. Weight decay (0.001, 0.005) helped neither.
 # `--set learning-rate=X` gives every arm the same one.
@@ -11,7 +13,7 @@ GOSSIP = {"learning-rate": 0.1}
 DMML_KD = {
     "method": "dmml-kd",
     "gossip": "dpsgd",
-    "dmml-kd.decomposition": True,
+    **APART,
     "learning-rate": 0.05,
 }
 

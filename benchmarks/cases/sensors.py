@@ -4,6 +4,8 @@ from typing import Any
 
 from harness import Bar, Case
 
+from .common import APART
+
 PHONE = "phone-acc+phone-gyro"
 BOTH = f"{PHONE}+watch-acc+watch-gyro"
 
@@ -24,7 +26,7 @@ GOSSIP = {"learning-rate": 0.01}
 DMML_KD = {
     "method": "dmml-kd",
     "gossip": "dpsgd",
-    "dmml-kd.decomposition": True,
+    **APART,
     "learning-rate": 0.01,
 }
 FEDCMI = {"method": "fedcmi", "learning-rate": 0.005}

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import Bar, Case, Limit
 
-from .common import DATA, PLAIN
+from .common import APART, DATA, PLAIN
 from .sensors import BOTH, PHONE, SP_SW_HAR
 from .weak_strong import weak_strong
 
@@ -72,7 +72,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "dmml-kd, before": {
         "method": "dmml-kd",
         "gossip": "dpsgd",
-        "dmml-kd.decomposition": True,
+        **APART,
     },
     "qg-dsgdm-n": {"method": "qg-dsgdm-n"},
     "fedproto": {"method": "fedproto"},
@@ -82,7 +82,8 @@ WITH_PUBLIC_SET = {"idkd": {"method": "idkd", "public.samples": 2000}}
 ON_THE_RING = {
     "control, thrice": STAGGERED | THRICE,
     "dmml, quasi-global": {"method": "dmml", **OF_THE_METHOD, "gossip": "qg-dsgdm-n"},
-    "with decomposition": OURS | {"dmml-kd.decomposition": True},
+    "kept apart": OURS | APART,
+    "without decomposition": OURS | {"dmml-kd.decomposition": False},
 }
 KINDS = {
     "av-digits": ("audio", "image", "audio+image"),

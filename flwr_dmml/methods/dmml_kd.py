@@ -32,14 +32,14 @@ COUNTS, HEAD = "label-counts", "head.common"
 class DmmlKdOptions(Options):
     """Ingredients and weights of DMML-KD; each ingredient can be switched off."""
 
-    decomposition: bool = Field(False, description="losses that keep common and specific apart")
+    decomposition: bool = Field(True, description="losses that make features common or specific")
     generator: bool = Field(True, description="train a generator; its features teach the head")
     distillation: bool = Field(True, description="its features teach the encoders as well")
     generator_gossip: bool = Field(True, description="mix the generators of neighbours")
     label_counts: bool = Field(True, description="send label counts; off keeps them private")
     common_weight: float = Field(1.0, ge=0, description="weight of the common head's loss")
-    orthogonality_weight: float = Field(0.3, ge=0, description="weight of common versus specific")
-    similarity_weight: float = Field(0.1, ge=0, description="weight of modality versus modality")
+    orthogonality_weight: float = Field(0.0, ge=0, description="weight of common versus specific")
+    similarity_weight: float = Field(0.0, ge=0, description="weight of modality versus modality")
     guidance: float = Field(1.0, ge=0, description="weight of the generator's terms at round 2")
     guidance_decay: float = Field(0.98, gt=0, le=1, description="their factor from round to round")
     generator_steps: int = Field(20, ge=1, description="generator steps a round")
@@ -157,10 +157,11 @@ class GeneratorDistillation(Learner):
         """Return ``l_com L_com + l_orth L_orth + l_sim L_sim``."""
         o, common, specific = self.options, features.common, features.specific
         classify = [self.cross_entropy(x, labels) for x in logits]
-        apart = [orthogonality_loss(common[m], specific[m]) for m in common]
         loss = o.common_weight * total(classify) / len(classify)
-        loss = loss + o.orthogonality_weight * total(apart) / len(apart)
-        if len(common) > 1:
+        if o.orthogonality_weight:
+            apart = [orthogonality_loss(common[m], specific[m]) for m in common]
+            loss = loss + o.orthogonality_weight * total(apart) / len(apart)
+        if o.similarity_weight and len(common) > 1:
             loss = loss + o.similarity_weight * similarity_loss(list(common.values()))
         return loss
 

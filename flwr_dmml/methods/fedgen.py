@@ -9,8 +9,9 @@ from .dmml_kd import DmmlKdOptions, GeneratorDistillation
 
 
 class FedGenOptions(DmmlKdOptions):
-    """The options of DMML-KD, with FedGen's generator steps."""
+    """The options of DMML-KD, without its decomposition and with FedGen's generator steps."""
 
+    decomposition: bool = Field(False, description="losses that make features common or specific")
     generator_steps: int = Field(50, ge=1, description="generator steps a round")
 
 

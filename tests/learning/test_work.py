@@ -27,7 +27,7 @@ from flwr_dmml.settings import Settings
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "method": "dpsgd"}  # batches of 16
 BOTH = {**CONFIG, "modality-pattern": "audio+image"}
-KD = {**BOTH, **PLAIN, "method": "dmml-kd", "dmml-kd.decomposition": True}
+KD = {**BOTH, **PLAIN, "method": "dmml-kd", "dmml-kd.orthogonality-weight": 0.3}
 LABELLERS = {**BOTH, "public.samples": 100}
 NO_MORE = {"train": 0.0, "fine-tune": 0.0}  # than in any other round
 NO_GENERATOR = {"dmml-kd.generator": False, "dmml-kd.distillation": False}

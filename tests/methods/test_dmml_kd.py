@@ -33,7 +33,7 @@ def _batch(learner: DmmlKd) -> Batch:
 def test_loss_is_the_weighted_sum_of_its_terms():
     """Round 1 has no generator terms: L_task + l_com L_com + l_orth L_orth + l_sim L_sim."""
     weights = {"common_weight": 0.7, "orthogonality_weight": 0.2, "similarity_weight": 0.4}
-    learner = _learner(decomposition=True, **weights)
+    learner = _learner(**weights)
     learner.server_round = 1
     learner.before_training(Plan(1, 1), {})
     batch = _batch(learner)
@@ -187,7 +187,7 @@ def test_orthogonality_lowers_the_correlation_of_common_and_specific():
     """Mean |corr(c, s)| over test samples after 6 rounds, with the loss against without it."""
 
     def correlation(weight: float) -> float:
-        alone = {"decomposition": True, "generator": False, "distillation": False}
+        alone = {"generator": False, "distillation": False}
         learner = _learner(orthogonality_weight=weight, **alone)
         for t in range(1, 7):
             learner.run_round(Plan(t, 20), {})
