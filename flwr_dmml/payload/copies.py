@@ -186,7 +186,9 @@ class Copies(Compressor):
             raise CompressionError(
                 f"is change {int(count)}, which does not follow on {known}: one has not come"
             )
-        copies, vectors = dict(self._of.get(sender, {})), dict[str, Tensor]()
+        before, vectors = self._of.get(sender, {}), dict[str, Tensor]()
+        # of this block what the letter has, and no more: what it has is limited
+        copies = {key: x for key, x in before.items() if without_companion(key) != block}
         for key in sorted(payload):
             further = key.removeprefix(name)
             if key != name and not _is_further(key, name):
@@ -194,7 +196,7 @@ class Copies(Compressor):
             here = block + further
             if name == block:
                 change = self._decode(payload, key, torch.zeros(length))
-                copy = self._copy(copies, here, length)
+                copy = self._copy(before, here, length)
                 vector = torch.cat([copy + change[:length], change[length:]])
             else:
                 vector = payload[key]

@@ -163,3 +163,15 @@ def test_a_copy_that_is_rubbish_is_refused(copy: Tensor) -> None:
     sent = sender.encode(vectors(1), {BLOCK: LENGTH}, [3])
     there, why = receive(receiver, sent | {f"{BLOCK}@3": copy})
     assert BLOCK not in there and len(why) == 1
+
+
+def test_copies_that_a_neighbour_makes_up_are_not_gathered() -> None:
+    """Each letter is limited; what is kept of many is no more than one letter has."""
+    sender, receiver = made(), made()
+    receiver.decode({}, {BLOCK: START}, 3)
+    for seed in range(1, 5):
+        made_up = {f"{BLOCK}#{10 * seed}": numbers(seed)}
+        sent = sender.encode(vectors(seed) | made_up, {BLOCK: LENGTH})
+        assert not receive(receiver, sent)[1]
+    theirs = [name for name in receiver.state() if f".7.{BLOCK}#" in name]
+    assert sorted(name.partition("#")[2] for name in theirs) == ["1", "40", "count"]
