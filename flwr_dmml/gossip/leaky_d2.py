@@ -27,22 +27,22 @@ class LeakyD2Options(Group):
 
 
 class LeakyD2Rule(D2Rule):
-    """D-squared whose correction is forgotten bit by bit, and which knows what is late.
+    """D-squared with a correction that decays, and that accounts for late models.
 
-    Each gradient is corrected by c, which learns from how far neighbours' models y are from the own
-    one of the same round. One that a courier has brought is a round late, l = 1: it is compared
-    with the own y of the round before::
+    Each gradient is corrected by c, which follows how far the neighbours' models y are from the own
+    one of the same round. A model that a courier has brought is one round late, l = 1: it is
+    compared with the own y of the round before::
 
         z <- z - lr (g + c)                            y = x + tau / tau_k (z - x)
         x' = y_k / 8 + 7/8 (w_kk y_k + sum_j w_kj y_j(t - l_j))
         c <- keep (c - 1 / (4 lr tau) 7/8 sum_j w_kj (y_j(t - l_j) - y_k(t - l_j)))
 
-    What D-squared learns exactly it needs a sum over all owners for, which a lost message, a late
-    one, or a device that comes or goes spoils for good. Here that is forgotten with everything
-    else, at the price of a bias; with ``keep = 1`` and nothing late or lost there is none. The
-    eighth makes it stable on every graph of undirected links; D-squared needs a half. Pairs of
-    which one has not trained the block, and what two couriers or more have carried, count for the
-    models alone.
+    D-squared is exact because the corrections of all owners sum to 0. A message that is lost or
+    late breaks that sum for good, and so does a device that joins or leaves. Here the correction
+    decays, and any such error with it. The price is a bias; there is none with ``keep = 1`` if
+    nothing is late or lost. Keeping an eighth of the own model makes it stable on every graph of
+    undirected links; D-squared keeps half. A pair in which one has not trained the block counts
+    for the models alone, and so does what two or more couriers have carried.
 
     References
     ----------
