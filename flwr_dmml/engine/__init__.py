@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .apps import FlowerApp as FlowerApp
+    from .apps import check_known as check_known
     from .apps import load_app as load_app
     from .apps import run_app as run_app
     from .apps import sharded_grid as sharded_grid
@@ -28,6 +29,7 @@ _HOME = {
     "FlowerApp": "apps",
     "InProcessGrid": "inprocess",
     "SimulationGrid": "grid",
+    "check_known": "apps",
     "flatten_config": "project",
     "load_app": "apps",
     "never": "grid",
