@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from html import escape
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -78,17 +79,14 @@ class NotebookBar(ProgressBar):
         self._handle: Any = None
 
     def _begin(self) -> None:
-        from IPython.display import HTML, display
-
-        self._handle = display(HTML(self._html()), display_id=True)
+        display: Any = import_module("IPython.display").display
+        self._handle = display(self, display_id=True)
 
     def _show(self) -> None:
         if self._handle is not None:
-            from IPython.display import HTML
+            self._handle.update(self)
 
-            self._handle.update(HTML(self._html()))
-
-    def _html(self) -> str:
+    def _repr_html_(self) -> str:
         method, pace = escape(self._method), self._pace
         return (
             f'<div>{method} <progress value="{pace.done}" max="{pace.total}" '
@@ -123,8 +121,8 @@ class TerminalBar(ProgressBar):
 
     def _show(self) -> None:
         if self._task is not None:
-            told = {"completed": self._pace.done, "total": self._pace.total, "note": self.text}
-            self._progress.update(self._task, **told)
+            pace = self._pace
+            self._progress.update(self._task, completed=pace.done, total=pace.total, note=self.text)
 
 
 def progress_of(asked: bool | None) -> AbstractContextManager[ProgressBar | None]:

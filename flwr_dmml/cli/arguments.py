@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..engine.project import parse_override
+from ..base.overrides import parse_override
 
 AppFolder = Annotated[
     Path, typer.Argument(help="Folder of the Flower app, e.g. examples/quickstart.")

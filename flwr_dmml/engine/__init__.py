@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .identity import server_identity as server_identity
     from .inprocess import InProcessGrid as InProcessGrid
     from .project import flatten_config as flatten_config
-    from .project import parse_override as parse_override
 
 _HOME = {
     "AppError": "errors",
@@ -33,7 +32,6 @@ _HOME = {
     "flatten_config": "project",
     "load_app": "apps",
     "never": "grid",
-    "parse_override": "project",
     "run_app": "apps",
     "server_identity": "identity",
     "sharded_grid": "apps",

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..base.libraries import LibraryError, require
 from ..base.machine import cores
+from ..base.overrides import with_overrides
 
 SMALL_S = 120.0
 """Seconds of training on one core up to which all devices run in one process: Ray takes about five
@@ -54,6 +55,7 @@ def choose(asked: int | None, config: Mapping[str, Any], *, cores: int, ray: boo
     """
     if asked is not None:
         return Choice(asked)
+    config = with_overrides(config)
     written = config.get("workers", "auto")
     if isinstance(written, int) and written > 0:
         return Choice(written)
@@ -88,6 +90,7 @@ def processes(asked: int | None, config: Mapping[str, Any], warn: Callable[[str]
 
 def devices(config: Mapping[str, Any]) -> int:
     """Return how many devices a run config simulates."""
+    config = with_overrides(config)
     return _whole(config, "num-nodes")
 
 

@@ -91,6 +91,11 @@ class Settings(DeviceSettings):
         pattern=r"^([\w-][\w.-]*)?$",
         description="name of this run's folder; empty takes date and method",
     )
+    overrides: str = Field(
+        "",
+        description="more settings, as 'alpha=0.1 topology=torus', for flwr run -c, which takes no "
+        "key that the app's pyproject.toml lacks",
+    )
     track_with: str = Field(
         "", description="also write metrics to tensorboard, mlflow, wandb: 'tensorboard,mlflow'"
     )
