@@ -110,7 +110,7 @@ class Run:
         names = self._main.labels(len(found.matrix))
         with needed("pandas"):
             import pandas as pd
-        table = pd.DataFrame(found.matrix, index=names, columns=names)
+        table = pd.DataFrame(found.matrix, index=names, columns=names, dtype=int)
         return table.rename_axis(index="true", columns="predicted")
 
     @property
