@@ -57,4 +57,4 @@ def check_known(app: "FlowerApp", changed: Mapping[str, Any]) -> None:
             hint = (
                 f"did you mean '{close[0]}'?" if close else f"there are {', '.join(sorted(known))}"
             )
-            raise SettingsError(f"--set {key}: the app has no such key; {hint}")
+            raise SettingsError(f"{key}: the app has no such key; {hint}")

@@ -3,6 +3,7 @@
 Read without Flower and torch, so that a command knows what it is to run before it loads them.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,11 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), parse_toml(f"value = {value}")["value"]
     except ValueError:
         return key.strip(), value.strip()
+
+
+def override(key: str, value: Any) -> str:
+    """Return ``key=value`` as :func:`parse_override` reads it, with quotes if they are needed."""
+    plain = f"{key}={value}"
+    if parse_override(plain) == (key, value):
+        return plain
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
