@@ -88,6 +88,7 @@ def write_run(
         info = {
             "schema": 1,
             "created": "2026-11-21T12:00:00",
+            "command": f"flwr-dmml simulate app --set method={names[-1]}",
             "seed": 0,
             "versions": {"flwr-dmml": "0.1.0", "torch": "2.11.0"},
             "git": {"revision": "abc1234", "dirty": True},

@@ -210,10 +210,11 @@ def _shown(value: Any) -> str:
 
 
 def provenance(run: Run) -> Table:
-    """Return where the run is from: seed, time, versions, revision."""
+    """Return where the run is from: seed, time, command, versions, revision."""
     rows = [["seed", _shown(run.config.get("seed", "-"))], ["folder", run.name]]
     if run.info:
         rows += [["created", run.info.created or "-"], ["platform", run.info.platform or "-"]]
+        rows += [["command", run.info.command]] if run.info.command else []
         rows += [[name, version] for name, version in run.info.versions.items()]
         git = run.info.git
         dirty = " with uncommitted changes" if git and git.get("dirty") else ""

@@ -206,6 +206,9 @@ def test_runs_are_made_skipped_and_compared(tmp_path: Path, monkeypatch: pytest.
     assert (runs / "dpsgd_seed-0" / "dpsgd" / "timing.jsonl").read_bytes() == there
     for name in ("local_seed-0", "local_seed-1"):
         assert json.loads((runs / name / "config.json").read_text())["method"] == "local"
+        about = json.loads((runs / name / "run.json").read_text())
+        assert about["command"].startswith(f"flwr-dmml simulate {QUICKSTART} ")
+        assert f" --set method=local --set seed={name[-1]} " in about["command"]
     pytest.importorskip("plotly", reason="the comparison needs the extra 'report'")
     assert "dpsgd" in (runs / "comparison.html").read_text()
 

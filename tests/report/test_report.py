@@ -31,6 +31,7 @@ from flwr_dmml.report.export import NEEDS_CHROME
 from flwr_dmml.report.maps import _binned
 from flwr_dmml.report.parts import Figure, Table, compact, to_script
 from flwr_dmml.report.theme import THEMES, resolve
+from flwr_dmml.tracking.tables import ONE_SEED
 
 
 class Page(HTMLParser):
@@ -135,6 +136,7 @@ def test_final_accuracies_are_those_of_the_metrics_file(page: Page, run: Path) -
 def test_headline_numbers(page: Page) -> None:
     """Four rounds of 2 J, 0.5 s and three devices that send 1 MB each."""
     text = words(page.text)
+    assert ONE_SEED in text
     assert "joules spent8simulated seconds2MB sent12rounds4 of 4" in text
     assert "mean macro-F10.480mean UAR0.540" in text
 
@@ -163,6 +165,7 @@ def test_settings_that_differ_come_first_and_all_are_there(page: Page) -> None:
 
 
 def test_where_the_run_is_from(page: Page) -> None:
+    assert page.row("provenance", "command") == ["flwr-dmml simulate app --set method=dmml-kd"]
     assert page.row("provenance", "torch") == ["2.11.0"]
     assert page.row("provenance", "git revision") == ["abc1234 with uncommitted changes"]
     assert page.row("provenance", "seed") == ["3"]
