@@ -8,7 +8,7 @@ What a method, a rule, a data set, a topology or a strategy of your own is made 
 
 Runs from Python::
 
-    from flwr_dmml import simulate, open_run, Run
+    from flwr_dmml import simulate, open_run, compare
 
 Each name is imported when it is first used: a command that needs none of them loads no torch.
 """
@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.comparing import compare as compare
     from .api.run import Run as Run
     from .api.run import open_run as open_run
     from .api.simulating import simulate as simulate
@@ -43,6 +44,7 @@ _HOME = {
     "PeerStrategy": "strategies.peer",
     "Run": "api.run",
     "Topology": "graph.topology",
+    "compare": "api.comparing",
     "make_client_app": "clients.app",
     "make_server_app": "strategies.app",
     "open_run": "api.run",

@@ -1,5 +1,6 @@
 """A run folder in Python: its rounds, devices and confusions as tables, its figures and models."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ class Run:
         Columns are the numbers of ``metrics.jsonl``, over all devices; those of a table there have
         names such as ``accuracy_by_modality/audio``. What was not measured in a round is NaN.
         """
-        return _frame(
+        return frame(
             {"method": method.name, "round": line.round, **scalars(line)}
             for method in self.read.methods
             for line in method.rounds
@@ -86,7 +87,7 @@ class Run:
 
         Columns as in ``nodes`` of ``metrics.jsonl``, tables flattened as in :attr:`rounds`.
         """
-        return _frame(
+        return frame(
             {"method": method.name, "round": line.round, **_flat(node)}
             for method in self.read.methods
             for line in method.rounds
@@ -116,7 +117,7 @@ class Run:
     @property
     def figures(self) -> list[str]:
         """The names of the figures of the report, for :meth:`figure`."""
-        return [*self._figures]
+        return [part.name for part in self._figures]
 
     def figure(self, name: str = "accuracy-rounds") -> "go.Figure":
         """Return a figure of the report, as a plotly Figure.
@@ -131,12 +132,7 @@ class Run:
         ReportError
             There is none of this name.
         """
-        with needed("plotly"):
-            import plotly.graph_objects as go
-        found = self._figures
-        if name not in found:
-            raise ReportError(f"figure {name!r}: there are {', '.join(found)}")
-        return go.Figure(resolve(found[name].to_plotly(), "light"))
+        return figure_named(name, self._figures)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report, an HTML page, and return where it is: ``report.html`` by default."""
@@ -154,9 +150,9 @@ class Run:
         return self.read.methods[-1]
 
     @property
-    def _figures(self) -> dict[str, Figure]:
-        parts = (part for section in report_sections(self.read) for part in section.parts)
-        return {part.name: part for part in parts if isinstance(part, Figure)}
+    def _figures(self) -> list[Figure]:
+        sections = report_sections(self.read)
+        return [p for section in sections for p in section.parts if isinstance(p, Figure)]
 
     def __repr__(self) -> str:
         reached = "" if self.accuracy is None else f", accuracy {self.accuracy:.3f}"
@@ -181,7 +177,24 @@ def open_run(path: str | Path) -> Run:
     return Run(path)
 
 
-def _frame(rows: Any) -> "pd.DataFrame":
+def figure_named(name: str, figures: Sequence[Figure]) -> "go.Figure":
+    """Return one of the figures, as a plotly Figure.
+
+    Raises
+    ------
+    ReportError
+        There is none of this name.
+    """
+    with needed("plotly"):
+        import plotly.graph_objects as go
+    found = {figure.name: figure for figure in figures}
+    if name not in found:
+        raise ReportError(f"figure {name!r}: there are {', '.join(found)}")
+    return go.Figure(resolve(found[name].to_plotly(), "light"))
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
+    """Return a DataFrame with a row for each mapping."""
     with needed("pandas"):
         import pandas as pd
     return pd.DataFrame(list(rows))

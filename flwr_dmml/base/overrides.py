@@ -1,5 +1,6 @@
 """Settings that are changed for one run: ``KEY=VALUE``."""
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,14 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), parse_toml(f"value = {value}")["value"]
     except ValueError:
         return key.strip(), value.strip()
+
+
+def override(key: str, value: Any) -> str:
+    """Return ``key=value`` as :func:`parse_override` reads it, with quotes if they are needed."""
+    plain = f"{key}={value}"
+    if parse_override(plain) == (key, value):
+        return plain
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def with_overrides(run_config: Mapping[str, Any]) -> Mapping[str, Any]:

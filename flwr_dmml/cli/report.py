@@ -18,7 +18,7 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Write the figures there as files, too.")
     ] = None,
     form: Annotated[
-        Literal["svg", "png"], typer.Option("--format", help="Format of these files.")
+        Literal["pdf", "svg", "png"], typer.Option("--format", help="Format of these files.")
     ] = "svg",
 ) -> None:
     """Write one HTML page that shows a run: needs no network, works on a phone.

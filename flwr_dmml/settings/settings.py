@@ -88,7 +88,7 @@ class Settings(DeviceSettings):
     run_dir: str = Field(RUNS, description="folder of the run folders")
     run_name: str = Field(
         "",
-        pattern=r"^([\w-][\w.-]*)?$",
+        pattern=r"^([\w-][\w.,+=-]*)?$",
         description="name of this run's folder; empty takes date and method",
     )
     overrides: str = Field(

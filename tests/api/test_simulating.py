@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from torch.nn import functional as F
 
-from flwr_dmml import Learner, Run, Topology, open_run, simulate
+from flwr_dmml import Learner, Run, Topology, compare, open_run, simulate
 from flwr_dmml.base.errors import MethodError, SettingsError, UserError
 from flwr_dmml.graph.topology import TOPOLOGIES, RandomRegular, make_topology
 from flwr_dmml.report.reading import ReportError
@@ -172,3 +172,23 @@ def test_the_log_is_in_the_folder_and_only_warnings_are_on_the_console(
     levels = [h.level for h in logging.getLogger("flwr").handlers]
     assert logging.WARNING not in levels  # put back
     assert RandomRegular(degree=4) == make_topology("random-regular")
+
+
+def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
+    few = SMALL | {"run_dir": str(tmp_path), "num_server_rounds": 1}
+    runs = [simulate(**few | {"method": m}, seed=s) for m in ("dpsgd", "local") for s in (0, 1)]
+    found = compare(runs, columns=["accuracy", "worst"])
+    table = found.table
+    assert set(table["row"]) == {"dpsgd", "local"} and set(table["column"]) == {"accuracy", "worst"}
+    at = table[(table["row"] == "local") & (table["column"] == "accuracy")].iloc[0]
+    accuracies = {r.config["method"]: [] for r in runs}
+    for r in runs:
+        accuracies[r.method].append(r.accuracy)
+    assert at["mean"] == pytest.approx(np.mean(accuracies["local"]))
+    gain = np.subtract(accuracies["local"], accuracies["dpsgd"]).mean()
+    assert at["difference"] == pytest.approx(gain)
+    assert r"\begin{tabular}" in found.to_latex() and "| local |" in found.to_markdown()
+    assert found.figure(found.figures[0]).data and "<table" in found._repr_html_()
+    assert found.report(tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(ReportError, match="is no row"):
+        compare(runs, baseline="fedprox")
