@@ -6,6 +6,10 @@ What a method, a rule, a data set, a topology or a strategy of your own is made 
     from flwr_dmml import Dataset, Topology, PeerStrategy
     from flwr_dmml import make_client_app, make_server_app
 
+Runs from Python::
+
+    from flwr_dmml import simulate, open_run, compare
+
 Each name is imported when it is first used: a command that needs none of them loads no torch.
 """
 
@@ -13,6 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.comparing import compare as compare
+    from .api.run import Run as Run
+    from .api.run import open_run as open_run
+    from .api.simulating import simulate as simulate
     from .clients.app import make_client_app as make_client_app
     from .data.registry import Dataset as Dataset
     from .gossip.aggregation.rule import AggregationRule as AggregationRule
@@ -34,9 +42,13 @@ _HOME = {
     "Learner": "learning.learner",
     "Options": "learning.options",
     "PeerStrategy": "strategies.peer",
+    "Run": "api.run",
     "Topology": "graph.topology",
+    "compare": "api.comparing",
     "make_client_app": "clients.app",
     "make_server_app": "strategies.app",
+    "open_run": "api.run",
+    "simulate": "api.simulating",
 }
 
 

@@ -82,6 +82,7 @@ LIBRARIES: dict[str, Library] = {
     ),
     "pyarrow": Library("pyarrow", "Parquet and Arrow files", "simulation", "flwr-datasets"),
     "plotly": Library("plotly", "reports and comparisons", "report", beside=()),
+    "pandas": Library("pandas", "the tables of a run in Python", "notebook", beside=("numpy",)),
     "kaleido": Library("kaleido", "figures as files", "report", beside=("plotly",)),
     "zenoh": Library("eclipse-zenoh", "letters from device to device", "direct", beside=()),
     "cryptography": Library("cryptography", "certificates, sealed payloads", "direct", beside=()),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, compare, doctor, fleet, partition, report, simulate, status, sweep
+from . import cache, compare, doctor, fleet, new, partition, report, simulate, status, sweep
 from .output import STOPPED, say
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def _root(
     """Serverless multi-modal learning on Flower: devices with different sensors train together."""
 
 
+app.command()(new.new)
 app.command()(simulate.simulate)
 app.command()(status.status)
 app.command()(report.report)

@@ -14,6 +14,7 @@ from flwr.common.logger import log
 from safetensors.numpy import load, save
 
 from ..base.errors import SettingsError
+from ..base.overrides import with_overrides
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.blocks import COMPANION, carried, is_carried
@@ -48,7 +49,7 @@ def seals(context: Context) -> bool:
 
     Devices that an engine of this package simulates are all in one place: nothing is encrypted.
     """
-    asked = context.run_config.get("exchange.sealed") is True
+    asked = with_overrides(context.run_config).get("exchange.sealed") is True
     return asked and not context.node_config.get(SIMULATED)
 
 

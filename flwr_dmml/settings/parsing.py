@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from ..base.errors import MethodError, SettingsError
 from ..base.machine import expanded
 from ..base.options import Group, kebab
+from ..base.overrides import with_overrides
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..gossip.aggregation.nnm import NNM
@@ -71,6 +72,7 @@ def parse_settings(
     """
     problems: list[str] = []
     common: dict[str, Any] = {}
+    run_config = with_overrides(run_config)
     named = _of_named(run_config, parts)
     if taken := named.keys() & parts.prefixes.keys():
         raise MethodError(f"the data set or topology {min(taken)!r} has the name of another prefix")

@@ -303,7 +303,7 @@ def test_a_key_that_another_packages_app_does_not_have_is_refused(tmp_path: Path
     )
     wrong = invoke(str(tmp_path), "--set", "lrr=3")
     assert wrong.exit_code == 1
-    assert "--set lrr: the app has no such key; did you mean 'lr'?" in words(wrong.output)
+    assert "lrr: the app has no such key; did you mean 'lr'?" in words(wrong.output)
     right = invoke(str(tmp_path), "--set", "lr=3", "--nodes", "2")
     assert right.exit_code == 0 and "lr 3" in right.output
 

@@ -33,6 +33,7 @@ ORDER = [
     "engine",
     "strategies",
     "report",
+    "api",
     "fleet",
     "doctor",
     "cli",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...base.files import write_whole
 from ...base.formats import first_problem
-from ..options import LoadOptions, PartitionOptions
+from ..options import PartitionOptions
 from ..registry import Dataset
-from ..samples import DataError, Modality, Partition, Samples, Source
+from ..samples import DataError, Modality, Partition, Samples
 from ..store import samples_of, save_tensors, tensors_of
 
 ABOUT, TENSORS = "part.json", "samples.safetensors"
@@ -229,19 +229,10 @@ def _digest(file: Path) -> str:
         return file_digest(opened, lambda: blake2b(digest_size=16)).hexdigest()
 
 
-def _whole(options: LoadOptions) -> Source:
-    raise DataError(
-        "dataset = 'parts': a device has its own part only, there is no set that all have "
-        "(idkd and kd need one: give them the data set itself)"
-    )
-
-
 PARTS = Dataset(
     name="parts",
     modalities=(),
     needs_path=True,
-    natural_ids=False,
-    load=_whole,
     description="what flwr-dmml partition has cut: a folder for each device",
     load_part=load,
 )
