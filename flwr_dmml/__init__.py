@@ -6,6 +6,10 @@ What a method, a rule, a data set, a topology or a strategy of your own is made 
     from flwr_dmml import Dataset, Topology, PeerStrategy
     from flwr_dmml import make_client_app, make_server_app
 
+And what a run has trained::
+
+    from flwr_dmml import load_model
+
 Each name is imported when it is first used: a command that needs none of them loads no torch.
 """
 
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .clients.app import make_client_app as make_client_app
     from .data.registry import Dataset as Dataset
+    from .deploy.model import load_model as load_model
     from .gossip.aggregation.rule import AggregationRule as AggregationRule
     from .gossip.rule import GossipRule as GossipRule
     from .graph.topology import Topology as Topology
@@ -35,6 +40,7 @@ _HOME = {
     "Options": "learning.options",
     "PeerStrategy": "strategies.peer",
     "Topology": "graph.topology",
+    "load_model": "deploy.model",
     "make_client_app": "clients.app",
     "make_server_app": "strategies.app",
 }

@@ -20,14 +20,15 @@ def provenance(seed: object) -> dict[str, Any]:
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "git": _git(),
         "platform": platform.platform(),
     }
 
 
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this package and what the numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
