@@ -9,6 +9,9 @@ What a method, a rule, a data set, a topology or a strategy of your own is made 
 Runs from Python::
 
     from flwr_dmml import simulate, open_run, compare
+And what a run has trained::
+
+    from flwr_dmml import load_model
 
 Each name is imported when it is first used: a command that needs none of them loads no torch.
 """
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from .api.simulating import simulate as simulate
     from .clients.app import make_client_app as make_client_app
     from .data.registry import Dataset as Dataset
+    from .deploy.model import load_model as load_model
     from .gossip.aggregation.rule import AggregationRule as AggregationRule
     from .gossip.rule import GossipRule as GossipRule
     from .graph.topology import Topology as Topology
@@ -45,6 +49,7 @@ _HOME = {
     "Run": "api.run",
     "Topology": "graph.topology",
     "compare": "api.comparing",
+    "load_model": "deploy.model",
     "make_client_app": "clients.app",
     "make_server_app": "strategies.app",
     "open_run": "api.run",

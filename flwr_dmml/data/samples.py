@@ -1,13 +1,16 @@
 """Types of a data set: modalities, samples, the source, and the partition of a node."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from ..base.errors import UserError
+from .forms import Raw, RawImage
+
+Kind = Literal["image", "audio", "vector", "series", "sequence"]
 
 
 class DataError(UserError, ValueError):
@@ -27,10 +30,14 @@ class Modality:
         frames]`` of audio, ``[features]`` of a vector, ``[channels, steps]`` of a time series,
         ``[features + 1, steps]`` of a sequence of features: its last channel is 1 where there is a
         step, and behind its end all are 0.
+    raw : RawSound, RawImage or RawNumbers, optional
+        What a sample is made of, so that a trained model can be given the same; two modalities are
+        equal whatever they are made of. None where the data set does not say.
     """
 
-    kind: Literal["image", "audio", "vector", "series", "sequence"]
+    kind: Kind
     shape: tuple[int, ...]
+    raw: Raw | None = field(default=None, compare=False)
 
 
 class Rows(Mapping[str, torch.Tensor]):
@@ -211,13 +218,26 @@ def hide_rows(source: Source, visible: float) -> Source:
     images = {name for name, modality in source.modalities.items() if modality.kind == "image"}
 
     def hidden(samples: Samples) -> Samples:
-        inputs = dict(samples.inputs)
-        for name in images:
-            inputs[name] = inputs[name].clone()  # [n, channels, height, width]
-            inputs[name][..., round(visible * inputs[name].shape[-2]) :, :] = 0
-        return replace(samples, inputs=inputs)
+        own = {m: upper(x, visible) if m in images else x for m, x in samples.inputs.items()}
+        return replace(samples, inputs=own)
 
-    return replace(source, train=hidden(source.train), test=hidden(source.test))
+    def told(modality: Modality) -> Modality:
+        raw = modality.raw
+        if not isinstance(raw, RawImage):
+            return modality
+        return replace(modality, raw=raw.model_copy(update={"visible": visible}))
+
+    forms = {name: told(modality) for name, modality in source.modalities.items()}
+    return replace(source, modalities=forms, train=hidden(source.train), test=hidden(source.test))
+
+
+def upper(images: torch.Tensor, visible: float) -> torch.Tensor:
+    """Return images ``[..., height, width]``, black below a share of the rows, in (0, 1]."""
+    if visible == 1:
+        return images
+    shown = images.clone()
+    shown[..., round(visible * shown.shape[-2]) :, :] = 0
+    return shown
 
 
 @dataclass(frozen=True, eq=False)

@@ -213,6 +213,15 @@ class DeviceSettings(Group):
         "average: they send a mean of them; auto: as the method says",
     )
 
+    keep_models: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(
+        "auto",
+        description="keep every device's evaluated model as files; auto: in a simulation, if all "
+        "take up to 1 GiB",
+    )
+    keep_best: bool = Field(
+        False, description="keep the model of the highest validation accuracy as well"
+    )
+
     energy: EnergyOptions = EnergyOptions()
     allocation: AllocationOptions = AllocationOptions()
     public: PublicOptions = PublicOptions()

@@ -76,7 +76,8 @@ class DecomposedClassifier(ModalityModel):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.common_dim = common_dim
+        self.common_dim, self.specific_dim = common_dim, specific_dim
+        self.choice, self.fusion = choice, fusion
         detached = fusion == "detached" and len(modalities) > 1
 
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator

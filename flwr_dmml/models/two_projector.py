@@ -75,6 +75,7 @@ class TwoProjectorClassifier(ModalityModel):
     ) -> None:
         super().__init__()
         self.slots, self.fill, self.train_filled = tuple(slots), fill, train_filled
+        self.width, self.choice = width, choice
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
 
             def fresh(name: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
+from ..clients.models import Models
 from ..learning.speedometer import NEAR
 from ..methods.soft_labels import LABELS
 from ..payload.plan import Plan
@@ -43,6 +44,8 @@ class Exchange:
         """Training speed of each modality around each device, by partition."""
         self.confusion: list[int] = []
         """At the end, of all devices together: true (rows) by predicted class, row by row."""
+        self.models: dict[int, Models] = {}
+        """Handed over by devices since they were last taken from here, by partition."""
 
     rounds_per_message: int = 1
     """Rounds that the devices run before they report."""
@@ -164,6 +167,8 @@ class Exchange:
     def _heard(self, mixed: int, partition: int, reply: Reply) -> None:
         self._logbook.notes(partition, reply.notes)
         self._logbook.mixed(mixed, partition, reply.rounds[0])
+        if reply.models:
+            self.models[partition] = reply.models
 
     def _trained(self, server_round: int, partition: int, metrics: Mapping[str, float]) -> None:
         self._logbook.node(server_round, partition).trained(metrics)

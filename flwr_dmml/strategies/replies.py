@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ..base.text import one_line
+from ..clients.models import HANDED_OVER, Models, read_models
 from ..learning.mixing import DROPPED
 from ..payload.blocks import STATISTICS, carried, is_carried, without_companion
 from ..payload.plan import Plan, mean_of
@@ -120,12 +121,15 @@ class Reply:
     confusion : list of int
         After the closing message: how often it takes each class for each, row by row; empty if it
         does not say.
+    models : dict of str to ModelFiles
+        That it hands over, where it was asked to.
     """
 
     rounds: list[Account]
     payload: ArrayRecord
     notes: list[str]
     confusion: list[int]
+    models: Models = field(default_factory=dict)
 
 
 def read_reply(
@@ -164,7 +168,9 @@ def read_reply(
         for numbers, report, plan in zip(metrics, reports, plans, strict=True)
     ]
     payload = content.array_records.get(PAYLOAD, ArrayRecord())
-    return Reply(rounds, payload, read_notes(content), check_confusion(counts, member))
+    told = payload, read_notes(content), check_confusion(counts, member)
+    asked = HANDED_OVER in content.config_records and plans[-1].hand_over
+    return Reply(rounds, *told, read_models(content.config_records[HANDED_OVER]) if asked else {})
 
 
 def check_metrics(metrics: Mapping[str, Any], modalities: Collection[str]) -> dict[str, float]:

@@ -28,6 +28,7 @@ FREE = {
     "exchange.router",
     "exchange.multicast",
     "track-with",
+    "keep-models",
 }
 """Settings that may change when a run is resumed: the numbers do not depend on them."""
 

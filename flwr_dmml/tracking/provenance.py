@@ -26,7 +26,7 @@ def provenance(seed: object) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command(sys.argv),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "git": _git(),
         "platform": platform.platform(),
     }
@@ -49,8 +49,9 @@ def command(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this package and what the numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -63,7 +63,11 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     )
     if isfinite(plan.budget_j):
         record["budget-j"] = plan.budget_j
-    for key, is_so in (("merges", plan.merges), ("merged", plan.merged)):
+    for key, is_so in (
+        ("merges", plan.merges),
+        ("merged", plan.merged),
+        ("hand-over", plan.hand_over),
+    ):
         if is_so:
             record[key] = True
     if plan.phase:
@@ -110,6 +114,7 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         resend=tuple(record.get("resend", [])),
         merges=bool(record.get("merges", False)),
         merged=bool(record.get("merged", False)),
+        hand_over=bool(record.get("hand-over", False)),
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)
             for key, value in record.items()

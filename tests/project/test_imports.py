@@ -27,6 +27,7 @@ ORDER = [
     "learning",
     "methods",
     "settings",
+    "deploy",
     "transport",
     "tracking",
     "clients",

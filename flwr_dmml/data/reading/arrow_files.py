@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...base.libraries import needed
-from ..samples import DataError
-from .manifest import PARQUET, Cell, Column, Description, Kind, Manifest, roles_of
+from ..samples import DataError, Kind
+from .manifest import PARQUET, Cell, Column, Description, Manifest, roles_of
 from .problems import reason
 from .tables import Floats, as_table
 

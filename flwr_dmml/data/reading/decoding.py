@@ -11,9 +11,10 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
+from ..forms import RawImage, RawNumbers, RawSound
 from ..options import LoadOptions
-from ..samples import DataError, Modality
-from .manifest import Cell, Column, Kind
+from ..samples import DataError, Kind, Modality
+from .manifest import Cell, Column
 from .media import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -24,7 +25,7 @@ from .media import (
     spectrograms,
 )
 from .problems import Problems, reason
-from .tables import TABLE_SUFFIXES, Floats, read_table
+from .tables import TABLE_SUFFIXES, Floats, masked, read_table, steps_last
 
 Found = Kind | Literal["table"]
 """A kind, or numbers that are a vector or a series."""
@@ -107,7 +108,8 @@ class Decoder:
         for place, image in enumerate(self._read(name, column, rows, read)):
             if image is not None:
                 inputs[place], present[place] = image, True
-        return Modality("image", shape), inputs, present
+        raw = RawImage(**self._options.image.model_dump())
+        return Modality("image", shape, raw), inputs, present
 
     def _sounds(self, name: str, column: Column, rows: Sequence[int]) -> Decoded:
         shape = audio_shape(self._options.audio)
@@ -123,7 +125,8 @@ class Decoder:
             if places:
                 heard = torch.stack([wave for wave in waves if wave is not None])
                 inputs[places], present[places] = spectrograms(heard, self._options.audio), True
-        return Modality("audio", shape), inputs, present
+        raw = RawSound(**self._options.audio.model_dump())
+        return Modality("audio", shape, raw), inputs, present
 
     def _tables(
         self, name: str, column: Column, rows: Sequence[int], kind: Found
@@ -144,17 +147,17 @@ class Decoder:
                 )
                 return None
             kind = "vector" if tables[0].ndim == 1 else "series"
-        tables = [_steps_last(table, kind) for table in tables]
+        tables = [steps_last(table, kind) for table in tables]
         if not self._alike(name, column, [rows[place] for place in places], tables, kind):
             return None
         if kind == "sequence":
             steps = self._options.series.steps or max(table.shape[1] for table in tables)
-            tables = [_masked(table, steps) for table in tables]
+            tables = [masked(table, steps) for table in tables]
         inputs = torch.zeros(len(rows), *tables[0].shape)
         inputs[places] = torch.from_numpy(np.stack(tables))
         present = torch.zeros(len(rows), dtype=torch.bool)
         present[places] = True
-        return Modality(kind, tuple(tables[0].shape)), inputs, present
+        return Modality(kind, tuple(tables[0].shape), RawNumbers()), inputs, present
 
     def _alike(
         self,
@@ -259,19 +262,3 @@ def _told(shape: tuple[int, ...]) -> str:
     if len(shape) == 1:
         return f"{shape[0]} number{'s' * (shape[0] != 1)}"
     return f"{shape[1]} steps of {_told(shape[:1])}"
-
-
-def _steps_last(table: Floats, kind: Kind) -> Floats:
-    """Return a table as a vector (a column is as good as a line), or as ``[channels, steps]``."""
-    if kind == "vector" and table.size == max(table.shape):
-        return table.ravel()
-    return table.T if kind == "vector" else table.reshape(len(table), -1).T
-
-
-def _masked(table: Floats, steps: int) -> Floats:
-    """Return a sequence ``[features, any]`` as ``[features + 1, steps]``, the last a mask."""
-    masked = np.zeros((len(table) + 1, steps), dtype=np.float32)
-    there = min(steps, table.shape[1])
-    masked[:-1, :there] = table[:, :there]
-    masked[-1, :there] = 1
-    return masked

@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ...base.formats import first_problem, parse_json
-from ..samples import DataError
+from ..samples import DataError, Kind
 from .arrow_files import arrow, checked, column_of, is_content, is_numbers, text
-from .manifest import SPLITS, Description, Kind, Manifest, roles_of
+from .manifest import SPLITS, Description, Manifest, roles_of
 from .problems import reason
 
 DICT, STATE, INFORMATION = "dataset_dict.json", "state.json", "dataset_info.json"

@@ -5,19 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...base.formats import parse_toml
-from ..samples import DataError
+from ..samples import DataError, Kind
 from .problems import Problems, reason
 from .tables import Floats
 
 DESCRIPTION, CSV, PARQUET = "dataset.toml", "manifest.csv", "manifest.parquet"
 SPLITS = ("train", "test")
 
-Kind = Literal["image", "audio", "vector", "series", "sequence"]
 Cell = str | BytesIO | Floats | None
 """Of a row and a modality: a file's path in the folder, a file's content, numbers, or nothing."""
 

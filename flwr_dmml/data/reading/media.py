@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,8 +21,13 @@ from .audio import log_mel, unit_variance
 from .problems import reason
 from .tables import read_table
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 __all__ = [
     "audio_shape",
+    "fit_image",
+    "fit_wave",
     "image_shape",
     "read_audio",
     "read_image",
@@ -65,25 +70,33 @@ def read_image(file: Path | IO[bytes], options: ImageOptions) -> torch.Tensor:
     DataError
         If it is not a whole image.
     """
-    channels, side, _ = image_shape(options)
     with needed("PIL"):
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     try:
         with Image.open(file, formats=_FORMATS) as opened:
-            opened.draft(None, (2 * side, 2 * side))  # photos are decoded no larger than needed
-            upright = ImageOps.exif_transpose(opened)
-            deep = upright.mode.startswith("I")  # 16 bit
-            scale = 65535.0 if deep else 255.0
-            mode = "F" if deep else "RGB" if options.colour else "L"
-            if upright.mode == "P":
-                upright = upright.convert("RGBA")  # the palette may have transparent colours
-            small = ImageOps.fit(upright.convert(mode), (side, side), Image.Resampling.BILINEAR)
+            twice = 2 * options.side
+            opened.draft(None, (twice, twice))  # photos are decoded no larger than needed
+            return fit_image(opened, options)
     except UnidentifiedImageError as error:
         raise DataError(
             f"it is no image that is {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
         ) from error
     except Exception as error:  # Pillow has no class of its own for damaged files
         raise DataError(f"the image cannot be read: {reason(error)}") from error
+
+
+def fit_image(picture: "Image", options: ImageOptions) -> torch.Tensor:
+    """Return a picture as :func:`read_image` does, ``[3 or 1, side, side]`` in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    channels, side, _ = image_shape(options)
+    upright = ImageOps.exif_transpose(picture)
+    deep = upright.mode.startswith("I")  # 16 bit
+    scale = 65535.0 if deep else 255.0
+    mode = "F" if deep else "RGB" if options.colour else "L"
+    if upright.mode == "P":
+        upright = upright.convert("RGBA")  # the palette may have transparent colours
+    small = ImageOps.fit(upright.convert(mode), (side, side), Image.Resampling.BILINEAR)
     pixels = np.asarray(small, dtype=np.float32).reshape(side, side, -1) / scale
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).expand(channels, -1, -1).contiguous()
 
@@ -164,7 +177,6 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
     DataError
         If the file is truncated, empty, no sound, or has numbers that are not finite.
     """
-    length = _samples(options)[0]
     with needed("soundfile"):
         import soundfile
     try:
@@ -175,7 +187,26 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
         raise DataError(f"the sound cannot be read: {error.error_string}") from error
     except OSError as error:
         raise DataError(f"the sound cannot be read: {reason(error)}") from error
-    wave = unit_variance(_resampled(torch.from_numpy(heard), rate, options.rate_hz)[:length])
+    return fit_wave(torch.from_numpy(heard), rate, options)
+
+
+def fit_wave(wave: torch.Tensor, rate: int, options: AudioOptions) -> torch.Tensor:
+    """Return a wave ``[samples]`` of a rate in Hz as :func:`read_wave` does.
+
+    Raises
+    ------
+    DataError
+        Its numbers are not finite, there are none, or the rate cannot be.
+    """
+    length = _samples(options)[0]
+    if not len(wave):
+        raise DataError("there is no sound in it")
+    if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
+        raise DataError(f"its rate of {rate} Hz is not from {_RATES_HZ[0]} to {_RATES_HZ[1]}")
+    wanted = min(len(wave), _whole(options.seconds, rate))
+    start = (len(wave) - wanted) // 2
+    middle = wave[start : start + wanted].float()
+    wave = unit_variance(_resampled(middle, rate, options.rate_hz)[:length])
     if not bool(wave.isfinite().all()):
         raise DataError("the sound has numbers that are not finite")
     return torch.nn.functional.pad(wave, (0, length - len(wave)))
@@ -184,8 +215,12 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
 def _samples(options: AudioOptions) -> tuple[int, int, int]:
     """Return the length of the wave, of a window and of a hop."""
     per_ms = options.rate_hz / 1000
-    length = max(1, round(options.seconds * options.rate_hz))
+    length = _whole(options.seconds, options.rate_hz)
     return length, round(options.window_ms * per_ms), round(options.hop_ms * per_ms)
+
+
+def _whole(seconds: float, rate: int) -> int:
+    return max(1, round(seconds * rate))
 
 
 def _opened(file: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
@@ -200,9 +235,7 @@ def _heard(file: Path | IO[bytes], seconds: float) -> tuple[NDArray[np.float32],
         rate, count = sound.samplerate, len(sound)
         if count == 0:
             raise DataError("there is no sound in it")
-        if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
-            raise DataError(f"its rate of {rate} Hz is not from {_RATES_HZ[0]} to {_RATES_HZ[1]}")
-        wanted = min(count, max(1, round(seconds * rate)))
+        wanted = min(count, _whole(seconds, rate))
         try:
             sound.seek(count - 1)  # FLAC says how much there should be
             whole = len(sound.read(1)) == 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..samples import DataError
+from ..samples import DataError, Kind
 from .problems import reason
 
 Floats = NDArray[np.float32]
@@ -68,6 +68,22 @@ def as_table(numbers: NDArray[Any], lines: Sequence[int] = ()) -> Floats:
         where = f"line {lines[at[0]]}, column {at[1] + 1}" if lines else f"index {at.tolist()}"
         raise DataError(f"{where}: {numbers[tuple(at)]} is not a finite number (float32)")
     return table
+
+
+def steps_last(table: Floats, kind: Kind) -> Floats:
+    """Return a table as a vector (a column is as good as a line), or as ``[channels, steps]``."""
+    if kind == "vector" and table.size == max(table.shape):
+        return table.ravel()
+    return table.T if kind == "vector" else table.reshape(len(table), -1).T
+
+
+def masked(table: Floats, steps: int) -> Floats:
+    """Return a sequence ``[features, any]`` as ``[features + 1, steps]``, the last a mask."""
+    found = np.zeros((len(table) + 1, steps), dtype=np.float32)
+    there = min(steps, table.shape[1])
+    found[:-1, :there] = table[:, :there]
+    found[-1, :there] = 1
+    return found
 
 
 def read_npy(path: Path) -> NDArray[Any]:

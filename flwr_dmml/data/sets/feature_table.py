@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, reason, refuse
 from ..reading.tables import read_npy
@@ -39,8 +40,9 @@ class Table:
     def modality(self, steps: int) -> Modality:
         """Return what a sample is; ``steps`` of a sequence, 0 for as many as the longest has."""
         if not self.is_sequence:
-            return Modality("vector", (self.width,))
-        return Modality("sequence", (self.width + 1, steps or max(map(len, self.rows))))
+            return Modality("vector", (self.width,), RawNumbers())
+        shape = self.width + 1, steps or max(map(len, self.rows))
+        return Modality("sequence", shape, RawNumbers())
 
     def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the samples ``[n, *shape]``; longer sequences are cut."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ...base.files import write_whole
 from ...base.formats import first_problem
+from ..forms import Raw
 from ..options import PartitionOptions
 from ..registry import Dataset
-from ..samples import DataError, Modality, Partition, Samples
+from ..samples import DataError, Kind, Modality, Partition, Samples
 from ..store import samples_of, save_tensors, tensors_of
 
 ABOUT, TENSORS = "part.json", "samples.safetensors"
@@ -31,10 +32,8 @@ class PartAbout(BaseModel):
     part: int = Field(ge=0)
     parts: int = Field(ge=1)
     modalities: tuple[str, ...] = Field(min_length=1)
-    source_modalities: dict[
-        str,
-        tuple[Literal["image", "audio", "vector", "series", "sequence"], tuple[int, ...]],
-    ]
+    source_modalities: dict[str, tuple[Kind, tuple[int, ...]]]
+    raw: dict[str, Raw | None] = {}
     num_classes: int = Field(ge=1)
     class_names: tuple[str, ...] = ()
     train: int = Field(ge=1)
@@ -90,6 +89,7 @@ def save_part(
         parts=parts,
         modalities=partition.modalities,
         source_modalities={m: (k.kind, k.shape) for m, k in partition.source_modalities.items()},
+        raw={m: k.raw for m, k in partition.source_modalities.items()},
         num_classes=partition.num_classes,
         class_names=partition.class_names,
         train=len(partition.train),
@@ -148,7 +148,10 @@ def load_part(folder: Path) -> Partition:
         raise DataError(f"data-path: '{file}' cannot be read: {error.strerror}") from error
     except (SafetensorError, KeyError) as error:
         raise DataError(f"data-path: '{file}' does not hold a part: {error}") from error
-    forms = {m: Modality(kind, shape) for m, (kind, shape) in about.source_modalities.items()}
+    forms = {
+        m: Modality(kind, shape, about.raw.get(m))
+        for m, (kind, shape) in about.source_modalities.items()
+    }
     _check(file, about, samples, forms)
     return Partition(
         partition_id=about.part,
