@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from logging import WARNING
 from pathlib import Path
 
+from ..base.log import log
 from ..base.options import Group
 from ..base.registry import installed
 from .cache import cached
 from .options import LoadOptions, PartitionOptions
 from .samples import DataError, Partition, Source, hide_rows
+from .standard import standardised
 from .store import shared
 
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
@@ -156,10 +159,16 @@ def load_source(name: str, options: LoadOptions) -> Source:
         root, files = Path(options.path), dataset.files(options)
         return cached(name, used, root, files, dataset.load, lambda: dataset.load(options))
 
-    def shown() -> Source:
-        return hide_rows(load(), options.image_visible)
+    def changed() -> Source:
+        source = load()
+        source = standardised(source) if options.standardise == "auto" else source
+        return hide_rows(source, options.image_visible) if options.image_visible != 1 else source
 
-    if options.image_visible != 1:
-        return shared(f"{name} {options}", shown)
     kept = dataset.files is not None and options.cache
-    return load() if kept else shared(f"{name} {options}", load)
+    if options.image_visible != 1 or options.standardise == "auto" or not kept:
+        source = shared(f"{name} {options}", changed)
+    else:
+        source = load()
+    for doubt in source.doubts:
+        log(WARNING, "%s: %s", name, doubt.text)
+    return source

@@ -16,7 +16,7 @@ from ...base.files import write_whole
 from ...base.formats import first_problem
 from ..options import LoadOptions, PartitionOptions
 from ..registry import Dataset
-from ..samples import DataError, Modality, Partition, Samples, Source
+from ..samples import DataError, Modality, Partition, Samples, Scale, Source
 from ..store import samples_of, save_tensors, tensors_of
 
 ABOUT, TENSORS = "part.json", "samples.safetensors"
@@ -41,6 +41,7 @@ class PartAbout(BaseModel):
     validation: int = Field(ge=0)
     test: int = Field(ge=1)
     class_counts: tuple[int, ...]
+    scales: dict[str, Scale] = {}
     settings: dict[str, Any]
     digest: str
 
@@ -96,6 +97,7 @@ def save_part(
         validation=len(partition.validation),
         test=len(partition.test),
         class_counts=tuple(torch.bincount(labels, minlength=partition.num_classes).tolist()),
+        scales=dict(partition.scales),
         settings=dict(settings),
         digest=_digest(folder / TENSORS),
     )
@@ -160,6 +162,7 @@ def load_part(folder: Path) -> Partition:
         test=samples["test"],
         test_present=_test_present(tensors, about.modalities),
         class_names=about.class_names,
+        scales=about.scales,
     )
 
 
