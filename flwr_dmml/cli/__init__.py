@@ -6,6 +6,7 @@ second, and work where a library is broken.
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -53,7 +54,10 @@ app.command()(doctor.doctor)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; what a terminal's encoding lacks is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as stop:

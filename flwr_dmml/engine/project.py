@@ -4,6 +4,7 @@ Read without Flower and torch, so that a command knows what it is to run before 
 """
 
 from collections.abc import Mapping
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``key=value``; the value is read as TOML, or taken as a string if it is none.
+    """Split ``key=value``; a value that is no number, boolean, list or text of TOML is a text.
+
+    So is a date: no setting is one.
 
     Raises
     ------
@@ -68,6 +71,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ValueError(f"{text!r}: give KEY=VALUE, e.g. method=dpsgd")
     try:
-        return key.strip(), parse_toml(f"value = {value}")["value"]
+        read = parse_toml(f"value = {value}")["value"]
     except ValueError:
-        return key.strip(), value.strip()
+        read = value.strip()
+    return key.strip(), value.strip() if isinstance(read, date | time) else read

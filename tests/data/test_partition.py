@@ -133,7 +133,12 @@ def test_what_is_ones_own_is_not_divided(monkeypatch: pytest.MonkeyPatch):
         ({"alpha": float("nan")}, "alpha: nan is not allowed"),
         ({"alpha": 1e-4, "samples_per_node": 100}, "raise alpha or lower samples-per-node"),
         ({"scheme": "natural", "groups": None}, "needs natural ids, this data set has none"),
-        ({"scheme": "natural"}, "num-nodes: 12 nodes are more than the 6 natural ids"),
+        ({"scheme": "natural"}, "num-nodes: 12 nodes are more than the 6 natural ids .* up to 6"),
+        (
+            {"num_nodes": 1201},
+            "num-nodes: 1201 nodes are more than the 1200 .*; allowed: up to 1200",
+        ),
+        ({"scheme": "iid", "num_nodes": 1201}, "num-nodes: 1201 nodes .*; allowed: up to 1200"),
         (
             {"scheme": "natural", "num_nodes": 4, "samples_per_node": 201},
             "samples-per-node: 201 is more than the 200 .* allowed: up to 200",
