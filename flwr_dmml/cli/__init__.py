@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, compare, doctor, fleet, partition, report, simulate, status, sweep
+from . import cache, compare, data, doctor, fleet, partition, report, simulate, status, sweep
 from .output import STOPPED, say
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command()(report.report)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
 app.command()(partition.partition)
+app.add_typer(data.data_app)
 app.command()(cache.cache)
 app.add_typer(fleet.fleet_app)
 app.command()(doctor.doctor)

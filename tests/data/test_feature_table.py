@@ -211,7 +211,7 @@ def test_everything_wrong_is_named_at_once(tmp_path):
     (tmp_path / "taste.csv").write_bytes(b"id,a\nu1,\xff\n")
     array = "expected numbers [n, features] or [n, steps, features], not only zeros"
     wanted = [
-        "labels.csv: no training row has the label 'sad'; training rows have 'anger', 'joy'; line 6:",
+        "labels.csv: no training row has the label 'sad'; training rows have 'anger', 'joy'; line",
         "audio.csv: line 3: f1 is 'nan', not a finite number (float32); line 4: 2 columns, ",
         "depth.npy: it is not a whole .npy file of numbers: ",
         f"flow.npy: it holds float64 (4,), {array}",

@@ -287,10 +287,12 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         toml='classes = [0, 1, 2]\n[modalities]\nphoto = "image"',
     )
     long = "x" * 300
+    split = "allowed: train, test ([splits] in dataset.toml can make other names one of these, or"
+    outside = tmp_path / "outside.png"
+    gap = "'nan' is a missing value; fill it in, or leave the line out"
     found = dict.fromkeys(refused(root).splitlines())
     for line in (
-        "  line 4: its split is 'valid'; allowed: train, test ([splits] in dataset.toml can make "
-        "other names one of these, or leave their rows out)",
+        f"  line 4: its split is 'valid'; {split} leave their rows out)",
         "  line 5: its label '7' is none of 0, 1, 2",
         "  line 5: its id '3' is that of line 4",
         "  line 10: it has no label",
@@ -298,15 +300,13 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         "  line 11: 3 columns, expected 7",
         "  line 3, photo 'cut.png': the image cannot be read: image file is truncated",
         "  line 7, photo '../outside.png': the path leads out of the folder",
-        f"  line 8, photo '{tmp_path / 'outside.png'}': the path is absolute; give it from the "
-        "folder on",
+        f"  line 8, photo '{outside}': the path is absolute; give it from the folder on",
         "  line 9, photo 'link.png': the path leads out of the folder",
         "  line 10, photo 'none.png': there is no such file",
         f"  line 12, photo '{long}.png': it is no path: File name too long",
         "  line 13, photo '.': there is no such file",
         "  line 3, sound 'cut.wav': the sound is truncated: 956 of 8,000 bytes",
-        "  line 3, imu 'bad.csv': line 3, column 2 (y): 'nan' is a missing value; fill it in, "
-        "or leave the line out",
+        f"  line 3, imu 'bad.csv': line 3, column 2 (y): {gap}",
         "  line 6: it has no modality",
     ):
         assert line in found, (line, [*found])

@@ -6,6 +6,7 @@ Errors give the reason alone: who reads many files knows which one it was.
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
@@ -41,6 +42,7 @@ _UNKNOWN_LENGTH = 0x7FFF0000  # bytes of sound from which a WAV file's header me
 _UNKNOWN_COUNT = 2**62  # samples: libsndfile's word for a FLAC file that does not say how many
 _BLOCK = 65_536  # samples read at once where the end is not known
 _CANCELLED = 1e-3  # of the channels' power: a mean of less is what they cancel to
+_FULL = 0.9999  # of the largest value
 _OGG_PAGE = 65_307  # bytes at most
 _RATES_HZ = (100, 1_000_000)  # of files
 
@@ -188,6 +190,77 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
     if not bool(wave.isfinite().all()):
         raise DataError("the sound has numbers that are not finite")
     return torch.nn.functional.pad(wave, (0, length - len(wave)))
+
+
+@dataclass(frozen=True)
+class SoundFacts:
+    """What a file of sound holds.
+
+    Attributes
+    ----------
+    rate_hz, channels : int
+        As recorded.
+    seconds : float
+        Length.
+    full_scale : float
+        Share of the values that are the largest there can be.
+    cancelled : bool
+        Whether the channels cancel out.
+    """
+
+    rate_hz: int
+    channels: int
+    seconds: float
+    full_scale: float
+    cancelled: bool
+
+
+def sound_facts(file: Path) -> SoundFacts:
+    """Read a whole file of sound for what it holds.
+
+    Raises
+    ------
+    DataError
+        See :func:`read_wave`.
+    """
+    with needed("soundfile"):
+        import soundfile
+    count, full, mixed, each = 0, 0, 0.0, 0.0
+    try:
+        with file.open("rb") as opened:
+            sound = _checked(opened)
+            rate = soundfile.info(sound).samplerate
+            for block in _blocks(sound):
+                count, channels = count + len(block), block.shape[1]
+                full += int((np.abs(block) >= _FULL).sum())
+                mixed += float(np.square(block.mean(axis=1), dtype=np.float64).sum())
+                each += float(np.square(block, dtype=np.float64).mean(axis=1).sum())
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"the sound cannot be read: {error.error_string}") from error
+    except OSError as error:
+        raise DataError(f"the sound cannot be read: {reason(error)}") from error
+    if not count:
+        raise DataError("there is no sound in it")
+    cancelled = mixed < _CANCELLED * each
+    return SoundFacts(rate, channels, count / rate, full / (count * channels), cancelled)
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Return width and height of an image, in pixels, as they are in the file.
+
+    Raises
+    ------
+    DataError
+        It is no image.
+    """
+    with needed("PIL"):
+        from PIL import Image
+    try:
+        with Image.open(file, formats=_FORMATS) as opened:
+            size: tuple[int, int] = opened.size
+    except Exception as error:  # Pillow has no class of its own for damaged files
+        raise DataError(f"the image cannot be read: {reason(error)}") from error
+    return size
 
 
 def _samples(options: AudioOptions) -> tuple[int, int, int]:

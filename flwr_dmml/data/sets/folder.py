@@ -73,7 +73,7 @@ def load(options: LoadOptions) -> Source:
         If anything is wrong with the folder; every row is named, with the reason.
     """
     started = time.perf_counter()
-    root, manifest = Path(options.path), _read(options)
+    root, manifest = Path(options.path), read_manifest(options)
     problems = Problems(f"data-path: '{root}' cannot be used")
     splits = [manifest.about.split_of(name) for name in manifest.splits]
     kept = [row for row, split in enumerate(splits) if split != "out"]
@@ -133,7 +133,14 @@ def _part(
     )
 
 
-def _read(options: LoadOptions) -> Manifest:
+def read_manifest(options: LoadOptions) -> Manifest:
+    """Read what lists the samples of ``options.path``, none of their files.
+
+    Raises
+    ------
+    DataError
+        There is nothing of the kind, or it cannot be read.
+    """
     with _at(options) as root:
         about = read_description(root)
         reads = {CSV: read_csv_manifest, PARQUET: read_parquet_manifest}
@@ -156,7 +163,7 @@ def _files(options: LoadOptions) -> list[Path | str]:
         form = _format(root)
         if form not in (CSV, PARQUET):
             return [root / DESCRIPTION, *hf_files(root)]
-    columns = _read(options).columns.values()
+    columns = read_manifest(options).columns.values()
     lists = [column.cells for column in columns if isinstance(column.cells, Sequence)]
     named = dict.fromkeys(str(cell) for cells in lists for cell in cells if cell)
     # Text: as paths, many small files would take longer than all else from the cache.
