@@ -28,11 +28,13 @@ from .tables import TABLE_SUFFIXES, Floats, read_table
 
 Found = Kind | Literal["table"]
 """A kind, or numbers that are a vector or a series."""
-_SUFFIXES: dict[str, Found] = {
+SUFFIXES: dict[str, Found] = {
     **dict.fromkeys(IMAGE_SUFFIXES, "image"),
     **dict.fromkeys(AUDIO_SUFFIXES, "audio"),
     **dict.fromkeys(TABLE_SUFFIXES, "table"),
 }
+"""Kinds by the suffix of a file's name, in small letters."""
+_SHOWN = 300  # characters of a path that are shown; what is longer is no path
 _CHUNK = 200  # waves held at once
 
 T = TypeVar("T")
@@ -209,7 +211,7 @@ class Decoder:
 
     def _note(self, row: int, name: str, column: Column, problem: object) -> None:
         cells = column.cells
-        shown = f" '{cells[row]}'" if isinstance(cells, Sequence) else ""
+        shown = f" '{_shortened(cells[row])}'" if isinstance(cells, Sequence) else ""
         self._problems.add(f"{self._where[row]}, {name}{shown}", problem)
 
     def _file(self, cell: Cell) -> Path | BytesIO:
@@ -252,7 +254,7 @@ class Decoder:
         unknown = False
         for row in rows:
             if cell := column.cells[row]:
-                kind = _SUFFIXES.get(Path(str(cell)).suffix.lower())
+                kind = SUFFIXES.get(Path(str(cell)).suffix.lower())
                 if kind is not None:
                     first.setdefault(kind, row)
                     continue
@@ -261,7 +263,7 @@ class Decoder:
                     row,
                     name,
                     column,
-                    f"its type is none of {', '.join(sorted(_SUFFIXES))}; let dataset.toml say "
+                    f"its type is none of {', '.join(sorted(SUFFIXES))}; let dataset.toml say "
                     "what it is, or ignore the column",
                 )
         if len(first) > 1:
@@ -270,6 +272,11 @@ class Decoder:
         elif not first and not unknown:
             self._problems.add(f"column '{name}'", "it is empty")
         return next(iter(first)) if len(first) == 1 and not unknown else None
+
+
+def _shortened(cell: object) -> str:
+    text = str(cell)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _told(shape: tuple[int, ...]) -> str:

@@ -19,6 +19,11 @@ from ..looks import channel_doubts
 from ..options import LoadOptions
 from ..reading.arrow_files import parquet_columns, read_parquet_manifest
 from ..reading.cells import is_missing, label_problems, ordered
+from ..reading.class_folders import (
+    class_folder_modalities,
+    has_class_folders,
+    read_class_folders,
+)
 from ..reading.decoding import Decoded, Decoder
 from ..reading.hf_disk import DICT, STATE, hf_columns, hf_files, read_hf_disk
 from ..reading.manifest import (
@@ -35,6 +40,9 @@ from ..reading.problems import Problems
 from ..registry import Dataset
 from ..samples import DataError, Samples, Source
 from ..standard import standardised
+
+CLASSES = "class folders"
+"""Where folders alone say what samples there are."""
 
 
 def load(options: LoadOptions) -> Source:
@@ -58,6 +66,9 @@ def load(options: LoadOptions) -> Source:
 
     Images and sound become tensors as :mod:`~flwr_dmml.data.reading.media` says; numbers stay as
     they are. A sequence is cut to ``series.steps``, or ends with zeros.
+
+    Without a manifest, :func:`~flwr_dmml.data.reading.class_folders.read_class_folders` says what
+    files in folders are.
 
     A folder that ``save_to_disk`` of Hugging Face's ``datasets`` wrote is loaded likewise, with the
     splits "train" and "test": images, sound, and lists of numbers are its modalities.
@@ -143,7 +154,11 @@ def read_manifest(options: LoadOptions) -> Manifest:
     """
     with _at(options) as root:
         about = read_description(root)
-        reads = {CSV: read_csv_manifest, PARQUET: read_parquet_manifest}
+        reads = {
+            CSV: read_csv_manifest,
+            PARQUET: read_parquet_manifest,
+            CLASSES: read_class_folders,
+        }
         return reads.get(_format(root), read_hf_disk)(root, about)
 
 
@@ -153,6 +168,8 @@ def _modalities(options: LoadOptions) -> tuple[str, ...]:
         if form in (CSV, PARQUET):
             names = csv_columns(root) if form == CSV else parquet_columns(root)
             return about.modalities_among(names)
+        if form == CLASSES:
+            return class_folder_modalities(root, about)
         found = hf_columns(root, about)
         return found.about.modalities_among(found.names)
 
@@ -161,13 +178,14 @@ def _files(options: LoadOptions) -> list[Path | str]:
     """Return the manifest and what it names, or the files that ``save_to_disk`` wrote."""
     with _at(options) as root:
         form = _format(root)
-        if form not in (CSV, PARQUET):
+        if form not in (CSV, PARQUET, CLASSES):
             return [root / DESCRIPTION, *hf_files(root)]
     columns = read_manifest(options).columns.values()
     lists = [column.cells for column in columns if isinstance(column.cells, Sequence)]
     named = dict.fromkeys(str(cell) for cells in lists for cell in cells if cell)
     # Text: as paths, many small files would take longer than all else from the cache.
-    return [root / DESCRIPTION, root / form, *(os.path.join(root, name) for name in named)]
+    manifest = [] if form == CLASSES else [root / form]
+    return [root / DESCRIPTION, *manifest, *(os.path.join(root, name) for name in named)]
 
 
 @contextmanager
@@ -185,10 +203,13 @@ def _format(root: Path) -> str:
     if not root.is_dir():
         raise DataError("there is no such folder")
     found = [name for name in (CSV, PARQUET, DICT, STATE) if (root / name).exists()]
+    if not found and has_class_folders(root):
+        return CLASSES
     if len(found) != 1:
         raise DataError(
             f"it holds {' and '.join(found) or 'no manifest'}; expected one of {CSV}, {PARQUET}, "
-            f"or a folder that save_to_disk of Hugging Face's datasets wrote ({DICT} or {STATE})"
+            f"a folder that save_to_disk of Hugging Face's datasets wrote ({DICT} or {STATE}), or "
+            "a folder of files for each class"
         )
     return found[0]
 
