@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
+from datetime import date, time
 from typing import Any
 
 from .errors import SettingsError
@@ -10,7 +11,9 @@ from .formats import parse_toml
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``key=value``; the value is read as TOML, or taken as a string if it is none.
+    """Split ``key=value``; a value that is no number, boolean, list or text of TOML is a text.
+
+    So is a date: no setting is one.
 
     Raises
     ------
@@ -21,9 +24,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ValueError(f"{text!r}: give KEY=VALUE, e.g. method=dpsgd")
     try:
-        return key.strip(), parse_toml(f"value = {value}")["value"]
+        read = parse_toml(f"value = {value}")["value"]
     except ValueError:
-        return key.strip(), value.strip()
+        read = value.strip()
+    return key.strip(), value.strip() if isinstance(read, date | time) else read
 
 
 def override(key: str, value: Any) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..settings import RunConfig
 
 CUT_BY = (
-    "dataset", "snr-db", "image-visible", "partition", "alpha", "samples-per-node",
+    "dataset", "snr-db", "image-visible", "standardise", "partition", "alpha", "samples-per-node",
     "validation-fraction", "modality-pattern", "modality-shares", "seed",
 )  # fmt: skip
 """Settings that decide what is in a part, with those of :data:`CUT_BY_GROUPS`."""

@@ -70,10 +70,15 @@ def partition_indices(
 
     if scheme == "own":
         return _own(len(labels), num_nodes, samples_per_node, seed)
-    size = samples_per_node or len(labels) // num_nodes
-    if size == 0 or size * num_nodes > len(labels):
+    if num_nodes > len(labels):
         raise DataError(
-            f"samples-per-node: {num_nodes} nodes of {max(size, 1)} samples need more than the "
+            f"num-nodes: {num_nodes} nodes are more than the {len(labels)} training samples; "
+            f"allowed: up to {len(labels)}"
+        )
+    size = samples_per_node or len(labels) // num_nodes
+    if size * num_nodes > len(labels):
+        raise DataError(
+            f"samples-per-node: {num_nodes} nodes of {size} samples need more than the "
             f"{len(labels)} training samples available; allowed: up to {len(labels) // num_nodes}"
         )
     order = numpy_generator(seed, "partition").permutation(len(labels))
@@ -184,8 +189,9 @@ def _natural(
     by_id = partitioners.natural(groups.numpy())
     if len(by_id) < num_nodes:
         raise DataError(
-            f"num-nodes: {num_nodes} nodes are more than the {len(by_id)} natural ids of the data "
-            f"set; allowed: up to {len(by_id)}"
+            f"num-nodes: {num_nodes} nodes are more than the {len(by_id)} natural ids (people, "
+            "stations, ...) that training samples have, those of test samples train nobody; "
+            f"allowed: up to {len(by_id)}"
         )
     nodes = [np.concatenate(by_id[node::num_nodes]) for node in range(num_nodes)]
     smallest = min(len(indices) for indices in nodes)

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from logging import WARNING
 from pathlib import Path
 
+from ..base.log import log
 from ..base.options import Group
 from ..base.registry import installed
 from .cache import cached
 from .options import LoadOptions, PartitionOptions
 from .samples import DataError, Partition, Source, hide_rows
+from .standard import standardised
 from .store import shared
 
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
@@ -77,6 +80,22 @@ class Dataset:
         if not options.path or not Path(options.path).is_dir():
             return None
         return self.modalities(self.with_own(options))
+
+    @property
+    def loader(self) -> Callable[[LoadOptions], Source]:
+        """What makes the source.
+
+        Raises
+        ------
+        DataError
+            Each device has its own part only.
+        """
+        if self.load is None:
+            raise DataError(
+                f"dataset = {self.name!r}: a device has its own part only, there is no set that "
+                "all have (idkd and kd need one: set public.dataset)"
+            )
+        return self.load
 
     def with_own(self, options: LoadOptions) -> LoadOptions:
         """Return the options with defaults in place of what is not the data set's own."""
@@ -151,12 +170,7 @@ def load_source(name: str, options: LoadOptions) -> Source:
     dataset = find_dataset(name)
     if dataset.needs_path and not options.path:
         raise DataError(f"data-path: the data set '{name}' reads a folder; set its path")
-    options, whole = dataset.with_own(options), dataset.load
-    if whole is None:
-        raise DataError(
-            f"dataset = {name!r}: a device has its own part only, there is no set that all have "
-            "(idkd and kd need one: set public.dataset)"
-        )
+    options, whole = dataset.with_own(options), dataset.loader
 
     def load() -> Source:
         if dataset.files is None or not options.cache:
@@ -166,10 +180,16 @@ def load_source(name: str, options: LoadOptions) -> Source:
         root, files = Path(options.path), dataset.files(options)
         return cached(name, used, root, files, whole, lambda: whole(options))
 
-    def shown() -> Source:
-        return hide_rows(load(), options.image_visible)
+    def changed() -> Source:
+        source = load()
+        source = standardised(source) if options.standardise == "auto" else source
+        return hide_rows(source, options.image_visible) if options.image_visible != 1 else source
 
-    if options.image_visible != 1:
-        return shared(f"{name} {options}", shown)
     kept = dataset.files is not None and options.cache
-    return load() if kept else shared(f"{name} {options}", load)
+    if options.image_visible != 1 or options.standardise == "auto" or not kept:
+        source = shared(f"{name} {options}", changed)
+    else:
+        source = load()
+    for doubt in source.doubts:
+        log(WARNING, "%s: %s", name, doubt.text)
+    return source

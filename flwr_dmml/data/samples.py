@@ -40,6 +40,24 @@ class Modality:
     raw: Raw | None = field(default=None, compare=False)
 
 
+def name_problem(name: str) -> str:
+    """Return why a modality cannot have this name, or nothing."""
+    if not name or name != name.strip() or set(name) & set("+,=./"):
+        return (
+            f"a modality cannot be named {name!r}; allowed: a name without + , = . / and without "
+            "blanks around it"
+        )
+    if name in _RESERVED:
+        return f"a modality cannot be named {name!r}, {_RESERVED[name]}; give it another name"
+    return ""
+
+
+_RESERVED = {
+    "auto": "which modality-pattern takes for all that a device has",
+    "common": "which is the head of what all modalities share",
+}
+
+
 class Rows(Mapping[str, torch.Tensor]):
     """Some rows of tensors, gathered anew each time that one is asked for: a view, not a copy.
 
@@ -178,6 +196,45 @@ def _lengths(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {name: len(tensor) for name, tensor in tensors.items()}
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How numbers were standardised, by channel: ``(x - mean) / deviation``.
+
+    Parameters
+    ----------
+    mean, deviation : tuple of float
+        ``[channels]``, of the training samples before; a deviation is never 0.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def applied(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values ``[n, channels, ...]`` standardised, as float32."""
+        shape = (-1, *[1] * (values.ndim - 2))
+        mean, deviation = (
+            torch.tensor(x, dtype=torch.float64, device=values.device).reshape(shape)
+            for x in (self.mean, self.deviation)
+        )
+        return ((values.double() - mean) / deviation).float()
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Something about data that may be wrong, and what to do.
+
+    Parameters
+    ----------
+    topic : {"channel", "scale", "class", "sample", "file"}
+        What it is about: of "scale" standardising is the remedy.
+    text : str
+        For people.
+    """
+
+    topic: Literal["channel", "scale", "class", "sample", "file"]
+    text: str
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A data set ready to be partitioned.
@@ -194,6 +251,15 @@ class Source:
         With all modalities. Only ``train`` is divided over the nodes.
     class_names, group_names : tuple of str
         Names of the classes and of the natural ids, in their order; empty where they have none.
+    scales : mapping of str to Scale
+        How modalities were standardised; empty where none was.
+    doubts : tuple of Doubt
+        What may be wrong with the data; the log shows it.
+
+    Raises
+    ------
+    DataError
+        If a modality has a name that cannot be.
     """
 
     name: str
@@ -203,6 +269,12 @@ class Source:
     test: Samples
     class_names: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    doubts: tuple[Doubt, ...] = ()
+
+    def __post_init__(self) -> None:
+        if problems := [*filter(None, map(name_problem, self.modalities))]:
+            raise DataError("; ".join(problems))
 
 
 def hide_rows(source: Source, visible: float) -> Source:
@@ -265,6 +337,8 @@ class Partition:
         is 0.
     class_names : tuple of str
         Names of the classes, in their order; empty where they have none.
+    scales : mapping of str to Scale
+        How modalities were standardised, see :class:`Source`; also those of other nodes.
     """
 
     partition_id: int
@@ -276,3 +350,4 @@ class Partition:
     test: Samples
     test_present: Mapping[str, torch.Tensor] | None = None
     class_names: tuple[str, ...] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base.files import whole
 from ..base.log import log
 from .forms import Raw
-from .samples import DataError, Kind, Modality, Samples, Source
+from .samples import DataError, Doubt, Kind, Modality, Samples, Scale, Source
 
 FOLDER = "FLWR_DMML_STORE"
 """Environment variable of the processes of a run: where they share what they have loaded."""
@@ -35,6 +35,8 @@ class About(BaseModel):
     modalities: tuple[tuple[str, Kind, tuple[int, ...], Raw | None], ...]
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
+    scales: dict[str, Scale]
+    doubts: tuple[Doubt, ...]
 
 
 def shared(name: str, load: Callable[[], Source]) -> Source:
@@ -154,6 +156,8 @@ def save_source(source: Source, file: Path) -> None:
         ),
         class_names=source.class_names,
         group_names=source.group_names,
+        scales=dict(source.scales),
+        doubts=source.doubts,
     )
     header = {"source": about.model_dump_json()}
     save_tensors(tensors_of("train", source.train) | tensors_of("test", source.test), file, header)
@@ -187,6 +191,8 @@ def map_source(file: Path) -> Source:
         test=test,
         class_names=about.class_names,
         group_names=about.group_names,
+        scales=about.scales,
+        doubts=about.doubts,
     )
 
 

@@ -8,7 +8,14 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 from ..base.machine import expanded
 from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
-from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
+from ..data.options import (
+    AudioOptions,
+    ImageOptions,
+    MissingOptions,
+    PublicOptions,
+    SeriesOptions,
+    Standardise,
+)
 from ..energy.options import AllocationOptions, EnergyOptions
 from ..gossip.aggregation.rule import ASSUMED
 from ..gossip.attacks import AttackOptions
@@ -139,6 +146,11 @@ class DeviceSettings(Group):
     data_path: str = Field("", description="folder of the data set, where it needs one")
     data_cache: bool = Field(
         True, description="keep what has been read and transformed (flwr-dmml cache shows it)"
+    )
+    standardise: Standardise = Field(
+        "off",
+        description="auto: zero mean and unit variance for each channel of numbers, by the "
+        "training samples",
     )
     snr_db: float = Field(0.0, ge=-40, le=80, description="signal-to-noise ratio of the audio, dB")
     image_visible: float = Field(
@@ -278,6 +290,7 @@ class DeviceSettings(Group):
                 series=self.series,
                 seed=self.seed,
                 cache=self.data_cache,
+                standardise=self.standardise,
                 own=self._of_dataset,
             ),
             num_nodes=self.num_nodes,

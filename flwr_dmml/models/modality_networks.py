@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
+from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode
 
@@ -25,7 +26,7 @@ class FusionHead(nn.Module):
     def __init__(self, modalities: Sequence[str], width: int, num_classes: int) -> None:
         super().__init__()
         layers = {m: Linear(width, num_classes, bias=False) for m in modalities}
-        self.layers = nn.ModuleDict(layers)
+        self.layers = ByName(layers)
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -80,7 +81,7 @@ class ModalityNetworks(ModalityModel):
             def fresh(name: str) -> None:
                 torch.default_generator.manual_seed(derive_seed(seed, "init", name))
 
-            self.encoders, self.heads = nn.ModuleDict(), nn.ModuleDict()
+            self.encoders, self.heads = ByName(), ByName()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 self.encoders[name] = make_encoder(modality, width, choice)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
+from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode, linear
 
@@ -83,8 +84,8 @@ class TwoProjectorClassifier(ModalityModel):
 
             fresh("fusion")
             self.fusion = Linear(len(self.slots) * width, num_classes)
-            self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
-            self.heads = nn.ModuleDict()
+            self.encoders, self.projectors = ByName(), ByName()
+            self.heads = ByName()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 self.encoders[name] = make_encoder(modality, width, choice)

@@ -241,10 +241,21 @@ def _validate(
                 hint = f"did you mean '{prefix}{close[0]}'?" if close else known
                 problems.append(f"{key} = {item['input']!r}: unknown setting; {hint}")
             elif item["loc"]:
-                problems.append(f"{key} = {item['input']!r}: {what}")
+                spelling = _spelling(key, item["type"], item["input"])
+                problems.append(f"{key} = {item['input']!r}: {what}{spelling}")
             else:  # a rule between several options of one method
                 problems.append(f"{prefix.rstrip('.')}: {what}")
         return None
+
+
+def _spelling(key: str, wrong: str, value: object) -> str:
+    """Return how a value is written that has another type than the setting, if that can be told."""
+    if wrong == "string_type" and isinstance(value, bool | int | float):
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        return f'; a text needs quotes: {key} = "{text}", or --set {key}=\'"{text}"\''
+    if wrong.startswith("bool") and str(value).lower() in ("true", "false"):
+        return f"; write {key} = {str(value).lower()}"
+    return ""
 
 
 def _conflicts(settings: Settings, parts: Parts) -> list[str]:

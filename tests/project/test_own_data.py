@@ -41,8 +41,9 @@ def run(line: str) -> str:
 
 def test_the_page_from_start_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """All its commands, in order, but for the engine and pip, whose work is done here."""
-    make, simulate, report, partition, install, simulate_noise = commands(PAGE)
+    make, look, simulate, report, partition, install, simulate_noise = commands(PAGE)
     run(make)
+    assert "song" in (told := run(look)) and "garden" not in told
     manifest = (folder / "birds" / "manifest.csv").read_text()
     assert manifest.count("\n") == 10 and manifest in PAGE.read_text()
     run(simulate)
@@ -67,7 +68,7 @@ def test_the_page_from_start_to_end(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_log_and_the_errors_are_those_of_the_page(folder: Path, caplog):
     blocks = re.findall(r"```text\n(.*?)\n```", PAGE.read_text(), flags=re.DOTALL)
     devices, wrong = blocks
-    make, simulate, *_ = commands(PAGE)
+    make, _, simulate, *_ = commands(PAGE)
     run(make)
     caplog.set_level("INFO", logger="flwr")
     run(f"{simulate} --set num-server-rounds=1 --set compare-with=")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -29,11 +29,13 @@ from .tables import TABLE_SUFFIXES, Floats, masked, read_table, steps_last
 
 Found = Kind | Literal["table"]
 """A kind, or numbers that are a vector or a series."""
-_SUFFIXES: dict[str, Found] = {
+SUFFIXES: dict[str, Found] = {
     **dict.fromkeys(IMAGE_SUFFIXES, "image"),
     **dict.fromkeys(AUDIO_SUFFIXES, "audio"),
     **dict.fromkeys(TABLE_SUFFIXES, "table"),
 }
+"""Kinds by the suffix of a file's name, in small letters."""
+_SHOWN = 300  # characters of a path that are shown; what is longer is no path
 _CHUNK = 200  # waves held at once
 
 T = TypeVar("T")
@@ -89,6 +91,13 @@ class Decoder:
             If the options cannot be.
         """
         kind = column.kind or self._kind_by_suffix(name, column, rows)
+        if column.channels and (
+            kind in ("image", "audio") or not isinstance(column.cells, Sequence)
+        ):
+            self._problems.add(
+                f"column '{name}'", "channels are chosen of CSV files alone, and it has others"
+            )
+            return None
         if kind == "image":
             return self._images(name, column, rows)
         if kind == "audio":
@@ -131,7 +140,7 @@ class Decoder:
     def _tables(
         self, name: str, column: Column, rows: Sequence[int], kind: Found
     ) -> Decoded | None:
-        read = partial(self._table, vector=kind in ("vector", "table"))
+        read = partial(self._table, columns=column.channels, vector=kind in ("vector", "table"))
         found = [*self._read(name, column, rows, read)]
         places = [place for place, table in enumerate(found) if table is not None]
         tables = [table for table in found if table is not None]
@@ -139,11 +148,15 @@ class Decoder:
             self._problems.add(f"column '{name}'", "there is nothing in it that can be read")
             return None
         if kind == "table":
+            lengths = [1 if table.ndim == 1 else len(table) for table in tables]
             if len({table.shape[:-1] for table in tables}) > 1:
+                few, many = lengths.index(min(lengths)), lengths.index(max(lengths))
+                ends = [(lengths[k], self._where[rows[places[k]]]) for k in (few, many)]
                 self._problems.add(
                     f"column '{name}'",
-                    "its tables differ in their number of steps; say in dataset.toml whether they "
-                    "are a 'sequence', of any length, or a 'series', all of the same",
+                    f"its tables have from {ends[0][0]} ({ends[0][1]}) to {ends[1][0]} steps "
+                    f"({ends[1][1]}); say in dataset.toml whether they are a 'sequence', of any "
+                    "length, or a 'series', all of the same",
                 )
                 return None
             kind = "vector" if tables[0].ndim == 1 else "series"
@@ -201,7 +214,7 @@ class Decoder:
 
     def _note(self, row: int, name: str, column: Column, problem: object) -> None:
         cells = column.cells
-        shown = f" '{cells[row]}'" if isinstance(cells, Sequence) else ""
+        shown = f" '{_shortened(cells[row])}'" if isinstance(cells, Sequence) else ""
         self._problems.add(f"{self._where[row]}, {name}{shown}", problem)
 
     def _file(self, cell: Cell) -> Path | BytesIO:
@@ -215,19 +228,26 @@ class Decoder:
             inside, there = path.is_relative_to(self._root), path.is_file()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop
             raise DataError(f"it is no path: {reason(error)}") from error
-        if Path(cell).is_absolute() or not inside:
+        if Path(cell).is_absolute() or (PureWindowsPath(cell).drive and not there):
+            short = f", as '{path.relative_to(self._root)}'" if inside and there else ""
+            raise DataError(f"the path is absolute; give it from the folder on{short}")
+        if not inside:
             raise DataError("the path leads out of the folder")
         if not there:
-            raise DataError("there is no such file")
+            parts = cell.replace("\\", "/")
+            hint = (
+                f"; folders are separated by '/': '{PurePosixPath(parts)}'" if parts != cell else ""
+            )
+            raise DataError(f"there is no such file{hint}")
         return path
 
-    def _table(self, cell: Cell, *, vector: bool) -> Floats:
+    def _table(self, cell: Cell, *, columns: Sequence[str], vector: bool) -> Floats:
         if isinstance(cell, np.ndarray):
             return cell
         file = self._file(cell)
         if not isinstance(file, Path):
             raise DataError("there is a file's content where numbers are expected")
-        return read_table(file, vector=vector)
+        return read_table(file, columns=columns, vector=vector)
 
     def _kind_by_suffix(self, name: str, column: Column, rows: Sequence[int]) -> Found | None:
         """Return what the files of a column are; None, with the reason noted, if not all are."""
@@ -237,7 +257,7 @@ class Decoder:
         unknown = False
         for row in rows:
             if cell := column.cells[row]:
-                kind = _SUFFIXES.get(Path(str(cell)).suffix.lower())
+                kind = SUFFIXES.get(Path(str(cell)).suffix.lower())
                 if kind is not None:
                     first.setdefault(kind, row)
                     continue
@@ -246,7 +266,7 @@ class Decoder:
                     row,
                     name,
                     column,
-                    f"its type is none of {', '.join(sorted(_SUFFIXES))}; let dataset.toml say "
+                    f"its type is none of {', '.join(sorted(SUFFIXES))}; let dataset.toml say "
                     "what it is, or ignore the column",
                 )
         if len(first) > 1:
@@ -255,6 +275,11 @@ class Decoder:
         elif not first and not unknown:
             self._problems.add(f"column '{name}'", "it is empty")
         return next(iter(first)) if len(first) == 1 and not unknown else None
+
+
+def _shortened(cell: object) -> str:
+    text = str(cell)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _told(shape: tuple[int, ...]) -> str:

@@ -1,16 +1,17 @@
 """The manifest of a data folder: rows of ``manifest.csv`` or ``manifest.parquet``, files unread."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...base.formats import parse_toml
-from ..samples import DataError, Kind
+from ..options import Standardise
+from ..samples import DataError, Kind, name_problem
+from .cells import is_missing, names_rows, read_rows_of_cells
 from .problems import Problems, reason
 from .tables import Floats
 
@@ -48,6 +49,11 @@ class Description(BaseModel):
     classes: tuple[str, ...] = ()
     columns: Roles = Field(default_factory=Roles)
     modalities: dict[str, Kind] = Field(default_factory=dict)
+    channels: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
+    splits: dict[str, Literal["train", "test", "out"]] = Field(default_factory=dict)
+    standardise: Standardise = "off"
     ignore: tuple[str, ...] = ()
 
     def modalities_among(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -62,27 +68,39 @@ class Description(BaseModel):
         roles = self.columns
         needed = [roles.label, roles.split]
         needed += [name for name in (roles.id, roles.node) if name not in ("id", "node")]
-        for name in [*needed, *self.modalities, *self.ignore]:
+        for name in dict.fromkeys([*needed, *self.modalities, *self.channels, *self.ignore]):
             if name not in columns:
                 problems.add("", f"there is no column '{name}'")
         for name in sorted({name for name in columns if columns.count(name) > 1}):
             problems.add("", f"there are {columns.count(name)} columns '{name}'")
         others = {roles.label, roles.split, roles.id, roles.node, *self.ignore}
-        modalities = tuple(name for name in columns if name not in others)
+        modalities = tuple(
+            name
+            for place, name in enumerate(columns)
+            if name not in others and not (place == 0 and names_rows(name))
+        )
         if not modalities:
             problems.add("", "none is a modality")
-        if bad := [name for name in modalities if not name or set(name) & set("+,=./")]:
-            problems.add("", f"a modality cannot be named {', '.join(map(repr, bad))}")
+        for problem in filter(None, map(name_problem, modalities)):
+            problems.add("", problem)
         problems.check()
         return modalities
+
+    def split_of(self, name: str) -> str:
+        """Return "train", "test" or "out" for what a row has as its split, or the name itself."""
+        return self.splits.get(name, name)
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A modality: a cell for each row, and its kind, None where the files are to tell."""
+    """A modality: a cell for each row, and its kind, None where the files are to tell.
+
+    Of CSV files only the ``channels`` are read, by their names; all if there are none.
+    """
 
     cells: Cells
     kind: Kind | None
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +114,8 @@ class Manifest:
     where : sequence of str
         Names each row, for messages.
     labels, splits, ids, nodes : sequence of str
-        Of each row, "" where there is none; ``ids`` and ``nodes`` may be empty.
+        Of each row, as they stand there, also where they are missing; ``ids`` and ``nodes`` may be
+        empty.
     columns : mapping of str to Column
         The modalities.
     faults : mapping of int to str
@@ -125,7 +144,7 @@ def read_description(root: Path) -> Description:
     if not path.exists():
         return Description()
     try:
-        return Description.model_validate(parse_toml(path.read_text(encoding="utf-8")))
+        return Description.model_validate(parse_toml(path.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
         found = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
         lines = "; ".join(f"{key}: {message}" for key, message in found)
@@ -168,7 +187,11 @@ def read_csv_manifest(root: Path, about: Description) -> Manifest:
         about,
         where=[f"line {line}" for line in lines],
         columns={
-            m: Column([cell or None for cell in columns[m]], about.modalities.get(m))
+            m: Column(
+                [None if is_missing(cell) else cell for cell in columns[m]],
+                about.modalities.get(m),
+                about.channels.get(m, ()),
+            )
             for m in modalities
         },
         faults=faults,
@@ -190,21 +213,18 @@ def roles_of(about: Description, columns: Mapping[str, Sequence[str]]) -> dict[s
 def _read_csv(
     root: Path, *, only_names: bool = False
 ) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the names, the cells of each row, and the number of its line, from 1."""
+    """Return the names, the cells of each row that is not empty, and the number of its line."""
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
-        with (root / CSV).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for cells in reader:
-                stripped = [cell.strip() for cell in cells]
-                if any(stripped):
-                    rows.append(stripped)
-                    lines.append(reader.line_num)
-                if only_names and rows:
-                    break
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{CSV}: {reason(error)}") from error
+        for line, cells in read_rows_of_cells(root / CSV):
+            if any(cells):
+                rows.append(cells)
+                lines.append(line)
+            if only_names and rows:
+                break
+    except DataError as error:
+        raise DataError(f"{CSV}: {error}") from error
     if not rows:
         raise DataError(f"{CSV}: it is empty")
     return rows[0], rows[1:], lines[1:]

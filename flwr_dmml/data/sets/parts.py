@@ -17,7 +17,7 @@ from ...base.formats import first_problem
 from ..forms import Raw
 from ..options import PartitionOptions
 from ..registry import Dataset
-from ..samples import DataError, Kind, Modality, Partition, Samples
+from ..samples import DataError, Kind, Modality, Partition, Samples, Scale
 from ..store import samples_of, save_tensors, tensors_of
 
 ABOUT, TENSORS = "part.json", "samples.safetensors"
@@ -40,6 +40,7 @@ class PartAbout(BaseModel):
     validation: int = Field(ge=0)
     test: int = Field(ge=1)
     class_counts: tuple[int, ...]
+    scales: dict[str, Scale] = {}
     settings: dict[str, Any]
     digest: str
 
@@ -96,6 +97,7 @@ def save_part(
         validation=len(partition.validation),
         test=len(partition.test),
         class_counts=tuple(torch.bincount(labels, minlength=partition.num_classes).tolist()),
+        scales=dict(partition.scales),
         settings=dict(settings),
         digest=_digest(folder / TENSORS),
     )
@@ -163,6 +165,7 @@ def load_part(folder: Path) -> Partition:
         test=samples["test"],
         test_present=_test_present(tensors, about.modalities),
         class_names=about.class_names,
+        scales=about.scales,
     )
 
 

@@ -117,7 +117,7 @@ def read_recording(path: Path) -> Recording:
         If it is missing or has lines that cannot be; the first three are named, with the reason.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise DataError("it is missing") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -166,7 +166,7 @@ def _parse(line: str, earliest: float) -> tuple[list[float], int]:
 def _executions(root: Path, problems: Problems) -> list[str]:
     """Return the executions that the index lists, e.g. ``s01_01``."""
     try:
-        with (root / _INDEX).open(encoding="utf-8", newline="") as file:
+        with (root / _INDEX).open(encoding="utf-8-sig", newline="") as file:
             listed = [row.get("execution_id") or "" for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         listed = []
