@@ -150,7 +150,7 @@ from pathlib import Path
 sys.path.append({tests!r})
 from flwr.clientapp import ClientApp
 from flwr_dmml.transport.direct import answers, link
-from helpers_liars import LETTERS, LIES, Lying
+from helpers_liars import LETTERS, LIES, Lying, kind_of, longer
 
 told = os.environ.get("DMML_LIE")
 kind, _, name = Path(told).read_text().partition(": ") if told else ("none", "", "")
@@ -160,6 +160,12 @@ write, send = link.write_letter, answers.Answers._send
 class Liar(Lying):
     def is_liar(self, context):
         return True
+
+    def __call__(self, message, context):
+        reply = super().__call__(message, context)
+        if self.kind == "letter" and kind_of(message) == "hello":
+            longer(reply.content)  # so that it says what its letters may hold
+        return reply
 
 
 class Device(ClientApp):
