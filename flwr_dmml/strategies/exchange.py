@@ -14,7 +14,15 @@ from ..transport import Relay, size_bytes
 from ..transport.arrays import serialised_bytes
 from ..transport.messages import INBOX, INITIAL, PLAN, write_plan
 from .logbook import Logbook
-from .replies import Reply, check_arrays, check_payload, most_bytes, read_reply
+from .replies import (
+    Account,
+    Reply,
+    check_arrays,
+    check_payload,
+    most_bytes,
+    read_reply,
+    told_bytes,
+)
 from .roster import Roster, require_some
 
 MakeExchange = Callable[[str, Roster, Logbook], "Exchange"]
@@ -38,6 +46,7 @@ class Exchange:
         self._method, self._roster, self._logbook = method, roster, logbook
         self._relay = Relay()
         self._most_bytes = most_bytes(roster.members.values())
+        self._shared = roster.shared_blocks
         self._rounds: list[Mapping[int, Plan]] = []  # of the messages that are out
         self._begun: set[int] = set()  # partitions that have answered once
         self.speeds: dict[int, dict[str, float]] = {}
@@ -119,6 +128,20 @@ class Exchange:
 
     def _check_sizes(self, sizes: Mapping[str, int], partition: int, plan: Plan) -> None:
         check_payload(sizes, self._roster.members[partition], plan, self._most_bytes)
+
+    def _told(self, partition: int, plan: Plan, account: Account, sent: int) -> tuple[int, int]:
+        """Return the bytes of a payload that only its readers can open, and of labels in it.
+
+        ``sent`` bytes of it are there: it is without the blocks that nobody else has.
+
+        Raises
+        ------
+        ReplyError
+            The device does not tell, or what it tells cannot be.
+        """
+        blocks = self._roster.members[partition].blocks
+        alone = sum(self._most_bytes[block] for block in blocks if block not in self._shared)
+        return told_bytes(account.metrics, sent + alone * max(1, len(plan.recipients)))
 
     def _message(
         self,

@@ -314,9 +314,7 @@ def check_payload(
     """
     if problem := member.problem_with(sizes):
         raise ReplyError(problem)
-    mean = mean_of(member.partition_id)
-    others = [(block, there.origin) for there in plan.carries for block in there.blocks]
-    others += [(own.block, mean) for own in plan.averages]
+    others = _for_others(member, plan)
     brought = {without_companion(name) for name in sizes if is_carried(name)}
     if unasked := sorted(brought - {carried(*other) for other in others}):
         raise ReplyError(f"its payload carries {one_line(unasked[0], 60)}, which was not asked for")
@@ -325,11 +323,26 @@ def check_payload(
         raise ReplyError(
             f"its payload has {statistics} bytes of statistics; allowed: {STATISTICS_BYTES}"
         )
-    most = sum(most_bytes[block] for block in member.blocks) * max(1, len(plan.recipients))
-    most += sum(most_bytes[block] for block, _ in others)
+    most = most_in_all(member, plan, most_bytes)
     blocks = sum(sizes.values()) - statistics
     if blocks > most:
         raise ReplyError(f"the blocks in its payload have {blocks} bytes; allowed: {most}")
+
+
+def _for_others(member: Member, plan: Plan) -> list[tuple[str, int]]:
+    """Return blocks that a courier is to publish for others, each with its origin."""
+    mean = mean_of(member.partition_id)
+    found = [(block, there.origin) for there in plan.carries for block in there.blocks]
+    return [*found, *((own.block, mean) for own in plan.averages)]
+
+
+def most_in_all(member: Member, plan: Plan, most_bytes: Mapping[str, int]) -> int:
+    """Return more bytes than all blocks in a device's payload take, those of others included.
+
+    ``most_bytes`` may lack blocks of its own, which are then left out.
+    """
+    own = sum(most_bytes.get(block, 0) for block in member.blocks) * max(1, len(plan.recipients))
+    return own + sum(most_bytes[block] for block, _ in _for_others(member, plan))
 
 
 def most_bytes(members: Iterable[Member]) -> dict[str, int]:

@@ -203,7 +203,7 @@ def read_peers(content: RecordDict) -> dict[int, str]:
 
 
 def read_blocks(content: RecordDict) -> dict[str, int]:
-    """Read the lengths of all blocks of the run."""
+    """Read the lengths of the blocks that letters hold: those of two devices at least."""
     return {str(k): int(str(v)) for k, v in content.config_records[BLOCKS].items()}
 
 
