@@ -1,7 +1,7 @@
 """The command ``flwr-dmml simulate``."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from logging import INFO
 from pathlib import Path
@@ -60,6 +60,9 @@ def simulate(
         bool,
         typer.Option("--list-aggregation", help="List the aggregation rules, and stop."),
     ] = False,
+    bibtex: Annotated[
+        bool, typer.Option("--bibtex", help="With one of these lists: the papers, as BibTeX.")
+    ] = False,
     list_settings: Annotated[
         bool, typer.Option("--list-settings", help="List every run-config key, and stop.")
     ] = False,
@@ -108,10 +111,17 @@ def simulate(
             (list_gossip, "gossip"),
             (list_aggregation, "aggregation"),
         ]
-        for wanted, kind in asked:
-            if wanted:
-                Console().print(_parts_table(kind))
+        kinds = [kind for wanted, kind in asked if wanted]
+        if bibtex:
+            _say_bibliography(kinds)
+            return
+        for kind in kinds:
+            Console().print(_parts_table(kind))
         return
+    if bibtex:
+        raise typer.BadParameter(
+            "--bibtex goes with --list-methods, --list-gossip or --list-aggregation"
+        )
     try:
         with errors_in_words(), sigterm_exits():
             changed = changed_settings(overrides, nodes)
@@ -193,13 +203,25 @@ def _run(
             raise typer.Exit(status_of(stopping.number)) from error
 
 
-def _parts_table(kind: Kind) -> Table:
+def _parts(kind: Kind) -> Mapping[str, Any]:
+    from ..gossip.aggregation.nnm import NNM, Nnm
     from ..settings import find_parts
 
+    prefixes = {NNM: Nnm} if kind == "aggregation" else {}
+    return {**getattr(find_parts(), kind), **prefixes}
+
+
+def _say_bibliography(kinds: Sequence[Kind]) -> None:
+    from ..base.references import bibliography
+
+    with errors_in_words():
+        say(bibliography({name: part for kind in kinds for name, part in _parts(kind).items()}))
+
+
+def _parts_table(kind: Kind) -> Table:
     title = {"methods": "method", "gossip": "gossip rule", "aggregation": "aggregation rule"}[kind]
     table = Table(title, "what it does", "source")
-    parts: Mapping[str, Any] = getattr(find_parts(), kind)
-    for name, part in parts.items():
+    for name, part in _parts(kind).items():
         summary = (part.__doc__ or "").strip().splitlines()
         table.add_row(name, summary[0] if summary else "", part.paper)
     return table

@@ -92,6 +92,8 @@ class Learner:
     """Name of the method in the run config."""
     paper: ClassVar[str] = "this project"
     """Where the method comes from."""
+    references: ClassVar[tuple[str, ...]] = ()
+    """Keys of its papers in ``flwr_dmml/references.bib``."""
     options_type: ClassVar[type[Options]] = Options
     communicates: ClassVar[bool] = True
     """False for a method without neighbours: nothing is routed or mixed."""

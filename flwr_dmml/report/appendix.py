@@ -1,7 +1,8 @@
 """How the runs of a comparison were made: commands, settings, versions and the energy model."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 from ..energy.devices import PROFILES
 from .comparison import Comparison
@@ -67,7 +68,7 @@ def _value(groups: Sequence[Group], key: str) -> str:
             having.setdefault(shown(group.settings[key]), []).append(group.label)
     if len(having) == 1:
         return next(iter(having))
-    return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in having.items())
+    return "; ".join(f"{value} ({'; '.join(labels)})" for value, labels in having.items())
 
 
 def versions(groups: Sequence[Group]) -> Table:
@@ -135,14 +136,20 @@ def commands(groups: Sequence[Group]) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def _wrapped(words: Iterable[str]) -> str:
-    lines = [""]
-    for word in map(shlex.quote, words):
-        joined = f"{lines[-1]} {word}".lstrip() if len(lines) == 1 else f"{lines[-1]} {word}"
-        if len(joined) > WIDTH and lines[-1].strip():
-            lines.append(f"    {word}")
+def _wrapped(words: Sequence[str]) -> str:
+    """Return a command in lines; an option and its value are in one."""
+    pieces = [shlex.quote(words[0])]
+    for last, word in pairwise(words):
+        if last.startswith("--") and not word.startswith("--"):
+            pieces[-1] += f" {shlex.quote(word)}"
         else:
-            lines[-1] = joined
+            pieces.append(shlex.quote(word))
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + len(piece) < WIDTH:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(f"    {piece}")
     return " \\\n".join(lines)
 
 

@@ -35,10 +35,6 @@ class Column:
     share: bool = True
     more: bool = True
 
-    def heading(self, percent: bool) -> str:
-        """Return the title, with the unit where shares are shown in percent."""
-        return f"{self.title}, %" if self.share and percent else self.title
-
     def factor(self, percent: bool) -> float:
         """Return what values are multiplied by to be shown."""
         return 100.0 if self.share and percent else 1.0
@@ -86,7 +82,7 @@ def _kilobytes(method: MethodRun) -> float:
 COLUMNS: dict[str, Column] = {
     column.name: column
     for column in (
-        Column("accuracy", "mean accuracy", lambda m: m.last.accuracy),
+        Column("accuracy", "accuracy", lambda m: m.last.accuracy),
         Column("macro-f1", "macro-F1", lambda m: m.last.macro_f1),
         Column("uar", "UAR", lambda m: m.last.uar),
         Column("worst", "worst device", lambda m: m.last.min_accuracy),

@@ -204,13 +204,9 @@ class Comparison:
             if of_column[row][1]
         }
         spans = [(f"{self.by} = {block}", len(self.columns)) for block in self.blocks if block]
-        head = ["", *(self._heading(column) for _, column in places)]
+        titles = [c.title if isinstance(c, Column) else c for c in self.columns]
+        head = ["", *titles * len(self.blocks)]
         return Table("results", self._caption(), head, rows, bold=frozenset(bold), spans=spans)
-
-    def _heading(self, column: Column | str) -> str:
-        if isinstance(column, Column):
-            return column.heading(self.percent)
-        return column if column == SEEDS else f"{DIFFERENCE}, points"
 
     def _cells(self, block: str, column: Column | str) -> dict[str, tuple[str, bool]]:
         """Return text of each row, and whether it is bold."""
@@ -266,7 +262,7 @@ class Comparison:
         values = {key: self.common(key) for key in named}
         setup = [named[key].format(value) for key, value in values.items() if value is not None]
         columns = [column for column in self.columns if isinstance(column, Column)]
-        text = "Test accuracy at the end"
+        text = "Test accuracy at the end" + " in percent" * self.percent
         text += ", and costs of all devices" * any(not column.share for column in columns)
         text += f" ({', '.join(setup)})" if setup else ""
         seeds = {tuple(sorted(group.runs)) for group in self.groups}
@@ -281,8 +277,8 @@ class Comparison:
             text += ". Bold: the best of a column"
             text += ", and what a paired 95 % interval does not tell from it" * several
         if DIFFERENCE in self.columns:
-            text += f". Difference: to {self.baseline} in the mean {METRICS[self.metric.name]}, "
-            text += "paired by seed, with its 95 % interval"
+            text += f". Difference: to {self.baseline} in the mean {METRICS[self.metric.name]}, in "
+            text += "percentage points, paired by seed, with its 95 % interval"
         return text
 
     def common(self, key: str) -> Any:
@@ -362,7 +358,7 @@ class _Gains:
 
     def _text(self, value: float) -> str:
         text = rounded(100 * value, self._places)
-        return text if text.startswith("-") else f"+{text}"
+        return f"\N{MINUS SIGN}{text[1:]}" if text.startswith("-") else f"+{text}"
 
     def mean(self, pair: Paired) -> str:
         return "-" if pair.mean is None else self._text(pair.mean)

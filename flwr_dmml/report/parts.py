@@ -101,6 +101,7 @@ class Table:
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
+            r"\small",
             rf"\caption{{{latex(self.caption)}}}",
             rf"\label{{tab:{self.name}}}",
             rf"\begin{{tabular}}{{{columns}}}",
@@ -214,6 +215,7 @@ _LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    "\N{MINUS SIGN}": r"$-$",
     '"': "''",
     "\n": " ",
 }

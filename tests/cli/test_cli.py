@@ -313,4 +313,19 @@ def test_rules_are_listed_with_their_source():
     assert listed.exit_code == 0
     assert first_cells(listed.output) == sorted(find_parts().gossip)
     assert "Tang et al., ICML 2018" in words(listed.output)
-    assert first_cells(invoke("--list-aggregation").output) == sorted(find_parts().aggregation)
+    rules = first_cells(invoke("--list-aggregation").output)
+    assert rules == [*sorted(find_parts().aggregation), "nnm+"]
+
+
+def test_bibtex_of_what_is_listed() -> None:
+    """Each paper once, after the package's own entry; what has none is named."""
+    done = invoke("--list-methods", "--list-aggregation", "--bibtex", columns=40)
+    assert done.exit_code == 0
+    keys = re.findall(r"^@\w+\{(.+),$", done.stdout, re.MULTILINE)
+    assert keys[0] == "flwr-dmml" and len(keys) == len(set(keys))
+    assert {"lian2017can", "yin2024knowledge", "allouah2023fixing"} <= set(keys)
+    assert "% dpsgd, mean\n@inproceedings{lian2017can," in done.stdout
+    assert "% kd, idkd\n" in done.stdout or "% idkd, kd\n" in done.stdout
+    assert "% local: baseline\n" in done.stdout and "koloskova2019decentralized" not in keys
+    alone = invoke("--bibtex")
+    assert alone.exit_code == 2 and "--bibtex goes with --list-methods" in words(alone.output)

@@ -76,7 +76,7 @@ def test_mean_and_standard_deviation_over_seeds(sweep: Path) -> None:
     8: mean 6, deviation 2, standard error 1.15, so one decimal.
     """
     rows = cells(compared(sweep).results)
-    assert [c["mean accuracy"] for c in rows] == ["0.44 ± 0.04", "0.64 ± 0.05"]
+    assert [c["accuracy"] for c in rows] == ["0.44 ± 0.04", "0.64 ± 0.05"]
     assert [c["macro-F1"] for c in rows] == ["0.35 ± 0.03", "0.51 ± 0.04"]  # 0.8 of it
     assert [c["worst device"] for c in rows] == ["0.34 ± 0.04", "0.54 ± 0.05"]
     assert [c["devices with image"] for c in rows] == ["0.44 ± 0.04", "0.64 ± 0.05"]
@@ -107,7 +107,8 @@ def test_digits_end_where_noise_begins(errors: list[float], places: int | None, 
 def test_shares_in_percent(sweep: Path) -> None:
     """Of accuracies, not of joules."""
     table = compared(sweep, percent=True, columns=["accuracy", "joules", "set=audio"]).results
-    assert table.head == ["", "mean accuracy, %", "joules", "devices with audio, %"]
+    assert table.head == ["", "accuracy", "joules", "devices with audio"]
+    assert "in percent" in table.caption
     assert table.rows[0] == ["local, alpha=0.1", "44 ± 4", "6.0 ± 2.0", "34 ± 4"]
 
 
@@ -403,6 +404,21 @@ def test_a_baseline_that_was_asked_for(sweep: Path, tmp_path: Path) -> None:
             compared(sweep, baseline=wrong)
 
 
+def test_groups_of_a_folder_come_in_the_order_in_which_their_runs_were_made(
+    tmp_path: Path,
+) -> None:
+    for day, (name, method) in enumerate((("z", "local"), ("y", "fedprox"), ("x", "ccl"))):
+        run = one_round(tmp_path, name, 0.4, 0, method)
+        about = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(about | {"created": f"2026-11-0{day + 1}"}))
+    assert [group.method for group in groups_of(tmp_path)] == ["local", "fedprox", "ccl"]
+    assert [group.method for group in groups_of(tmp_path / "x", tmp_path)] == [
+        "ccl",
+        "local",
+        "fedprox",
+    ]
+
+
 # Blocks
 
 
@@ -434,8 +450,8 @@ def test_a_block_for_each_value_of_a_setting(graphs: Path, tmp_path: Path) -> No
     page = Page((tmp_path / "c.html").read_text())
     over, head, base, ours = page.tables["results"]
     assert over == ["", "topology = erdos-renyi", "topology = ring"]
-    assert head == ["", *["mean accuracy, %", "difference, points"] * 2]
-    assert base == ["dpsgd", "40.0", "-", "50.0", "-"] or base[0] == "dpsgd"
+    assert head == ["", *["accuracy", "difference"] * 2]
+    assert base == ["dpsgd", "40.0 ± 0.0", "-", "50.0 ± 0.0", "-"]
     assert ours[0] == "dmml-kd" and ours[2] == ours[4] == "+11.0 [+8.5, +13.5]"
     assert [row[:3] for row in page.tables["differences"][1:]] == [
         ["dmml-kd", "erdos-renyi", "+11.0"],
@@ -446,8 +462,7 @@ def test_a_block_for_each_value_of_a_setting(graphs: Path, tmp_path: Path) -> No
     assert set(names) == {"dpsgd", "dmml-kd"}
     assert r" & \multicolumn{2}{c}{topology = erdos-renyi} & \multicolumn{2}{c}" in tex.read_text()
     assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in tex.read_text()
-    assert "|  | erdos-renyi: mean" not in markdown.read_text()
-    assert "|  | topology = erdos-renyi: mean accuracy, % |" in markdown.read_text()
+    assert "|  | topology = erdos-renyi: accuracy |" in markdown.read_text()
 
 
 def test_the_best_is_the_best_of_its_block(graphs: Path) -> None:
@@ -555,16 +570,16 @@ def test_the_records(graphs: Path, tmp_path: Path) -> None:
 
 def test_the_appendix(graphs: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.tex"
-    about = json.loads((graphs / "dpsgd-ring-0" / "run.json").read_text())
-    kept = (graphs / "dpsgd-ring-0" / "run.json").read_text()
+    kept = {seed: (graphs / f"dpsgd-ring-{seed}" / "run.json").read_text() for seed in (0, 1)}
     command = "flwr-dmml simulate app --set 'data-path=a b'" + " --set a=b" * 20
     try:
-        (graphs / "dpsgd-ring-0" / "run.json").write_text(json.dumps(about | {"command": command}))
-        (graphs / "dpsgd-ring-1" / "run.json").unlink()
+        for seed, asked in ((0, command), (1, None)):
+            about = json.loads(kept[seed]) | {"command": asked}
+            (graphs / f"dpsgd-ring-{seed}" / "run.json").write_text(json.dumps(about))
         done = invoke("compare", graphs, "-o", tmp_path / "c.html", "--appendix", file)
     finally:
-        for seed in (0, 1):
-            (graphs / f"dpsgd-ring-{seed}" / "run.json").write_text(kept)
+        for seed, text in kept.items():
+            (graphs / f"dpsgd-ring-{seed}" / "run.json").write_text(text)
     assert done.exit_code == 0, done.output
     text = file.read_text(encoding="utf-8")
     commands = text.partition(r"\begin{verbatim}")[2].partition(r"\end{verbatim}")[0]

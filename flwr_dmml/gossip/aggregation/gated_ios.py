@@ -51,6 +51,7 @@ class GatedIos(Ios):
 
     name: ClassVar[str] = "gated-ios"
     paper: ClassVar[str] = "this project, on Wu, Chen and Ling, IEEE TSP 2023"
+    references: ClassVar[tuple[str, ...]] = ("wu2023byzantine",)
     options_type: ClassVar[type[Group]] = GatedIosOptions
     options: GatedIosOptions
 

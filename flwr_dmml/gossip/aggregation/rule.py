@@ -28,6 +28,8 @@ class AggregationRule(ABC):
     """Name of the rule in the run config."""
     paper: ClassVar[str] = "this project"
     """Source of the rule."""
+    references: ClassVar[tuple[str, ...]] = ()
+    """Keys of its papers in ``flwr_dmml/references.bib``."""
     options_type: ClassVar[type[Group]] = Group
     linear: ClassVar[bool] = False
     """Whether it is the weighted mean, which keeps the mean over the devices."""
