@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from ..deploy.model import TrainedModel
+
 
 class Run:
     """What a run has left, from :func:`~flwr_dmml.simulate` or :func:`~flwr_dmml.open_run`.
@@ -144,6 +146,28 @@ class Run:
         subtitle = f"{' and '.join(self.methods)} on {data}, {devices} devices, seed {seed}"
         write_page(page, render_page(read.name, subtitle, report_sections(read), self.problems))
         return page
+
+    def model(self, device: int, *, method: str = "", best: bool = False) -> "TrainedModel":
+        """Return a device's model as it was evaluated at the end, ready to predict.
+
+        Parameters
+        ----------
+        device : int
+            The device's number, its ``partition``.
+        method : str
+            One of :attr:`methods`; by default :attr:`method`.
+        best : bool
+            Whether it is to be that of ``keep-best``, of the best validated round.
+
+        Raises
+        ------
+        ModelError
+            There is none, or its files are damaged.
+        """
+        from ..deploy.model import load_model
+        from ..deploy.runs import find_model
+
+        return load_model(find_model(self.path, device, method or self.method, best=best))
 
     @property
     def _main(self) -> MethodRun:
