@@ -10,8 +10,9 @@ import torch
 
 from ..base.seeding import numpy_generator
 from ..data import DataError, Dataset
+from ..data.forms import RawNumbers
 from ..data.options import LoadOptions
-from ..data.samples import Modality, Samples, Source
+from ..data.samples import Kind, Modality, Samples, Source
 
 Arrays = Any
 """What NumPy makes an array of: arrays, tensors, lists of numbers."""
@@ -21,7 +22,7 @@ HELD_OUT = 0.2
 """Share of each device's samples that tests the models, where no test samples are given."""
 ALONE = "input"
 """Name of the modality of inputs that come without a name."""
-KINDS = {1: "vector", 2: "series", 3: "image"}
+KINDS: dict[int, Kind] = {1: "vector", 2: "series", 3: "image"}
 """What a sample is, by its number of dimensions."""
 
 
@@ -146,7 +147,8 @@ def _source(devices: Sequence[_Pair], tests: Sequence[_Pair]) -> Source:
     modalities: dict[str, Modality] = {}
     for pair in devices:
         for name, values in pair.inputs.items():
-            found = Modality(KINDS[values.ndim - 1], values.shape[1:])  # type: ignore[arg-type]
+            kind = KINDS[values.ndim - 1]
+            found = Modality(kind, values.shape[1:], None if kind == "image" else RawNumbers())
             if modalities.setdefault(name, found) != found:
                 raise DataError(
                     f"data: samples of {name} are of shape {modalities[name].shape} and of "
