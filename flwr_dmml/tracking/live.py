@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from .pace import Pace
 from .records import RoundRecord
@@ -142,7 +143,9 @@ class LiveTable:
         shown = self._fitting(rows, 2 * padding)
         table = Table(padding=(0, padding))
         for name in shown:
-            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+            table.add_column(
+                Text(name), justify="left" if name == "method" else "right", no_wrap=True
+            )
         for row in rows:
             cells = dict(zip(self._headers, row, strict=True))
             table.add_row(*(cells[name] for name in shown))

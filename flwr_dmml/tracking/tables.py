@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from io import StringIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from .ending import MethodEnd
@@ -12,9 +11,9 @@ from .records import RoundRecord
 
 
 def render(table: Table) -> str:
-    """Return a rich table as text without colours, 100 columns wide."""
+    """Return a rich table as text without colours, 100 columns wide; no cell is read as markup."""
     out = StringIO()
-    Console(file=out, width=100, color_system=None).print(table)
+    Console(file=out, width=100, color_system=None, markup=False).print(table)
     return out.getvalue().rstrip("\n")
 
 
@@ -147,7 +146,7 @@ def failures_table(ends: Mapping[str, MethodEnd]) -> Table:
     for name in FAILURE_COLUMNS:
         table.add_column(name)
     for row in failure_rows(ends):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 

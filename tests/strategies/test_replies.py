@@ -128,6 +128,7 @@ def test_a_liar_among_rows_is_named_too(tmp_path: Path):
     [
         ("hello", hello("flops-solo", [1e24])),
         ("hello", hello("payload-bytes", 1 << 30)),
+        ("hello", hello("modalities", ["[/x]"])),  # markup to the library that draws tables
         ("train", metric("near.image", 1e30)),
         ("train", metric("mix.disagreement", 1e30)),
     ],

@@ -793,6 +793,18 @@ def test_live_table_shows_a_dash_for_a_modality_nobody_used_alone() -> None:
     assert rows(out.getvalue())["local"][3:5] == ["-", "-"]
 
 
+def test_no_name_is_read_as_markup() -> None:
+    odd, out = "[/x]", StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=120)
+    node = NodeResult(0, odd, accuracy=0.5, accuracy_by_modality={odd: 0.5})
+    odd_one = RoundRecord(1, {0: node})
+    with LiveTable(console) as live:
+        live.run_started("local", 1, [odd])
+        live.round_ended(odd_one)
+    text = render(final_table({"local": odd_one})) + render(devices_table({"local": odd_one}))
+    assert odd in out.getvalue() and text.count(odd) == 3
+
+
 def test_live_table_hands_the_log_back_when_the_run_fails(record: RoundRecord) -> None:
     out = StringIO()
     with (
