@@ -109,7 +109,7 @@ def test_natural_ids_with_a_set_size():
 
 
 def test_natural_ids_are_divided_within():
-    """Two devices for each of six ids, with halves of its 200 samples, of different class shares."""
+    """Two devices for each of six ids, with halves of its samples, of different class shares."""
     parts = divide(scheme="natural-dirichlet", num_nodes=12, samples_per_node=0, alpha=0.3)
     assert [len(part) for part in parts] == [100] * 12
     assert len(np.unique(np.concatenate(parts))) == 1200

@@ -244,15 +244,16 @@ def part(memory: Path) -> Path:
     return memory
 
 
-@pytest.mark.parametrize("name", [parts.ABOUT, parts.TENSORS])
+@pytest.mark.parametrize("name", [parts.ABOUT, parts.TENSORS, parts.TEST])
 def test_a_part(part: Path, name: str, pytestconfig: pytest.Config) -> None:
     file = part / name
-    parse = of_file(file, lambda: parts.load_part(part), DataError, parts.ABOUT, parts.TENSORS)
+    names = parts.ABOUT, parts.TENSORS, parts.TEST, part.name
+    parse = of_file(file, lambda: parts.load_part(part), DataError, *names)
     fuzz(parse, (DataError,), [file.read_bytes()], pytestconfig)
 
 
 def test_a_part_of_odd_values(part: Path, pytestconfig: pytest.Config) -> None:
-    names = parts.ABOUT, parts.TENSORS
+    names = parts.ABOUT, parts.TENSORS, parts.TEST, part.name
     parse = of_values(part / parts.ABOUT, lambda: parts.load_part(part), DataError, *names)
     fuzz(parse, (DataError,), [UNCHANGED], pytestconfig)
 
