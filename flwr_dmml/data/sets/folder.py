@@ -367,8 +367,8 @@ def _check_rows(
         if split not in SPLITS:
             problems.add(
                 where,
-                f"its split is '{split}'; allowed: train, test ([splits] in {DESCRIPTION} can "
-                "make other names one of these, or leave their rows out)",
+                f"its split is '{split}'; allowed: train, test (for others, [splits] in "
+                f"{DESCRIPTION})",
             )
         if manifest.nodes and split == "train" and is_missing(manifest.nodes[row]):
             problems.add(where, "it has no node")
