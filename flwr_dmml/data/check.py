@@ -130,7 +130,7 @@ def _rows(manifest: Manifest) -> Sheet:
 
 def _places(source: Source, manifest: Manifest | None) -> dict[str, Sequence[str]]:
     """Return what names each sample of a part, in its order."""
-    if manifest is None:
+    if manifest is None or manifest.about.recordings is not None:  # or several samples a row
         return {
             split: [f"{split} sample {k}" for k in range(len(part))]
             for split, part in zip(SPLITS, (source.train, source.test), strict=True)
@@ -285,6 +285,7 @@ class _Files:
         self.names: dict[str, tuple[str, ...]] = {}
         self.doubts: list[Doubt] = []
         self._options = options
+        self._cut = manifest.about.recordings is not None
         rows: list[tuple[str, ...]] = []
         for name, column in manifest.columns.items():
             if isinstance(column.cells, Sequence):
@@ -309,9 +310,10 @@ class _Files:
             listed = [f"{n:,} of {width} x {height}" for (width, height), n in sizes.most_common()]
             yield ("pixels", _few(listed))
         elif tables := [path for path in paths if path.suffix.lower() == ".csv"]:
-            self.names[name] = channel_names(tables[0], column.channels)
-            if self.names[name]:
-                yield ("channels", ", ".join(self.names[name]))
+            names = column.channels or (() if self._cut else channel_names(tables[0]))
+            if names:
+                self.names[name] = names
+                yield ("channels", ", ".join(names))
 
     def _sounds(self, name: str, paths: Mapping[Path, str]) -> Iterator[tuple[str, str]]:
         facts = {path: sound_facts(path) for path in paths}

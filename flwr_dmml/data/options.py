@@ -9,7 +9,7 @@ from pydantic import Field
 from ..base.options import Group
 
 Standardise = Literal["off", "auto"]
-Scheme = Literal["dirichlet", "iid", "natural", "own"]
+Scheme = Literal["dirichlet", "iid", "natural", "natural-dirichlet", "own"]
 
 
 class AudioOptions(Group):
@@ -133,7 +133,7 @@ class PartitionOptions:
         Number of nodes, at least 1.
     load : LoadOptions
         How to load the data set. Its ``snr_db`` has no influence on who gets which sample.
-    scheme : {"dirichlet", "iid", "natural", "own"}
+    scheme : {"dirichlet", "iid", "natural", "natural-dirichlet", "own"}
         See :func:`~flwr_dmml.data.partition_indices`.
     alpha : float
         Concentration of the Dirichlet distribution, above 0; small is skewed.

@@ -13,6 +13,7 @@ from ..data.options import (
     ImageOptions,
     MissingOptions,
     PublicOptions,
+    Scheme,
     SeriesOptions,
     Standardise,
 )
@@ -156,9 +157,10 @@ class DeviceSettings(Group):
     image_visible: float = Field(
         1.0, gt=0, le=1, description="share of an image's rows, from the top, that is visible"
     )
-    partition: Literal["dirichlet", "iid", "natural", "own"] = Field(
+    partition: Scheme = Field(
         "dirichlet",
-        description="how samples are dealt to devices; own: what is in its data-path is a device's",
+        description="how samples are dealt to devices; natural-dirichlet: those of a person over "
+        "several; own: what is in its data-path is a device's",
     )
     alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
     samples_per_node: int = Field(0, ge=0, description="samples of a device; 0 shares out all")

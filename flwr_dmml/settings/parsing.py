@@ -278,10 +278,10 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
         )
     try:
         dataset = find_dataset(settings.dataset)
-        if settings.partition == "natural" and not dataset.natural_ids:
+        if settings.partition.startswith("natural") and not dataset.natural_ids:
             problems.append(
-                f"partition = 'natural': the data set '{dataset.name}' has no natural ids; "
-                "allowed with it: dirichlet, iid"
+                f"partition = '{settings.partition}': the data set '{dataset.name}' has no natural "
+                "ids; allowed with it: dirichlet, iid"
             )
         options = settings.partition_options()
         available = dataset.modalities_of(options.load)

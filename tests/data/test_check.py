@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_used_shows_its_rows_and_the_reason(sensors):
         ("test", "test", "1"),
         ("train", "train", "6"),
     ]
-    assert "line 9: its split is 'dev'; allowed: train, test ([splits]" in found.problem
+    assert "line 9: its split is 'dev'; allowed: train, test (for others, [splits]" in found.problem
     assert "line 9, imu '8.csv': there is no such file" in found.problem
     (sensors / "dataset.toml").write_text('[splits]\ndev = "out"')
     assert not look(sensors).problem and sheet(look(sensors), "Rows")[0] == ("dev", "out", "1")

@@ -287,12 +287,11 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         toml='classes = [0, 1, 2]\n[modalities]\nphoto = "image"',
     )
     long = "x" * 300
-    split = "allowed: train, test ([splits] in dataset.toml can make other names one of these, or"
     outside = tmp_path / "outside.png"
     gap = "'nan' is a missing value; fill it in, or leave the line out"
     found = dict.fromkeys(refused(root).splitlines())
     for line in (
-        f"  line 4: its split is 'valid'; {split} leave their rows out)",
+        "  line 4: its split is 'valid'; allowed: train, test (for others, [splits] in dataset.toml)",
         "  line 5: its label '7' is none of 0, 1, 2",
         "  line 5: its id '3' is that of line 4",
         "  line 10: it has no label",

@@ -86,3 +86,13 @@ def test_the_log_and_the_errors_are_those_of_the_page(folder: Path, caplog):
     with pytest.raises(DataError) as error:
         find_dataset("folder").load(LoadOptions(path="birds"))
     assert str(error.value) == wrong
+
+
+def test_many_small_series_in_parquet(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pyarrow", reason="Parquet needs the extra 'simulation'")
+    (folder / "many").mkdir()
+    monkeypatch.chdir(folder / "many")
+    run("python ../many_series.py")
+    source = find_dataset("folder").load(LoadOptions(path="."))
+    assert source.modalities["imu"].shape == (3, 50) and source.group_names == tuple("012345")
+    assert len(source.train) == 40 and len(source.test) == 20 and not source.doubts

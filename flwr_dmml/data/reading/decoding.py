@@ -35,7 +35,7 @@ SUFFIXES: dict[str, Found] = {
     **dict.fromkeys(TABLE_SUFFIXES, "table"),
 }
 """Kinds by the suffix of a file's name, in small letters."""
-_SHOWN = 300  # characters of a path that are shown; what is longer is no path
+_SHOWN = 400  # characters of a path that are shown; what is longer is no path
 _CHUNK = 200  # waves held at once
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Decoder:
         problems: Problems,
         pool: Executor,
     ) -> None:
-        self._root = root.resolve()
+        self._root = root
         self._options = options
         self._where = where
         self._problems = problems
@@ -218,28 +218,11 @@ class Decoder:
         self._problems.add(f"{self._where[row]}, {name}{shown}", problem)
 
     def _file(self, cell: Cell) -> Path | BytesIO:
-        """Return a file, its path checked: in the folder, wherever links lead."""
         if isinstance(cell, BytesIO):
             return cell
         if not isinstance(cell, str):
             raise DataError("there are numbers where a file is expected")
-        try:
-            path = (self._root / cell).resolve()
-            inside, there = path.is_relative_to(self._root), path.is_file()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop
-            raise DataError(f"it is no path: {reason(error)}") from error
-        if Path(cell).is_absolute() or (PureWindowsPath(cell).drive and not there):
-            short = f", as '{path.relative_to(self._root)}'" if inside and there else ""
-            raise DataError(f"the path is absolute; give it from the folder on{short}")
-        if not inside:
-            raise DataError("the path leads out of the folder")
-        if not there:
-            parts = cell.replace("\\", "/")
-            hint = (
-                f"; folders are separated by '/': '{PurePosixPath(parts)}'" if parts != cell else ""
-            )
-            raise DataError(f"there is no such file{hint}")
-        return path
+        return file_in(self._root, cell)
 
     def _table(self, cell: Cell, *, columns: Sequence[str], vector: bool) -> Floats:
         if isinstance(cell, np.ndarray):
@@ -275,6 +258,32 @@ class Decoder:
         elif not first and not unknown:
             self._problems.add(f"column '{name}'", "it is empty")
         return next(iter(first)) if len(first) == 1 and not unknown else None
+
+
+def file_in(root: Path, cell: str) -> Path:
+    """Return a file that a manifest names: in the folder, wherever links lead.
+
+    Raises
+    ------
+    DataError
+        It is none, or elsewhere.
+    """
+    root = root.resolve()
+    try:
+        path = (root / cell).resolve()
+        inside, there = path.is_relative_to(root), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop
+        raise DataError(f"it is no path: {reason(error)}") from error
+    if Path(cell).is_absolute() or (PureWindowsPath(cell).drive and not there):
+        short = f", as '{path.relative_to(root)}'" if inside and there else ""
+        raise DataError(f"the path is absolute; give it from the folder on{short}")
+    if not inside:
+        raise DataError("the path leads out of the folder")
+    if not there:
+        parts = cell.replace("\\", "/")
+        hint = f"; folders are separated by '/': '{PurePosixPath(parts)}'" if parts != cell else ""
+        raise DataError(f"there is no such file{hint}")
+    return path
 
 
 def _shortened(cell: object) -> str:

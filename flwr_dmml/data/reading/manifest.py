@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...base.formats import parse_toml
+from ...base.options import kebab
 from ..options import Standardise
 from ..samples import DataError, Kind, name_problem
 from .cells import is_missing, names_rows, read_rows_of_cells
@@ -40,6 +41,38 @@ class Roles(BaseModel):
     node: str = "node"
 
 
+class Recordings(BaseModel):
+    """How files of a folder are recordings that are cut into windows.
+
+    Attributes
+    ----------
+    label : str
+        Column of the files that names the activity of each row; empty: the manifest's label is that
+        of the whole file.
+    time : str
+        Column of the files that has the time of each row; empty: rows follow at ``rate_hz``.
+    unit : {"s", "ms", "us", "ns"}
+        Of the times.
+    rate_hz : float, optional
+        Rows in a second, where there is no time.
+    max_gap_s : float
+        A window that would bridge more without a row is dropped.
+    leave_out : tuple of str
+        Labels of rows that are in no window.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, alias_generator=kebab
+    )
+
+    label: str = ""
+    time: str = ""
+    unit: Literal["s", "ms", "us", "ns"] = "s"
+    rate_hz: float | None = Field(None, gt=0)
+    max_gap_s: float = Field(0.2, gt=0)
+    leave_out: tuple[str, ...] = ()
+
+
 class Description(BaseModel):
     """Contents of ``dataset.toml``; every entry is optional."""
 
@@ -54,6 +87,7 @@ class Description(BaseModel):
     )
     splits: dict[str, Literal["train", "test", "out"]] = Field(default_factory=dict)
     standardise: Standardise = "off"
+    recordings: Recordings | None = None
     ignore: tuple[str, ...] = ()
 
     def modalities_among(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -66,7 +100,8 @@ class Description(BaseModel):
         """
         problems = Problems(f"the columns are {', '.join(map(repr, columns))}")
         roles = self.columns
-        needed = [roles.label, roles.split]
+        labelled = self.recordings is not None and self.recordings.label  # in the files
+        needed = [roles.split] if labelled else [roles.label, roles.split]
         needed += [name for name in (roles.id, roles.node) if name not in ("id", "node")]
         for name in dict.fromkeys([*needed, *self.modalities, *self.channels, *self.ignore]):
             if name not in columns:
@@ -115,7 +150,7 @@ class Manifest:
         Names each row, for messages.
     labels, splits, ids, nodes : sequence of str
         Of each row, as they stand there, also where they are missing; ``ids`` and ``nodes`` may be
-        empty.
+        empty, and ``labels`` where those of recordings are in their files.
     columns : mapping of str to Column
         The modalities.
     faults : mapping of int to str
@@ -203,7 +238,7 @@ def roles_of(about: Description, columns: Mapping[str, Sequence[str]]) -> dict[s
     """Return ``labels``, ``splits``, ``ids`` and ``nodes`` of a manifest's columns."""
     roles = about.columns
     return {
-        "labels": columns[roles.label],
+        "labels": columns.get(roles.label, ()),
         "splits": columns[roles.split],
         "ids": columns.get(roles.id, ()),
         "nodes": columns.get(roles.node, ()),

@@ -46,9 +46,9 @@ def read_table(path: Path, *, columns: Sequence[str] = (), vector: bool = True) 
     return table[0] if vector and len(table) == 1 else table
 
 
-def channel_names(path: Path, columns: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the names of the columns of a CSV file that are read; empty where it has none."""
-    return read_numbers(path, columns).names
+def channel_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the columns of numbers of a CSV file; empty where it has none."""
+    return read_numbers(path).names
 
 
 def as_table(numbers: NDArray[Any], lines: Sequence[int] = ()) -> Floats:

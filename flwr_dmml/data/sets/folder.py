@@ -12,6 +12,7 @@ from dataclasses import replace
 from logging import INFO
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...base.log import log
@@ -37,8 +38,9 @@ from ..reading.manifest import (
     read_description,
 )
 from ..reading.problems import Problems
+from ..reading.recordings import Windows, read_recordings
 from ..registry import Dataset
-from ..samples import DataError, Samples, Source
+from ..samples import DataError, Modality, Samples, Source
 from ..standard import standardised
 
 CLASSES = "class folders"
@@ -67,6 +69,9 @@ def load(options: LoadOptions) -> Source:
     Images and sound become tensors as :mod:`~flwr_dmml.data.reading.media` says; numbers stay as
     they are. A sequence is cut to ``series.steps``, or ends with zeros.
 
+    With ``[recordings]`` in ``dataset.toml`` a row is a recording, which becomes as many samples as
+    it has windows (:func:`~flwr_dmml.data.reading.recordings.read_recordings`).
+
     Without a manifest, :func:`~flwr_dmml.data.reading.class_folders.read_class_folders` says what
     files in folders are.
 
@@ -88,6 +93,8 @@ def load(options: LoadOptions) -> Source:
     problems = Problems(f"data-path: '{root}' cannot be used")
     splits = [manifest.about.split_of(name) for name in manifest.splits]
     kept = [row for row, split in enumerate(splits) if split != "out"]
+    if manifest.about.recordings is not None:
+        return _finished(manifest, _from_recordings(root, manifest, splits, options, problems))
     classes = manifest.about.classes or ordered([manifest.labels[row] for row in kept])
     groups = ordered([manifest.nodes[row] for row in kept]) if manifest.nodes else ()
     _check_rows(manifest, splits, classes, problems)
@@ -120,8 +127,114 @@ def load(options: LoadOptions) -> Source:
         class_names=classes,
         group_names=groups,
     )
+    return _finished(manifest, source)
+
+
+def _finished(manifest: Manifest, source: Source) -> Source:
     source = replace(source, doubts=channel_doubts(source))
     return standardised(source) if manifest.about.standardise == "auto" else source
+
+
+def _from_recordings(
+    root: Path,
+    manifest: Manifest,
+    splits: Sequence[str],
+    options: LoadOptions,
+    problems: Problems,
+) -> Source:
+    """Return the windows of the recordings that a manifest lists."""
+    about = manifest.about
+    assert about.recordings is not None
+    rows = [row for row, split in enumerate(splits) if split != "out"]
+    sound = [row for row in rows if row not in manifest.faults]
+    log(INFO, "reading %s recordings of %s", f"{len(rows):,}", ", ".join(manifest.columns))
+    found = read_recordings(root, manifest, sound, about.recordings, options.series, problems)
+    labels = [label for windows in found for label in windows.labels]
+    of = [splits[windows.row] for windows in found for _ in windows.labels]
+    for split in SPLITS:
+        if split not in of and split in splits and not len(problems):
+            raise DataError(
+                f"series.window-s = {options.series.window_s:g}: no {split} recording has a window "
+                "of one activity without a gap; allowed: shorter ones"
+            )
+    classes = about.classes or ordered(labels)
+    groups = ordered([manifest.nodes[row] for row in rows]) if manifest.nodes else ()
+    _check_recordings(manifest, splits, labels, of, classes, problems)
+    modalities = {}
+    for name in manifest.columns:
+        shapes = {windows.values[name].shape[1:] for windows in found if name in windows.values}
+        if len(shapes) > 1:
+            told = ", ".join(str(shape[0]) for shape in sorted(shapes))
+            problems.add(f"column '{name}'", f"its recordings have {told} channels")
+        elif not shapes:
+            problems.add(f"column '{name}'", "it is empty")
+        else:
+            modalities[name] = Modality("series", shapes.pop())
+    problems.check()
+    train, test = (
+        _windows(
+            [w for w in found if splits[w.row] == split], manifest, modalities, classes, groups
+        )
+        for split in SPLITS
+    )
+    return Source(
+        name=about.name,
+        modalities=modalities,
+        num_classes=len(classes),
+        train=train,
+        test=test,
+        class_names=classes,
+        group_names=groups,
+    )
+
+
+def _windows(
+    found: Sequence[Windows],
+    manifest: Manifest,
+    modalities: Mapping[str, Modality],
+    classes: Sequence[str],
+    groups: Sequence[str],
+) -> Samples:
+    """Join the windows of some rows."""
+    counts = [len(windows.labels) for windows in found]
+    inputs, present = {}, {}
+    for name, form in modalities.items():
+        blank = np.zeros((0, *form.shape))
+        parts = [
+            windows.values.get(name, np.zeros((count, *form.shape)))
+            for windows, count in zip(found, counts, strict=True)
+        ]
+        inputs[name] = torch.from_numpy(np.concatenate([blank, *parts]).astype(np.float32))
+        has = [name in windows.values for windows in found]
+        present[name] = torch.from_numpy(np.repeat(np.array(has, bool), counts))
+    nodes = [manifest.nodes[windows.row] for windows in found] if groups else []
+    known = bool(nodes) and not any(map(is_missing, nodes))
+    of_windows = [node for node, count in zip(nodes, counts, strict=False) for _ in range(count)]
+    return Samples(
+        inputs=inputs,
+        labels=_indices([label for windows in found for label in windows.labels], classes),
+        groups=_indices(of_windows, groups) if known else None,
+        present=None if all(bool(has.all()) for has in present.values()) else present,
+    )
+
+
+def _check_recordings(
+    manifest: Manifest,
+    splits: Sequence[str],
+    labels: Sequence[str],
+    of: Sequence[str],
+    classes: Sequence[str],
+    problems: Problems,
+) -> None:
+    """Note what is wrong with rows that are recordings, and with the labels of their windows."""
+    usual = [classes[0] if classes else ""] * len(splits)
+    labelled = manifest if manifest.labels else replace(manifest, labels=usual)
+    _check_rows(labelled, splits, classes, problems, whole=False)
+    for label in sorted({*labels} - {*classes}):
+        problems.add("", f"the label '{label}' is none of {', '.join(classes)}")
+    if not manifest.about.classes:
+        for problem in label_problems(labels, of):
+            problems.add("", f"{problem}, or name the classes in {DESCRIPTION}")
 
 
 def _part(
@@ -215,9 +328,14 @@ def _format(root: Path) -> str:
 
 
 def _check_rows(
-    manifest: Manifest, splits: Sequence[str], classes: Sequence[str], problems: Problems
+    manifest: Manifest,
+    splits: Sequence[str],
+    classes: Sequence[str],
+    problems: Problems,
+    *,
+    whole: bool = True,
 ) -> None:
-    """Note what is wrong with the rows, besides their modalities."""
+    """Note what is wrong with the rows, besides their modalities; ``whole``: and their labels'."""
     known, seen, declared = set(classes), dict[str, int](), bool(manifest.about.classes)
     rows = [row for row, split in enumerate(splits) if split != "out"]
     if len(known) < 2 or len(known) < len(classes):
@@ -225,7 +343,7 @@ def _check_rows(
             "",
             f"the classes are {', '.join(classes) or 'none'}; expected two or more, all different",
         )
-    if not declared:
+    if whole and not declared:
         sound = [row for row in rows if row not in manifest.faults]
         for problem in label_problems(
             [manifest.labels[row] for row in sound], [splits[row] for row in sound]
@@ -249,8 +367,8 @@ def _check_rows(
         if split not in SPLITS:
             problems.add(
                 where,
-                f"its split is '{split}'; allowed: train, test ([splits] in {DESCRIPTION} can "
-                "make other names one of these, or leave their rows out)",
+                f"its split is '{split}'; allowed: train, test (for others, [splits] in "
+                f"{DESCRIPTION})",
             )
         if manifest.nodes and split == "train" and is_missing(manifest.nodes[row]):
             problems.add(where, "it has no node")

@@ -1,7 +1,8 @@
 """``parts``: a data set that has been cut into a folder for each device."""
 
+import filecmp
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...base.files import write_whole
+from ...base.files import PART, write_whole
 from ...base.formats import first_problem
 from ..forms import Raw
 from ..options import PartitionOptions
@@ -20,8 +21,8 @@ from ..registry import Dataset
 from ..samples import DataError, Kind, Modality, Partition, Samples, Scale
 from ..store import samples_of, save_tensors, tensors_of
 
-ABOUT, TENSORS = "part.json", "samples.safetensors"
-"""The two files of a part."""
+ABOUT, TENSORS, TEST = "part.json", "samples.safetensors", "test.safetensors"
+"""The files of a part: what it is, its own samples, and those that all devices are tested on."""
 
 
 class PartAbout(BaseModel):
@@ -43,6 +44,7 @@ class PartAbout(BaseModel):
     scales: dict[str, Scale] = {}
     settings: dict[str, Any]
     digest: str
+    test_digest: str
 
     @property
     def line(self) -> str:
@@ -57,9 +59,17 @@ def part_folder(folder: Path, part: int) -> Path:
 
 
 def save_part(
-    folder: Path, partition: Partition, parts: int, settings: Mapping[str, Any]
+    folder: Path,
+    partition: Partition,
+    parts: int,
+    settings: Mapping[str, Any],
+    *,
+    like: Iterable[Path] = (),
 ) -> PartAbout:
     """Write one device's part into ``folder``, which is made, and read it back to check it.
+
+    Test samples that one of the parts in ``like`` has as well are a link to its file, so that the
+    disk holds them once; a copy of the folder has a file of its own.
 
     Parameters
     ----------
@@ -71,6 +81,8 @@ def save_part(
         Number of devices.
     settings : mapping
         How the data set was cut, for people: JSON values.
+    like : iterable of Path
+        Folders of parts on the same disk.
 
     Raises
     ------
@@ -80,10 +92,13 @@ def save_part(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise DataError(f"'{folder}' is not empty; name another folder, or remove it")
-    tensors = tensors_of("train", partition.train) | tensors_of("test", partition.test)
+    tensors = tensors_of("train", partition.train)
     tensors |= tensors_of("validation", partition.validation)
-    tensors |= {f"test_present.{m}": x for m, x in (partition.test_present or {}).items()}
     save_tensors(tensors, folder / TENSORS)
+    tensors = tensors_of("test", partition.test)
+    tensors |= {f"test_present.{m}": x for m, x in (partition.test_present or {}).items()}
+    save_tensors(tensors, folder / TEST)
+    _link_equal(folder / TEST, [other / TEST for other in like])
     labels = partition.train.labels
     about = PartAbout(
         part=partition.partition_id,
@@ -100,6 +115,7 @@ def save_part(
         scales=dict(partition.scales),
         settings=dict(settings),
         digest=_digest(folder / TENSORS),
+        test_digest=_digest(folder / TEST),
     )
     write_whole(folder / ABOUT, about.model_dump_json(indent=2) + "\n")
     load_part(folder)
@@ -134,27 +150,21 @@ def load_part(folder: Path) -> Partition:
     DataError
         If anything is missing, or the tensors are not those that ``part.json`` was written for.
     """
-    about, file = read_about(folder), folder / TENSORS
+    about = read_about(folder)
+    tensors = _tensors(folder / TENSORS, about.digest)
+    tensors |= _tensors(folder / TEST, about.test_digest)
     try:
-        if _digest(file) != about.digest:
-            raise DataError(
-                f"data-path: '{file}' is not the file that {ABOUT} was written for: it is damaged, "
-                "cut short, or another's; copy the part again"
-            )
-        tensors = load_file(file)
         samples = {
             name: samples_of(name, tensors, about.modalities)
             for name in ("train", "validation", "test")
         }
-    except OSError as error:
-        raise DataError(f"data-path: '{file}' cannot be read: {error.strerror}") from error
-    except (SafetensorError, KeyError) as error:
-        raise DataError(f"data-path: '{file}' does not hold a part: {error}") from error
+    except KeyError as error:
+        raise DataError(f"data-path: '{folder}' does not hold a part: {error}") from error
     forms = {
         m: Modality(kind, shape, about.raw.get(m))
         for m, (kind, shape) in about.source_modalities.items()
     }
-    _check(file, about, samples, forms)
+    _check(folder, about, samples, forms)
     return Partition(
         partition_id=about.part,
         modalities=about.modalities,
@@ -201,8 +211,35 @@ def load(options: PartitionOptions, partition_id: int) -> Partition:
     return load_part(folder)
 
 
+def _tensors(file: Path, digest: str) -> dict[str, Tensor]:
+    try:
+        if _digest(file) != digest:
+            raise DataError(
+                f"data-path: '{file}' is not the file that {ABOUT} was written for: it is damaged, "
+                "cut short, or another's; copy the part again"
+            )
+        return load_file(file)
+    except OSError as error:
+        raise DataError(f"data-path: '{file}' cannot be read: {error.strerror}") from error
+    except SafetensorError as error:
+        raise DataError(f"data-path: '{file}' does not hold a part: {error}") from error
+
+
+def _link_equal(file: Path, others: Iterable[Path]) -> None:
+    """Make a file a link to the first of the others that is equal, where the disk has links."""
+    for other in others:
+        if filecmp.cmp(file, other, shallow=False):
+            link = file.with_name(file.name + PART)
+            try:
+                os.link(other, link)
+            except OSError:  # no links on this disk, or too many: a copy does as well
+                return
+            link.replace(file)
+            return
+
+
 def _check(
-    file: Path, about: PartAbout, samples: Mapping[str, Samples], forms: Mapping[str, Modality]
+    folder: Path, about: PartAbout, samples: Mapping[str, Samples], forms: Mapping[str, Modality]
 ) -> None:
     """Raise for samples that are not what ``part.json`` says, or not finite."""
     problems = []
@@ -220,7 +257,7 @@ def _check(
         ):
             problems.append(f"{name}: a label outside 0 to {about.num_classes - 1}")
     if problems:
-        raise DataError(f"data-path: '{file}': {'; '.join(problems)}")
+        raise DataError(f"data-path: '{folder}': {'; '.join(problems)}")
 
 
 def _test_present(
