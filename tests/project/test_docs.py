@@ -1,5 +1,6 @@
 """Every command in the READMEs and the docs: run here, made small, or not run for a reason."""
 
+import html
 import importlib.util
 import json
 import re
@@ -207,22 +208,63 @@ def test_the_site_builds_without_warnings(tmp_path: Path):
     for page, word in shown:
         assert word in (tmp_path / "reference" / page / "index.html").read_text()
     for method in METHODS.values():
-        html = (tmp_path / "methods" / method.stem / "index.html").read_text()
-        assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"' in html
-        assert "$" not in re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
+        page = (tmp_path / "methods" / method.stem / "index.html").read_text()
+        assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"' in page
+        assert "$" not in re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
     assert not (tmp_path / "_hooks").exists()
+    search = json.loads((tmp_path / "search" / "search_index.json").read_text())["docs"]
+    texts = {entry["location"]: html.unescape(entry["text"]) for entry in search}
+    for key, info in every_setting(find_parts()):
+        found = texts[f"settings/#{key}"]
+        assert str(info.description).removesuffix(".") in found
+        assert f"default <code>{json.dumps(info.default)}</code>" in found
+    assert "number, at least 0;" in texts["settings/#energy.battery-share"]
+    assert 'one of <code>"relay"</code>, <code>"direct"' in texts["settings/#exchange.transport"]
+    reference = [page.read_text() for page in (tmp_path / "reference").rglob("*.html")]
+    assert not [page for page in reference if re.search(r":[a-z]+:(<code>|`)|::</p>", page)]
 
 
 @pytest.fixture(scope="module")
 def equations() -> ModuleType:
     """The hook of the site's build."""
     pytest.importorskip("latex2mathml", reason="needs the extra 'docs'")
-    file = ROOT / "docs" / "_hooks" / "equations.py"
-    spec = importlib.util.spec_from_file_location("equations", file)
+    return hook("equations")
+
+
+@pytest.fixture(scope="module")
+def roles() -> ModuleType:
+    """The hook that replaces Sphinx roles."""
+    pytest.importorskip("mkdocs", reason="needs the extra 'docs'")
+    return hook("roles")
+
+
+def hook(name: str) -> ModuleType:
+    """Load a hook of the site's build."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "_hooks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        (":meth:<code>mix</code>", '<a href="./#flwr_dmml.b.Rule.mix"><code>mix</code></a>'),
+        (":class:<code>Rule</code>", '<a href="./#flwr_dmml.b.Rule"><code>Rule</code></a>'),
+        (":func:<code>~.a.run</code>", '<a href="../a/#flwr_dmml.a.run"><code>run</code></a>'),
+        (":attr:<code>.Rule.mix</code>", '<a href="./#flwr_dmml.b.Rule.mix"><code>Rule.mix</code>'),
+        (":class:<code>~torch.nn.Module</code>", "<code>Module</code>"),
+        (":meth:<code>twice</code>", "<code>twice</code>"),
+    ],
+)
+def test_a_role_becomes_a_link_or_code(roles: ModuleType, role: str, expected: str):
+    """A link where one object is meant; what the site lacks or has twice is code."""
+    ids = ("Rule", "Rule.mix", "Two.twice", "One.twice")
+    urls = {f"flwr_dmml.b.{name}": "b/" for name in ids} | {"flwr_dmml.a.run": "a/"}
+    page = f'<h2 id="flwr_dmml.b.Rule">Rule</h2><p>See {role}, then::</p>\n<pre>x</pre>'
+    found = roles.replaced(page, urls, "b/")
+    assert f"<p>See {expected}" in found and found.endswith("then:</p>\n<pre>x</pre>")
 
 
 def test_an_equation_becomes_mathml(equations: ModuleType):
