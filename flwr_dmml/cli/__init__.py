@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, compare, doctor, fleet, partition, report, simulate, status, sweep
+from . import cache, compare, doctor, fleet, models, partition, report, simulate, status, sweep
 from .output import STOPPED, say
 
 app = typer.Typer(
@@ -46,6 +46,8 @@ app.command()(status.status)
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
+app.command()(models.predict)
+app.command()(models.export)
 app.command()(partition.partition)
 app.command()(cache.cache)
 app.add_typer(fleet.fleet_app)
