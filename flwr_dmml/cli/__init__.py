@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, compare, data, doctor, fleet, new, partition, report, simulate, status, sweep
+from . import (
+    cache,
+    compare,
+    data,
+    doctor,
+    fleet,
+    models,
+    new,
+    partition,
+    report,
+    simulate,
+    status,
+    sweep,
+)
 from .output import STOPPED, say
 
 app = typer.Typer(
@@ -48,6 +61,8 @@ app.command()(status.status)
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
+app.command()(models.predict)
+app.command()(models.export)
 app.command()(partition.partition)
 app.add_typer(data.data_app)
 app.command()(cache.cache)

@@ -6,6 +6,10 @@ from ...base.libraries import needed
 from ..forms import RawSound
 
 SAMPLE_RATE_HZ, MELS, WINDOW, HOP = 8000, 32, 256, 128
+FLOOR = 1e-4
+"""Added to the power of a mel band before its logarithm."""
+SILENT = 1e-3
+"""Least deviation that a spectrogram is divided by."""
 _CHUNK = 200  # waves transformed at once: bounds the memory of the spectrogram
 
 
@@ -18,7 +22,7 @@ def log_mel(
 ) -> torch.Tensor:
     """Return the log-mel spectrogram of each wave, standardised per sample.
 
-    ``log(power + 1e-4)``, then zero mean and unit variance over the bands and frames of a sample.
+    ``log(power + FLOOR)``, then zero mean and unit variance over the bands and frames of a sample.
 
     Parameters
     ----------
@@ -41,10 +45,10 @@ def log_mel(
     )
     features = torch.empty(len(waves), 1, n_mels, waves.shape[1] // hop + 1)
     for start in range(0, len(waves), _CHUNK):
-        mel = torch.log(transform(waves[start : start + _CHUNK]) + 1e-4)  # [chunk, n_mels, frames]
+        mel = torch.log(transform(waves[start : start + _CHUNK]) + FLOOR)  # [chunk, n_mels, frames]
         mean = mel.mean(dim=(1, 2), keepdim=True)
         deviation = mel.std(dim=(1, 2), keepdim=True, correction=0)
-        features[start : start + _CHUNK, 0] = (mel - mean) / deviation.clamp_min(1e-3)
+        features[start : start + _CHUNK, 0] = (mel - mean) / deviation.clamp_min(SILENT)
     return features
 
 

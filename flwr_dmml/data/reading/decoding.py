@@ -43,6 +43,11 @@ Decoded = tuple[Modality, torch.Tensor, torch.Tensor]
 """A modality's form; inputs, ``[n, *shape]`` float32; which samples have it, ``[n]`` bool."""
 
 
+def kind_of(path: str) -> Found | None:
+    """Return what a file is by its suffix; None for an unknown one."""
+    return SUFFIXES.get(Path(path).suffix.lower())
+
+
 class Decoder:
     """Reads the cells of one data set; what is wrong with them is noted, not raised.
 
@@ -240,7 +245,7 @@ class Decoder:
         unknown = False
         for row in rows:
             if cell := column.cells[row]:
-                kind = SUFFIXES.get(Path(str(cell)).suffix.lower())
+                kind = kind_of(str(cell))
                 if kind is not None:
                     first.setdefault(kind, row)
                     continue

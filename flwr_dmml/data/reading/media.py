@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "audio_samples",
     "audio_shape",
     "fit_image",
     "fit_wave",
@@ -116,7 +117,7 @@ def audio_shape(options: AudioOptions) -> tuple[int, int, int]:
     DataError
         If the options give windows that are too short or longer than the sound.
     """
-    length, window, hop = _samples(options)
+    length, window, hop = audio_samples(options)
     if window < 4 or hop < 1:
         raise DataError(
             f"audio.window-ms = {options.window_ms:g} and audio.hop-ms = {options.hop_ms:g} are "
@@ -157,7 +158,7 @@ def spectrograms(waves: torch.Tensor, options: AudioOptions) -> torch.Tensor:
         If the options cannot be.
     """
     audio_shape(options)
-    _, window, hop = _samples(options)
+    _, window, hop = audio_samples(options)
     return log_mel(waves, options.rate_hz, options.mels, window, hop)
 
 
@@ -209,7 +210,7 @@ def fit_wave(wave: torch.Tensor, rate: int, options: AudioOptions) -> torch.Tens
     DataError
         Its numbers are not finite, there are none, or the rate cannot be.
     """
-    length = _samples(options)[0]
+    length = audio_samples(options)[0]
     if not len(wave):
         raise DataError("there is no sound in it")
     if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
@@ -294,7 +295,7 @@ def image_size(file: Path) -> tuple[int, int]:
     return size
 
 
-def _samples(options: AudioOptions) -> tuple[int, int, int]:
+def audio_samples(options: AudioOptions) -> tuple[int, int, int]:
     """Return the length of the wave, of a window and of a hop."""
     per_ms = options.rate_hz / 1000
     length = _whole(options.seconds, options.rate_hz)
