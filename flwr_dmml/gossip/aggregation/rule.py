@@ -44,6 +44,11 @@ class AggregationRule(ABC):
         """Return the name in a run config."""
         return self.name
 
+    @property
+    def alone(self) -> bool:
+        """Whether it also finds liars where too few neighbours are honest to outvote them."""
+        return False
+
     @abstractmethod
     def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
         """Return the aggregate ``[rows, length]``.
