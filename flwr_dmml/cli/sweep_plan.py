@@ -81,7 +81,7 @@ def run_name(chosen: Mapping[str, Any], *, marked: bool = False) -> str:
     texts = {k: json.dumps(v) if isinstance(v, bool) else str(v) for k, v in chosen.items()}
     plain = "_".join(text if k == "method" else f"{k}-{text}" for k, text in texts.items())
     name = re.sub(r"[^\w.,+=-]+", "-", plain).lstrip(".,+=-")
-    if name == plain and len(name.encode()) <= NAME_LENGTH and not marked:
+    if name and name == plain and len(name.encode()) <= NAME_LENGTH and not marked:
         return name
     digest = hashlib.sha256(_as_json(chosen).encode()).hexdigest()[:8]
     kept = name.encode()[: NAME_LENGTH - len(digest) - 1].decode(errors="ignore")

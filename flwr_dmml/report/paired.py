@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import sqrt
 from statistics import fmean, stdev
@@ -74,12 +75,12 @@ class Paired:
         """The mean difference; None without a common seed."""
         return fmean(self.values) if self.differences else None
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval of the paired t distribution; None with fewer than two seeds."""
         return t_interval(self.values) if len(self.differences) > 1 else None
 
-    @property
+    @cached_property
     def p(self) -> float | None:
         """The p of the sign-flip test; None with fewer than two seeds."""
         return sign_flip(self.values) if len(self.differences) > 1 else None
