@@ -1,7 +1,10 @@
 """The command line: help, lists, exit statuses, and one small real run."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from helpers import ROOT
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
+from flwr_dmml.base.overrides import parse_override
 from flwr_dmml.settings import every_setting, find_parts
 
 QUICKSTART = str(ROOT / "examples" / "quickstart")
@@ -329,3 +333,41 @@ def test_bibtex_of_what_is_listed() -> None:
     assert "% local: baseline\n" in done.stdout and "koloskova2019decentralized" not in keys
     alone = invoke("--bibtex")
     assert alone.exit_code == 2 and "--bibtex goes with --list-methods" in words(alone.output)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("run-name=42", """run-name = 42: Input should be a valid string; a text needs quotes: """),
+        (
+            "data-cache=True",
+            "data-cache = 'True': Input should be a valid boolean; write data-cache",
+        ),
+        ("lr-milestones=0.5", """or --set lr-milestones='"0.5"'"""),
+    ],
+)
+def test_a_value_of_another_type_shows_how_it_is_written(setting: str, expected: str):
+    done = invoke(QUICKSTART, *sets(setting))
+    assert done.exit_code == 1 and expected in words(done.stderr)
+
+
+def test_a_date_is_a_text():
+    assert parse_override("run-name=2026-11-28") == ("run-name", "2026-11-28")
+    assert parse_override("run-name = 2026-11-28T10:00:00") == ("run-name", "2026-11-28T10:00:00")
+    assert parse_override('run-name="42"') == ("run-name", "42")
+    assert parse_override("alpha=0.5") == ("alpha", 0.5)
+
+
+def test_what_the_terminal_cannot_show_is_escaped(tmp_path: Path):
+    environment = os.environ | {
+        "FLWR_DMML_CACHE": str(tmp_path / "größe 日本"),
+        "PYTHONIOENCODING": "cp1252",
+        "PYTHONUTF8": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "flwr_dmml.cli", "cache"],
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    assert "größe \\u65e5\\u672c: empty" in done.stdout.decode("cp1252")

@@ -287,14 +287,12 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         toml='classes = [0, 1, 2]\n[modalities]\nphoto = "image"',
     )
     long = "x" * 300
+    allowed = "allowed: train, test (for others, [splits] in dataset.toml)"
     outside = tmp_path / "outside.png"
     gap = "'nan' is a missing value; fill it in, or leave the line out"
     found = dict.fromkeys(refused(root).splitlines())
     for line in (
-        (
-            "  line 4: its split is 'valid'; "
-            "allowed: train, test (for others, [splits] in dataset.toml)"
-        ),
+        f"  line 4: its split is 'valid'; {allowed}",
         "  line 5: its label '7' is none of 0, 1, 2",
         "  line 5: its id '3' is that of line 4",
         "  line 10: it has no label",

@@ -3,8 +3,8 @@
 import io
 import json
 import logging
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,15 +108,27 @@ def test_dataset_toml(birds: Path, pytestconfig: pytest.Config) -> None:
     fuzz(parse, (DataError,), examples, pytestconfig)
 
 
-def test_numbers_of_csv_files(memory: Path, pytestconfig: pytest.Config) -> None:
-    examples = [
-        b"a,b\n1,-2.5e3\n", b"0,1\n0.5,1.5\n", b",x,y\n0,1,2\n1,3,4\n", b"1\n2\n\n3\n",
-        b"\xef\xbb\xbft,who,x\n1,ann,NaN\n2,bob,0.5\n",
-    ]  # fmt: skip
-    file = memory / "a.csv"
-    for how in ({}, {"columns": ("t", "x"), "text": "who", "gaps": True}):
-        parse = of_file(file, partial(read_numbers, file, **how), DataError)
-        fuzz(parse, (DataError,), examples, pytestconfig)
+PLAIN = [
+    b"a,b\n1,-2.5e3\n",
+    b"0,1\n0.5,1.5\n",
+    b",x,y\n0,1,2\n1,3,4\n",
+    b"0\n1\n0\n",
+]
+CHOSEN = [b"\xef\xbb\xbft,who,x\n1,ann,NaN\n2,bob,0.5\n"]
+
+
+@pytest.mark.parametrize(
+    ("examples", "how"),
+    [(PLAIN, {}), (CHOSEN, {"columns": ("t", "x"), "text": "who", "gaps": True})],
+)
+def test_numbers_of_csv_files(
+    memory: Path, examples: list[bytes], how: dict[str, Any], pytestconfig: pytest.Config
+) -> None:
+    def parse(data: bytes) -> object:
+        (memory / "a.csv").write_bytes(data)
+        return read_numbers(memory / "a.csv", **how)
+
+    fuzz(parse, (DataError,), examples, pytestconfig)
 
 
 def test_recordings(memory: Path, pytestconfig: pytest.Config) -> None:
@@ -130,7 +142,7 @@ def test_recordings(memory: Path, pytestconfig: pytest.Config) -> None:
         return find_dataset("folder").load(LoadOptions(path=str(memory), series=series))
 
     file = memory / "a.csv"
-    parse = of_file(file, read, DataError)
+    parse = of_file(file, read, DataError, str(memory), "series.window-s")
     fuzz(parse, (DataError,), [b"ms,x,y,what\n" + rows], pytestconfig, memory_mb=1000, inputs=100)
 
 
