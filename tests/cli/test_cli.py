@@ -14,8 +14,8 @@ from click.testing import Result
 from helpers import ROOT
 from typer.testing import CliRunner
 
-from flwr_dmml.cli import app
 from flwr_dmml.base.overrides import parse_override
+from flwr_dmml.cli import app
 from flwr_dmml.settings import every_setting, find_parts
 
 QUICKSTART = str(ROOT / "examples" / "quickstart")
