@@ -91,7 +91,10 @@ def _files(learner: Learner, found: Evaluated, kept: str) -> ModelFiles:
         "round": found.server_round,
         "kept": kept,
         "classes": part.class_names or [str(k) for k in range(part.num_classes)],
-        "modalities": {m: Input(kind=f.kind, shape=f.shape, raw=f.raw) for m, f in forms.items()},
+        "modalities": {
+            m: Input(kind=f.kind, shape=f.shape, raw=f.raw, scale=part.scales.get(m))
+            for m, f in forms.items()
+        },
         "architecture": None if overrides(type(learner), ("scores",)) else architecture_of(network),
         "network": f"{type(network).__module__}.{type(network).__qualname__}",
         "metrics": found.metrics,

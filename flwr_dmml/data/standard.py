@@ -93,15 +93,21 @@ def _scale(samples: Samples, name: str, modality: Modality) -> Scale:
     return Scale(tuple(mean for mean, _ in usual), tuple(deviation for _, deviation in usual))
 
 
+def scale_inputs(x: Tensor, modality: Modality, scale: Scale) -> Tensor:
+    """Return inputs ``[n, channels, ...]`` standardised; behind the end of a sequence 0 stays."""
+    out = scale.applied(x)
+    if modality.kind == "sequence":
+        out[:, :-1] *= x[:, -1:]
+        out[:, -1] = x[:, -1]
+    return out
+
+
 def _scaled(samples: Samples, name: str, modality: Modality, scale: Scale) -> Tensor:
     x = samples.inputs[name]
     out = torch.empty_like(x)
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
-        out[rows] = scale.applied(x[rows])
-        if modality.kind == "sequence":
-            out[rows] *= x[rows, -1:]
-            out[rows, -1] = x[rows, -1]
+        out[rows] = scale_inputs(x[rows], modality, scale)
     has = None if samples.present is None else samples.present[name]
     if has is not None:
         out[~has] = 0

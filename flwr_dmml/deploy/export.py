@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -202,13 +202,17 @@ def _described(program: Program, modality: str) -> str:
 
 
 def about_program(program: Program) -> str:
-    """Return what the classes and inputs of a program are, as JSON."""
+    """Return what the classes and inputs of a program are, as JSON.
+
+    Where an input has a ``scale``, its numbers are to be given standardised by it.
+    """
     about, forms = program.model.about, program.model.modalities
     inputs = {
         name_of(m): {
             "modality": m,
             "given": _described(program, m),
             "raw": (raw := forms[m].raw) and raw.model_dump(mode="json"),
+            "scale": (scale := about.scales.get(m)) and asdict(scale),
         }
         for m in program.modalities
     }

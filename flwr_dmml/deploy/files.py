@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ..base.files import write_whole
 from ..base.formats import first_problem, parse_json
 from ..data import DataError, Modality
 from ..data.forms import Raw
-from ..data.samples import Kind
+from ..data.samples import Kind, Scale
 from ..models import Architecture
 
 SCHEMA = 1
@@ -32,13 +32,28 @@ class ModelError(UserError, ValueError):
 
 
 class Input(BaseModel):
-    """One modality: the kind and the shape of an input, and what it is made of."""
+    """One modality: the kind and the shape of an input, and what it is made of.
+
+    ``scale`` is how its numbers were standardised; None where they were not.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
     shape: tuple[int, ...] = Field(min_length=1, max_length=8)
     raw: Raw | None
+    scale: Scale | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        channels = self.shape[0]
+        if self.scale is None:
+            return self
+        if not len(self.scale.mean) == len(self.scale.deviation) == channels:
+            raise ValueError(f"scale: {channels} channels need a mean and a deviation each")
+        if not all(x > 0 for x in self.scale.deviation):
+            raise ValueError("scale: a deviation is not above 0")
+        return self
 
     @property
     def modality(self) -> Modality:
@@ -91,6 +106,12 @@ class About(BaseModel):
     settings: dict[str, JsonValue]
     versions: dict[str, str]
     digest: str = ""
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """How the numbers of modalities were standardised, of those that were."""
+        found = {name: form.scale for name, form in self.modalities.items()}
+        return {name: scale for name, scale in found.items() if scale is not None}
 
     @property
     def forms(self) -> dict[str, Modality]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data import DataError
 from ..data.reading.raw import read_raw
+from ..data.standard import scale_inputs
 from ..models import ModalityModel
 from .files import About, ModelError, read_model
 
@@ -135,7 +136,9 @@ class TrainedModel(nn.Module):
                 named = isinstance(sample, str | Path)
                 where = str(sample) if named else f"sample {place} of {modality}"
                 raise DataError(f"{where}: {error}") from error
-        return torch.stack(found)
+        scale = self.about.scales.get(modality)
+        given = torch.stack(found)
+        return given if scale is None else scale_inputs(given, self.modalities[modality], scale)
 
 
 def load_model(path: str | Path, network: nn.Module | None = None) -> TrainedModel:

@@ -211,13 +211,14 @@ def test_what_cannot_be_predicted_is_named(
     assert problem in str(caught.value)
 
 
-def test_numbers_are_read_as_the_folder_s_tables_are(tmp_path: Path):
+@pytest.mark.parametrize("standardise", ["off", "auto"])
+def test_numbers_are_read_as_the_folder_s_tables_are(standardise: str, tmp_path: Path):
     """A vector, a series and a sequence, from ``.npy`` files and from arrays."""
     rng, rows = np.random.default_rng(0), []
     for k in range(12):
         shapes = {"v": (5,), "s": (8, 2), "q": (2 + k % 3, 3)}
         for name, shape in shapes.items():
-            numbers = rng.normal(size=shape) + (k % 2)
+            numbers = 50 * rng.normal(size=shape) + 100 * (k % 2)
             np.save(tmp_path / f"{name}{k}.npy", numbers.astype(np.float32))
         split = "test" if k > 7 else "train"
         rows.append(f"{'ab'[k % 2]},{split},{','.join(f'{n}{k}.npy' for n in shapes)}")
@@ -234,8 +235,10 @@ def test_numbers_are_read_as_the_folder_s_tables_are(tmp_path: Path):
         num_nodes=2,
         num_server_rounds=1,
         validation_fraction=0.0,
+        standardise=standardise,
     )
     model = load_model(find_model(run, 1))
+    assert set(model.about.scales) == (set("vsq") if standardise == "auto" else set())
     files = {m: [tmp_path / f"{m}{k}.npy" for k in range(8, 12)] for m in "vsq"}
     found = model.predict(files)
     test = partition_of(run, 1).test
