@@ -100,6 +100,16 @@ def test_models_are_the_same_with_workers(tmp_path: Path):
     assert kept[0] == kept[1] and len(kept[0]) == 12
 
 
+def test_models_come_with_messages_as_without(tmp_path: Path):
+    """A device that is asked by messages, and a row among others."""
+    runs = [
+        simulate(tmp_path / name, method="fedcmi", keep_best=True, torch_threads=1, **settings)
+        for name, settings in (("rows", {}), ("messages", {"energy.meter": "auto"}))
+    ]
+    rows, messages = ({f.name: f.read_bytes() for f in r.glob("*/models/*.safe*")} for r in runs)
+    assert rows == messages and len(rows) == 6
+
+
 def test_models_after_a_final_merge_and_of_detached_fusion(tmp_path: Path):
     run = simulate(
         tmp_path,
