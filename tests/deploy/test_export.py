@@ -58,7 +58,10 @@ def save(model: ModalityModel, stem: Path) -> Path:
             "round": 1,
             "kept": "last",
             "classes": CLASSES,
-            "modalities": {m: Input(**dict(zip(("kind", "shape", "raw"), FORMS[m], strict=True))) for m in names},
+            "modalities": {
+                m: Input(**dict(zip(("kind", "shape", "raw"), FORMS[m], strict=True)))
+                for m in names
+            },
             "architecture": architecture_of(model),
             "network": type(model).__name__,
             "metrics": {},
@@ -223,7 +226,7 @@ def test_a_program_that_gives_something_else_is_not_written(
 
     changed = {"torch-export": (wrong, exporting._load_torch)}
     monkeypatch.setattr(exporting, "_FORMATS", changed)
-    with pytest.raises(ModelError, match="differs from the model by up to .* on 32 random inputs"):
+    with pytest.raises(ModelError, match=r"differs from the model by up to .* on 32 random inputs"):
         export_model(model, tmp_path / "x.pt2", "torch-export", modalities=["belt"])
     assert not list(tmp_path.iterdir())
 
