@@ -138,7 +138,7 @@ def thinned(weights: Tensor, rule: GossipRule, rate: float, random: torch.Genera
     """
     lost = (torch.rand(NODES, NODES, generator=random) < rate) & (weights > 0)
     if rule.loss == "pair":
-        lost |= lost.T
+        lost = lost | lost.T
     lost.fill_diagonal_(False)
     gone = torch.where(lost, weights, 0.0)
     left = weights - gone + torch.diag(gone.sum(dim=0 if rule.loss == "sender" else 1))

@@ -89,8 +89,12 @@ def gated(
     keep = scissor(own, near, w, b)
     m = mean_of(own, near, w, keep)
     farthest = max([float(np.linalg.norm(x - m)) for x in (own, *(near[j] for j in keep))])
-    few = len(near) < 4
-    back = [j for j, x in enumerate(near) if few or np.linalg.norm(x - m) <= gate * farthest]
+    back = [
+        j
+        for j, x in enumerate(near)
+        if np.linalg.norm(x - m) <= gate * farthest
+        or (len(near) < 4 and np.linalg.norm(x - own) <= reach * np.linalg.norm(own))
+    ]
     for j in {*back} - {*keep}:
         x, others = near[j] - own, m - own
         if x @ others >= -0.5 * np.linalg.norm(x) * np.linalg.norm(others):

@@ -52,8 +52,9 @@ class GatedIos(Ios):
 
     *Far.* Of what ios drops of the rest, comes back what is up to ``gate`` times as far as the
     farthest that is kept, the own copy among them, from the mean of what is kept; of three
-    neighbours or fewer all does, as they tell too little of how far honest ones are. 2 serves best
-    where the number of liars is known, 3 where it is a guess. A gate of 0 is ios.
+    neighbours or fewer all that is within reach, as they tell too little of how far honest ones
+    are. 2 serves best where the number of liars is known, 3 where it is a guess. A gate of 0 is
+    ios.
 
     *Against the others.* Seen from the own copy, honest neighbours lie on one side: all of them
     lack what it alone has learned. A liar that holds it back, or drives neighbours apart, lies on
@@ -97,7 +98,7 @@ class GatedIos(Ios):
         farthest = squares.masked_fill(~keep, 0.0).amax(dim=1, keepdim=True)
         back = squares <= self.options.gate**2 * farthest
         if self.options.gate:
-            back |= around.count[:, None] < 5
+            back |= (around.count[:, None] < 5) & ~self.far(around)
             back &= around.cosines(shares) > AGAINST
         keep = keep | (around.there & back)
         if not self.options.along:
@@ -111,9 +112,13 @@ class GatedIos(Ios):
         order = off.masked_fill(~suspect, -1.0).argsort(dim=1, descending=True, stable=True)
         return keep & ~(suspect & (order.argsort(dim=1) < left[:, None]))
 
+    def far(self, around: Around) -> Tensor:
+        """Return which copies are out of reach, ``[rows, m]`` bool."""
+        return around.away > self.options.reach * around.norm[:, None]
+
     def within(self, around: Around) -> Around:
         """Return the same without those who are out of reach, each a liar that has been found."""
-        far = around.there & (around.away > self.options.reach * around.norm[:, None])
+        far = around.there & self.far(around)
         far &= ((around.there & ~far).sum(dim=1) + (around.count < 4) > 1)[:, None]
         if not self.alone or not bool(far.any()):
             return around
