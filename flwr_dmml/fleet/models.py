@@ -18,9 +18,8 @@ MODELS = "models"
 """Folder of the devices' models in that of the fleet."""
 MOST_BYTES = 1 << 32
 """Of a file of a model."""
-_NAME = re.compile(
-    r"(?:\./)?(run-\d+/[A-Za-z0-9][\w.-]*/device-\d{3,}(?:-best)?\.(?:json|safetensors))"
-)
+_FILE = r"device-\d{3,}(?:-best)?\.(?:json|safetensors)"
+_NAME = re.compile(rf"(?:\./)?(run-\d+/[A-Za-z0-9][\w.-]*/{_FILE})")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Models of devices, fetched by an ssh that stays on this machine: only whole ones, and no other file."""
+"""Models of devices, fetched by an ssh that stays here: whole ones, and nothing else."""
 
 import io
 import tarfile
@@ -93,7 +93,10 @@ def test_a_device_cannot_write_elsewhere_or_pass_off_damaged_models(file: Path, 
     assert [path.stem for path in first.models] == ["device-000-best"]
     assert "device-000.json were not written together" in first.problem
     assert not list(tmp_path.rglob("evil.json")) and not list((tmp_path / "lab").rglob("run-1"))
-    broken, _ = pull_models(
-        read_fleet(file), tmp_path / "lab", lambda *given: given[2].write(b"x" * 999) and ""
-    )  # type: ignore[func-returns-value, return-value]
+
+    def babble(device: object, folder: str, into: io.BufferedIOBase) -> str:
+        into.write(b"x" * 999)
+        return ""
+
+    broken, _ = pull_models(read_fleet(file), tmp_path / "lab", babble)  # type: ignore[arg-type]
     assert broken.problem.startswith("what it sends is no tar")
