@@ -183,8 +183,20 @@ def read_model(path: Path, network: nn.Module | None = None) -> tuple[About, nn.
     Raises
     ------
     ModelError
-        A file is missing, damaged, or not one that goes with the other; or the network is not what
-        the weights are of.
+        What :func:`read_files` raises; or the network is not what the weights are of.
+    """
+    about, weights = read_files(path)
+    file = stem_of(path)
+    return about, _built(file.with_name(file.name + WEIGHTS), about, weights, network)
+
+
+def read_files(path: Path) -> tuple[About, dict[str, Tensor]]:
+    """Read the files of a model, whatever network it is of.
+
+    Raises
+    ------
+    ModelError
+        One is missing, damaged, or not one that goes with the other.
     """
     stem = stem_of(path)
     files = {suffix: stem.with_name(stem.name + suffix) for suffix in (WEIGHTS, ABOUT)}
@@ -201,10 +213,9 @@ def read_model(path: Path, network: nn.Module | None = None) -> tuple[About, nn.
             "has changed: their digest is another; copy both again"
         )
     try:
-        weights = load(data[WEIGHTS])
+        return about, load(data[WEIGHTS])
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{files[WEIGHTS]} is damaged: {_first(error)}") from error
-    return about, _built(files[WEIGHTS], about, weights, network)
 
 
 def _read_about(file: Path, data: bytes) -> About:

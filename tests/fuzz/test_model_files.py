@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from fuzzing import UNCHANGED, fuzz, of_file, of_values
-from pydantic import ValidationError
 from safetensors.torch import load
 
 from flwr_dmml.data import Modality
@@ -60,7 +59,7 @@ def forged(stem: Path) -> None:
     try:
         about = About.model_validate_json(text)
         ModelFiles.of(load(weights), about).write(stem)
-    except (ValidationError, Exception):  # then the digest is not reached
+    except Exception:  # of either parser: then the digest is not reached
         return
 
 
