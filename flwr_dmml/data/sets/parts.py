@@ -159,7 +159,9 @@ def load_part(folder: Path) -> Partition:
             for name in ("train", "validation", "test")
         }
     except KeyError as error:
-        raise DataError(f"data-path: '{folder}' does not hold a part: {error}") from error
+        raise DataError(
+            f"data-path: '{folder}' does not hold a part: {TENSORS} or {TEST} lacks {error}"
+        ) from error
     forms = {
         m: Modality(kind, shape, about.raw.get(m))
         for m, (kind, shape) in about.source_modalities.items()
@@ -244,18 +246,19 @@ def _check(
     """Raise for samples that are not what ``part.json`` says, or not finite."""
     problems = []
     for name, part in samples.items():
+        where = f"{TEST if name == 'test' else TENSORS}: "
         if len(part) != getattr(about, name):
-            problems.append(f"{len(part)} {name} samples, {getattr(about, name)} expected")
+            problems.append(f"{where}{len(part)} {name} samples, {getattr(about, name)} expected")
         for m, x in part.inputs.items():
             if m not in forms or x.shape[1:] != forms[m].shape:
-                problems.append(f"{name}: {m} has shape {tuple(x.shape[1:])}")
+                problems.append(f"{where}{name}: {m} has shape {tuple(x.shape[1:])}")
             elif not bool(torch.isfinite(x).all()):
-                problems.append(f"{name}: {m} has a value that is not finite")
+                problems.append(f"{where}{name}: {m} has a value that is not finite")
         if (
             len(part)
             and not 0 <= int(part.labels.min()) <= int(part.labels.max()) < about.num_classes
         ):
-            problems.append(f"{name}: a label outside 0 to {about.num_classes - 1}")
+            problems.append(f"{where}{name}: a label outside 0 to {about.num_classes - 1}")
     if problems:
         raise DataError(f"data-path: '{folder}': {'; '.join(problems)}")
 
