@@ -9,7 +9,7 @@ import numpy as np
 from ..tracking.records import RoundRecord
 from .parts import Figure, label
 from .reading import MethodRun
-from .theme import DASHES, SYMBOLS, colour
+from .theme import DASHES, SYMBOLS, colour, whole_ticks
 
 MOST_POINTS = 400
 """Points of a line; more are thinned out evenly, and the last one stays."""
@@ -58,8 +58,11 @@ def plot(
 ) -> Figure:
     """Return a figure of lines and bands."""
     data = [_band(part) if isinstance(part, Band) else _line(part) for part in parts]
+    axis: dict[str, Any] = {"title": {"text": x_title}, "rangemode": "tozero"}
+    if x_title in ("round", "rounds"):
+        axis |= whole_ticks(max((max(part.x, default=0) for part in parts), default=0))
     layout = {
-        "xaxis": {"title": {"text": x_title}, "rangemode": "tozero"},
+        "xaxis": axis,
         "yaxis": {"title": {"text": y_title}, **(y_axis or {})},
     }
     return Figure(name, caption, data, layout)
@@ -154,9 +157,7 @@ def by_key(
                 parts.append(Line(text, [line.round for line in having], y, j, i))
     if not parts:
         return None
-    figure = plot(name, caption, parts, x_title="round", y_title=y_title)
-    figure.height += 20 * max(len(parts) - 3, 0)  # a phone has one entry of the legend a line
-    return figure
+    return plot(name, caption, parts, x_title="round", y_title=y_title)
 
 
 def scalar(

@@ -10,7 +10,7 @@ import numpy as np
 from .lines import Confusion, Devices
 from .parts import Figure, label
 from .reading import MethodRun
-from .theme import SYMBOLS, colour
+from .theme import SYMBOLS, colour, whole_ticks
 
 MOST_COLUMNS, MOST_ROWS = 250, 200
 """Cells of a heat map; more are averaged in groups of neighbours."""
@@ -81,7 +81,7 @@ def _iterations(method: MethodRun, scale: tuple[float, float]) -> list[Figure]:
         data = _heat_map(values.tolist(), rounds[::width], names, "updates", hover)
         data |= {"zmin": scale[0], "zmax": scale[1] if scale[1] > scale[0] else scale[0] + 1}
         layout = {
-            "xaxis": {"title": {"text": "round"}},
+            "xaxis": {"title": {"text": "round"}, **whole_ticks(max(rounds, default=0))},
             "yaxis": {"title": {"text": "device"}, "type": "category", "autorange": "reversed"},
         }
         name = f"iterations-{method.name}-{i}"

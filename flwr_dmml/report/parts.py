@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .theme import TEMPLATE
+from .theme import COLOURS, TEMPLATE
 
 
 @dataclass
@@ -145,18 +145,23 @@ class Folded:
 
 @dataclass
 class Cards:
-    """Headline numbers: a title and pairs of name and value for each card."""
+    """Headline numbers: a title and pairs of name and value for each card.
+
+    Card i has the colour of line i in figures.
+    """
 
     cards: Sequence[tuple[str, Sequence[tuple[str, str]]]]
 
     def to_html(self) -> str:
         """Return description lists side by side."""
         html = ""
-        for title, pairs in self.cards:
+        for i, (title, pairs) in enumerate(self.cards):
             inside = "".join(
                 f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs
             )
-            html += f'<div class="card"><h3>{escape(title)}</h3><dl>{inside}</dl></div>'
+            bar = f"border-color:var(--colour-{i % COLOURS})"
+            title = f"<h3>{escape(title)}</h3>"
+            html += f'<div class="card" style="{bar}">{title}<dl>{inside}</dl></div>'
         return f'<div class="cards">{html}</div>'
 
 

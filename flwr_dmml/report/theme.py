@@ -5,6 +5,7 @@ and ``@ink``, ``@muted``, ``@grid``, ``@surface``. The page resolves them in the
 """
 
 import re
+from itertools import count
 from typing import Any
 
 # After Okabe and Ito (2008), who chose colours that colour-blind readers tell apart; the palest
@@ -73,10 +74,17 @@ def colour(index: int, opacity: float | None = None) -> str:
     return f"@{index % COLOURS}" + ("" if opacity is None else f"/{opacity}")
 
 
+def whole_ticks(last: float) -> dict[str, Any]:
+    """Return an axis' ticks at whole numbers from 0 to ``last``: at most nine, evenly spaced."""
+    steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    return {"tick0": 0, "dtick": next(step for step in steps if last <= 8 * step)}
+
+
 def css() -> str:
     """Return the themes as CSS variables; the system's preference holds until the switch is set."""
     light, dark = (
-        ";".join(f"--{name}:{THEMES[theme][name]}" for name in _NAMED) for theme in THEMES
+        ";".join(f"--{'colour-' * name.isdigit()}{name}:{value}" for name, value in theme.items())
+        for theme in THEMES.values()
     )
     return (
         f":root{{color-scheme:light;{light}}}"

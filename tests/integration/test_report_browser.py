@@ -167,7 +167,25 @@ def test_a_phone_shows_it_without_overflow(browser: Any, report: Path) -> None:
     )
     assert widths and max(widths) <= 390
     assert opened.errors == []
+    legends = opened.page.evaluate(
+        """() => [...document.querySelectorAll('.legend')].map((legend) => [
+            legend.getBoundingClientRect().top,
+            legend.closest('[data-figure]').querySelector('.bglayer').getBoundingClientRect().bottom,
+        ])"""
+    )
+    assert len(legends) >= 8 and all(top > plot for top, plot in legends)
     shot(opened, "phone")
+
+
+def test_a_wide_table_says_that_it_scrolls_until_its_end(browser: Any, report: Path) -> None:
+    """On a phone the devices' table is wide; on a large screen it is not."""
+    hint = "e => getComputedStyle(e, '::after').content.includes('scrolls sideways')"
+    for width, wide in ((390, True), (1280, False)):
+        page = open_page(browser, report, viewport={"width": width, "height": 844}).page
+        assert page.eval_on_selector("#devices-caption", hint) is wide
+    page = open_page(browser, report, viewport={"width": 390, "height": 844}).page
+    page.eval_on_selector("#devices", "e => { e.parentElement.scrollLeft = 10_000 }")
+    page.wait_for_function(f"!({hint})(document.querySelector('#devices-caption'))")
 
 
 def test_without_javascript_the_tables_are_there(browser: Any, report: Path) -> None:

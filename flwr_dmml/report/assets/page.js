@@ -4,9 +4,11 @@
   const root = document.documentElement;
   const button = document.getElementById("theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const phone = matchMedia("(max-width: 30rem)");
   const themes = JSON.parse(read("themes"));
   const figures = read("figures");
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
+  const ONE_LINE = 30; // px of a legend
   let chosen = null;
 
   const current = () => chosen || (dark.matches ? "dark" : "light");
@@ -25,7 +27,13 @@
     const resolved = JSON.parse(figures, colours(themes[current()]));
     for (const place of document.querySelectorAll("[data-figure]")) {
       const { data, layout } = resolved[place.dataset.figure];
+      const below = phone.matches && { y: 0, yref: "container", yanchor: "bottom" };
+      layout.legend = { ...layout.legend, ...below };
       await Plotly.react(place, data, layout, config);
+      const legend = place.querySelector(".legend .bg");
+      const height = layout.height + Math.max(0, (legend?.getBBox().height ?? 0) - ONE_LINE);
+      place.style.height = `${height}px`; // the plot keeps its height, however long the legend
+      await Plotly.relayout(place, { height });
     }
   };
 
@@ -35,6 +43,14 @@
     last = last.then(draw);
     return last;
   };
+
+  const hint = (box) =>
+    box.toggleAttribute("data-more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => hint(target)));
+  for (const box of document.querySelectorAll(".scroll")) {
+    resized.observe(box);
+    box.addEventListener("scroll", () => hint(box), { passive: true });
+  }
 
   root.dataset.scripts = "on"; // figures are hidden without
   const packed = Uint8Array.from(atob(read("plotly")), (c) => c.charCodeAt(0));
@@ -50,6 +66,7 @@
     show();
   });
   dark.addEventListener("change", () => chosen || show());
+  phone.addEventListener("change", show);
   await show();
   root.dataset.drawn = "true";
 })().catch((error) => {
