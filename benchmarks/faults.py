@@ -229,7 +229,7 @@ def supernodes(folder: Path, quick: bool) -> list[Row]:
 
         def run(kind: str, name: str, row: Row) -> tuple[Path, float] | None:
             lie.write_text(f"{kind}: {name}")
-            given = OF_FLEET | {"run-name": name.replace(" ", "-") or f"silent-{kind}"}
+            given = OF_FLEET | {"run-name": re.sub(r"\W", "-", name) or f"silent-{kind}"}
             if kind == "letter":
                 given |= {"exchange.transport": "direct", "exchange.timeout-s": 20.0}
             with peak_of_others_mb(str(folder), "DMML_LIE") as peak:
