@@ -40,6 +40,8 @@ NOT_RUN = {
     "--figures": "needs Chrome; test_report_browser.py runs it where there is one",
     "--open": "opens a browser; tests/report/test_report.py writes the same page",
     "flwr-dmml compare": "needs the runs; tests/report/test_comparison.py compares runs",
+    "flwr-dmml predict": "needs the run; tests/project/test_use_a_model.py predicts",
+    "flwr-dmml export": "needs the run; tests/project/test_use_a_model.py exports",
     "flwr-dmml sweep": "needs the file; tests/cli/test_sweep.py runs sweeps",
     "flwr-dmml data check": "tests/data/test_check.py checks folders",
     "--bibtex": "tests/project/test_references.py reads them",
@@ -75,7 +77,7 @@ def tables(page: Path) -> dict[str, dict[str, str]]:
 
 ALL = [(page, line) for page in PAGES for line in commands(page)]
 TUTORIAL = "tutorial.md"
-RUN_AS_A_WHOLE = {TUTORIAL, "own-data.md", "from-flower.md"}
+RUN_AS_A_WHOLE = {TUTORIAL, "own-data.md", "from-flower.md", "use-a-model.md"}
 """Pages that are run from start to end: here, and in other tests of this folder."""
 RUN = [
     (page, line)
