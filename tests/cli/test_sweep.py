@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -207,7 +208,8 @@ def test_runs_are_made_skipped_and_compared(tmp_path: Path, monkeypatch: pytest.
     for name in ("local_seed-0", "local_seed-1"):
         assert json.loads((runs / name / "config.json").read_text())["method"] == "local"
         about = json.loads((runs / name / "run.json").read_text())
-        assert about["command"].startswith(f"flwr-dmml simulate {QUICKSTART} ")
+        words = shlex.split(about["command"])
+        assert words[:2] == ["flwr-dmml", "simulate"] and Path(words[2]).resolve() == QUICKSTART
         assert f" --set method=local --set seed={name[-1]} " in about["command"]
     pytest.importorskip("plotly", reason="the comparison needs the extra 'report'")
     assert "dpsgd" in (runs / "comparison.html").read_text()
