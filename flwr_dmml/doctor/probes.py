@@ -285,6 +285,43 @@ def use_cryptography() -> str:
     return "a signature"
 
 
+def use_onnx() -> str:
+    """Make a model that adds 1, and check it."""
+    import onnx
+
+    number = onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [1], [1.0])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    node = onnx.helper.make_node("Add", ["x", "one"], ["y"])
+    graph = onnx.helper.make_graph([node], "doctor", ends[:1], ends[1:], [number])
+    onnx.checker.check_model(onnx.helper.make_model(graph))
+    return "a model"
+
+
+def use_onnxscript() -> str:
+    """Import it."""
+    import onnxscript
+
+    _check(hasattr(onnxscript, "script"), "it is not ONNX Script")
+    return "it loads"
+
+
+def use_onnxruntime() -> str:
+    """Import it, and ask what it runs on."""
+    import onnxruntime
+
+    found = onnxruntime.get_available_providers()
+    _check("CPUExecutionProvider" in found, f"it runs on {', '.join(found)} only")
+    return "it runs on the CPU"
+
+
+def use_executorch() -> str:
+    """Import its runtime."""
+    from executorch.runtime import Runtime
+
+    _check(Runtime.get() is not None, "it has no runtime")
+    return "its runtime loads"
+
+
 def use_tensorboard() -> str:
     """Import its writer."""
     from torch.utils.tensorboard import SummaryWriter
@@ -329,6 +366,10 @@ PROBES: dict[str, Callable[[], str]] = {
     "kaleido": use_kaleido,
     "zenoh": use_zenoh,
     "cryptography": use_cryptography,
+    "onnx": use_onnx,
+    "onnxscript": use_onnxscript,
+    "onnxruntime": use_onnxruntime,
+    "executorch": use_executorch,
     "tensorboard": use_tensorboard,
     "mlflow": use_mlflow,
     "wandb": use_wandb,

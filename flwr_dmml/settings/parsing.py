@@ -272,6 +272,11 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
             problems.append(f"{key} = {name!r}: there are {', '.join(filter(None, known))}")
     if problem := settings.attack.problem(settings.num_nodes):
         problems.append(problem)
+    if settings.keep_best and settings.validation_fraction == 0:
+        problems.append(
+            "keep-best = True: the best model is found on samples that a device holds out; set "
+            "validation-fraction above 0"
+        )
     if settings.quorum > settings.num_nodes:
         problems.append(
             f"min-devices = {settings.min_devices}: there are num-nodes = {settings.num_nodes}"

@@ -45,6 +45,11 @@ def problems_of(run_config: dict[str, Any]) -> list[str]:
 # What works
 
 
+def test_the_best_model_needs_samples_that_are_held_out() -> None:
+    (line,) = problems_of({"keep-best": True, "validation-fraction": 0.0})
+    assert line.endswith("on samples that a device holds out; set validation-fraction above 0")
+
+
 def test_defaults_are_valid() -> None:
     settings, options = parse()
     assert settings == Settings()
