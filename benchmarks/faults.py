@@ -32,10 +32,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from threading import Event, Thread
 from typing import Annotated, Any
 
 import typer
@@ -100,6 +101,33 @@ def peak_mb() -> Iterator[list[float]]:
     found.append(int(re.search(r"VmHWM:\s+(\d+)", text)[1]) / 1024)  # type: ignore[index]
 
 
+@contextmanager
+def peak_of_others_mb(mark: str, liar: str) -> Iterator[list[float]]:
+    """Yield a list that gets the largest resident memory of any process while the block runs.
+
+    Of those whose command line or environment carries ``mark``, but not ``liar``; they come and go.
+    """
+    found, most, done = list[float](), 0.0, Event()
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(0.2):
+            for process in set(processes_of(mark)) - set(processes_of(liar)):
+                with suppress(OSError):
+                    text = Path(f"/proc/{process}/status").read_text()
+                    if peak := re.search(r"VmHWM:\s+(\d+)", text):
+                        most = max(most, int(peak[1]) / 1024)
+
+    looking = Thread(target=look)
+    looking.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        looking.join()
+    found.append(most)
+
+
 def of_liar(method: Path, kind: str, words: str, silent: Path, row: Row, name: str) -> None:
     """Check a run with a liar against one in which that device is silent."""
     equal = figures(method) == figures(silent)
@@ -150,7 +178,7 @@ from pathlib import Path
 sys.path.append({tests!r})
 from flwr.clientapp import ClientApp
 from flwr_dmml.transport.direct import answers, link
-from helpers_liars import LETTERS, LIES, Lying
+from helpers_liars import LETTERS, LIES, Lying, kind_of, longer
 
 told = os.environ.get("DMML_LIE")
 kind, _, name = Path(told).read_text().partition(": ") if told else ("none", "", "")
@@ -160,6 +188,12 @@ write, send = link.write_letter, answers.Answers._send
 class Liar(Lying):
     def is_liar(self, context):
         return True
+
+    def __call__(self, message, context):
+        reply = super().__call__(message, context)
+        if self.kind == "letter" and kind_of(message) == "hello":
+            longer(reply.content)  # so that it says what its letters may hold
+        return reply
 
 
 class Device(ClientApp):
@@ -190,32 +224,36 @@ def supernodes(folder: Path, quick: bool) -> list[Row]:
     (liar / "fleet" / "client_app.py").write_text(LYING_APP.format(tests=str(ROOT / "tests")))
     kinds = {name: (kind, words) for name, (kind, _, words) in LIES.items()}
     kinds |= {name: ("letter", words) for name, (_, words) in LETTERS.items()}
-    rows, silent = list[Row](), dict[str, Path]()
+    rows, silent = list[Row](), dict[str, tuple[Path, float]]()
     with fleet_of(folder, {f"device-{LIAR}": {"DMML_LIE": str(lie)}}) as fleet:
 
-        def run(kind: str, name: str, row: Row) -> Path | None:
+        def run(kind: str, name: str, row: Row) -> tuple[Path, float] | None:
             lie.write_text(f"{kind}: {name}")
-            given = OF_FLEET | {"run-name": name.replace(" ", "-") or f"silent-{kind}"}
+            given = OF_FLEET | {"run-name": re.sub(r"\W", "-", name) or f"silent-{kind}"}
             if kind == "letter":
                 given |= {"exchange.transport": "direct", "exchange.timeout-s": 20.0}
-            said = fleet.submit(liar, given).communicate(timeout=LONGEST_S)[0]
+            with peak_of_others_mb(str(folder), "DMML_LIE") as peak:
+                said = fleet.submit(liar, given).communicate(timeout=LONGEST_S)[0]
             method = fleet.runs / str(given["run-name"]) / "dpsgd"
             if (method / "end.json").exists():
-                return method
+                return method, peak[0]
             row.problems.append(f"{name or kind}: the run ended: {said[-1000:]}")
             return None
 
         for what, lies, few in (("lies", LIES, QUICK_LIES), ("letters", LETTERS, QUICK_LETTERS)):
             names = few if quick else tuple(lies)
-            row = Row(f"{what}, 1 of {SUPERNODES} SuperNodes", f"{len(names)} lies")
+            row, most = Row(f"{what}, 1 of {SUPERNODES} SuperNodes", f"{len(names)} lies"), 0.0
             for name in names:
                 kind, words = kinds[name]
-                if kind not in silent and (method := run(kind, "", row)):
-                    silent[kind] = method
-                if kind in silent and (method := run(kind, name, row)):
-                    of_liar(method, kind, words, silent[kind], row, name)
+                if kind not in silent and (done := run(kind, "", row)):
+                    silent[kind] = done
+                if kind in silent and (done := run(kind, name, row)):
+                    (honest, before), (method, peak) = silent[kind], done
+                    of_liar(method, kind, words, honest, row, name)
+                    most = max(most, peak - before)
+                    row.check(peak - before < MOST_MB, f"{name}: {peak - before:.0f} MB more")
                 ERR.print(f"{row.what}: {name}")
-            row.found = "" if row.problems else "the others have the same figures"
+            row.found = f"at most {most:.0f} MB more in any other process"
             rows.append(row)
     return rows
 

@@ -2,13 +2,12 @@
 
     python benchmarks/gossip.py [--parts optimum learning] [--rules k-gt d2] [--quick]
 
-``optimum`` is described in gossip_optimum.py and takes minutes on one core; ``learning`` in
-gossip_learning.py, and takes about an hour. Prints tables and a line for each bar that is missed,
+``optimum`` is described in gossip_optimum.py, ``learning`` in gossip_learning.py; each takes
+minutes on one core. Prints tables and a line for each bar that is missed,
 and exits with 1 if there is one. ``--quick`` is a smoke run of both, not judged.
 """
 
 import argparse
-import os
 import sys
 
 import gossip_learning
@@ -27,7 +26,6 @@ def main() -> int:
     parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=list(GRAPHS))
     parser.add_argument("--rules", nargs="+", choices=rules, default=rules, help="of the optimum")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of learning")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="a smoke run, not judged")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -37,7 +35,7 @@ def main() -> int:
         for table in found:
             CONSOLE.print(table)
     if "learning" in given.parts:
-        table, missed = gossip_learning.compare(given.seeds, given.workers, quick=given.quick)
+        table, missed = gossip_learning.compare(given.seeds, quick=given.quick)
         CONSOLE.print(table)
         wrong += missed
     if given.quick:

@@ -18,7 +18,7 @@ from cases import CASES, COMMON, DATA
 from harness import OF_STATES, data_folder, run_all
 from judging import conclude
 
-from flwr_dmml.engine import parse_override
+from flwr_dmml.base.overrides import parse_override
 
 QUICK = {"num-server-rounds": 3, "evaluate-every": 3}
 

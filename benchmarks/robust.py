@@ -2,7 +2,7 @@
 
     python benchmarks/robust.py mnist [--quick] [--json FILE]     the published table, and our rules
     python benchmarks/robust.py wrong [--json FILE]               a wrong number of assumed liars
-    python benchmarks/robust.py digits [--json FILE]              15 devices with sound and images
+    python benchmarks/robust.py digits [--full] [--json FILE]     15 devices with sound and images
     python benchmarks/robust.py cost                              a robust round over a plain one
     python benchmarks/robust.py engines [--workers 2]             all rules and attacks: equal bytes
 
@@ -34,6 +34,7 @@ from robust_mnist import Arm, accuracies
 
 from flwr_dmml.clients import make_client_app
 from flwr_dmml.engine import FlowerApp, InProcessGrid, run_app, server_identity
+from flwr_dmml.gossip.aggregation.rule import ASSUMED
 from flwr_dmml.gossip.attacks import ATTACKS
 from flwr_dmml.gossip.registry import find_aggregation
 from flwr_dmml.strategies import make_server_app
@@ -50,9 +51,10 @@ ARMS: Mapping[str, Arm] = {
     "ios": Arm("ios"),
     "gated-ios 2": Arm("gated-ios", {"gate": 2.0}),
     "gated-ios 3": Arm("gated-ios", {"gate": 3.0}),
+    "robust": Arm("robust", liars=ASSUMED),
 }
-"""Rules that know how many of a node's neighbours lie."""
-OURS = "gated-ios 2", "gated-ios 3"
+"""Rules that know how many of a node's neighbours lie, and the recommended one as it stands."""
+OURS = "gated-ios 2", "gated-ios 3", "robust"
 PUBLISHED: Mapping[tuple[str, str], Sequence[float]] = {
     ("er", "mean"): (91.70, 13.63, 20.89, 10.00, 91.53, 91.21),
     ("er", "trimmed-mean"): (91.61, 90.40, 70.97, 54.47, 87.54, 82.56),
@@ -207,7 +209,7 @@ def wrong(options: argparse.Namespace) -> int:
     arms = {
         f"{name}, assumes {b}": Arm(arm.rule, arm.options, b)
         for name, arm in ARMS.items()
-        if name in (options.arms or ("ios", *OURS))
+        if name in (options.arms or ("ios", "gated-ios 2", "gated-ios 3"))
         for b in range(4)
     }
     cells = {
@@ -229,34 +231,38 @@ def wrong(options: argparse.Namespace) -> int:
 # ---- devices with sensors -----------------------------------------------------------------------
 
 LIARS = {0: "", 1: "4", 3: "4,8,13"}
+SHORT = {
+    "num-server-rounds": 20, "evaluate-every": 20, "local-iterations": 10, "samples-per-node": 200,
+}  # fmt: skip
+"""A run of about ten seconds; ``--full`` has 60 rounds of 20 iterations, and 400 samples."""
 GRAPHS_15: Mapping[str, dict[str, Any]] = {
     "4-regular": {"topology": "random-regular", "topology-degree": 4},
     "ring": {"topology": "ring"},
 }
 RULES = "mean", "robust", "ios", "nnm+trimmed-mean"
 METHODS = "dpsgd", "dmml-kd"
+ATTACKS_15 = *(kind for kind in ATTACKS if kind != "none"), "payload"
 CHANCE = 0.1
 
 
-def arms_15(attacks: Sequence[str], rules: Sequence[str]) -> dict[tuple[str, ...], dict[str, Any]]:
+def arms_15(options: argparse.Namespace) -> dict[tuple[str, ...], dict[str, Any]]:
     """Return the settings of every run, by graph, method, rule, attack and number of liars."""
     base = COMMON | DATA["av-digits"] | {"num-nodes": 15, "data-path": data_folder()}
+    base |= {} if options.full else SHORT
+    base |= {"num-server-rounds": 3, "evaluate-every": 3} if options.quick else {}
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for (graph, links), method in product(GRAPHS_15.items(), METHODS):
-        for rule, (count, liars) in product(rules, LIARS.items()):
-            for attack in attacks if count else ("none",):
-                settings = {"method": method, "aggregation": rule, "attack.devices": liars}
+    for graph, method, count in product(options.links, options.methods, options.liars):
+        links, liars = GRAPHS_15[graph], {"method": method, "attack.devices": LIARS[count]}
+        for rule in options.arms or RULES:
+            for attack in options.attacks or ATTACKS_15 if count else ("none",):
                 payload = {"attack.payload": "forged"} if attack == "payload" else {}
                 kind = "none" if attack == "payload" else attack
                 found[graph, method, rule, attack, str(count)] = {
-                    **base, **links, **settings, "attack.kind": kind, **payload
+                    **base, **links, **liars, "aggregation": rule, "attack.kind": kind, **payload
                 }  # fmt: skip
-    for count, liars in LIARS.items():
-        control = {"method": "local", "attack.devices": liars}
-        found["-", "local", "-", "none", str(count)] = {**base, **control}
-        for (graph, links), method in product(GRAPHS_15.items(), METHODS) if count else ():
-            honest = {"method": method, "aggregation": "mean", "attack.devices": liars}
-            found[graph, method, "mean", "attack-free", str(count)] = {**base, **links, **honest}
+        found["-", "local", "-", "none", str(count)] = {**base, **liars, "method": "local"}
+        if count:
+            found[graph, method, "mean", "attack-free", str(count)] = {**base, **links, **liars}
     return found
 
 
@@ -294,17 +300,14 @@ class History:
 
 def digits(options: argparse.Namespace) -> int:
     """Fifteen devices with microphones and cameras, some of them lying."""
-    attacks = options.attacks or [*(kind for kind in ATTACKS if kind != "none"), "payload"]
-    arms, quick = arms_15(attacks, options.arms or RULES), dict[str, Any]()
-    if options.quick:
-        quick = {"num-server-rounds": 3, "evaluate-every": 3, "samples-per-node": 60}
+    attacks, rules, arms = options.attacks or ATTACKS_15, options.arms or RULES, arms_15(options)
     file, found = options.json, dict[str, float]()
     if file is not None and file.exists():
         found = json.loads(file.read_text())
     names = {(*arm, str(s)): " | ".join((*arm, f"seed {s}")) for arm in arms for s in options.seeds}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         running = {
-            pool.submit(honest_accuracy, {**arms[key[:-1]], **quick, "seed": int(key[-1])}): name
+            pool.submit(honest_accuracy, {**arms[key[:-1]], "seed": int(key[-1])}): name
             for key, name in names.items()
             if name not in found
         }
@@ -318,9 +321,8 @@ def digits(options: argparse.Namespace) -> int:
         return fmean(found[names[(*arm, str(s))]] for s in options.seeds)
 
     bars = list[tuple[str, bool]]()
-    for (graph, method), count in product(product(GRAPHS_15, METHODS), LIARS):
+    for graph, method, count in product(options.links, options.methods, options.liars):
         kinds = attacks if count else ["none"]
-        rules = options.arms or RULES
         table = Table("rule", *kinds, title=f"{graph}, {method}, {count} liars of 15")
         for rule in rules:
             row = [mean(graph, method, rule, kind, str(count)) for kind in kinds]
@@ -452,6 +454,10 @@ def main() -> int:
     parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=GRAPHS)
     parser.add_argument("--arms", nargs="+", help="only these rules")
     parser.add_argument("--attacks", nargs="+", help="only these attacks")
+    parser.add_argument("--links", nargs="+", choices=GRAPHS_15, default=list(GRAPHS_15))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--liars", type=int, nargs="+", choices=LIARS, default=list(LIARS))
+    parser.add_argument("--full", action="store_true", help="digits: three times the training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=1, help="runs at a time; engines: 2")
     parser.add_argument("--json", type=Path, help="write every cell here, and read what is there")

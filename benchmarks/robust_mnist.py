@@ -17,6 +17,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from flwr_dmml.data.sets.mnist_files import read_mnist
 from flwr_dmml.gossip.aggregation.rule import AggregationRule
@@ -42,11 +43,11 @@ def graph_of(name: str) -> tuple[nx.Graph, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Arm:
-    """A rule with its options, and how many liars it assumes: ``None`` knows each node's."""
+    """A rule with its options, and the liars it assumes: ``None`` knows each node's number."""
 
     rule: str
     options: Mapping[str, object] = field(default_factory=dict)
-    liars: int | None = None
+    liars: float | None = None
 
     def make(self, liars: int) -> AggregationRule:
         """Return the rule of a node with so many lying neighbours."""
@@ -103,15 +104,15 @@ class Network:
         size = (PIXELS + 1) * CLASSES
         self.x = start * torch.randn(len(self.honest), size, generator=self.random)
         self.victims: list[tuple[list[int], list[int], Tensor]] = []  # near, lying, weights
-        self.rules: dict[tuple[int, int], list[int]] = {}  # nodes with a rule, by what it sees
+        self.nodes: dict[int, list[int]] = {}  # by how many of their neighbours lie
         for k, i in enumerate(self.honest):
             near = [j for j in sorted(whole[i]) if j not in liars]
             lying = [j for j in sorted(whole[i]) if j in liars]
             row = [float(table[order.index(i), order.index(j)]) for j in (i, *near, *lying)]
             places = [self.honest.index(j) for j in near], [liars.index(j) for j in lying]
-            self.victims.append((*places, torch.tensor([row])))
-            self.rules.setdefault((len(near), len(lying)), []).append(k)
-        self.made = {key: arm.make(key[1]) for key in self.rules}
+            self.victims.append((*places, torch.tensor(row)))
+            self.nodes.setdefault(len(lying), []).append(k)
+        self.rules = {count: arm.make(count) for count in self.nodes}
 
     def gradients(self) -> Tensor:
         """Return the gradients of one batch a node, ``[node, parameters]``."""
@@ -131,11 +132,11 @@ class Network:
         rate = 0.9 / (k + 1) ** 0.5
         self.x = (1 - 0.01 * rate) * self.x - rate * self.gradients()
         mixed = torch.empty_like(self.x)
-        for (_, count), nodes in self.rules.items():
-            rule = self.made[len(self.victims[nodes[0]][0]), count]
-            copies = torch.stack([self.told(node) for node in nodes])
-            weights = torch.cat([self.victims[node][2] for node in nodes])
-            mixed[nodes] = rule(self.x[nodes], copies, weights)
+        for count, nodes in self.nodes.items():  # who has fewer neighbours has some of weight 0
+            copies = pad_sequence([self.told(node) for node in nodes], batch_first=True)
+            rows = [self.victims[node][2] for node in nodes]
+            weights = pad_sequence(rows, batch_first=True)
+            mixed[nodes] = self.rules[count](self.x[nodes], copies, weights)
         self.x = mixed
 
     def told(self, node: int) -> Tensor:
@@ -144,7 +145,7 @@ class Network:
         copies = self.x[near]
         if not lying:
             return copies
-        own, *others = weights[0].tolist()
+        own, *others = weights.tolist()
         scene = Scene(
             own=self.x[node],
             near=copies,

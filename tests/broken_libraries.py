@@ -108,7 +108,7 @@ def read_parquet() -> None:
 
 
 def interval() -> None:
-    from flwr_dmml.report.comparison import t_interval
+    from flwr_dmml.report.paired import t_interval
 
     t_interval([0.1, 0.2])
 

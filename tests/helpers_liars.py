@@ -108,6 +108,14 @@ def hello(key: str, value: Any) -> Change:
     return change
 
 
+def longer(content: RecordDict) -> None:
+    """Have a device introduce itself with a block of 256 MiB, which nobody else has."""
+    about = content.config_records[ABOUT]
+    more = {"names": "long", "lengths": 1 << 26, "bytes": 1 << 28, "digests": "x"}
+    for key, value in more.items():
+        about[f"block-{key}"] = [*about[f"block-{key}"], value]  # type: ignore[misc]
+
+
 def metric(name: str, value: Any) -> Change:
     """Return a change of a metric."""
 
@@ -336,7 +344,7 @@ LETTERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "40,000 dimensions": (tensor(2, [1] * 40_000), "its header is not that of a letter"),
     "shape that overflows": (tensor(2, [1 << 62, 1 << 62]), "its header is not that of a letter"),
     "bytes that overflow": (tensor(3, 1 << 62), "its header is not that of a letter"),
-    "block that nobody has": (tensor(0, "long"), "'long' is a block that no device"),
+    "block that nobody has": (tensor(0, "long"), "'long' is a block that no two devices"),
     "250 MiB": (lambda data: data + bytes(250 << 20), "or more than"),
 }
 """By name: what a device makes of its letters, and the words of it."""

@@ -1,12 +1,17 @@
-"""Run folders for the tests of reports, written by the classes that write real ones."""
+"""Run folders for the tests of reports, written by the classes that write real ones; pages read."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from click.testing import Result
+from typer.testing import CliRunner
 
+from flwr_dmml.cli import app
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.tracking import RoundRecord, RunFolder
 
@@ -88,6 +93,7 @@ def write_run(
         info = {
             "schema": 1,
             "created": "2026-11-21T12:00:00",
+            "command": f"flwr-dmml simulate app --set method={names[-1]}",
             "seed": 0,
             "versions": {"flwr-dmml": "0.1.0", "torch": "2.11.0"},
             "git": {"revision": "abc1234", "dirty": True},
@@ -124,3 +130,72 @@ def large_run(parent: Path, devices: int = 100, rounds: int = 200) -> Path:
                 node.compute_j = float(draw.random())
             methods[method].append(record)
     return write_run(parent, "large", methods, num_nodes=devices)
+
+
+def older(run: Path) -> Path:
+    """Make a run folder one of a version that did not know macro-F1 and UAR."""
+    for path in run.glob("*/metrics.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for part in (part for line in lines for part in (line, *line["nodes"])):
+            del part["macro_f1"], part["uar"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+class Page(HTMLParser):
+    """A page as a reader without JavaScript gets it: tables by id, headings, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self.text = ""
+        self._rows: list[list[str]] | None = None
+        self._script: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        if tag == "table":
+            self._rows = self.tables.setdefault(given["id"], [])
+        elif tag == "tr" and self._rows is not None:
+            self._rows.append([])
+        elif tag in ("td", "th") and self._rows is not None:
+            self._rows[-1].append("")
+        elif tag == "script":
+            self._script = given.get("id", "code")
+            self.scripts[self._script] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._rows = None
+        elif tag == "script":
+            self._script = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts[self._script] += data
+            return
+        self.text += data
+        if self._rows and self._rows[-1]:
+            self._rows[-1][-1] += data
+
+    def row(self, table: str, first: str) -> list[str]:
+        """Return the cells of the row with this first cell."""
+        return next(row[1:] for row in self.tables[table] if row[0] == first)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return dict(json.loads(self.scripts["figures"]))
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "300"})
+
+
+def words(text: str) -> str:
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())

@@ -29,7 +29,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the table of a TOML text.
+    """Return the table of a TOML text; a byte order mark before it is passed over.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         It is no TOML, or nested too deeply.
     """
     try:
-        table: dict[str, Any] = _checked(tomllib.loads(text))
+        table: dict[str, Any] = _checked(tomllib.loads(text.removeprefix("\ufeff")))
     except RecursionError as error:
         raise _too_deep() from error
     return table

@@ -82,11 +82,18 @@ LIBRARIES: dict[str, Library] = {
     ),
     "pyarrow": Library("pyarrow", "Parquet and Arrow files", "simulation", "flwr-datasets"),
     "plotly": Library("plotly", "reports and comparisons", "report", beside=()),
+    "pandas": Library("pandas", "the tables of a run in Python", "notebook", beside=("numpy",)),
     "kaleido": Library("kaleido", "figures as files", "report", beside=("plotly",)),
     "zenoh": Library("eclipse-zenoh", "letters from device to device", "direct", beside=()),
     "cryptography": Library("cryptography", "certificates, sealed payloads", "direct", beside=()),
     "tensorboard": Library("tensorboard", "track-with = 'tensorboard'", "tensorboard"),
     "mlflow": Library("mlflow-skinny", "track-with = 'mlflow'", "mlflow", beside=("protobuf",)),
+    "onnx": Library("onnx", "export to ONNX", "onnx", beside=("torch", "protobuf")),
+    "onnxscript": Library("onnxscript", "export to ONNX", "onnx", beside=("torch", "onnx")),
+    "onnxruntime": Library(
+        "onnxruntime", "checking what was exported to ONNX", "onnx", beside=("numpy",)
+    ),
+    "executorch": Library("executorch", "export to ExecuTorch", "executorch", beside=("torch",)),
     "wandb": Library("wandb", "track-with = 'wandb'", "wandb", beside=("protobuf",)),
 }  # fmt: skip
 """By the name that is imported."""

@@ -6,12 +6,26 @@ second, and work where a library is broken.
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from . import cache, compare, doctor, fleet, partition, report, simulate, status, sweep
+from . import (
+    cache,
+    compare,
+    data,
+    doctor,
+    fleet,
+    models,
+    new,
+    partition,
+    report,
+    simulate,
+    status,
+    sweep,
+)
 from .output import STOPPED, say
 
 app = typer.Typer(
@@ -41,19 +55,26 @@ def _root(
     """Serverless multi-modal learning on Flower: devices with different sensors train together."""
 
 
+app.command()(new.new)
 app.command()(simulate.simulate)
 app.command()(status.status)
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
+app.command()(models.predict)
+app.command()(models.export)
 app.command()(partition.partition)
+app.add_typer(data.data_app)
 app.command()(cache.cache)
 app.add_typer(fleet.fleet_app)
 app.command()(doctor.doctor)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; what a terminal's encoding lacks is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as stop:

@@ -1,17 +1,11 @@
 """Arguments shared by the commands on a Flower app: its folder, and changes to its settings."""
 
-import difflib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..base.errors import SettingsError
-from ..engine.project import parse_override
-
-if TYPE_CHECKING:
-    from ..engine import FlowerApp
+from ..base.overrides import parse_override
 
 AppFolder = Annotated[
     Path, typer.Argument(help="Folder of the Flower app, e.g. examples/quickstart.")
@@ -36,25 +30,3 @@ def changed_settings(overrides: list[str] | None, nodes: int | None) -> dict[str
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     return changed if nodes is None else {**changed, "num-nodes": nodes}
-
-
-def check_known(app: "FlowerApp", changed: Mapping[str, Any]) -> None:
-    """Refuse keys that another package's app does not have; an app of this one checks its own.
-
-    Raises
-    ------
-    SettingsError
-        Names the first such key, and what there is.
-    """
-    from ..clients.app import PeerClientApp
-
-    if isinstance(app.client_app, PeerClientApp):
-        return
-    known = {*app.run_config, "num-nodes"}
-    for key in changed:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = (
-                f"did you mean '{close[0]}'?" if close else f"there are {', '.join(sorted(known))}"
-            )
-            raise SettingsError(f"--set {key}: the app has no such key; {hint}")

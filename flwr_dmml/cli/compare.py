@@ -1,11 +1,12 @@
 """The command ``flwr-dmml compare``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from .output import errors_in_words, page_written
+from .output import errors_in_words, page_written, say
 
 
 def compare(
@@ -16,57 +17,105 @@ def compare(
         "comparison.html"
     ),
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the web browser.")] = False,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option("--label", help="Name of a group, in their order. Repeatable."),
-    ] = None,
-    latex: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table of results as LaTeX.")
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table of results as Markdown.")
-    ] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar="NAME", help="The row, or its method, to pair the others with.")
+    ] = "",
+    by: Annotated[
+        str, typer.Option(metavar="KEY", help="A block for each value of this setting.")
+    ] = "",
+    columns: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Columns of the table; see above.")
+    ] = "",
+    percent: Annotated[bool, typer.Option("--percent", help="Show accuracies in percent.")] = False,
     metric: Annotated[
         Literal["accuracy", "macro-f1", "uar"], typer.Option(help="What is tested for chance.")
     ] = "accuracy",
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Name of a row, in order of appearance. Repeatable."),
+    ] = None,
+    latex: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables as LaTeX.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a line a row and column.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same, with each seed's values.")
+    ] = None,
+    appendix: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write commands, settings, versions and energy model as LaTeX.",
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the figures there as files, too.")
+    ] = None,
+    form: Annotated[
+        Literal["pdf", "svg", "png"], typer.Option("--format", help="Format of these files.")
+    ] = "pdf",
 ) -> None:
-    """Write one HTML page that puts runs side by side.
+    """Write one HTML page that puts runs side by side, and what a paper needs of it.
 
-    Runs that differ in nothing but the seed make a group: their mean and standard deviation are
-    shown. The first group is what the others are tested against.
+    Runs that differ in nothing but the seed are one row: their mean and standard deviation are
+    shown. Each row is paired with the baseline by seed: the method that compare-with names, else
+    dpsgd, local or the first row, unless --baseline says otherwise.
+
+    [bold]Columns[/bold]  seeds, accuracy, macro-f1, uar, worst, best (device), own-shares (classes
+    as on the device), missing (inputs), difference (to the baseline, with its interval), joules,
+    measured-joules, kb (a device and round), mb (of all), seconds. sets, modalities and without
+    stand for a column each; set=audio+image, modality=audio and without=audio are one of them.
 
     [bold]Examples[/bold]
 
       flwr-dmml compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --label old --label new
 
-      flwr-dmml compare sweep --markdown table.md --latex table.tex
+      flwr-dmml compare runs/grid --by topology --columns accuracy,difference,worst --percent
+      --latex table.tex --appendix appendix.tex --figures figures
 
-    [bold]Exit status[/bold]  0: written.  1: a run cannot be read, or there is nothing to compare.
-    2: wrong command line.
+    [bold]Exit status[/bold]  0: written.  1: a run cannot be read, there is nothing to compare, or
+    something is not installed.  2: wrong command line.
     """
-    from ..base.files import write_whole
     from ..base.libraries import require
-    from ..report import (
-        comparison_sections,
-        group_runs,
-        read_runs,
-        render_page,
-        results,
-        write_page,
-    )
+    from ..report import compare_runs, comparison_sections, read_runs, render_page, write_page
+    from ..report.appendix import to_latex
+    from ..report.columns import USUAL
+    from ..report.export import export_figures
 
     with errors_in_words():
-        require("plotly")
+        require("plotly", *(["kaleido"] if figures is not None else []))
         found, skipped = read_runs(runs)
-        groups, warnings = group_runs(found, labels or [])
+        comparison, warnings = compare_runs(
+            found,
+            labels=labels or [],
+            baseline=baseline,
+            by=by,
+            columns=[name.strip() for name in columns.split(",")] if columns else USUAL,
+            percent=percent,
+            metric=metric,
+        )
         read = [f"{run.name}: {text}" for run in found for text in run.warnings]
         warnings = [*skipped, *read, *warnings]
-        subtitle = f"{len(found)} runs in {len(groups)} groups"
-        sections = comparison_sections(groups, metric)
+        subtitle = f"{len(found)} runs in {len(comparison.groups)} groups"
+        sections = comparison_sections(comparison)
+        if figures is not None:  # first: what it needs may be missing
+            count = export_figures(sections, figures, form)
+            say(f"{count} figures in {figures}")
         write_page(output, render_page("Comparison", subtitle, sections, warnings))
-        table = results(groups)
-        for path, text in ((latex, table.to_latex()), (markdown, table.to_markdown())):
+        tables = [table for table in (comparison.results, comparison.differences) if table]
+        files: tuple[tuple[Path | None, Callable[[], str]], ...] = (
+            (latex, lambda: "\n".join(table.to_latex() for table in tables)),
+            (markdown, lambda: "\n".join(table.to_markdown() for table in tables)),
+            (csv, comparison.to_csv),
+            (json, comparison.to_json),
+            (appendix, lambda: to_latex(comparison)),
+        )
+        for path, text in files:
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, text)
+                write_page(path, text())
         page_written(output, warnings, open_it)

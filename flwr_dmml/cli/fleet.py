@@ -297,6 +297,39 @@ def status(
     say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
 
 
+@fleet_app.command(name="pull-models")
+def pull_models_command(
+    file: File,
+    output: Output,
+    user: Annotated[str, typer.Option(help="Who logs in on the devices.")] = "root",
+    ssh: Annotated[str, typer.Option(help="The ssh command, with its options.")] = "ssh",
+) -> None:
+    """Fetch the trained models that the devices keep, by ssh.
+
+    At the end of a run each device writes its evaluated model beside its state, under keep-best the
+    best one, too. Nothing of that passes the SuperLink. This command copies all of them from each
+    device to OUTPUT/models/NAME/run-ID/METHOD, and checks their digests. It asks for what
+    [bold]ssh USER@ADDRESS tar[/bold] can do there: the files are the service user's and root's.
+
+    [bold]Examples[/bold]
+
+      flwr-dmml fleet pull-models fleet.toml -o lab
+
+      flwr-dmml fleet pull-models fleet.toml -o lab --user pi --ssh 'ssh -i key -p 2222'
+
+    [bold]Exit status[/bold]  0: the models of all devices are here.  1: of one they are not;
+    standard error says why.  2: wrong command line.
+    """
+    from ..fleet import FleetError, by_ssh, pull_models, read_fleet
+
+    with errors_in_words():
+        done = pull_models(read_fleet(file), output, by_ssh(user, ssh))
+        for one in done:
+            say(f"{one.device}: {len(one.models)} models" + "".join(f"\n  {m}" for m in one.models))
+        if failed := [f"{one.device}: {one.problem}" for one in done if one.problem]:
+            raise FleetError("not all models are here:\n  " + "\n  ".join(failed))
+
+
 def _table(fleet: "Fleet", report: "Report") -> Table:
     table = Table("who", "part", "address", "state", "certificate until", "direct port")
     table.add_row("SuperLink", "", fleet.superlink.address, report.superlink, report.until, "")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..settings import RunConfig
 
 CUT_BY = (
-    "dataset", "snr-db", "image-visible", "partition", "alpha", "samples-per-node",
+    "dataset", "snr-db", "image-visible", "standardise", "partition", "alpha", "samples-per-node",
     "validation-fraction", "modality-pattern", "modality-shares", "seed",
 )  # fmt: skip
 """Settings that decide what is in a part, with those of :data:`CUT_BY_GROUPS`."""
@@ -39,7 +39,8 @@ def partition(
     The division is the one that [bold]simulate[/bold] would make of the same app and settings:
     sensors (modality-pattern), samples (partition, alpha, samples-per-node), what is held out
     (validation-fraction), what is missing (missing.train-share). Every part has the test set, with
-    its device's sensors. Each is read back and checked.
+    its device's sensors; the disk holds it once for parts of equal sensors (as a hard link, which
+    a copy is not). Each is read back and checked.
 
     A device is pointed to its part in its node config, and the run's dataset is "parts":
 
@@ -103,11 +104,14 @@ def _cut(config: "RunConfig", folder: Path) -> "list[PartAbout]":
 
     options, values = config.settings.partition_options(), config.resolved()
     cut_by = {k: v for k, v in values.items() if k in CUT_BY or k.startswith(CUT_BY_GROUPS)}
-    count = config.settings.num_nodes
-    return [
-        save_part(part_folder(folder, part), load_partition(options, part), count, cut_by)
-        for part in track(range(count), "Cutting", console=Console(stderr=True), transient=True)
-    ]
+    count, made = config.settings.num_nodes, list["PartAbout"]()
+    firsts = dict[tuple[str, ...], Path]()  # the first part with the same modalities
+    for part in track(range(count), "Cutting", console=Console(stderr=True), transient=True):
+        own, partition = part_folder(folder, part), load_partition(options, part)
+        first = firsts.setdefault(partition.modalities, own)
+        like = [first] if first != own else []
+        made.append(save_part(own, partition, count, cut_by, like=like))
+    return made
 
 
 def _parts_table(parts: "list[PartAbout]", folder: Path) -> Table:

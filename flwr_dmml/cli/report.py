@@ -18,7 +18,7 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Write the figures there as files, too.")
     ] = None,
     form: Annotated[
-        Literal["svg", "png"], typer.Option("--format", help="Format of these files.")
+        Literal["pdf", "svg", "png"], typer.Option("--format", help="Format of these files.")
     ] = "svg",
 ) -> None:
     """Write one HTML page that shows a run: needs no network, works on a phone.
@@ -34,23 +34,15 @@ def report(
     [bold]Exit status[/bold]  0: written.  1: RUN cannot be read, or something is not installed.
     2: wrong command line.
     """
+    from ..api.run import Run
     from ..base.libraries import require
-    from ..report import read_run, render_page, report_sections, write_page
+    from ..report import report_sections
     from ..report.export import export_figures
 
     with errors_in_words():
         require("plotly", *(["kaleido"] if figures is not None else []))
-        found = read_run(run)
-        sections = report_sections(found)
-        methods = " and ".join(method.name for method in found.methods)
-        subtitle = (
-            f"{methods} on {found.config.get('dataset', '?')}, "
-            f"{found.config.get('num-nodes', '?')} devices, seed {found.config.get('seed', '?')}"
-        )
+        found = Run(run)
         if figures is not None:  # first: what it needs may be missing
-            count = export_figures(sections, figures, form)
+            count = export_figures(report_sections(found.read), figures, form)
             say(f"{count} figures in {figures}")
-        warnings = [*found.warnings, *found.unfinished]
-        path = output or run / "report.html"
-        write_page(path, render_page(found.name, subtitle, sections, warnings))
-        page_written(path, warnings, open_it)
+        page_written(found.report(output), found.problems, open_it)

@@ -1,8 +1,8 @@
 """The command ``flwr-dmml simulate``."""
 
 import signal
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
+from functools import partial
 from logging import INFO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..base.log import log
-from ..base.machine import cores
 from ..base.stopping import Terminated, sigterm_exits, status_of, stop_requests
-from ..engine.choice import Choice, choose, devices
+from ..engine.choice import Choice, devices, processes
 from ..engine.local_ray import ahead
 from ..engine.project import read_project
-from .arguments import AppFolder, Nodes, Overrides, changed_settings, check_known
+from .arguments import AppFolder, Nodes, Overrides, changed_settings
 from .output import errors_in_words, labelled, say
 
 Kind = Literal["methods", "gossip", "aggregation"]
+_warn = partial(labelled, "Warning", "bold yellow")
 
 
 def simulate(
@@ -59,6 +59,9 @@ def simulate(
     list_aggregation: Annotated[
         bool,
         typer.Option("--list-aggregation", help="List the aggregation rules, and stop."),
+    ] = False,
+    bibtex: Annotated[
+        bool, typer.Option("--bibtex", help="With one of these lists: the papers, as BibTeX.")
     ] = False,
     list_settings: Annotated[
         bool, typer.Option("--list-settings", help="List every run-config key, and stop.")
@@ -108,17 +111,24 @@ def simulate(
             (list_gossip, "gossip"),
             (list_aggregation, "aggregation"),
         ]
-        for wanted, kind in asked:
-            if wanted:
-                Console().print(_parts_table(kind))
+        kinds = [kind for wanted, kind in asked if wanted]
+        if bibtex:
+            _say_bibliography(kinds)
+            return
+        for kind in kinds:
+            Console().print(_parts_table(kind))
         return
+    if bibtex:
+        raise typer.BadParameter(
+            "--bibtex goes with --list-methods, --list-gossip or --list-aggregation"
+        )
     try:
         with errors_in_words(), sigterm_exits():
             changed = changed_settings(overrides, nodes)
             config = {**read_project(path)[1], **changed}
             if ray_address is not None:
                 config["ray-address"] = ray_address
-            chosen = None if resume or description else _processes(workers, config)
+            chosen = None if resume or description else processes(workers, config, _warn)
             early = 0
             if chosen is not None and not config.get("ray-address"):
                 early = min(chosen.workers, devices(config))
@@ -148,8 +158,8 @@ def _run(
     """
     from flwr.common.logger import update_console_handler
 
-    from ..engine import load_app, run_app
-    from ..strategies import RunStoppedError
+    from ..engine import check_known, load_app, run_app
+    from ..strategies import RunStoppedError, resumed_settings
     from ..tracking.live import LiveTable
     from .describe import describe, tables
 
@@ -158,7 +168,7 @@ def _run(
     loaded = load_app(path)
     check_known(loaded, changed)
     if resume is not None:
-        changed = _resumed(resume, {**loaded.run_config, **changed}, changed)
+        changed = resumed_settings(resume, {**loaded.run_config, **changed}, changed)
     if ray_address is not None:
         changed["ray-address"] = ray_address
     config = {**loaded.run_config, **changed}
@@ -167,7 +177,7 @@ def _run(
         return
     if workers == 0 and config.get("ray-address"):
         raise typer.BadParameter("--workers 0 and ray-address: one process needs no cluster")
-    chosen = chosen or _processes(workers, config)
+    chosen = chosen or processes(workers, config, _warn)
     if chosen.reason:
         where = f"{chosen.workers} processes" if chosen.workers else "this process"
         log(INFO, "Devices run in %s: %s (--workers N chooses yourself)", where, chosen.reason)
@@ -193,37 +203,25 @@ def _run(
             raise typer.Exit(status_of(stopping.number)) from error
 
 
-def _resumed(run: str, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run to go on with, and on top what the command line says."""
-    from ..settings import Settings
-    from ..strategies import find_run, saved_config
+def _parts(kind: Kind) -> Mapping[str, Any]:
+    from ..gossip.aggregation.nnm import NNM, Nnm
+    from ..settings import find_parts
 
-    folder = find_run(run, str(config.get("run-dir", Settings().run_dir)))
-    return {**saved_config(folder), **changed, "resume": str(folder)}
+    prefixes = {NNM: Nnm} if kind == "aggregation" else {}
+    return {**getattr(find_parts(), kind), **prefixes}
 
 
-def _processes(asked: int | None, config: Mapping[str, Any]) -> Choice:
-    """Return how many worker processes to start; none where they cannot be and nobody asked."""
-    from ..base.libraries import LibraryError, require
+def _say_bibliography(kinds: Sequence[Kind]) -> None:
+    from ..base.references import bibliography
 
-    chosen = choose(asked, config, cores=cores(), ray=find_spec("ray") is not None)
-    if not chosen.workers or not chosen.reason:
-        return chosen
-    try:
-        require("ray")
-    except LibraryError as error:
-        labelled("Warning", "bold yellow", f"all devices run in this process: {error}")
-        return Choice(0)
-    return chosen
+    with errors_in_words():
+        say(bibliography({name: part for kind in kinds for name, part in _parts(kind).items()}))
 
 
 def _parts_table(kind: Kind) -> Table:
-    from ..settings import find_parts
-
     title = {"methods": "method", "gossip": "gossip rule", "aggregation": "aggregation rule"}[kind]
     table = Table(title, "what it does", "source")
-    parts: Mapping[str, Any] = getattr(find_parts(), kind)
-    for name, part in parts.items():
+    for name, part in _parts(kind).items():
         summary = (part.__doc__ or "").strip().splitlines()
         table.add_row(name, summary[0] if summary else "", part.paper)
     return table

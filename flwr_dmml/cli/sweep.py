@@ -1,6 +1,5 @@
 """The command ``flwr-dmml sweep``."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..base.overrides import override
 from ..base.stopping import handled, status_of
 from .compare import compare
 from .output import STOPPED, errors_in_words, labelled, say
@@ -35,7 +35,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="Say what would run, and stop.")
     ] = False,
 ) -> None:
-    """Run every combination of a grid of settings, one after another, and compare them.
+    r"""Run every combination of a grid of settings, one after another, and compare them.
 
     A run that is there already is skipped, one that was stopped goes on: start the same sweep again
     after Ctrl-C or a crash. A run that fails does not keep the others back. At the end
@@ -43,12 +43,13 @@ def sweep(
 
     [bold]The file[/bold]
 
-      app = "examples/quickstart"        # from the file's folder
+      app = "examples/quickstart"   # from the file's folder
 
-      [settings]                         # of all runs, besides the app's own
+      \[settings]                    # besides the app's own
       num-server-rounds = 10
+      evaluate-every = 1            # curves: a point a round
 
-      [grid]                             # every combination
+      \[grid]                        # every combination
       method = ["dpsgd", "dmml-kd"]
       seed = [0, 1, 2]
 
@@ -95,13 +96,13 @@ def _run_all(
     """
     failed: list[str] = []
     for number, name in enumerate(todo, start=1):
-        settings = {**runs[name], "run-dir": str(folder)}
+        settings = {**runs[name], "run-dir": _short(folder)}
         begun = (folder / name / "config.json").exists()
         settings |= {"resume": name} if begun else {"run-name": name}
         _say(f"[{number}/{len(todo)}] {name}" + (", resumed" if begun else ""))
-        command = [sys.executable, "-m", "flwr_dmml.cli", "simulate", str(plan.app)]
+        command = [sys.executable, "-m", "flwr_dmml.cli", "simulate", _short(plan.app)]
         for key, value in settings.items():
-            command += ["--set", f"{key}={json.dumps(value)}"]
+            command += ["--set", override(key, value)]
         if workers is not None:
             command += ["--workers", str(workers)]
         status = _run(command)
@@ -111,6 +112,11 @@ def _run_all(
         if status:
             failed.append(name)
     return failed
+
+
+def _short(path: Path) -> str:
+    """Return a path from the current folder where it is below it, as one would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _run(command: list[str]) -> int:

@@ -1,6 +1,9 @@
 """A sweep: every combination of a grid of settings, read from a file."""
 
+import hashlib
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -10,6 +13,7 @@ from typing import Any
 
 from ..base.errors import SettingsError, UserError
 from ..base.formats import parse_toml
+from ..clients.app import PeerClientApp
 from ..engine import flatten_config, load_app
 from ..settings import find_parts, parse_settings
 from ..strategies.resuming import check_unchanged
@@ -49,28 +53,43 @@ class Sweep:
         Raises
         ------
         SweepError
-            There are too many, two would have the same name, or a name is too long for a folder.
+            There are too many.
         """
         if (count := prod(map(len, self.grid.values()))) > MOST_RUNS:
             raise SweepError(f"grid: it makes {count:,} runs; allowed: {MOST_RUNS:,}")
-        found: dict[str, dict[str, Any]] = {}
-        for values in product(*self.grid.values()):
-            chosen = dict(zip(self.grid, values, strict=True))
-            name = run_name(chosen)
-            if len(name.encode()) > NAME_LENGTH:
-                raise SweepError(
-                    f"grid: a run's name would be longer than {NAME_LENGTH} bytes: {name[:100]}..."
-                )
-            if name in found:
-                raise SweepError(f"grid: two runs are named {name!r}: {found[name]} and {chosen}")
-            found[name] = {"compare-with": "", **self.settings, **chosen}
-        return found
+        combinations = [
+            dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())
+        ]
+        names = [run_name(chosen) for chosen in combinations]
+        often = Counter(map(str.casefold, names))  # some file systems do not tell case apart
+        names = [
+            run_name(chosen, marked=often[name.casefold()] > 1)
+            for name, chosen in zip(names, combinations, strict=True)
+        ]
+        return {
+            name: {"compare-with": "", **self.settings, **chosen}
+            for name, chosen in zip(names, combinations, strict=True)
+        }
 
 
-def run_name(chosen: Mapping[str, Any]) -> str:
-    """Return a folder's name for what a run has of the grid: ``dpsgd_alpha-0.1_seed-0``."""
-    parts = [str(v) if k == "method" else f"{k}-{v}" for k, v in chosen.items()]
-    return re.sub(r"[^\w.-]+", "-", "_".join(parts)).lstrip(".-") or "run"
+def run_name(chosen: Mapping[str, Any], *, marked: bool = False) -> str:
+    """Return a folder's name for what a run has of the grid: ``dpsgd_alpha-0.1_seed-0``.
+
+    Where that has characters that a folder's name should not have, or too many, they are left out,
+    and a digest of the values stands behind; so it does if ``marked``.
+    """
+    texts = {k: json.dumps(v) if isinstance(v, bool) else str(v) for k, v in chosen.items()}
+    plain = "_".join(text if k == "method" else f"{k}-{text}" for k, text in texts.items())
+    name = re.sub(r"[^\w.,+=-]+", "-", plain).lstrip(".,+=-")
+    if name and name == plain and len(name.encode()) <= NAME_LENGTH and not marked:
+        return name
+    digest = hashlib.sha256(_as_json(chosen).encode()).hexdigest()[:8]
+    kept = name.encode()[: NAME_LENGTH - len(digest) - 1].decode(errors="ignore")
+    return f"{kept or 'run'}_{digest}"
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -98,6 +117,9 @@ def read_sweep(path: Path) -> Sweep:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise SweepError(f"{path}: grid.{key} = {values!r}: must be a list of values")
+        texts = [_as_json(value) for value in values]
+        if twice := [v for v, text in zip(values, texts, strict=True) if texts.count(text) > 1]:
+            raise SweepError(f"{path}: grid.{key} has {twice[0]!r} twice")
     settings = flatten_config(content.get("settings", {}))
     if both := settings.keys() & grid.keys():
         raise SweepError(f"{path}: {min(both)} is both in [settings] and in [grid]")
@@ -115,22 +137,23 @@ def unfinished(plan: Sweep, runs: Mapping[str, dict[str, Any]], folder: Path) ->
 
     Raises
     ------
+    SweepError
+        The app is not one of this package, so its settings are not known.
     SettingsError
         A run cannot work, or is there with other settings.
     """
-    own, parts = load_app(plan.app).run_config, find_parts()
+    app = load_app(plan.app)
+    if not isinstance(app.client_app, PeerClientApp):
+        raise SweepError(f"app = {plan.app}: its ClientApp is not one of make_client_app")
+    parts = find_parts(app.client_app.own)
     todo: list[str] = []
     for name, settings in runs.items():
-        config = {**own, **settings}
-        if (
-            config.get("method") in parts.methods
-        ):  # the app may have methods of its own, which it checks
-            try:
-                now = parse_settings(config, parts).resolved()
-            except SettingsError as error:
-                raise SettingsError(f"run {name}: {error}") from error
-            if (folder / name / "config.json").exists():
-                check_unchanged(folder / name, now, parts)
-        if not (folder / name / str(config.get("method")) / END).exists():
+        try:
+            config = parse_settings({**app.run_config, **settings}, parts)
+        except SettingsError as error:
+            raise SettingsError(f"run {name}: {error}") from error
+        if (folder / name / "config.json").exists():
+            check_unchanged(folder / name, config.resolved(), parts)
+        if not (folder / name / config.settings.method / END).exists():
             todo.append(name)
     return todo

@@ -31,6 +31,7 @@ from ..transport.messages import (
 from .hello import introduction
 from .hosted import HostedDevices, Node
 from .hosting import learner_for
+from .models import add_models
 from .own_state import OwnState
 from .required import check_required
 from .sealing import lock_state, unlock_state
@@ -169,5 +170,6 @@ def _round(message: Message, context: Context, own: OwnParts) -> Message:
     closing = plans[-1].evaluate and not plans[-1].iterations
     if closing and (counts := confusion_of(learner)):
         reply.content[CONFUSION] = MetricRecord({CONFUSION: counts})
+    add_models(reply.content, learner, plans[-1], context)
     hold(learner, kept)
     return reply

@@ -1,18 +1,19 @@
 """Rounds over the direct transport: devices exchange letters themselves, many rounds a message."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
-from flwr.app import Context
+from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
 from ..base.errors import SettingsError
 from ..base.machine import expanded
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
+from ..payload.blocks import STATISTICS, block_of
 from ..payload.limits import Limits
 from ..payload.options import ExchangeOptions
 from ..payload.plan import Outcome, Payload, Plan
@@ -22,10 +23,11 @@ from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.relay import own_bytes
 from .metering import NodeConfig, run_metered
 
-IN_THE_CLEAR = (
-    "talks to its neighbours in the clear: whoever reaches its port gets its letters, and nothing "
-    "proves who wrote those that it reads. Give it tls-ca, tls-certificate and tls-key"
+_WHY_NOT = (
+    "whoever reaches its port gets its letters, and nothing proves who wrote those that it reads. "
+    "Give it tls-ca, tls-certificate and tls-key"
 )
+_CLEAR = "flwr-dmml.clear"
 SENT = "sent."
 """Prefix of the last letter's tensors, in what a device keeps between messages."""
 TLS_KEYS = ("tls-ca", "tls-certificate", "tls-key")
@@ -60,6 +62,7 @@ def run_directly(
     run: str,
     sent: Payload,
     node_config: NodeConfig | None = None,
+    shared: Collection[str] | None = None,
 ) -> tuple[list[Outcome], Payload]:
     """Run the rounds of a message; return their outcomes, and the last letter's tensors.
 
@@ -83,6 +86,8 @@ def run_directly(
         The letter of the round before, which neighbours have still to fetch; empty in round 1.
     node_config : mapping, optional
         Whether to measure the joules of each round, see :func:`~.metering.measures`.
+    shared : collection of str, optional
+        Blocks that letters hold, see :func:`in_letters`; by default all.
     """
     me, timeout_s = learner.partition.partition_id, learner.settings.exchange.timeout_s
     before = plans[0].server_round - 1
@@ -103,17 +108,30 @@ def run_directly(
         outcome = run_metered(learner, plan.without(missing), inbox, node_config or {})
         outcome.rejected.extend(f"{n}: {gone[n]}" for n in missing)
         if outcome.payload:
-            sent = {name: tensor.cpu() for name, tensor in outcome.payload.items()}
+            own = outcome.payload if shared is None else in_letters(outcome.payload, shared)
+            sent = {name: tensor.cpu() for name, tensor in own.items()}
             outcome.metrics[LETTER_BYTES] = float(
                 link.publish(Letter(run, me, plan.server_round, sent))
             )
             outcome.metrics[LABEL_BYTES] = float(_label_bytes(sent))
-            outcome.metrics[PAYLOAD_BYTES] = float(own_bytes(pack(sent)))
+            outcome.metrics[PAYLOAD_BYTES] = float(own_bytes(pack(outcome.payload)))
         outcomes.append(outcome)
     last = plans[-1]
     still_there = [n for n in last.neighbours if n not in gone]
     link.linger(still_there, last.server_round - 1, timeout_s)
     return outcomes, sent
+
+
+def in_letters(payload: Payload, shared: Collection[str]) -> Payload:
+    """Return what goes into a letter: statistics, and blocks that at least two devices have.
+
+    Nobody could mix the others, and no neighbour would take them.
+    """
+    return {
+        name: tensor
+        for name, tensor in payload.items()
+        if name.startswith(STATISTICS) or block_of(name) in shared
+    }
 
 
 def _label_bytes(payload: Mapping[str, Tensor]) -> int:
@@ -150,6 +168,23 @@ def open_link(
         multicast=exchange.multicast,
         limits=limits,
     )
+
+
+def in_the_clear(context: Context, peers: Collection[int]) -> str:
+    """Return what to warn of if letters are not protected; empty where that has been said.
+
+    It is said once of each neighbour of a run, when the device first meets it.
+    """
+    if read_tls(context) is not None:
+        return ""
+    record = context.state.config_records.setdefault(_CLEAR, ConfigRecord())
+    told = {int(p) for p in record}
+    new = sorted({*peers} - told)
+    record.update({str(p): True for p in new})
+    if not new:
+        return ""
+    text = f"talks to device {', '.join(map(str, new))} in the clear"
+    return f"{text}, too" if told else f"{text}: {_WHY_NOT}"
 
 
 def read_tls(context: Context) -> Tls | None:

@@ -23,6 +23,7 @@ from ..transport.arrays import TensorArray
 from ..transport.messages import SIMULATED, STATE, pack, unpack
 from .hosting import learner_with
 from .metering import metered_alone
+from .models import Models, models_of
 from .state import confusion_of, hold, take_up
 
 PUBLISHED = "published/"
@@ -54,6 +55,8 @@ class Reply:
         before, where they are the same; None where it is known elsewhere.
     confusion : list of int
         After the closing message, see :func:`~.state.confusion_of`.
+    models : dict of str to ModelFiles
+        Those that it hands over, see :func:`~.models.models_of`.
     error : str
         Why it failed; empty if it did not.
     """
@@ -62,6 +65,7 @@ class Reply:
     rejected: list[str] = field(default_factory=list)
     entries: dict[str, int] | None = field(default_factory=dict)
     confusion: list[int] = field(default_factory=list)
+    models: Models = field(default_factory=dict)
     error: str = ""
 
 
@@ -243,6 +247,8 @@ class HostedDevices:
             reply.entries = self._entries[p]
         elif plan.evaluate:
             reply.confusion = confusion_of(learner)
+        if plan.hand_over:
+            reply.models = models_of(learner, plan)
         return reply
 
     def settle(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from flwr.app import Context, Message
 
 from ..base.errors import SettingsError, UserError
+from ..base.overrides import with_overrides
 from ..data import DataError, load_partition
 from ..data.sets.parts import PARTS, read_about
 from ..learning.learner import Learner
@@ -49,8 +50,8 @@ def learner_with(
 ) -> Learner:
     """Return the learner of a node with these configs, see :func:`learner_for`."""
     own = {key: node_config[key] for key in OF_A_NODE if key in node_config}
-    items = tuple(sorted({**run_config, **own}.items()))
     try:
+        items = tuple(sorted({**with_overrides(run_config), **own}.items()))
         settings = _configure(items, own_parts).settings
         return _build_learner(method, items, own_parts, _partition_id(node_config, settings))
     except UserError as error:

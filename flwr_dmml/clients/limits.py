@@ -17,7 +17,8 @@ def limits_of(learner: Learner, lengths: Mapping[str, int]) -> Limits:
     learner : Learner
         The device's own: it knows the lengths of its blocks, and what is sent of each.
     lengths : mapping of str to int
-        Of all blocks of the run, as the coordinator says; those of the device's own come first.
+        Of all blocks that two devices have, as the coordinator says; of the device's own, it knows
+        them itself.
     """
     chosen = learner.settings.couriers
     couriers = learner.couriers if chosen == "auto" else chosen

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..base.errors import SettingsError
+from ..base.overrides import with_overrides
 from ..energy.devices import ProfileError
 from ..energy.equipment import Equipment
 from ..energy.meters import EnergyMeter, InaMeter, MeterError, ModelMeter, find_meter
@@ -52,7 +53,7 @@ def metered_alone(run_config: Mapping[str, object]) -> bool:
 
     The setting decides, not who has a meter: the numbers are the same on any machine.
     """
-    return run_config.get("energy.meter") == "auto"
+    return with_overrides(run_config).get("energy.meter") == "auto"
 
 
 def equipment_of(node_config: NodeConfig, settings: DeviceSettings) -> Equipment:

@@ -33,6 +33,12 @@ class _Mark(BaseModel):
     partition: int
 
 
+def state_folder(context: Context) -> Path | None:
+    """Return the folder in which a device keeps its states; None where it has none."""
+    folder = str(context.node_config.get(NODE_KEY, ""))
+    return Path(expanded(folder)) if folder else None
+
+
 class StateLostError(RuntimeError):
     """A device has lost its state of the run that it takes part in; the message says why."""
 
@@ -54,10 +60,10 @@ class OwnState:
 
     def __init__(self, context: Context, method: str) -> None:
         self._context, self._method = context, method
-        folder = str(context.node_config.get(NODE_KEY, ""))
-        self.file = Path(expanded(folder)) / f"run-{context.run_id}.safetensors"
+        folder = state_folder(context)
+        self.file = (folder or Path()) / f"run-{context.run_id}.safetensors"
         self.mark = self.file.with_suffix(".device")
-        self._on_disk = bool(folder)
+        self._on_disk = folder is not None
 
     def begin(self, partition: int, initial: Callable[[], ArrayRecord]) -> None:
         """Forget what was there of this run: the device starts afresh, from ``initial()``.

@@ -3,6 +3,7 @@
 from flwr.app import Context, RecordDict
 
 from ..base.errors import SettingsError
+from ..base.overrides import with_overrides
 from ..transport.messages import PEERS
 from .direct import TLS_KEYS, read_tls
 from .hosting import of_partition
@@ -27,7 +28,8 @@ def check_required(context: Context, content: RecordDict) -> None:
     if _insists(context, REQUIRE_SEALED) and not seals(context):
         problem = "the run has exchange.sealed = false; it would leave this device unencrypted"
         problem = f"{REQUIRE_SEALED} = true, and {problem}"
-    direct = PEERS in content or context.run_config.get("exchange.transport") == "direct"
+    asked = with_overrides(context.run_config).get("exchange.transport")
+    direct = PEERS in content or asked == "direct"
     if direct and _insists(context, REQUIRE_TLS) and read_tls(context) is None:
         problem = f"{REQUIRE_TLS} = true, and there is no {', '.join(TLS_KEYS)}: letters would go "
         problem += "to the neighbours in the clear"

@@ -14,6 +14,7 @@ from flwr.common.logger import log
 from safetensors.numpy import load, save
 
 from ..base.errors import SettingsError
+from ..base.overrides import with_overrides
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.blocks import COMPANION, carried, is_carried
@@ -32,7 +33,7 @@ from ..transport.messages import (
     read_inbox,
 )
 from ..transport.relay import own_bytes, size_bytes
-from .direct import TLS_KEYS, read_tls
+from .direct import TLS_KEYS, in_letters, read_tls
 from .limits import limits_of
 from .metering import run_metered
 
@@ -48,7 +49,7 @@ def seals(context: Context) -> bool:
 
     Devices that an engine of this package simulates are all in one place: nothing is encrypted.
     """
-    asked = context.run_config.get("exchange.sealed") is True
+    asked = with_overrides(context.run_config).get("exchange.sealed") is True
     return asked and not context.node_config.get(SIMULATED)
 
 
@@ -86,7 +87,8 @@ def run_sealed(
         raise SettingsError("exchange.sealed = true, but the coordinator does not seal")
     keys, me = content.config_records[KEYS], learner.partition.partition_id
     identity, run = Identity(_tls(context), me), str(keys[SESSION])
-    limits = limits_of(learner, read_blocks(content))
+    shared = read_blocks(content)
+    limits = limits_of(learner, shared)
     public: dict[int, bytes] = {}
     problems: dict[int, str] = {}
     for other in sorted(correspondents(plan)):
@@ -125,7 +127,7 @@ def run_sealed(
     plain = pack(outcome.payload)
     outcome.metrics[PAYLOAD_BYTES] = float(own_bytes(plain))
     outcome.metrics[LABEL_BYTES] = float(size_bytes(plain, LABELS))
-    letter = Letter(run, me, plan.server_round, outcome.payload)
+    letter = Letter(run, me, plan.server_round, in_letters(outcome.payload, shared))
     recipients = {k: public[k] for k in plan.recipients if k in public}
     apart = {own.blocks: {k: public[k] for k in own.readers if k in public} for own in plan.apart}
     sealed = seal_letter(letter, identity, recipients, apart)

@@ -27,7 +27,7 @@ from ..transport.messages import (
     unpack,
     write_report,
 )
-from .direct import IN_THE_CLEAR, SENT, open_link, read_tls, run_directly
+from .direct import SENT, in_the_clear, open_link, run_directly
 from .limits import limits_of
 from .metering import run_metered
 from .sealing import run_sealed, seals
@@ -106,17 +106,18 @@ class Direct:
         before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
         sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
         me, exchange = learner.partition.partition_id, learner.settings.exchange
-        peers, limits = read_peers(content), limits_of(learner, read_blocks(content))
-        with open_link(context, exchange, me, limits) as link:
+        peers, shared = read_peers(content), read_blocks(content)
+        if warning := in_the_clear(context, peers):
+            log(WARNING, "This device %s", warning)
+        with open_link(context, exchange, me, limits_of(learner, shared)) as link:
             run, own = str(context.run_id), context.node_config
-            outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own)
+            outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own, shared)
         metrics = MetricRecord(join(outcome.metrics for outcome in outcomes))
         reply = RecordDict({METRICS: metrics})
         if report := join(map(write_report, outcomes)):
             reply[REPORT] = ConfigRecord(report)
-        if plans[0].server_round == 1 and read_tls(context) is None:
-            log(WARNING, "This device %s", IN_THE_CLEAR)
-            add_note(reply, IN_THE_CLEAR)
+        if warning:
+            add_note(reply, warning)
         return reply, pack(learner.state() | {SENT + k: v for k, v in sent.items()})
 
 

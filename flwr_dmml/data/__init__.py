@@ -7,7 +7,7 @@ from .partition import load_partition
 from .public import PublicSet, load_public, public_problems
 from .reading.audio import add_noise, log_mel, place
 from .registry import Dataset, available_datasets, find_dataset, load_source
-from .samples import DataError, Modality, Partition, Samples, Source
+from .samples import DataError, Modality, Partition, Samples, Scale, Source
 from .sets.dtmf import KEY_FREQUENCIES_HZ, dtmf_tones
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PartitionOptions",
     "PublicSet",
     "Samples",
+    "Scale",
     "Scheme",
     "Source",
     "add_noise",

@@ -1,5 +1,7 @@
 """Division of samples over nodes, and of each node's samples into training and validation."""
 
+from typing import get_args
+
 import numpy as np
 import torch
 
@@ -27,14 +29,16 @@ def partition_indices(
         ``[n]`` int64; only the scheme "natural" needs ``groups``.
     num_nodes : int
         Number of nodes, at least 1.
-    scheme : {"dirichlet", "iid", "natural", "own"}
+    scheme : {"dirichlet", "iid", "natural", "natural-dirichlet", "own"}
         "dirichlet": nodes of equal size, the class shares of each drawn from Dirichlet(alpha);
         where a class runs out, the shares of the others grow. "iid": nodes of equal size, drawn
         uniformly. "natural": the sorted natural ids are dealt to the nodes in turn, so sizes
-        differ; ``samples_per_node`` then keeps that many of each node's samples at random. "own":
+        differ; ``samples_per_node`` then keeps that many of each node's samples at random.
+        "natural-dirichlet": the samples of each natural id are divided as by "dirichlet" over nodes
+        of its own, as many for each id; ``num_nodes`` is a multiple of the number of ids. "own":
         nothing is divided, all samples are the node's own, as where every device has its own files.
     alpha : float
-        Concentration of the Dirichlet distribution, above 0; unused by the other schemes.
+        Concentration of the Dirichlet distributions, above 0; unused by the other schemes.
     samples_per_node : int
         Samples of each node; 0 means all there are (in equal parts, less than ``num_nodes`` are
         left over).
@@ -65,15 +69,23 @@ def partition_indices(
         )
     if scheme == "natural":
         return _natural(groups, num_nodes, samples_per_node, seed)
-    if scheme not in ("dirichlet", "iid", "own"):
-        raise DataError(f"partition: '{scheme}' is unknown; allowed: dirichlet, iid, natural, own")
+    if scheme == "natural-dirichlet":
+        return _within_natural(labels.numpy(), groups, num_nodes, alpha, samples_per_node, seed)
+    if scheme not in get_args(Scheme):
+        allowed = ", ".join(get_args(Scheme))
+        raise DataError(f"partition: '{scheme}' is unknown; allowed: {allowed}")
 
     if scheme == "own":
         return _own(len(labels), num_nodes, samples_per_node, seed)
-    size = samples_per_node or len(labels) // num_nodes
-    if size == 0 or size * num_nodes > len(labels):
+    if num_nodes > len(labels):
         raise DataError(
-            f"samples-per-node: {num_nodes} nodes of {max(size, 1)} samples need more than the "
+            f"num-nodes: {num_nodes} nodes are more than the {len(labels)} training samples; "
+            f"allowed: up to {len(labels)}"
+        )
+    size = samples_per_node or len(labels) // num_nodes
+    if size * num_nodes > len(labels):
+        raise DataError(
+            f"samples-per-node: {num_nodes} nodes of {size} samples need more than the "
             f"{len(labels)} training samples available; allowed: up to {len(labels) // num_nodes}"
         )
     order = numpy_generator(seed, "partition").permutation(len(labels))
@@ -172,20 +184,62 @@ def _own(total: int, num_nodes: int, samples_per_node: int, seed: int) -> list[n
     ]
 
 
+def _by_id(groups: torch.Tensor | None, scheme: str) -> list[np.ndarray]:
+    """Return the samples of each natural id."""
+    if groups is None:
+        raise DataError(
+            f"partition: '{scheme}' needs natural ids, this data set has none; "
+            "allowed: dirichlet, iid"
+        )
+    return partitioners.natural(groups.numpy())
+
+
+def _within_natural(
+    labels: np.ndarray,
+    groups: torch.Tensor | None,
+    num_nodes: int,
+    alpha: float,
+    samples_per_node: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Divide each natural id's samples over nodes of its own; see :func:`partition_indices`."""
+    by_id = _by_id(groups, "natural-dirichlet")
+    each, left = divmod(num_nodes, len(by_id))
+    if left or not each:
+        raise DataError(
+            f"num-nodes: {num_nodes} is no multiple of the {len(by_id)} natural ids that training "
+            f"samples have; allowed: {len(by_id)}, {2 * len(by_id)}, ..."
+        )
+    smallest = min(map(len, by_id)) // each
+    if not smallest or samples_per_node > smallest:
+        raise DataError(
+            f"num-nodes: {num_nodes} nodes, {each} for each natural id, with samples-per-node = "
+            f"{samples_per_node}: the smallest id has {min(map(len, by_id))} training samples"
+        )
+    nodes = []
+    for k, rows in enumerate(by_id):
+        order = numpy_generator(seed, "partition", k).permutation(rows)
+        nodes += partitioners.dirichlet(
+            labels[order],
+            order,
+            num_nodes=each,
+            size=samples_per_node or len(rows) // each,
+            alpha=alpha,
+            seed=derive_seed(seed, "partition", "dirichlet", k),
+        )
+    return nodes
+
+
 def _natural(
     groups: torch.Tensor | None, num_nodes: int, samples_per_node: int, seed: int
 ) -> list[np.ndarray]:
     """Deal the natural ids to the nodes in turn; see :func:`partition_indices`."""
-    if groups is None:
-        raise DataError(
-            "partition: 'natural' needs natural ids, this data set has none; "
-            "allowed: dirichlet, iid"
-        )
-    by_id = partitioners.natural(groups.numpy())
+    by_id = _by_id(groups, "natural")
     if len(by_id) < num_nodes:
         raise DataError(
-            f"num-nodes: {num_nodes} nodes are more than the {len(by_id)} natural ids of the data "
-            f"set; allowed: up to {len(by_id)}"
+            f"num-nodes: {num_nodes} nodes are more than the {len(by_id)} natural ids (people, "
+            "stations, ...) that training samples have, those of test samples train nobody; "
+            f"allowed: up to {len(by_id)}"
         )
     nodes = [np.concatenate(by_id[node::num_nodes]) for node in range(num_nodes)]
     smallest = min(len(indices) for indices in nodes)

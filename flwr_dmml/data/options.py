@@ -8,7 +8,8 @@ from pydantic import Field
 
 from ..base.options import Group
 
-Scheme = Literal["dirichlet", "iid", "natural", "own"]
+Standardise = Literal["off", "auto"]
+Scheme = Literal["dirichlet", "iid", "natural", "natural-dirichlet", "own"]
 
 
 class AudioOptions(Group):
@@ -101,6 +102,9 @@ class LoadOptions:
         Seed of everything drawn while loading (pairs, offsets, noise).
     cache : bool
         Whether what has been read is kept for the next process (:mod:`~flwr_dmml.data.cache`).
+    standardise : {"off", "auto"}
+        "auto" gives vectors, series and sequences zero mean and unit variance by channel, by the
+        training samples (:func:`~flwr_dmml.data.standard.standardised`).
     own : Group, optional
         The options of the data set's own (:attr:`.Dataset.options_type`).
     """
@@ -113,6 +117,7 @@ class LoadOptions:
     series: SeriesOptions = field(default_factory=SeriesOptions)
     seed: int = 0
     cache: bool = True
+    standardise: Standardise = "off"
     own: Group | None = None
 
 
@@ -128,7 +133,7 @@ class PartitionOptions:
         Number of nodes, at least 1.
     load : LoadOptions
         How to load the data set. Its ``snr_db`` has no influence on who gets which sample.
-    scheme : {"dirichlet", "iid", "natural", "own"}
+    scheme : {"dirichlet", "iid", "natural", "natural-dirichlet", "own"}
         See :func:`~flwr_dmml.data.partition_indices`.
     alpha : float
         Concentration of the Dirichlet distribution, above 0; small is skewed.

@@ -54,6 +54,7 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
         test=test,
         test_present=test_present,
         class_names=source.class_names,
+        scales=source.scales,
     )
 
 

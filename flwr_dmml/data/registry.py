@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from logging import WARNING
 from pathlib import Path
 
+from ..base.log import log
 from ..base.options import Group
 from ..base.registry import installed
 from .cache import cached
 from .options import LoadOptions, PartitionOptions
 from .samples import DataError, Partition, Source, hide_rows
+from .standard import standardised
 from .store import shared
 
 ENTRY_POINT_GROUP = "flwr_dmml.datasets"
@@ -29,8 +32,9 @@ class Dataset:
         Whether ``LoadOptions.path`` must be given.
     natural_ids : bool
         Whether the training samples (may) carry groups, as the partition scheme "natural" needs.
-    load : callable
-        Makes the source. The same options must give the same source in every process.
+    load : callable, optional
+        Makes the source. The same options must give the same source in every process. Where there
+        is none, there is ``load_part``.
     description : str
         One line for people.
     files : callable, optional
@@ -38,7 +42,7 @@ class Dataset:
         Without it nothing is cached.
     load_part : callable, optional
         Makes a single device's partition, where the data set is divided already: ``load`` and all
-        settings that divide are then not asked.
+        settings that divide are then not asked. The test samples are those of the part.
     uses : tuple of str
         Fields of the options besides the path that ``load`` reads: no other makes it load anew.
     options_type : type[Group], optional
@@ -48,14 +52,18 @@ class Dataset:
 
     name: str
     modalities: tuple[str, ...] | Callable[[LoadOptions], tuple[str, ...]]
-    needs_path: bool
-    natural_ids: bool
-    load: Callable[[LoadOptions], Source]
-    description: str
+    needs_path: bool = False
+    natural_ids: bool = False
+    load: Callable[[LoadOptions], Source] | None = None
+    description: str = ""
     files: Callable[[LoadOptions], Sequence[Path | str]] | None = None
     load_part: Callable[[PartitionOptions, int], Partition] | None = None
     uses: tuple[str, ...] = ("snr_db", "audio", "image", "series", "seed")
     options_type: type[Group] | None = None
+
+    def __post_init__(self) -> None:
+        if self.load is None and self.load_part is None:
+            raise DataError(f"Dataset {self.name!r}: needs load, or load_part")
 
     def modalities_of(self, options: LoadOptions) -> tuple[str, ...] | None:
         """Return the modalities; None where only a device's folder tells, and it is not here.
@@ -72,6 +80,22 @@ class Dataset:
         if not options.path or not Path(options.path).is_dir():
             return None
         return self.modalities(self.with_own(options))
+
+    @property
+    def loader(self) -> Callable[[LoadOptions], Source]:
+        """What makes the source.
+
+        Raises
+        ------
+        DataError
+            Each device has its own part only.
+        """
+        if self.load is None:
+            raise DataError(
+                f"dataset = {self.name!r}: a device has its own part only, there is no set that "
+                "all have (idkd and kd need one: set public.dataset)"
+            )
+        return self.load
 
     def with_own(self, options: LoadOptions) -> LoadOptions:
         """Return the options with defaults in place of what is not the data set's own."""
@@ -146,20 +170,26 @@ def load_source(name: str, options: LoadOptions) -> Source:
     dataset = find_dataset(name)
     if dataset.needs_path and not options.path:
         raise DataError(f"data-path: the data set '{name}' reads a folder; set its path")
-    options = dataset.with_own(options)
+    options, whole = dataset.with_own(options), dataset.loader
 
     def load() -> Source:
         if dataset.files is None or not options.cache:
-            return dataset.load(options)
+            return whole(options)
         used = {key: getattr(options, key) for key in dataset.uses}
         used |= {"own": options.own} if options.own is not None else {}
         root, files = Path(options.path), dataset.files(options)
-        return cached(name, used, root, files, dataset.load, lambda: dataset.load(options))
+        return cached(name, used, root, files, whole, lambda: whole(options))
 
-    def shown() -> Source:
-        return hide_rows(load(), options.image_visible)
+    def changed() -> Source:
+        source = load()
+        source = standardised(source) if options.standardise == "auto" else source
+        return hide_rows(source, options.image_visible) if options.image_visible != 1 else source
 
-    if options.image_visible != 1:
-        return shared(f"{name} {options}", shown)
     kept = dataset.files is not None and options.cache
-    return load() if kept else shared(f"{name} {options}", load)
+    if options.image_visible != 1 or options.standardise == "auto" or not kept:
+        source = shared(f"{name} {options}", changed)
+    else:
+        source = load()
+    for doubt in source.doubts:
+        log(WARNING, "%s: %s", name, doubt.text)
+    return source

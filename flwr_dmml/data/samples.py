@@ -1,13 +1,16 @@
 """Types of a data set: modalities, samples, the source, and the partition of a node."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from ..base.errors import UserError
+from .forms import Raw, RawImage
+
+Kind = Literal["image", "audio", "vector", "series", "sequence"]
 
 
 class DataError(UserError, ValueError):
@@ -27,10 +30,32 @@ class Modality:
         frames]`` of audio, ``[features]`` of a vector, ``[channels, steps]`` of a time series,
         ``[features + 1, steps]`` of a sequence of features: its last channel is 1 where there is a
         step, and behind its end all are 0.
+    raw : RawSound, RawImage or RawNumbers, optional
+        What a sample is made of, so that a trained model can be given the same; two modalities are
+        equal whatever they are made of. None where the data set does not say.
     """
 
-    kind: Literal["image", "audio", "vector", "series", "sequence"]
+    kind: Kind
     shape: tuple[int, ...]
+    raw: Raw | None = field(default=None, compare=False)
+
+
+def name_problem(name: str) -> str:
+    """Return why a modality cannot have this name, or nothing."""
+    if not name or name != name.strip() or set(name) & set("+,=./"):
+        return (
+            f"a modality cannot be named {name!r}; allowed: a name without + , = . / and without "
+            "blanks around it"
+        )
+    if name in _RESERVED:
+        return f"a modality cannot be named {name!r}, {_RESERVED[name]}; give it another name"
+    return ""
+
+
+_RESERVED = {
+    "auto": "which modality-pattern takes for all that a device has",
+    "common": "which is the head of what all modalities share",
+}
 
 
 class Rows(Mapping[str, torch.Tensor]):
@@ -171,6 +196,45 @@ def _lengths(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {name: len(tensor) for name, tensor in tensors.items()}
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How numbers were standardised, by channel: ``(x - mean) / deviation``.
+
+    Parameters
+    ----------
+    mean, deviation : tuple of float
+        ``[channels]``, of the training samples before; a deviation is never 0.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def applied(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values ``[n, channels, ...]`` standardised, as float32."""
+        shape = (-1, *[1] * (values.ndim - 2))
+        mean, deviation = (
+            torch.tensor(x, dtype=torch.float64, device=values.device).reshape(shape)
+            for x in (self.mean, self.deviation)
+        )
+        return ((values.double() - mean) / deviation).float()
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Something about data that may be wrong, and what to do.
+
+    Parameters
+    ----------
+    topic : {"channel", "scale", "class", "sample", "file"}
+        What it is about: of "scale" standardising is the remedy.
+    text : str
+        For people.
+    """
+
+    topic: Literal["channel", "scale", "class", "sample", "file"]
+    text: str
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A data set ready to be partitioned.
@@ -187,6 +251,15 @@ class Source:
         With all modalities. Only ``train`` is divided over the nodes.
     class_names, group_names : tuple of str
         Names of the classes and of the natural ids, in their order; empty where they have none.
+    scales : mapping of str to Scale
+        How modalities were standardised; empty where none was.
+    doubts : tuple of Doubt
+        What may be wrong with the data; the log shows it.
+
+    Raises
+    ------
+    DataError
+        If a modality has a name that cannot be.
     """
 
     name: str
@@ -196,6 +269,12 @@ class Source:
     test: Samples
     class_names: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    doubts: tuple[Doubt, ...] = ()
+
+    def __post_init__(self) -> None:
+        if problems := [*filter(None, map(name_problem, self.modalities))]:
+            raise DataError("; ".join(problems))
 
 
 def hide_rows(source: Source, visible: float) -> Source:
@@ -211,13 +290,26 @@ def hide_rows(source: Source, visible: float) -> Source:
     images = {name for name, modality in source.modalities.items() if modality.kind == "image"}
 
     def hidden(samples: Samples) -> Samples:
-        inputs = dict(samples.inputs)
-        for name in images:
-            inputs[name] = inputs[name].clone()  # [n, channels, height, width]
-            inputs[name][..., round(visible * inputs[name].shape[-2]) :, :] = 0
-        return replace(samples, inputs=inputs)
+        own = {m: upper(x, visible) if m in images else x for m, x in samples.inputs.items()}
+        return replace(samples, inputs=own)
 
-    return replace(source, train=hidden(source.train), test=hidden(source.test))
+    def told(modality: Modality) -> Modality:
+        raw = modality.raw
+        if not isinstance(raw, RawImage):
+            return modality
+        return replace(modality, raw=raw.model_copy(update={"visible": visible}))
+
+    forms = {name: told(modality) for name, modality in source.modalities.items()}
+    return replace(source, modalities=forms, train=hidden(source.train), test=hidden(source.test))
+
+
+def upper(images: torch.Tensor, visible: float) -> torch.Tensor:
+    """Return images ``[..., height, width]``, black below a share of the rows, in (0, 1]."""
+    if visible == 1:
+        return images
+    shown = images.clone()
+    shown[..., round(visible * shown.shape[-2]) :, :] = 0
+    return shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +337,8 @@ class Partition:
         is 0.
     class_names : tuple of str
         Names of the classes, in their order; empty where they have none.
+    scales : mapping of str to Scale
+        How modalities were standardised, see :class:`Source`; also those of other nodes.
     """
 
     partition_id: int
@@ -256,3 +350,4 @@ class Partition:
     test: Samples
     test_present: Mapping[str, torch.Tensor] | None = None
     class_names: tuple[str, ...] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)

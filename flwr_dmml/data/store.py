@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from logging import WARNING
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from ..base.files import whole
 from ..base.log import log
-from .samples import DataError, Modality, Samples, Source
+from .forms import Raw
+from .samples import DataError, Doubt, Kind, Modality, Samples, Scale, Source
 
 FOLDER = "FLWR_DMML_STORE"
 """Environment variable of the processes of a run: where they share what they have loaded."""
@@ -32,11 +32,11 @@ class About(BaseModel):
 
     name: str
     num_classes: int = Field(ge=1)
-    modalities: tuple[
-        tuple[str, Literal["image", "audio", "vector", "series", "sequence"], tuple[int, ...]], ...
-    ]
+    modalities: tuple[tuple[str, Kind, tuple[int, ...], Raw | None], ...]
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
+    scales: dict[str, Scale]
+    doubts: tuple[Doubt, ...]
 
 
 def shared(name: str, load: Callable[[], Source]) -> Source:
@@ -151,9 +151,13 @@ def save_source(source: Source, file: Path) -> None:
     about = About(
         name=source.name,
         num_classes=source.num_classes,
-        modalities=tuple((m, form.kind, form.shape) for m, form in source.modalities.items()),
+        modalities=tuple(
+            (m, form.kind, form.shape, form.raw) for m, form in source.modalities.items()
+        ),
         class_names=source.class_names,
         group_names=source.group_names,
+        scales=dict(source.scales),
+        doubts=source.doubts,
     )
     header = {"source": about.model_dump_json()}
     save_tensors(tensors_of("train", source.train) | tensors_of("test", source.test), file, header)
@@ -175,7 +179,7 @@ def map_source(file: Path) -> Source:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         if single := [key for key, x in tensors.items() if x.ndim == 0]:
             raise DataError(f"{single[0]} is a single number")
-        modalities = {m: Modality(kind, shape) for m, kind, shape in about.modalities}
+        modalities = {m: Modality(kind, shape, raw) for m, kind, shape, raw in about.modalities}
         train, test = (samples_of(part, tensors, modalities) for part in ("train", "test"))
     except (SafetensorError, ValidationError, KeyError, DataError) as error:
         raise DataError(f"'{file}' is damaged: {' '.join(str(error).split())}") from error
@@ -187,6 +191,8 @@ def map_source(file: Path) -> Source:
         test=test,
         class_names=about.class_names,
         group_names=about.group_names,
+        scales=about.scales,
+        doubts=about.doubts,
     )
 
 

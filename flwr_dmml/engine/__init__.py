@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .apps import FlowerApp as FlowerApp
+    from .apps import check_known as check_known
     from .apps import load_app as load_app
     from .apps import run_app as run_app
     from .apps import sharded_grid as sharded_grid
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .identity import server_identity as server_identity
     from .inprocess import InProcessGrid as InProcessGrid
     from .project import flatten_config as flatten_config
-    from .project import parse_override as parse_override
 
 _HOME = {
     "AppError": "errors",
@@ -28,10 +28,10 @@ _HOME = {
     "FlowerApp": "apps",
     "InProcessGrid": "inprocess",
     "SimulationGrid": "grid",
+    "check_known": "apps",
     "flatten_config": "project",
     "load_app": "apps",
     "never": "grid",
-    "parse_override": "project",
     "run_app": "apps",
     "server_identity": "identity",
     "sharded_grid": "apps",

@@ -1,5 +1,6 @@
 """Load a Flower app from its folder and run it in this process."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from ..base.errors import SettingsError
 from ..base.libraries import LibraryError, require
 from ..base.machine import expanded
 from ..tracking import Tracker
@@ -48,6 +50,28 @@ def load_app(folder: str | Path) -> FlowerApp:
     server_app = _load(components["serverapp"], ServerApp)
     client_app = _load(components["clientapp"], ClientApp)
     return FlowerApp(run_config, server_app, client_app)
+
+
+def check_known(app: FlowerApp, changed: Mapping[str, Any]) -> None:
+    """Refuse keys that another package's app does not have; an app of this one checks its own.
+
+    Raises
+    ------
+    SettingsError
+        Names the first such key, and what there is.
+    """
+    from ..clients.app import PeerClientApp
+
+    if isinstance(app.client_app, PeerClientApp):
+        return
+    known = {*app.run_config, "num-nodes"}
+    for key in changed:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean '{close[0]}'?" if close else f"there are {', '.join(sorted(known))}"
+            )
+            raise SettingsError(f"{key}: the app has no such key; {hint}")
 
 
 def _make_importable(path: Path, references: Iterable[str]) -> None:

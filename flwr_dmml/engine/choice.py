@@ -1,9 +1,14 @@
 """Choice of how many processes a simulation is spread over, before anything is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import ceil
 from typing import Any
+
+from ..base.libraries import LibraryError, require
+from ..base.machine import cores
+from ..base.overrides import with_overrides
 
 SMALL_S = 120.0
 """Seconds of training on one core up to which all devices run in one process: Ray takes about five
@@ -50,6 +55,7 @@ def choose(asked: int | None, config: Mapping[str, Any], *, cores: int, ray: boo
     """
     if asked is not None:
         return Choice(asked)
+    config = with_overrides(config)
     written = config.get("workers", "auto")
     if isinstance(written, int) and written > 0:
         return Choice(written)
@@ -66,8 +72,25 @@ def choose(asked: int | None, config: Mapping[str, Any], *, cores: int, ray: boo
     return Choice(0 if seconds <= SMALL_S else min(cores, devices(config)), reason)
 
 
+def processes(asked: int | None, config: Mapping[str, Any], warn: Callable[[str], None]) -> Choice:
+    """Return how many worker processes to start on this machine, see :func:`choose`.
+
+    None where Ray does not load and nobody asked for them: ``warn`` is told.
+    """
+    chosen = choose(asked, config, cores=cores(), ray=find_spec("ray") is not None)
+    if not chosen.workers or not chosen.reason:
+        return chosen
+    try:
+        require("ray")
+    except LibraryError as error:
+        warn(f"all devices run in this process: {error}")
+        return Choice(0)
+    return chosen
+
+
 def devices(config: Mapping[str, Any]) -> int:
     """Return how many devices a run config simulates."""
+    config = with_overrides(config)
     return _whole(config, "num-nodes")
 
 

@@ -3,6 +3,7 @@
 from .asking import Asked, ask_devices
 from .config import Device, Fleet, FleetError, SuperLink, read_fleet
 from .folder import Prepared, prepare, revoke, rotate
+from .models import Pulled, by_ssh, pull_models
 from .status import DeviceState, Report, examine
 from .superlink import register_devices, unregister_devices
 
@@ -13,11 +14,14 @@ __all__ = [
     "Fleet",
     "FleetError",
     "Prepared",
+    "Pulled",
     "Report",
     "SuperLink",
     "ask_devices",
+    "by_ssh",
     "examine",
     "prepare",
+    "pull_models",
     "read_fleet",
     "register_devices",
     "revoke",

@@ -34,6 +34,7 @@ class BeerRule(KgtRule):
 
     name: ClassVar[str] = "beer"
     paper: ClassVar[str] = "Zhao et al., NeurIPS 2022"
+    references: ClassVar[tuple[str, ...]] = ("zhao2022beer",)
     options_type: ClassVar[type[Group]] = CodedOptions
     static: ClassVar[bool] = True
     coded: ClassVar[bool] = True
@@ -64,6 +65,7 @@ class MotefRule(BeerRule):
 
     name: ClassVar[str] = "motef"
     paper: ClassVar[str] = "Islamov et al., ICLR 2025"
+    references: ClassVar[tuple[str, ...]] = ("islamov2025towards",)
     momentum: ClassVar[Literal["round", "kept", "own"]] = "kept"
 
     def direction(self, g: Tensor, state: State, steps: Steps) -> Tensor:

@@ -32,6 +32,7 @@ class ChocoRule(GossipRule):
 
     name: ClassVar[str] = "choco"
     paper: ClassVar[str] = "Koloskova et al., ICML 2019"
+    references: ClassVar[tuple[str, ...]] = ("koloskova2019decentralized",)
     options_type: ClassVar[type[Group]] = CodedOptions
     linear: ClassVar[bool] = True
     static: ClassVar[bool] = True

@@ -31,6 +31,7 @@ class D2Rule(TrackingRule):
 
     name: ClassVar[str] = "d2"
     paper: ClassVar[str] = "Tang et al., ICML 2018"
+    references: ClassVar[tuple[str, ...]] = ("tang2018d2",)
     static: ClassVar[bool] = True
     whole: ClassVar[bool] = True
 

@@ -27,6 +27,7 @@ class DecentLamRule(GossipRule):
 
     name: ClassVar[str] = "decentlam"
     paper: ClassVar[str] = "Yuan et al., ICCV 2021"
+    references: ClassVar[tuple[str, ...]] = ("yuan2021decentlam",)
     momentum: ClassVar[Literal["round", "kept", "own"]] = "own"
     static: ClassVar[bool] = True
 

@@ -19,3 +19,4 @@ class DPSGDRule(GossipRule):
 
     name: ClassVar[str] = "dpsgd"
     paper: ClassVar[str] = "Lian et al., NeurIPS 2017"
+    references: ClassVar[tuple[str, ...]] = ("lian2017can",)

@@ -15,4 +15,5 @@ class DSGDmRule(GossipRule):
 
     name: ClassVar[str] = "dsgdm"
     paper: ClassVar[str] = "Lin et al., ICML 2021 (baseline)"
+    references: ClassVar[tuple[str, ...]] = ("lin2021quasi",)
     momentum: ClassVar[Literal["round", "kept", "own"]] = "kept"

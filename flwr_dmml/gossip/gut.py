@@ -50,6 +50,7 @@ class GutRule(GossipRule):
 
     name: ClassVar[str] = "gut"
     paper: ClassVar[str] = "Aketi et al., NeurIPS 2023"
+    references: ClassVar[tuple[str, ...]] = ("aketi2023global",)
     options_type: ClassVar[type[Group]] = GutOptions
     sgd: ClassVar[bool] = True
     linear: ClassVar[bool] = True

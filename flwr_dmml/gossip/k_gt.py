@@ -29,6 +29,7 @@ class KgtRule(TrackingRule):
 
     name: ClassVar[str] = "k-gt"
     paper: ClassVar[str] = "Liu et al., OMS 2024"
+    references: ClassVar[tuple[str, ...]] = ("liu2024decentralized",)
     sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block", "block", "number")
 
     def mixed(self, mix: Mix, state: State) -> tuple[Tensor, State]:

@@ -52,6 +52,7 @@ class LeakyD2Rule(D2Rule):
 
     name: ClassVar[str] = "leaky-d2"
     paper: ClassVar[str] = "this project, after Tang et al., ICML 2018"
+    references: ClassVar[tuple[str, ...]] = ("tang2018d2",)
     options_type: ClassVar[type[Group]] = LeakyD2Options
     linear: ClassVar[bool] = False
     resets: ClassVar[bool] = False

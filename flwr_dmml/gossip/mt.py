@@ -27,6 +27,7 @@ class MomentumTrackingRule(KgtRule):
 
     name: ClassVar[str] = "mt"
     paper: ClassVar[str] = "Takezawa et al., TMLR 2023"
+    references: ClassVar[tuple[str, ...]] = ("takezawa2023momentum",)
     momentum: ClassVar[Literal["round", "kept", "own"]] = "kept"
 
     def direction(self, g: Tensor, state: State, steps: Steps) -> Tensor:

@@ -36,6 +36,7 @@ class QgDsgdmRule(GossipRule):
 
     name: ClassVar[str] = "qg-dsgdm"
     paper: ClassVar[str] = "Lin et al., ICML 2021"
+    references: ClassVar[tuple[str, ...]] = ("lin2021quasi",)
     options_type: ClassVar[type[Group]] = QgOptions
     momentum: ClassVar[Literal["round", "kept", "own"]] = "own"
     nesterov: ClassVar[bool] = False

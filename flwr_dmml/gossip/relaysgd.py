@@ -37,6 +37,7 @@ class RelaySGDRule(GossipRule):
 
     name: ClassVar[str] = "relaysgd"
     paper: ClassVar[str] = "Vogels et al., NeurIPS 2021"
+    references: ClassVar[tuple[str, ...]] = ("vogels2021relaysum",)
     sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block", "number")
     addressed: ClassVar[bool] = True
     momentum: ClassVar[Literal["round", "kept", "own"]] = "kept"

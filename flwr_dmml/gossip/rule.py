@@ -149,6 +149,8 @@ class GossipRule:
     """Name of the rule in the run config."""
     paper: ClassVar[str] = "this project"
     """Source of the rule."""
+    references: ClassVar[tuple[str, ...]] = ()
+    """Keys of its papers in ``flwr_dmml/references.bib``."""
     options_type: ClassVar[type[Group]] = Group
     sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block",)
     """Parts sent for a block: vectors of its length, and single numbers; a vector comes first."""

@@ -35,6 +35,7 @@ class SGPRule(GossipRule):
 
     name: ClassVar[str] = "sgp"
     paper: ClassVar[str] = "Assran et al., ICML 2019"
+    references: ClassVar[tuple[str, ...]] = ("assran2019stochastic",)
     sends: ClassVar[tuple[Literal["block", "number"], ...]] = ("block", "number")
     momentum: ClassVar[Literal["round", "kept", "own"]] = "kept"
     linear: ClassVar[bool] = True

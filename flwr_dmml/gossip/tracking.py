@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .aggregation.mean import Mean
 from .rule import GossipRule, Mix, State
 
 
@@ -46,7 +47,8 @@ def exchanged(mix: Mix, i: int, before: tuple[Tensor, Tensor] | None = None) -> 
 
     Of what is late, v_k is what the device itself sent in that round: ``before`` is that of one
     round ago, ``[rows, length]``, and whether it had trained then, ``[rows, 1]``. What is later
-    than that does not count; without ``before`` nothing may be late.
+    than that does not count; without ``before`` nothing may be late. A rule that is not the mean
+    judges copies by where the device itself is, so it is given them as they lie around it.
     """
     own, trained = mix.own[i][:, None], mix.own[-1]
     pairs = mix.weights[:, 1:] * mix.near[-1][:, :, 0]  # [rows, neighbours]
@@ -56,5 +58,8 @@ def exchanged(mix: Mix, i: int, before: tuple[Tensor, Tensor] | None = None) -> 
         trained = torch.where(then, before[1], trained * (mix.late == 0))
     pairs = pairs * trained
     weights = torch.cat([1 - pairs.sum(dim=1, keepdim=True), pairs], dim=1)
-    nothing = torch.zeros_like(mix.own[i])
-    return replace(mix, own=(nothing,), near=(mix.near[i] - own,), weights=weights)(0)
+    away, centre = mix.near[i] - own, torch.zeros_like(mix.own[i])
+    if not isinstance(mix.aggregate, Mean):
+        centre = mix.own[i]
+        away = away + centre[:, None]
+    return replace(mix, own=(centre,), near=(away,), weights=weights)(0) - centre

@@ -80,11 +80,11 @@ class Trial:
         """
         near, row = _lists(weights)
         own = self._sent or (self.x, *(self._nothing(kind) for kind in self.rule.sends[1:]))
+        if not self._sent:  # nobody has published yet
+            row = torch.zeros_like(row)
+            row[:, 0] = 1
         there = (row[:, 1:] > 0)[:, :, None]
-        came = tuple(_received(sent, near) * there for sent in own) if self._sent else ()
-        if not came:  # nobody has published yet
-            near = near[:, :0]
-            row, came = torch.ones_like(row[:, :1]), tuple(_received(v, near) for v in own)
+        came = tuple(_received(sent, near) * there for sent in own)
         if self.rule.addressed:  # nothing is sent to oneself
             own = (self.x, *(self._nothing(kind) for kind in self.rule.sends[1:]))
         weights = self.rule.weigh(row, came)

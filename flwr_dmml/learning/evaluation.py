@@ -13,6 +13,8 @@ from .label_shares import LabelShares
 Scores = Callable[[Mapping[str, Tensor], Sequence[tuple[str, ...]]], list[Tensor]]
 """(inputs by modality, subsets of these) -> logits ``[batch, classes]`` from each subset."""
 
+EVALUATION = ("test.", "validation.")
+"""Prefixes of metrics that were measured on the model that the round before has left."""
 NOTHING = -1
 """In the place of a class, where a sample has no modality to predict it from."""
 SHIFTED = ()

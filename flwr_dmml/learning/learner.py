@@ -31,7 +31,8 @@ from ..payload.routing import averaged, brought, by_courier, passed_on
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
-from .evaluation import accuracy_metrics
+from .evaluated import BEST, Evaluated
+from .evaluation import EVALUATION, accuracy_metrics
 from .forging import Forger
 from .label_shares import Correction, LabelShares
 from .mixing import Mixer, Taken, hooks
@@ -91,6 +92,8 @@ class Learner:
     """Name of the method in the run config."""
     paper: ClassVar[str] = "this project"
     """Where the method comes from."""
+    references: ClassVar[tuple[str, ...]] = ()
+    """Keys of its papers in ``flwr_dmml/references.bib``."""
     options_type: ClassVar[type[Options]] = Options
     communicates: ClassVar[bool] = True
     """False for a method without neighbours: nothing is routed or mixed."""
@@ -172,6 +175,7 @@ class Learner:
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
+        self._best: Evaluated | None = None
         self._noise_scales: dict[str, Tensor] = {}
         self._for_others: Payload = {}  # in this round, for others
         self._planned: tuple[Plan | None, dict[str, tuple[float, float]]] = None, {}
@@ -416,10 +420,14 @@ class Learner:
 
         Logits, or logarithms of probabilities: ``[batch, classes]``, the highest is predicted.
         """
-        model: nn.Module = self.model
+        model = self.predictor()
         if isinstance(model, ModalityModel):
             return model.logits(inputs, subsets)
         return [model({m: inputs[m] for m in subset}) for subset in subsets]
+
+    def predictor(self) -> nn.Module:
+        """Return what predicts: the model, set to how it does so now. It is what a run keeps."""
+        return self.model
 
     # ---- the round --------------------------------------------------------------------------
 
@@ -510,6 +518,29 @@ class Learner:
         if plan.evaluate:
             self.flat.attach()
             self.measured |= self.evaluate()
+            self._note_best(plan)
+
+    def _note_best(self, plan: Plan) -> None:
+        """Keep a copy of what was just evaluated if none so far was better, under ``keep-best``."""
+        found = self.measured.get("validation.accuracy")
+        if not self.settings.keep_best or found is None:
+            return
+        if found >= float(self.memory.get(BEST, -1.0)):
+            self.memory[BEST] = torch.tensor(found, dtype=torch.float64)
+            self._best = self.evaluated(plan)
+
+    def evaluated(self, plan: Plan) -> Evaluated:
+        """Return the model that a plan has evaluated, if it has trained nothing since."""
+        self.flat.attach()
+        weights = self.predictor().state_dict()
+        metrics = {k: v for k, v in self.measured.items() if k.startswith(EVALUATION)}
+        copies = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
+        return Evaluated(plan.server_round - 1, copies, metrics)
+
+    def take_best(self) -> Evaluated | None:
+        """Return the best model of all evaluations if it is newer than the last call."""
+        found, self._best = self._best, None
+        return found
 
     def remember(self, plan: Plan) -> None:
         """Keep where training begins, if this device does not train as much as the others."""
@@ -794,6 +825,7 @@ class Learner:
     def take_back(self, kept: Kept) -> None:
         """Go back to what was :meth:`kept`, after a round that failed."""
         self.optimizer_state, self.memory, labels, mixer, speeds, compressor = kept
+        self._best = None
         self.label_shares.load_state(labels)
         self.mixer.take_back(mixer)
         self.speedometer.load_state(speeds)
@@ -830,6 +862,7 @@ class Learner:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that :meth:`state` gave, or blocks to start from."""
+        self._best = None
         for name in self.flat.slices:
             if name in state:
                 self.flat.load(name, state[name])

@@ -8,7 +8,15 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 from ..base.machine import expanded
 from ..base.options import Group
 from ..data import LoadOptions, PartitionOptions
-from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
+from ..data.options import (
+    AudioOptions,
+    ImageOptions,
+    MissingOptions,
+    PublicOptions,
+    Scheme,
+    SeriesOptions,
+    Standardise,
+)
 from ..energy.options import AllocationOptions, EnergyOptions
 from ..gossip.aggregation.rule import ASSUMED
 from ..gossip.attacks import AttackOptions
@@ -140,13 +148,19 @@ class DeviceSettings(Group):
     data_cache: bool = Field(
         True, description="keep what has been read and transformed (flwr-dmml cache shows it)"
     )
+    standardise: Standardise = Field(
+        "off",
+        description="auto: zero mean and unit variance for each channel of numbers, by the "
+        "training samples",
+    )
     snr_db: float = Field(0.0, ge=-40, le=80, description="signal-to-noise ratio of the audio, dB")
     image_visible: float = Field(
         1.0, gt=0, le=1, description="share of an image's rows, from the top, that is visible"
     )
-    partition: Literal["dirichlet", "iid", "natural", "own"] = Field(
+    partition: Scheme = Field(
         "dirichlet",
-        description="how samples are dealt to devices; own: what is in its data-path is a device's",
+        description="how samples are dealt to devices; natural-dirichlet: those of a person over "
+        "several; own: what is in its data-path is a device's",
     )
     alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
     samples_per_node: int = Field(0, ge=0, description="samples of a device; 0 shares out all")
@@ -213,6 +227,15 @@ class DeviceSettings(Group):
         "average: they send a mean of them; auto: as the method says",
     )
 
+    keep_models: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(
+        "auto",
+        description="keep every device's evaluated model as files; auto: in a simulation, if all "
+        "take up to 1 GiB",
+    )
+    keep_best: bool = Field(
+        False, description="keep the model of the highest validation accuracy as well"
+    )
+
     energy: EnergyOptions = EnergyOptions()
     allocation: AllocationOptions = AllocationOptions()
     public: PublicOptions = PublicOptions()
@@ -269,6 +292,7 @@ class DeviceSettings(Group):
                 series=self.series,
                 seed=self.seed,
                 cache=self.data_cache,
+                standardise=self.standardise,
                 own=self._of_dataset,
             ),
             num_nodes=self.num_nodes,

@@ -59,6 +59,7 @@ class Ccl(Learner):
 
     name: ClassVar[str] = "ccl"
     paper: ClassVar[str] = "Aketi and Roy, WACV 2024"
+    references: ClassVar[tuple[str, ...]] = ("aketi2024cross",)
     options_type: ClassVar[type[Options]] = CclOptions
     gossip: ClassVar[str] = QgDsgdmNRule.name
     stacks: ClassVar[bool] = True

@@ -243,3 +243,4 @@ class DmmlKd(GeneratorDistillation, Dmml):
 
     name: ClassVar[str] = "dmml-kd"
     paper: ClassVar[str] = "Yin, Chen and Tao, IEEE TMC 2024 (reconstruction)"
+    references: ClassVar[tuple[str, ...]] = ("yin2024knowledge",)

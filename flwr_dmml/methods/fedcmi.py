@@ -68,6 +68,7 @@ class FedCmi(Learner):
 
     name: ClassVar[str] = "fedcmi"
     paper: ClassVar[str] = "Fan et al., arXiv 2401.00894, 2024"
+    references: ClassVar[tuple[str, ...]] = ("fan2024balanced",)
     options_type: ClassVar[type[Options]] = FedCmiOptions
     stacks: ClassVar[bool] = True
     options: FedCmiOptions

@@ -39,5 +39,6 @@ class FedGen(GeneratorDistillation):
 
     name: ClassVar[str] = "fedgen"
     paper: ClassVar[str] = "Zhu, Hong and Zhou, ICML 2021"
+    references: ClassVar[tuple[str, ...]] = ("zhu2021data",)
     options_type: ClassVar[type[Options]] = FedGenOptions
     options: FedGenOptions

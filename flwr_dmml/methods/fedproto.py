@@ -53,6 +53,7 @@ class FedProto(Learner):
 
     name: ClassVar[str] = "fedproto"
     paper: ClassVar[str] = "Tan et al., AAAI 2022"
+    references: ClassVar[tuple[str, ...]] = ("tan2022fedproto",)
     options_type: ClassVar[type[Options]] = FedProtoOptions
     stacks: ClassVar[bool] = True
     options: FedProtoOptions

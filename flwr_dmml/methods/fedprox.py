@@ -36,6 +36,7 @@ class FedProx(Learner):
 
     name: ClassVar[str] = "fedprox"
     paper: ClassVar[str] = "Li et al., MLSys 2020"
+    references: ClassVar[tuple[str, ...]] = ("li2020federated",)
     options_type: ClassVar[type[Options]] = FedProxOptions
     stacks: ClassVar[bool] = True
     options: FedProxOptions

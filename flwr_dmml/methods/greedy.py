@@ -45,6 +45,7 @@ class Greedy(Learner):
 
     name: ClassVar[str] = "greedy"
     paper: ClassVar[str] = "Wu et al., ICML 2022"
+    references: ClassVar[tuple[str, ...]] = ("wu2022characterizing",)
     options_type: ClassVar[type[Options]] = GreedyOptions
     stacks: ClassVar[bool] = True
     options: GreedyOptions

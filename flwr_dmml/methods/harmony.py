@@ -62,6 +62,7 @@ class Harmony(Staged):
 
     name: ClassVar[str] = "harmony"
     paper: ClassVar[str] = "Ouyang et al., MobiSys 2023"
+    references: ClassVar[tuple[str, ...]] = ("ouyang2023harmony",)
     options_type: ClassVar[type[Options]] = HarmonyOptions
     own_weights: ClassVar[bool] = True
     options: HarmonyOptions

@@ -55,6 +55,7 @@ class Idkd(Kd):
 
     name: ClassVar[str] = "idkd"
     paper: ClassVar[str] = "Ravikumar et al., TMLR 2024"
+    references: ClassVar[tuple[str, ...]] = ("ravikumar2024homogenizing",)
     options_type: ClassVar[type[Options]] = IdkdOptions
     options: IdkdOptions
 

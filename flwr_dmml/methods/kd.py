@@ -80,6 +80,7 @@ class Kd(Learner):
 
     name: ClassVar[str] = "kd"
     paper: ClassVar[str] = "baseline of Ravikumar et al., TMLR 2024"
+    references: ClassVar[tuple[str, ...]] = ("ravikumar2024homogenizing",)
     gossip: ClassVar[str] = "qg-dsgdm-n"
     options_type: ClassVar[type[Options]] = KdOptions
     stacks: ClassVar[bool] = True

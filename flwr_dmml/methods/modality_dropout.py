@@ -33,6 +33,7 @@ class ModalityDropout(Learner):
 
     name: ClassVar[str] = "modality-dropout"
     paper: ClassVar[str] = "Neverova et al., IEEE TPAMI 2016"
+    references: ClassVar[tuple[str, ...]] = ("neverova2016moddrop",)
     options_type: ClassVar[type[Options]] = ModalityDropoutOptions
     options: ModalityDropoutOptions
 

@@ -97,6 +97,7 @@ class ModalityMirror(Staged):
 
     name: ClassVar[str] = "modality-mirror"
     paper: ClassVar[str] = "Feng et al., NOSSDAV 2025 (reconstruction)"
+    references: ClassVar[tuple[str, ...]] = ("feng2025modalitymirror",)
     options_type: ClassVar[type[Options]] = MirrorOptions
     stacks: ClassVar[bool] = True
     options: MirrorOptions

@@ -49,6 +49,7 @@ class Moon(Learner):
 
     name: ClassVar[str] = "moon"
     paper: ClassVar[str] = "Li, He and Song, CVPR 2021"
+    references: ClassVar[tuple[str, ...]] = ("li2021model",)
     options_type: ClassVar[type[Options]] = MoonOptions
     stacks: ClassVar[bool] = True
     options: MoonOptions

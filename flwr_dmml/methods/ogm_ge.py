@@ -49,6 +49,7 @@ class OgmGe(Learner):
 
     name: ClassVar[str] = "ogm-ge"
     paper: ClassVar[str] = "Peng et al., CVPR 2022"
+    references: ClassVar[tuple[str, ...]] = ("peng2022balanced",)
     options_type: ClassVar[type[Options]] = OgmGeOptions
     stacks: ClassVar[bool] = True
     options: OgmGeOptions

@@ -16,6 +16,7 @@ class DPSGD(Learner):
     name: ClassVar[str] = "dpsgd"
     gossip: ClassVar[str] = DPSGDRule.name
     paper: ClassVar[str] = DPSGDRule.paper
+    references: ClassVar[tuple[str, ...]] = DPSGDRule.references
 
 
 class DSGDm(Learner):
@@ -24,6 +25,7 @@ class DSGDm(Learner):
     name: ClassVar[str] = "dsgdm"
     gossip: ClassVar[str] = DSGDmRule.name
     paper: ClassVar[str] = DSGDmRule.paper
+    references: ClassVar[tuple[str, ...]] = DSGDmRule.references
 
 
 class QgDsgdm(Learner):
@@ -32,6 +34,7 @@ class QgDsgdm(Learner):
     name: ClassVar[str] = "qg-dsgdm"
     gossip: ClassVar[str] = QgDsgdmRule.name
     paper: ClassVar[str] = QgDsgdmRule.paper
+    references: ClassVar[tuple[str, ...]] = QgDsgdmRule.references
 
 
 class QgDsgdmN(Learner):
@@ -40,6 +43,7 @@ class QgDsgdmN(Learner):
     name: ClassVar[str] = "qg-dsgdm-n"
     gossip: ClassVar[str] = QgDsgdmNRule.name
     paper: ClassVar[str] = QgDsgdmNRule.paper
+    references: ClassVar[tuple[str, ...]] = QgDsgdmNRule.references
 
 
 class D2(Learner):
@@ -48,6 +52,7 @@ class D2(Learner):
     name: ClassVar[str] = "d2"
     gossip: ClassVar[str] = D2Rule.name
     paper: ClassVar[str] = D2Rule.paper
+    references: ClassVar[tuple[str, ...]] = D2Rule.references
 
 
 class RelaySGD(Learner):
@@ -56,3 +61,4 @@ class RelaySGD(Learner):
     name: ClassVar[str] = "relaysgd"
     gossip: ClassVar[str] = RelaySGDRule.name
     paper: ClassVar[str] = RelaySGDRule.paper
+    references: ClassVar[tuple[str, ...]] = RelaySGDRule.references

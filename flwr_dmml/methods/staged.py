@@ -1,12 +1,11 @@
 """The base of methods in stages: a network of each modality first, then a fusion of them."""
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
@@ -25,9 +24,9 @@ class Staged(Learner):
     that lacks a modality is fused without it. What a stage leaves alone is not sent in it: such a
     block travels as an empty vector, and is not mixed.
 
-    A modality alone is predicted by its own network; several by the fusion network once one has
-    been published, and before that by the mean of their networks' softmaxes. Training speeds are
-    those of f, which stand still while f' trains. ``modality-loss`` has no effect.
+    Several modalities are predicted by the fusion network once one has been published
+    (:class:`~flwr_dmml.models.ModalityNetworks`). Training speeds are those of f, which stand still
+    while f' trains. ``modality-loss`` has no effect.
     """
 
     options_type: ClassVar[type[Options]] = StagedOptions
@@ -93,15 +92,7 @@ class Staged(Learner):
         self.memory["stage"] = torch.tensor([STAGES.index(self.stage)])
         return blocks
 
-    def scores(
-        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
-    ) -> list[Tensor]:
-        """Return logits ``[batch, classes]`` from each subset of the modalities alone."""
-        own = {m: F.softmax(logits, dim=1) for m, logits in self.model.alone(inputs).items()}
-
-        def of(subset: tuple[str, ...]) -> Tensor:
-            if len(subset) > 1 and self.published != UNI_MODAL:
-                return self.model.fused({m: inputs[m] for m in subset})
-            return torch.stack([own[m] for m in subset]).mean(dim=0).log()
-
-        return [of(subset) for subset in subsets]
+    def predictor(self) -> ModalityNetworks:
+        """Return the networks, set to what has been published."""
+        self.model.predicts_fused = self.published != UNI_MODAL
+        return self.model

@@ -1,5 +1,6 @@
 """Encoders, the decomposed classifier and the generator."""
 
+from .architecture import Architecture, architecture_of
 from .base import ModalityModel
 from .decomposed import DecomposedClassifier, Features, Fusion
 from .encoders import ENCODERS, IMAGE_ENCODERS, EncoderChoice, make_encoder
@@ -10,6 +11,7 @@ from .two_projector import Projections, TwoProjectorClassifier
 __all__ = [
     "ENCODERS",
     "IMAGE_ENCODERS",
+    "Architecture",
     "DecomposedClassifier",
     "EncoderChoice",
     "Features",
@@ -21,6 +23,7 @@ __all__ = [
     "ModalityNetworks",
     "Projections",
     "TwoProjectorClassifier",
+    "architecture_of",
     "draw_labels",
     "make_encoder",
     "train_generators",

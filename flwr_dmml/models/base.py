@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from .by_name import ByName
+
 
 class ModalityModel(nn.Module, ABC):
     """A model that knows its blocks, and predicts from any subset of its modalities.
 
     Attributes
     ----------
-    encoders : nn.ModuleDict
+    encoders : ByName
         By modality.
     """
 
-    encoders: nn.ModuleDict
+    encoders: ByName
 
     @abstractmethod
     def blocks(self) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
+from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode
 
@@ -76,7 +77,8 @@ class DecomposedClassifier(ModalityModel):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.common_dim = common_dim
+        self.common_dim, self.specific_dim = common_dim, specific_dim
+        self.choice, self.fusion = choice, fusion
         detached = fusion == "detached" and len(modalities) > 1
 
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
@@ -86,9 +88,9 @@ class DecomposedClassifier(ModalityModel):
 
             fresh("head.common")
             self.head_common = Linear(common_dim, num_classes)
-            self.encoders = nn.ModuleDict()
-            self.heads = nn.ModuleDict()
-            self.fusers = nn.ModuleDict()
+            self.encoders = ByName()
+            self.heads = ByName()
+            self.fusers = ByName()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 width = common_dim + specific_dim

@@ -6,10 +6,12 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
+from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode
 
@@ -24,7 +26,7 @@ class FusionHead(nn.Module):
     def __init__(self, modalities: Sequence[str], width: int, num_classes: int) -> None:
         super().__init__()
         layers = {m: Linear(width, num_classes, bias=False) for m in modalities}
-        self.layers = nn.ModuleDict(layers)
+        self.layers = ByName(layers)
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -39,6 +41,9 @@ class ModalityNetworks(ModalityModel):
     The networks share no parameter: ``h_m(f_m(x_m))`` of each modality m by itself, and
     ``h([f'_1(x_1); ...; f'_M(x_M)])`` with encoders f' of its own. A device with one modality has
     no fusion network.
+
+    A modality alone is predicted by its own network; several by the fusion network, or before it
+    is trained by the mean of their networks' softmaxes.
 
     Parameters
     ----------
@@ -68,12 +73,15 @@ class ModalityNetworks(ModalityModel):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.every, self.width, self.choice = tuple(every), width, choice
+        self.predicts_fused = False
+        """Whether the fusion network is trained, and predicts from several modalities."""
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
 
             def fresh(name: str) -> None:
                 torch.default_generator.manual_seed(derive_seed(seed, "init", name))
 
-            self.encoders, self.heads = nn.ModuleDict(), nn.ModuleDict()
+            self.encoders, self.heads = ByName(), ByName()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 self.encoders[name] = make_encoder(modality, width, choice)
@@ -112,3 +120,20 @@ class ModalityNetworks(ModalityModel):
         features = {m: encode(self.fusion_encoders[m], x) for m, x in inputs.items()}
         logits: Tensor = self.fusion_head(features)
         return logits
+
+    def logits(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return logarithms of probabilities or logits ``[batch, classes]`` from each subset."""
+        own = {m: F.softmax(logits, dim=1) for m, logits in self.alone(inputs).items()}
+
+        def of(subset: tuple[str, ...]) -> Tensor:
+            if len(subset) > 1 and self.predicts_fused:
+                return self.fused({m: inputs[m] for m in subset})
+            return torch.stack([own[m] for m in subset]).mean(dim=0).log()
+
+        return [of(subset) for subset in subsets]
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Classify inputs of any non-empty subset of the modalities: ``[batch, classes]``."""
+        return self.logits(inputs, [tuple(inputs)])[0]

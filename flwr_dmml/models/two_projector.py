@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..base.seeding import derive_seed
 from ..data import Modality
 from .base import ModalityModel
+from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode, linear
 
@@ -75,6 +76,7 @@ class TwoProjectorClassifier(ModalityModel):
     ) -> None:
         super().__init__()
         self.slots, self.fill, self.train_filled = tuple(slots), fill, train_filled
+        self.width, self.choice = width, choice
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
 
             def fresh(name: str) -> None:
@@ -82,8 +84,8 @@ class TwoProjectorClassifier(ModalityModel):
 
             fresh("fusion")
             self.fusion = Linear(len(self.slots) * width, num_classes)
-            self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
-            self.heads = nn.ModuleDict()
+            self.encoders, self.projectors = ByName(), ByName()
+            self.heads = ByName()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")
                 self.encoders[name] = make_encoder(modality, width, choice)

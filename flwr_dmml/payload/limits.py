@@ -18,7 +18,7 @@ class Limits:
     Attributes
     ----------
     blocks : mapping of str to int
-        Length of every block of the run, whoever owns it.
+        Length of every block of the device, and of those that others share.
     copies : int
         How often a payload may hold a block: its own, those addressed to one recipient each, those
         carried for others.
@@ -51,7 +51,7 @@ class Limits:
             length = self.blocks[block]
             most, what = self._bytes(length), f"the block has {length} numbers"
         else:
-            return "is a block that no device of the run has"
+            return "is a block that no two devices of the run have"
         return f"has {num_bytes} bytes, allowed are {most}: {what}" if num_bytes > most else None
 
     def _bytes(self, length: int) -> int:

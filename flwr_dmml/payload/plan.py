@@ -129,6 +129,9 @@ class Plan:
         Whether this round trains nothing and publishes the blocks as they are: the final merge.
     merged : bool
         Whether what has come was published so.
+    hand_over : bool
+        Whether the reply is to hold the models that are to be kept, see
+        :func:`~flwr_dmml.clients.models.models_of`: a simulation asks for them.
     sent : Plan or None
         The plan as it would be if no message had been lost; None where none has been. The node is
         not told.
@@ -153,6 +156,7 @@ class Plan:
     resend: tuple[int, ...] = ()
     merges: bool = False
     merged: bool = False
+    hand_over: bool = False
     sent: "Plan | None" = None
 
     @property

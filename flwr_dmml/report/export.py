@@ -1,4 +1,4 @@
-"""Figures as SVG or PNG files, drawn by kaleido in a Chrome without a window."""
+"""Figures as PDF, SVG or PNG files, drawn by kaleido in a Chrome without a window."""
 
 import re
 from collections.abc import Sequence
@@ -14,17 +14,19 @@ NEEDS_CHROME = f"figures as files need Chrome or Chromium: {CHROME}"
 WIDTH, SCALE = 720, 2  # pixels of a figure, and how many of a PNG's for each
 
 
-def export_figures(sections: Sequence[Section], folder: Path, form: Literal["svg", "png"]) -> int:
+def export_figures(
+    sections: Sequence[Section], folder: Path, form: Literal["pdf", "svg", "png"]
+) -> int:
     """Write the figures of a report in the light theme, and return how many there were.
 
     Parameters
     ----------
     sections : sequence of Section
-        From :func:`.run_sections.report_sections`.
+        From :func:`.run_sections.report_sections` or :func:`.comparison_page.comparison_sections`.
     folder : Path
         Made if need be; a figure's name is its file's.
-    form : {"svg", "png"}
-        SVG for print, PNG at twice the pixels.
+    form : {"pdf", "svg", "png"}
+        PDF and SVG for print, PNG at twice the pixels.
 
     Raises
     ------

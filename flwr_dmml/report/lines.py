@@ -52,9 +52,10 @@ class Confusion(BaseModel):
 
 
 class RunInfo(BaseModel):
-    """``run.json``: when, with which versions and from which revision a run was made."""
+    """``run.json``: when and how a run was made, with which versions and from which revision."""
 
     created: str = ""
+    command: str | None = None
     versions: dict[str, str] = {}
     git: dict[str, Any] | None = None
     platform: str = ""

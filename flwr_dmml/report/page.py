@@ -107,8 +107,8 @@ def _part(part: Part) -> str:
     )
 
 
-def write_page(path: Path, html: str) -> None:
-    """Write a page, and the folders above it; a reader never sees half of it."""
+def write_page(path: Path, text: str) -> None:
+    """Write a page or a table, and the folders above it; a reader never sees half of it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, html)
+    write_whole(path, text)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -33,51 +33,83 @@ class Figure:
 
 @dataclass
 class Table:
-    """A table of text; the first cell of a row is its header."""
+    """A table of text; the first cell of a row is its header.
+
+    ``bold`` names cells by row and column; ``spans`` are headings over all columns but the first:
+    each a text and over how many of them.
+    """
 
     name: str
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: bool = True  # right-aligned but for the first column
+    bold: Set[tuple[int, int]] = frozenset()
+    spans: Sequence[tuple[str, int]] = ()
+
+    def _cells(self, text: Callable[[str], str], bold: str) -> list[list[str]]:
+        """Return the rows as a format writes them, ``{}`` in ``bold`` standing for a cell."""
+        return [
+            [
+                bold.format(text(cell)) if (i, j) in self.bold else text(cell)
+                for j, cell in enumerate(row)
+            ]
+            for i, row in enumerate(self.rows)
+        ]
 
     def to_html(self) -> str:
         """Return the table in a box that scrolls sideways by itself."""
+        over = "".join(
+            f'<th scope="colgroup" colspan="{count}">{escape(text)}</th>'
+            for text, count in self.spans
+        )
+        over = f'<tr class="over"><td></td>{over}</tr>' if self.spans else ""
         head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.head)
         body = "".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+            f'<tr><th scope="row">{first}</th>'
+            + "".join(f"<td>{cell}</td>" for cell in others)
             + "</tr>"
-            for row in self.rows
+            for first, *others in self._cells(escape, "<strong>{}</strong>")
         )
         name = escape(self.name)
         return (
             f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}-caption">'
             f'<table id="{name}" class="{"numbers" if self.numeric else "words"}">'
             f'<caption id="{name}-caption">{escape(self.caption)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<thead>{over}<tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
     def to_markdown(self) -> str:
         """Return a GitHub-flavoured Markdown table, the caption above it."""
+        over = ["", *(f"{text}: " for text, count in self.spans for _ in range(count))]
+        over = over if self.spans else [""] * len(self.head)
+        head = [_markdown(a + b) for a, b in zip(over, self.head, strict=True)]
         rule = [":--", *("--:" if self.numeric else ":--" for _ in self.head[1:])]
-        cells = [_markdown_row(self.head), "| " + " | ".join(rule) + " |"]
-        cells += [_markdown_row(row) for row in self.rows]
-        return f"{_markdown(self.caption)}\n\n" + "\n".join(cells) + "\n"
+        lines = [head, rule, *self._cells(_markdown, "**{}**")]
+        rows = [f"| {' | '.join(line)} |" for line in lines]
+        return f"{_markdown(self.caption)}\n\n" + "\n".join(rows) + "\n"
 
     def to_latex(self) -> str:
         r"""Return a LaTeX ``table`` environment; its rules need ``\usepackage{booktabs}``."""
         columns = "l" + ("r" if self.numeric else "l") * (len(self.head) - 1)
+        over, rules, first = [""], [], 2
+        for text, count in self.spans:
+            over.append(rf"\multicolumn{{{count}}}{{c}}{{{latex(text)}}}")
+            rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
+            first += count
         lines = [
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_latex(self.caption)}}}",
+            r"\small",
+            rf"\caption{{{latex(self.caption)}}}",
+            rf"\label{{tab:{self.name}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(map(_latex, self.head)) + r" \\",
+            *([" & ".join(over) + r" \\", " ".join(rules)] if self.spans else []),
+            " & ".join(map(latex, self.head)) + r" \\",
             r"\midrule",
-            *(" & ".join(map(_latex, row)) + r" \\" for row in self.rows),
+            *(" & ".join(row) + r" \\" for row in self._cells(latex, r"\textbf{{{}}}")),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -180,10 +212,6 @@ def _markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_markdown, cells)) + " |"
-
-
 _LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -192,10 +220,12 @@ _LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    "\N{MINUS SIGN}": r"$-$",
     '"': "''",
     "\n": " ",
 }
 
 
-def _latex(text: str) -> str:
+def latex(text: str) -> str:
+    """Return text with the characters replaced that mean something to LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)

@@ -238,6 +238,8 @@ def _optional(path: Path, model: type[_Model]) -> _Model | None:
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Read run folders and folders that hold many, each run once.
 
+    Those of one folder come in the order in which they were made, as a sweep has it.
+
     Returns
     -------
     tuple of list of Run and list of str
@@ -256,9 +258,12 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         found = find_runs(path)
         if not found:
             raise ReportError(f"{path}: neither a run folder nor a folder that holds runs")
+        inside: list[Run] = []
         for folder in found:
             if folder != path and not any(folder.glob("*/metrics.jsonl")):
                 skipped.append(f"{folder.name}: left out, it has not finished a round")
             elif folder.resolve() not in runs:
-                runs[folder.resolve()] = read_run(folder)
+                inside.append(read_run(folder))
+        inside.sort(key=lambda run: run.info.created if run.info else "")
+        runs |= {run.path: run for run in inside}
     return list(runs.values()), skipped

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from ..tracking.records import RoundRecord
+from ..tracking.tables import ONE_SEED
 from . import curves, maps, summary
 from .parts import Cards, Figure, Part, Section
 from .reading import MethodRun, Run
@@ -20,11 +21,12 @@ def report_sections(run: Run) -> list[Section]:
     methods = run.methods
     changed, usual = summary.settings(run.config)
     troubles = [table for table in (summary.failures(run), summary.claims(run)) if table]
+    lead = "At the last evaluated round. Joules, seconds and bytes count all devices and rounds."
     found = [
         Section(
             "headline",
             "Headline numbers",
-            "At the last evaluated round. Joules, seconds and bytes count all devices and rounds.",
+            f"{lead} {ONE_SEED}" if len(methods) > 1 else lead,
             [Cards(summary.headline(run)), summary.final_accuracies(run)],
         ),
         *_accuracy(run),

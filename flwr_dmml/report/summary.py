@@ -189,13 +189,13 @@ def settings(config: Mapping[str, Any]) -> tuple[Table, Folded]:
     changed, usual = [], []
     for key, value in sorted(config.items()):
         if key not in known:
-            changed.append([key, _shown(value), "-", "not known to this version"])
+            changed.append([key, shown(value), "-", "not known to this version"])
             continue
         default, meaning = known[key]
         if value == default and isinstance(value, bool) == isinstance(default, bool):
-            usual.append([key, _shown(value), meaning])
+            usual.append([key, shown(value), meaning])
         else:
-            changed.append([key, _shown(value), _shown(default), meaning])
+            changed.append([key, shown(value), shown(default), meaning])
     caption = f"Settings that differ from the defaults ({len(changed)} of {len(config)})"
     head = ["setting", "value", "default", "meaning"]
     first = Table("settings", caption, head, changed, numeric=False)
@@ -205,15 +205,17 @@ def settings(config: Mapping[str, Any]) -> tuple[Table, Folded]:
     return first, Folded(f"{len(usual)} settings at their defaults", rest)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a setting's value as text: two quotes for an empty string."""
     return '""' if value == "" else value if isinstance(value, str) else json.dumps(value)
 
 
 def provenance(run: Run) -> Table:
-    """Return where the run is from: seed, time, versions, revision."""
-    rows = [["seed", _shown(run.config.get("seed", "-"))], ["folder", run.name]]
+    """Return where the run is from: seed, time, command, versions, revision."""
+    rows = [["seed", shown(run.config.get("seed", "-"))], ["folder", run.name]]
     if run.info:
         rows += [["created", run.info.created or "-"], ["platform", run.info.platform or "-"]]
+        rows += [["command", run.info.command]] if run.info.command else []
         rows += [[name, version] for name, version in run.info.versions.items()]
         git = run.info.git
         dirty = " with uncommitted changes" if git and git.get("dirty") else ""

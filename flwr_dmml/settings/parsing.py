@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from ..base.errors import MethodError, SettingsError
 from ..base.machine import expanded
 from ..base.options import Group, kebab
+from ..base.overrides import with_overrides
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..gossip.aggregation.nnm import NNM
@@ -71,6 +72,7 @@ def parse_settings(
     """
     problems: list[str] = []
     common: dict[str, Any] = {}
+    run_config = with_overrides(run_config)
     named = _of_named(run_config, parts)
     if taken := named.keys() & parts.prefixes.keys():
         raise MethodError(f"the data set or topology {min(taken)!r} has the name of another prefix")
@@ -239,10 +241,21 @@ def _validate(
                 hint = f"did you mean '{prefix}{close[0]}'?" if close else known
                 problems.append(f"{key} = {item['input']!r}: unknown setting; {hint}")
             elif item["loc"]:
-                problems.append(f"{key} = {item['input']!r}: {what}")
+                spelling = _spelling(key, item["type"], item["input"])
+                problems.append(f"{key} = {item['input']!r}: {what}{spelling}")
             else:  # a rule between several options of one method
                 problems.append(f"{prefix.rstrip('.')}: {what}")
         return None
+
+
+def _spelling(key: str, wrong: str, value: object) -> str:
+    """Return how a value is written that has another type than the setting, if that can be told."""
+    if wrong == "string_type" and isinstance(value, bool | int | float):
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        return f'; a text needs quotes: {key} = "{text}", or --set {key}=\'"{text}"\''
+    if wrong.startswith("bool") and str(value).lower() in ("true", "false"):
+        return f"; write {key} = {str(value).lower()}"
+    return ""
 
 
 def _conflicts(settings: Settings, parts: Parts) -> list[str]:
@@ -265,10 +278,10 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
         )
     try:
         dataset = find_dataset(settings.dataset)
-        if settings.partition == "natural" and not dataset.natural_ids:
+        if settings.partition.startswith("natural") and not dataset.natural_ids:
             problems.append(
-                f"partition = 'natural': the data set '{dataset.name}' has no natural ids; "
-                "allowed with it: dirichlet, iid"
+                f"partition = '{settings.partition}': the data set '{dataset.name}' has no natural "
+                "ids; allowed with it: dirichlet, iid"
             )
         options = settings.partition_options()
         available = dataset.modalities_of(options.load)

@@ -10,7 +10,7 @@ from ..base.options import Group
 from ..data.options import AudioOptions, ImageOptions, MissingOptions, PublicOptions, SeriesOptions
 from ..energy.options import AllocationOptions, EnergyOptions, WirelessOptions
 from ..gossip.attacks import AttackOptions
-from ..graph.topology import Topology, make_topology
+from ..graph.topology import SHARED, Topology, make_topology
 from ..learning.settings import DeviceSettings
 from ..payload.options import ExchangeOptions
 
@@ -26,6 +26,10 @@ def _devices(value: object) -> object:
     if whole or (isinstance(value, float) and 0 < value <= 1):
         return value
     raise ValueError("must be a whole number, at least 1, or a share: above 0.0, at most 1.0")
+
+
+OF_TOPOLOGY = {name: f"topology_{'file' if name == 'path' else name}" for name in SHARED}
+"""The settings that fill fields of topologies, by field."""
 
 
 class Settings(DeviceSettings):
@@ -84,8 +88,13 @@ class Settings(DeviceSettings):
     run_dir: str = Field(RUNS, description="folder of the run folders")
     run_name: str = Field(
         "",
-        pattern=r"^([\w-][\w.-]*)?$",
+        pattern=r"^([\w-][\w.,+=-]*)?$",
         description="name of this run's folder; empty takes date and method",
+    )
+    overrides: str = Field(
+        "",
+        description="more settings, as 'alpha=0.1 topology=torus', for flwr run -c, which takes no "
+        "key that the app's pyproject.toml lacks",
     )
     track_with: str = Field(
         "", description="also write metrics to tensorboard, mlflow, wandb: 'tensorboard,mlflow'"
@@ -120,16 +129,10 @@ class Settings(DeviceSettings):
         TopologyError
             Unknown family or impossible parameters.
         """
-        return make_topology(
-            self.topology,
-            own=None if self._of_topology is None else self._of_topology.model_dump(),
-            degree=self.topology_degree,
-            probability=self.topology_probability,
-            path=expanded(self.topology_file),
-            side_m=self.topology_side_m,
-            range_m=self.topology_range_m,
-            directed=self.topology_directed,
-        )
+        given = {field: getattr(self, name) for field, name in OF_TOPOLOGY.items()}
+        own = None if self._of_topology is None else self._of_topology.model_dump()
+        given["path"] = expanded(self.topology_file)
+        return make_topology(self.topology, own=own, **given)
 
 
 GROUPS: dict[str, type[Group]] = {

@@ -4,7 +4,7 @@ from .app import make_server_app
 from .energy.energy_constrained import EnergyConstrained
 from .keeper import Keeper, ResumeError, RunStoppedError
 from .peer import PeerStrategy
-from .resuming import find_run, saved_config
+from .resuming import resumed_settings
 from .roster import NoDevicesError
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "PeerStrategy",
     "ResumeError",
     "RunStoppedError",
-    "find_run",
     "make_server_app",
-    "saved_config",
+    "resumed_settings",
 ]

@@ -186,6 +186,8 @@ def _run(
             liars=settings.attack.liars(settings.num_nodes, settings.seed),
             loss_rate=settings.loss_rate,
             merge=merge_of(settings),
+            keep_models=is_simulated(settings, grid)
+            and (settings.keep_models or settings.keep_best),
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         ends.begin(name, strategy)
@@ -210,13 +212,18 @@ def check_attack(settings: Settings, grid: Grid) -> None:
         The devices are not simulated, by an engine of this package or by Flower's.
     """
     attack = settings.attack
-    simulated = isinstance(grid, SimulationGrid) or settings.engine == "sharded" or _flowers_own()
-    if (attack.lies or attack.devices or attack.share) and not simulated:
+    lies = attack.lies or attack.devices or attack.share
+    if lies and not is_simulated(settings, grid):
         raise SettingsError(
             "the run config cannot work:\n  "
             f"attack.kind = {attack.kind!r}, attack.payload = {attack.payload!r}: attacks are for "
             "simulations, and these devices are real; leave attack.devices empty and attack.share 0"
         )
+
+
+def is_simulated(settings: Settings, grid: Grid) -> bool:
+    """Return whether the devices are simulated, by an engine of this package or by Flower's."""
+    return isinstance(grid, SimulationGrid) or settings.engine == "sharded" or _flowers_own()
 
 
 def _flowers_own() -> bool:

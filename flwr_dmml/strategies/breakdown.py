@@ -98,9 +98,9 @@ def told(
     when = " in round 1" * moving
     said = [f"Liars that {rule} can bear next to a device{when}: {each}" for each in found]
     if not any(any(each.liars.values()) for each in found):
+        does = "only drops what is out of reach" if rule.alone else "is the weighted mean"
         said.append(
-            f"{rule} is the weighted mean here: no device has enough neighbours to tell who lies; "
-            "add links"
+            f"{rule} {does} here: no device has enough neighbours to tell who lies; add links"
         )
     beyond = {
         p

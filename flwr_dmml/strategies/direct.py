@@ -10,7 +10,7 @@ from ..transport.messages import BLOCKS, LETTER_BYTES, PEERS, PLAN, join, write_
 from .exchange import Exchange
 from .logbook import Logbook
 from .reasons import ReplyError
-from .replies import Reply, told_bytes
+from .replies import Reply
 from .roster import Roster
 
 
@@ -53,7 +53,7 @@ class DirectExchange(Exchange):
             peers = sorted({n for plan in own for n in plan.neighbours})
             told = join(write_plan(plan, self._method) for plan in own)
             content = RecordDict({PLAN: ConfigRecord(told)})
-            content[BLOCKS] = ConfigRecord(dict(self._roster.block_lengths))
+            content[BLOCKS] = ConfigRecord(dict(self._shared))
             content[PEERS] = ConfigRecord({str(n): self._roster.members[n].address for n in peers})
             messages.append(self._message(partition, first.server_round, content, kind, initial))
         return messages
@@ -62,7 +62,7 @@ class DirectExchange(Exchange):
         for plan, account in zip(plans, reply.rounds, strict=True):
             if LETTER_BYTES not in account.metrics:
                 raise ReplyError(f"it lacks round {plan.server_round}")
-            told_bytes(account.metrics, int(account.metrics[LETTER_BYTES]))
+            self._told(partition, plan, account, int(account.metrics[LETTER_BYTES]))
 
     def trained(self, server_round: int, replies: Iterable[Message]) -> None:
         """Take note of what the devices have measured and sent in each round."""
@@ -80,7 +80,7 @@ class DirectExchange(Exchange):
                 self._logbook.mixed(t - 1, partition, account)
                 self._trained(t, partition, account.metrics)
                 sent = int(account.metrics[LETTER_BYTES])
-                size, labels = told_bytes(account.metrics, sent)
+                size, labels = self._told(partition, plans[partition], account, sent)
                 self._letters[partition], self._payloads[partition] = (sent, labels), size
             self._settle(t - 1, plans, there)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
+from ..clients.models import Models
 from ..learning.speedometer import NEAR
 from ..methods.soft_labels import LABELS
 from ..payload.plan import Plan
@@ -13,7 +14,15 @@ from ..transport import Relay, size_bytes
 from ..transport.arrays import serialised_bytes
 from ..transport.messages import INBOX, INITIAL, PLAN, write_plan
 from .logbook import Logbook
-from .replies import Reply, check_arrays, check_payload, most_bytes, read_reply
+from .replies import (
+    Account,
+    Reply,
+    check_arrays,
+    check_payload,
+    most_bytes,
+    read_reply,
+    told_bytes,
+)
 from .roster import Roster, require_some
 
 MakeExchange = Callable[[str, Roster, Logbook], "Exchange"]
@@ -37,12 +46,15 @@ class Exchange:
         self._method, self._roster, self._logbook = method, roster, logbook
         self._relay = Relay()
         self._most_bytes = most_bytes(roster.members.values())
+        self._shared = roster.shared_blocks
         self._rounds: list[Mapping[int, Plan]] = []  # of the messages that are out
         self._begun: set[int] = set()  # partitions that have answered once
         self.speeds: dict[int, dict[str, float]] = {}
         """Training speed of each modality around each device, by partition."""
         self.confusion: list[int] = []
         """At the end, of all devices together: true (rows) by predicted class, row by row."""
+        self.models: dict[int, Models] = {}
+        """Handed over by devices since they were last taken from here, by partition."""
 
     rounds_per_message: int = 1
     """Rounds that the devices run before they report."""
@@ -117,6 +129,20 @@ class Exchange:
     def _check_sizes(self, sizes: Mapping[str, int], partition: int, plan: Plan) -> None:
         check_payload(sizes, self._roster.members[partition], plan, self._most_bytes)
 
+    def _told(self, partition: int, plan: Plan, account: Account, sent: int) -> tuple[int, int]:
+        """Return the bytes of a payload that only its readers can open, and of labels in it.
+
+        ``sent`` bytes of it are there: it is without the blocks that nobody else has.
+
+        Raises
+        ------
+        ReplyError
+            The device does not tell, or what it tells cannot be.
+        """
+        blocks = self._roster.members[partition].blocks
+        alone = sum(self._most_bytes[block] for block in blocks if block not in self._shared)
+        return told_bytes(account.metrics, sent + alone * max(1, len(plan.recipients)))
+
     def _message(
         self,
         partition: int,
@@ -164,6 +190,8 @@ class Exchange:
     def _heard(self, mixed: int, partition: int, reply: Reply) -> None:
         self._logbook.notes(partition, reply.notes)
         self._logbook.mixed(mixed, partition, reply.rounds[0])
+        if reply.models:
+            self.models[partition] = reply.models
 
     def _trained(self, server_round: int, partition: int, metrics: Mapping[str, float]) -> None:
         self._logbook.node(server_round, partition).trained(metrics)

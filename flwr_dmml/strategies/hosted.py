@@ -102,7 +102,7 @@ class HostedExchange(Exchange):
         require_some(good, failed)
         self._begun |= set(good)
         for p, reply in good.items():
-            self._logbook.mixed(mixed, p, reply.rounds[0])
+            self._heard(mixed, p, reply)
             if not closing:
                 self._trained(server_round, p, reply.rounds[0].metrics)
         self._settle(mixed, plans, good)
@@ -133,7 +133,8 @@ class HostedExchange(Exchange):
             self._check_sizes(entries, partition, plan)
         metrics = check_metrics(reply.metrics, self._roster.modalities)
         account = Account(metrics, read_claims(reply.rejected, plan))
-        return Reply([account], NOTHING, [], check_confusion(reply.confusion, members[partition]))
+        confusion = check_confusion(reply.confusion, members[partition])
+        return Reply([account], NOTHING, [], confusion, reply.models)
 
     def _book(self, mixed: int, plans: Mapping[int, Plan]) -> None:
         """Note what of a round's payloads goes to whom, by the plans of the next one."""

@@ -1,6 +1,7 @@
 """Keeper of a run: stores on disk what resuming needs, and what the report shows."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -15,7 +16,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
-from ..base.files import sync_file, write_whole
+from ..base.files import sync_file, write_whole, writing
+from ..clients.models import FOLDER, Models
+from ..deploy.files import file_stem
 from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoints, digest
 from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
@@ -33,7 +36,7 @@ class ResumeError(UserError, ValueError):
 
 
 class Keeper:
-    """Writes down who takes part, checkpoints, and what is confused at the end, for one method.
+    """Writes who takes part, checkpoints, models, and what is confused at the end of a method.
 
     Parameters
     ----------
@@ -52,6 +55,7 @@ class Keeper:
     ) -> None:
         self.folder, self._every, self._stopping = folder, every, stopping
         self._metrics, self._timing = folder / "metrics.jsonl", folder / "timing.jsonl"
+        self._models = folder / FOLDER
         self._checkpoints = Checkpoints(folder / "checkpoints", keep)
 
     def begun(self, strategy: PeerStrategy) -> None:
@@ -61,6 +65,8 @@ class Keeper:
         """
         for path in (self._metrics, self._timing):
             _cut(path, 0)
+        with writing(self._models):
+            shutil.rmtree(self._models, ignore_errors=True)
         self._checkpoints.begin()
         members = strategy.roster.members
         about = {
@@ -80,6 +86,15 @@ class Keeper:
             ],
         }
         _write_json(self.folder / "devices.json", about)
+
+    def models(self, found: Mapping[int, Models]) -> None:
+        """Write down the models that devices have handed over (``models/device-003.*``)."""
+        if found:
+            with writing(self._models):
+                self._models.mkdir(exist_ok=True)
+        for partition, models in found.items():
+            for kept, files in models.items():
+                files.write(self._models / file_stem(partition, kept))
 
     def ended(self, strategy: PeerStrategy) -> None:
         """Write down which classes were taken for which at the end (``confusion.json``)."""

@@ -154,7 +154,7 @@ class _Hello(BaseModel):
         AfterValidator(_unique),
         Field(max_length=MOST_BLOCKS),
     ]
-    block_lengths: list[Annotated[Count, Field(ge=1)]]
+    block_lengths: list[Annotated[Bytes, Field(ge=1)]]  # a number takes a byte at least
     payload_bytes: Bytes
     block_bytes: list[Annotated[Bytes, Field(ge=1)]]
     block_digests: list[Name]

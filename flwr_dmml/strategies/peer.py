@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import networkx as nx
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from ..base.options import Group
+from ..clients.models import Models
 from ..energy.allocation import Allocation, RoundProblem
 from ..energy.ledger import Floats
 from ..engine.grid import SimulationGrid
@@ -39,6 +40,9 @@ from .planner import RoundPlanner
 from .reasons import join_reasons
 from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
 
+MODELS_BYTES = 1 << 30
+"""More of all devices' models are not kept unless that is asked for."""
+
 
 class RunKeeper(Protocol):
     """What keeps a run on disk, so that it can go on (:class:`~.keeper.Keeper`)."""
@@ -62,6 +66,9 @@ class RunKeeper(Protocol):
         last: bool = False,
     ) -> None:
         """Write a checkpoint if one is due after these rounds, or if it is the last chance to."""
+
+    def models(self, found: Mapping[int, Models]) -> None:
+        """Keep models that devices have handed over, by partition id."""
 
     def ended(self, strategy: "PeerStrategy") -> None:
         """Take note of the end."""
@@ -124,6 +131,9 @@ class PeerStrategy(Strategy):
         Probability that a message is lost, in [0, 1).
     merge : FinalMerge, optional
         What follows on the last round: all owners of a block average it.
+    keep_models : {"auto"} or bool (default: False)
+        Whether devices hand over their evaluated models, for the keeper; "auto" where all of them
+        take :data:`MODELS_BYTES`, or less.
     """
 
     def __init__(
@@ -151,6 +161,7 @@ class PeerStrategy(Strategy):
         liars: Collection[int] = (),
         loss_rate: float = 0.0,
         merge: FinalMerge | None = None,
+        keep_models: Literal["auto"] | bool = False,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -177,6 +188,7 @@ class PeerStrategy(Strategy):
         self._liars = frozenset(liars)
         self.trackers = tuple(trackers)
         self.keeper = keeper
+        self._keep_models = keep_models
         self._make_exchange = exchange
         self.planner = RoundPlanner(
             topology,
@@ -397,6 +409,7 @@ class PeerStrategy(Strategy):
             self.roster.members, last, self.trackers, self.planner.energy, self._liars
         )
         given = self.method, self.roster, self._logbook
+        self.planner.hand_over = self._models_wanted()
         devices = self._hosted(grid)
         self.exchange = (
             HostedExchange(*given, devices, grid.tell)
@@ -430,6 +443,7 @@ class PeerStrategy(Strategy):
                 replies = self.roster.send(grid, messages, timeout)
                 done = self.records[-1].round  # the last one of these messages
                 self.aggregate_train(before + 1, replies)
+            self._take_models()
             for record in self.records[before:]:
                 record.seconds = (time.monotonic() - begun) / (done - before)
             complete = self.records[max(0, before - 1) : -1]
@@ -453,6 +467,7 @@ class PeerStrategy(Strategy):
         else:
             closing = self.configure_evaluate(last, arrays, config, grid)
             self.aggregate_evaluate(last, self.roster.send(grid, closing, timeout))
+        self._take_models()
         self._complete(self.records[-1])
         if short := self._short():
             raise self._too_few(f"the last round, {last}", short)
@@ -462,6 +477,22 @@ class PeerStrategy(Strategy):
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
         return self._logbook.result()
+
+    def _models_wanted(self) -> bool:
+        """Return whether devices are to hand over their models; say so if they are too large."""
+        if self.keeper is None or self._keep_models != "auto":
+            return self.keeper is not None and bool(self._keep_models)
+        size = sum(4 * sum(m.blocks.values()) for m in self.roster.members.values())
+        if size <= MODELS_BYTES:
+            return True
+        text = "Models of %s devices take %.1f GB, and are not kept; keep-models = true keeps them"
+        log(INFO, text, len(self.roster.members), size / 1e9)
+        return False
+
+    def _take_models(self) -> None:
+        if self.keeper and self.exchange.models:
+            self.keeper.models(self.exchange.models)
+        self.exchange.models = {}
 
     def _say_who_may_lie(self) -> None:
         """Say how many liars the aggregation rule can bear on the graph of the first round."""

@@ -105,6 +105,8 @@ class RoundPlanner:
         self._merge = merge if communicates else None
         self.merging = 0
         """Rounds of the final merge, which follow on the last one that trains."""
+        self.hand_over = False
+        """Whether devices hand over their models."""
         self._couriers: Couriers | None = None
         if communicates and couriers != "off":
             self._couriers = Couriers(sealed=sealed, average=couriers == "average")
@@ -337,6 +339,7 @@ class RoundPlanner:
                 phase=phase,
                 merges=merges,
                 merged=mixed > self._num_rounds,
+                hand_over=self.hand_over,
                 recipients=recipients[p],
                 far=around[p].far,
                 carries=carrying.by.get(p, ()),
@@ -371,6 +374,7 @@ class RoundPlanner:
                 num_rounds=self._num_rounds,
                 budget_j=0.0,
                 far=near.far,
+                hand_over=self.hand_over,
             )
             for p, near in around.items()
         }

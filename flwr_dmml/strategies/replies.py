@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ..base.text import one_line
+from ..clients.models import HANDED_OVER, Models, read_models
 from ..learning.mixing import DROPPED
 from ..payload.blocks import STATISTICS, carried, is_carried, without_companion
 from ..payload.plan import Plan, mean_of
@@ -120,12 +121,15 @@ class Reply:
     confusion : list of int
         After the closing message: how often it takes each class for each, row by row; empty if it
         does not say.
+    models : dict of str to ModelFiles
+        That it hands over, where it was asked to.
     """
 
     rounds: list[Account]
     payload: ArrayRecord
     notes: list[str]
     confusion: list[int]
+    models: Models = field(default_factory=dict)
 
 
 def read_reply(
@@ -164,7 +168,9 @@ def read_reply(
         for numbers, report, plan in zip(metrics, reports, plans, strict=True)
     ]
     payload = content.array_records.get(PAYLOAD, ArrayRecord())
-    return Reply(rounds, payload, read_notes(content), check_confusion(counts, member))
+    told = payload, read_notes(content), check_confusion(counts, member)
+    asked = HANDED_OVER in content.config_records and plans[-1].hand_over
+    return Reply(rounds, *told, read_models(content.config_records[HANDED_OVER]) if asked else {})
 
 
 def check_metrics(metrics: Mapping[str, Any], modalities: Collection[str]) -> dict[str, float]:
@@ -308,9 +314,7 @@ def check_payload(
     """
     if problem := member.problem_with(sizes):
         raise ReplyError(problem)
-    mean = mean_of(member.partition_id)
-    others = [(block, there.origin) for there in plan.carries for block in there.blocks]
-    others += [(own.block, mean) for own in plan.averages]
+    others = _for_others(member, plan)
     brought = {without_companion(name) for name in sizes if is_carried(name)}
     if unasked := sorted(brought - {carried(*other) for other in others}):
         raise ReplyError(f"its payload carries {one_line(unasked[0], 60)}, which was not asked for")
@@ -319,11 +323,26 @@ def check_payload(
         raise ReplyError(
             f"its payload has {statistics} bytes of statistics; allowed: {STATISTICS_BYTES}"
         )
-    most = sum(most_bytes[block] for block in member.blocks) * max(1, len(plan.recipients))
-    most += sum(most_bytes[block] for block, _ in others)
+    most = most_in_all(member, plan, most_bytes)
     blocks = sum(sizes.values()) - statistics
     if blocks > most:
         raise ReplyError(f"the blocks in its payload have {blocks} bytes; allowed: {most}")
+
+
+def _for_others(member: Member, plan: Plan) -> list[tuple[str, int]]:
+    """Return blocks that a courier is to publish for others, each with its origin."""
+    mean = mean_of(member.partition_id)
+    found = [(block, there.origin) for there in plan.carries for block in there.blocks]
+    return [*found, *((own.block, mean) for own in plan.averages)]
+
+
+def most_in_all(member: Member, plan: Plan, most_bytes: Mapping[str, int]) -> int:
+    """Return more bytes than all blocks in a device's payload take, those of others included.
+
+    ``most_bytes`` may lack blocks of its own, which are then left out.
+    """
+    own = sum(most_bytes.get(block, 0) for block in member.blocks) * max(1, len(plan.recipients))
+    return own + sum(most_bytes[block] for block, _ in _for_others(member, plan))
 
 
 def most_bytes(members: Iterable[Member]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from ..base.errors import SettingsError
 from ..base.formats import parse_json
 from ..base.machine import expanded
-from ..settings import Parts
+from ..settings import Parts, Settings
 
 FREE = {
     "resume",
@@ -28,6 +28,7 @@ FREE = {
     "exchange.router",
     "exchange.multicast",
     "track-with",
+    "keep-models",
 }
 """Settings that may change when a run is resumed: the numbers do not depend on them."""
 
@@ -66,6 +67,27 @@ def saved_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not {"method", "compare-with"} <= config.keys():
         raise SettingsError(f"{file} does not hold the settings of a run: it names no method")
     return config
+
+
+def resumed_settings(
+    run: str, config: Mapping[str, Any], changed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of a run to go on with: its own, and on top what is changed.
+
+    Parameters
+    ----------
+    run : str
+        Its folder, or its name in the ``run-dir`` of ``config``.
+    config, changed : mapping
+        All settings as they are now, and those of them that are not the app's.
+
+    Raises
+    ------
+    SettingsError
+        There is no such run, or its settings cannot be read.
+    """
+    folder = find_run(run, str(config.get("run-dir", Settings().run_dir)))
+    return {**saved_config(folder), **changed, "resume": str(folder)}
 
 
 def check_unchanged(run: Path, config: Mapping[str, Any], parts: Parts) -> None:

@@ -1,6 +1,7 @@
 """Roster of a run: the handshake that maps Flower's node ids to partitions, and the members."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from logging import ERROR, INFO, WARNING
@@ -141,6 +142,12 @@ class Roster:
     def block_lengths(self) -> dict[str, int]:
         """Length of every block that a device has."""
         return {b: n for m in self.members.values() for b, n in m.blocks.items()}
+
+    @property
+    def shared_blocks(self) -> dict[str, int]:
+        """Length of every block that at least two devices have: the others are mixed by nobody."""
+        owners = Counter(b for m in self.members.values() for b in m.blocks)
+        return {b: n for b, n in self.block_lengths.items() if owners[b] > 1}
 
     def check_initial(self, payload: Payload) -> None:
         """Refuse blocks to start from that no device takes.

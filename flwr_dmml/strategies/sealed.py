@@ -9,14 +9,13 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from ..payload.plan import Plan
 from ..payload.routing import correspondents
-from ..transport.letter import MAX_LETTER
 from ..transport.messages import BLOCKS
 from ..transport.relay import size_bytes
 from ..transport.sealed import KEY, KEYS, OWN, SEALED, SESSION, part_of
 from .exchange import Exchange
 from .logbook import Logbook
 from .reasons import ReplyError
-from .replies import Reply, check_arrays, told_bytes
+from .replies import ALL_HEADERS, STATISTICS_BYTES, Reply, check_arrays, most_in_all
 from .roster import Roster
 
 
@@ -62,7 +61,7 @@ class SealedExchange(Exchange):
             if announced := self._roster.members[other].announced:
                 keys[str(other)] = announced
         content[KEYS] = keys
-        content[BLOCKS] = ConfigRecord(dict(self._roster.block_lengths))
+        content[BLOCKS] = ConfigRecord(dict(self._shared))
 
     def _bytes(self, sender: int, record: ArrayRecord) -> tuple[int, int]:
         return size_bytes(record), self._plain[sender][1]
@@ -72,9 +71,13 @@ class SealedExchange(Exchange):
         if SEALED not in reply.payload:
             raise ReplyError("its payload is not encrypted")
         there = size_bytes(reply.payload)
-        if there > MAX_LETTER:
-            raise ReplyError(f"its payload has {there} bytes; allowed: {MAX_LETTER}")
-        self._plain[partition] = told_bytes(reply.rounds[0].metrics, there)
+        (plan,) = plans
+        shared = {block: self._most_bytes[block] for block in self._shared}
+        most = most_in_all(self._roster.members[partition], plan, shared)
+        most += STATISTICS_BYTES + ALL_HEADERS
+        if there > most:
+            raise ReplyError(f"its payload has {there} bytes; allowed: {most}")
+        self._plain[partition] = self._told(partition, plan, reply.rounds[0], there)
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs besides the payloads, as JSON."""

@@ -10,14 +10,16 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from .pace import Pace
 from .records import RoundRecord
 
 _LEAST_FIRST = ("Mbit", "device s", "balance", "updates", "min", "battery", "joules")
 
 
 class LiveTable:
-    """Show every evaluated round in a table, above a bar for rounds and devices.
+    """Show every evaluated round in a table, above a bar for rounds, time left and devices.
 
     Columns: mean, lowest and each modality's accuracy; wall-clock seconds; kB sent by a device in
     the round; updates of each modality's encoder in the round; joules of the run, and the median
@@ -47,6 +49,7 @@ class LiveTable:
         self._columns: list[str] = []
         self._task: TaskID | None = None
         self._method, self._since, self._seconds = "", time.monotonic(), 0.0
+        self._pace = Pace(1)
         self._live = Live(console=console, auto_refresh=console.is_terminal, transient=False)
         self._drawn = console.is_terminal
 
@@ -96,18 +99,21 @@ class LiveTable:
             ]
             self._headers += ["updates", "joules", "battery", "balance", "device s", "Mbit"]
         self._method, self._since, self._seconds = method, time.monotonic(), 0.0
-        self._task = self._progress.add_task(method, total=num_rounds, note="")
+        self._pace = Pace(num_rounds)
+        self._task = self._progress.add_task(self._so_far, total=num_rounds, note="")
         self._draw()
 
     def run_shortened(self, num_rounds: int) -> None:
         """Shorten the bar."""
+        self._pace.total = num_rounds
         if self._task is not None:
-            self._progress.update(self._task, total=num_rounds)
+            self._progress.update(self._task, total=num_rounds, description=self._so_far)
 
     def round_ended(self, record: RoundRecord) -> None:
         """Advance the bar; add a row for an evaluated round."""
+        self._pace.advance()
         if self._task is not None:
-            self._progress.advance(self._task)
+            self._progress.update(self._task, advance=1, description=self._so_far)
         self._seconds += record.seconds
         if record.accuracy is not None:
             alone, updates = record.accuracy_by_modality, record.updates_by_modality
@@ -123,6 +129,10 @@ class LiveTable:
             self._rows.append(row)
         self._draw()
 
+    @property
+    def _so_far(self) -> str:
+        return f"{self._method}, {self._pace}"
+
     def _draw(self) -> None:
         if self._drawn:
             fitting = max(self._console.height - 8, 1)  # rich would cut the newest rows
@@ -133,7 +143,9 @@ class LiveTable:
         shown = self._fitting(rows, 2 * padding)
         table = Table(padding=(0, padding))
         for name in shown:
-            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+            table.add_column(
+                Text(name), justify="left" if name == "method" else "right", no_wrap=True
+            )
         for row in rows:
             cells = dict(zip(self._headers, row, strict=True))
             table.add_row(*(cells[name] for name in shown))

@@ -1,9 +1,13 @@
-"""Provenance of a run: versions, machine, and the state of the source."""
+"""Provenance of a run: its command, versions, machine, and the state of the source."""
 
 import platform
+import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("flwr-dmml", "flwr", "torch", "numpy", "cvxpy", "ray")
@@ -11,23 +15,43 @@ SCHEMA = 1
 
 
 def provenance(seed: object) -> dict[str, Any]:
-    """Return what goes into ``run.json``: schema, time (UTC), seed, versions, git, platform.
+    """Return what goes into ``run.json``.
 
-    ``git`` is that of the current folder: its revision, and whether tracked files were changed;
-    None outside of a repository.
+    Schema, time (UTC), command (:func:`command`), seed, versions, git and platform. ``git`` is that
+    of the current folder: its revision, and whether tracked files were changed; None outside of a
+    repository.
     """
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(sys.argv),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "git": _git(),
         "platform": platform.platform(),
     }
 
 
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
+def command(arguments: Sequence[str]) -> str | None:
+    """Return the ``flwr-dmml`` command that a process was started with, for a shell.
+
+    None of any other program: it is not known what its arguments mean, and those of Flower's
+    processes hold tokens.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The program and what follows it, as in ``sys.argv``.
+    """
+    program = Path(arguments[0]).parts
+    if program[-1:] == ("flwr-dmml",) or program[-3:] == ("flwr_dmml", "cli", "__main__.py"):
+        return shlex.join(["flwr-dmml", *arguments[1:]])
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this package and what the numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..learning.balance import balance_metric
+from ..learning.evaluation import EVALUATION
 
 MOST = 1e100
 """More than any number of a record: sums and products of them are finite."""
@@ -121,8 +122,6 @@ OPTIONAL = {
     "lying_neighbours", "dropped", "liars",
 }  # fmt: skip
 """What is left out of a line where there is nothing to say."""
-EVALUATION = ("test.", "validation.")
-"""Prefixes of metrics that were measured on the model that the round before has left."""
 
 
 def _unnamed(metrics: Mapping[str, float], *, evaluation: bool) -> dict[str, float]:

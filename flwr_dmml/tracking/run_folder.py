@@ -21,6 +21,16 @@ END = "end.json"
 """Of the run: how it ended; of a method, in its folder: what it has left, if it came to its end."""
 
 
+def folder_of_runs(run_dir: str | Path) -> Path:
+    """Return the folder of all runs that the setting ``run-dir`` names."""
+    return Path(expanded(str(run_dir))).resolve()
+
+
+def new_name(method: str) -> str:
+    """Return a name for a run that was given none: date, time and method."""
+    return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{method}"
+
+
 class RunFolder:
     """A new folder for one run, made when its devices are ready.
 
@@ -47,8 +57,7 @@ class RunFolder:
     """
 
     def __init__(self, parent: str | Path, name: str, config: Mapping[str, Any]) -> None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.path = Path(expanded(str(parent))).resolve() / (name or f"{stamp}-{config['method']}")
+        self.path = folder_of_runs(parent) / (name or new_name(config["method"]))
         self._taken = f"run-name = {name!r}: {self.path} exists already; choose another name"
         if self.path.exists():
             raise FileExistsError(self._taken)

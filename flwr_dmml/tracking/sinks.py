@@ -27,14 +27,13 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     """
     found: dict[str, float] = {"failed": float(len(record.failed)), "seconds": record.seconds}
     for name, value in record.to_json().items():
-        if name in ("round", "nodes", "failed", "noted", "battery_j"):
+        if name in ("round", "nodes", "failed", "noted", "battery_j", "carried"):
             continue
+        if name == "battery_quantiles_j" and value is not None:
+            value = dict(zip(("min", "lower", "median", "upper", "max"), value, strict=True))
         if isinstance(value, dict):
-            found |= {f"{name}/{key}": float(v) for key, v in value.items()}
-        elif isinstance(value, list):
-            quantiles = ("min", "lower", "median", "upper", "max")
-            pairs = zip(quantiles, value, strict=True)
-            found |= {f"{name}/{key}": float(v) for key, v in pairs}
+            numbers = {key: v for key, v in value.items() if isinstance(v, int | float)}
+            found |= {f"{name}/{key}": float(v) for key, v in numbers.items()}
         elif value is not None:
             found[name] = float(value)
     return found

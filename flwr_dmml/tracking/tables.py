@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from io import StringIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from .ending import MethodEnd
@@ -12,9 +11,9 @@ from .records import RoundRecord
 
 
 def render(table: Table) -> str:
-    """Return a rich table as text without colours, 100 columns wide."""
+    """Return a rich table as text without colours, 100 columns wide; no cell is read as markup."""
     out = StringIO()
-    Console(file=out, width=100, color_system=None).print(table)
+    Console(file=out, width=100, color_system=None, markup=False).print(table)
     return out.getvalue().rstrip("\n")
 
 
@@ -87,6 +86,8 @@ def _rows(records: list[RoundRecord]) -> list[tuple[str, list[float | None]]]:
         ("worst device", [r.min_accuracy for r in records]),
         ("best device", [r.max_accuracy for r in records]),
     ]
+    if any(r.macro_f1 is not None for r in records):
+        rows.append(("macro-F1, mean", [r.macro_f1 for r in records]))
     if any(liars):
         near = [None if x is None else x.accuracy_near for x in liars]
         far = [None if x is None else x.accuracy_far for x in liars]
@@ -145,12 +146,15 @@ def failures_table(ends: Mapping[str, MethodEnd]) -> Table:
     for name in FAILURE_COLUMNS:
         table.add_column(name)
     for row in failure_rows(ends):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
+ONE_SEED = "One seed cannot tell a gain from chance: run several (flwr-dmml sweep)."
+
+
 def verdict(baseline: str, method: str, results: Mapping[str, RoundRecord]) -> str:
-    """Say in one line how many devices are better off with ``method`` than with ``baseline``."""
+    """Say how many devices score higher with ``method``, and what a single run does not show."""
     compared = in_common({baseline: results[baseline], method: results[method]})
     before, after = compared[baseline], compared[method]
     if before.accuracy is None or after.accuracy is None:
@@ -158,7 +162,8 @@ def verdict(baseline: str, method: str, results: Mapping[str, RoundRecord]) -> s
     pairs = zip(before.honest, after.honest, strict=True)
     better = sum((b.accuracy or 0.0) > (a.accuracy or 0.0) for a, b in pairs)
     gain = 100 * (after.accuracy - before.accuracy)
+    rounds = f"{after.round} round" + "s" * (after.round > 1)
     return (
-        f"{method} against {baseline}: {gain:+.1f} points on the mean over devices; "
-        f"{better} of {len(before.honest)} devices are better off"
+        f"{method} against {baseline} after {rounds}: {gain:+.1f} points on the mean over devices, "
+        f"{better} of {len(before.honest)} devices score higher. {ONE_SEED}"
     )

@@ -63,7 +63,11 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
     )
     if isfinite(plan.budget_j):
         record["budget-j"] = plan.budget_j
-    for key, is_so in (("merges", plan.merges), ("merged", plan.merged)):
+    for key, is_so in (
+        ("merges", plan.merges),
+        ("merged", plan.merged),
+        ("hand-over", plan.hand_over),
+    ):
         if is_so:
             record[key] = True
     if plan.phase:
@@ -110,6 +114,7 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         resend=tuple(record.get("resend", [])),
         merges=bool(record.get("merges", False)),
         merged=bool(record.get("merged", False)),
+        hand_over=bool(record.get("hand-over", False)),
         weights={
             key.removeprefix(_WEIGHTS): tuple(value)
             for key, value in record.items()
@@ -198,7 +203,7 @@ def read_peers(content: RecordDict) -> dict[int, str]:
 
 
 def read_blocks(content: RecordDict) -> dict[str, int]:
-    """Read the lengths of all blocks of the run."""
+    """Read the lengths of the blocks that letters hold: those of two devices at least."""
     return {str(k): int(str(v)) for k, v in content.config_records[BLOCKS].items()}
 
 

@@ -1,7 +1,10 @@
 """The command line: help, lists, exit statuses, and one small real run."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from click.testing import Result
 from helpers import ROOT
 from typer.testing import CliRunner
 
+from flwr_dmml.base.overrides import parse_override
 from flwr_dmml.cli import app
 from flwr_dmml.settings import every_setting, find_parts
 
@@ -303,7 +307,7 @@ def test_a_key_that_another_packages_app_does_not_have_is_refused(tmp_path: Path
     )
     wrong = invoke(str(tmp_path), "--set", "lrr=3")
     assert wrong.exit_code == 1
-    assert "--set lrr: the app has no such key; did you mean 'lr'?" in words(wrong.output)
+    assert "lrr: the app has no such key; did you mean 'lr'?" in words(wrong.output)
     right = invoke(str(tmp_path), "--set", "lr=3", "--nodes", "2")
     assert right.exit_code == 0 and "lr 3" in right.output
 
@@ -313,4 +317,57 @@ def test_rules_are_listed_with_their_source():
     assert listed.exit_code == 0
     assert first_cells(listed.output) == sorted(find_parts().gossip)
     assert "Tang et al., ICML 2018" in words(listed.output)
-    assert first_cells(invoke("--list-aggregation").output) == sorted(find_parts().aggregation)
+    rules = first_cells(invoke("--list-aggregation").output)
+    assert rules == [*sorted(find_parts().aggregation), "nnm+"]
+
+
+def test_bibtex_of_what_is_listed() -> None:
+    """Each paper once, after the package's own entry; what has none is named."""
+    done = invoke("--list-methods", "--list-aggregation", "--bibtex", columns=40)
+    assert done.exit_code == 0
+    keys = re.findall(r"^@\w+\{(.+),$", done.stdout, re.MULTILINE)
+    assert keys[0] == "flwr-dmml" and len(keys) == len(set(keys))
+    assert {"lian2017can", "yin2024knowledge", "allouah2023fixing"} <= set(keys)
+    assert "% dpsgd, mean\n@inproceedings{lian2017can," in done.stdout
+    assert "% kd, idkd\n" in done.stdout or "% idkd, kd\n" in done.stdout
+    assert "% local: baseline\n" in done.stdout and "koloskova2019decentralized" not in keys
+    alone = invoke("--bibtex")
+    assert alone.exit_code == 2 and "--bibtex goes with --list-methods" in words(alone.output)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("run-name=42", """run-name = 42: Input should be a valid string; a text needs quotes: """),
+        (
+            "data-cache=True",
+            "data-cache = 'True': Input should be a valid boolean; write data-cache",
+        ),
+        ("lr-milestones=0.5", """or --set lr-milestones='"0.5"'"""),
+    ],
+)
+def test_a_value_of_another_type_shows_how_it_is_written(setting: str, expected: str):
+    done = invoke(QUICKSTART, *sets(setting))
+    assert done.exit_code == 1 and expected in words(done.stderr)
+
+
+def test_a_date_is_a_text():
+    assert parse_override("run-name=2026-11-28") == ("run-name", "2026-11-28")
+    assert parse_override("run-name = 2026-11-28T10:00:00") == ("run-name", "2026-11-28T10:00:00")
+    assert parse_override('run-name="42"') == ("run-name", "42")
+    assert parse_override("alpha=0.5") == ("alpha", 0.5)
+
+
+def test_what_the_terminal_cannot_show_is_escaped(tmp_path: Path):
+    environment = os.environ | {
+        "FLWR_DMML_CACHE": str(tmp_path / "größe 日本"),
+        "PYTHONIOENCODING": "cp1252",
+        "PYTHONUTF8": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "flwr_dmml.cli", "cache"],
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    assert "größe \\u65e5\\u672c: empty" in done.stdout.decode("cp1252")

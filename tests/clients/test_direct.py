@@ -14,7 +14,7 @@ from helpers_direct import Shelf, plan
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Learner
-from flwr_dmml.clients.direct import open_link, run_directly
+from flwr_dmml.clients.direct import in_letters, open_link, run_directly
 from flwr_dmml.clients.transports import Direct
 from flwr_dmml.fleet.certificates import PEER, Authority, Wanted
 from flwr_dmml.fleet.local import free_port
@@ -137,6 +137,23 @@ def test_a_courier_puts_the_mean_of_the_letters_that_have_come_into_its_own() ->
     assert outcomes[1].metrics[PAYLOAD_BYTES] == outcomes[0].metrics[PAYLOAD_BYTES]
 
 
+def test_a_letter_lacks_the_blocks_that_nobody_else_has() -> None:
+    """It is billed as the relay's payload all the same."""
+    learner = make_learner(CONFIG, 0)
+    shared = {"head.common"}
+    whole, cut = Shelf({}), Shelf({})
+    outcomes = []
+    for shelf, blocks in ((whole, None), (cut, shared)):
+        learner.reset()
+        rounds = [plan(1, learner, ())]
+        outcomes += run_directly(learner, rounds, {}, shelf, "7", {}, shared=blocks)[0]
+    all_of_it, rest = (set(shelf.published[0].tensors) for shelf in (whole, cut))
+    assert rest == shared | {"stats.speeds"} and all_of_it == rest | set(learner.blocks())
+    assert outcomes[0].metrics == outcomes[1].metrics
+    stats = {"stats.x": torch.zeros(1), "head.common<3#scale": torch.zeros(1)}
+    assert in_letters({**stats, "encoder.image": torch.zeros(1)}, shared) == stats
+
+
 def test_the_last_letter_lies_ready_for_those_who_come_later(letters):
     shelf, learner = Shelf(letters), make_learner(CONFIG, 0)
     sent = dict(published(learner, 1).tensors)
@@ -184,7 +201,7 @@ def test_a_node_config_that_cannot_work(
 def test_a_device_that_talks_in_the_clear_warns_of_it(
     clear: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """In its own log and, by a note in its first reply, in the run's."""
+    """In its own log and, by a note, in the run's: once of each neighbour, when it is met."""
     pytest.importorskip("zenoh", reason='letters between devices: "flwr-dmml[direct]"')
     caplog.set_level("WARNING", logger="flwr")
     getLogger("flwr").propagate = True
@@ -200,14 +217,18 @@ def test_a_device_that_talks_in_the_clear_warns_of_it(
     learner = make_learner(CONFIG, 0)
     learner.reset()
     blocks = ConfigRecord(dict(learner.block_lengths()))
-    content = RecordDict({PEERS: ConfigRecord(), BLOCKS: blocks})
-    device = Direct(Context(7, 2, node, RecordDict(), {}))
-    for t, notes in ((1, 1), (2, 0)):
+    device, notes = Direct(Context(7, 2, node, RecordDict(), {})), list[Any]()
+    for t, peers in enumerate(((), (1, 3), (1,), (2, 1), (3, 2)), start=1):
+        near = ConfigRecord({str(peer): "" for peer in peers})
+        content = RecordDict({PEERS: near, BLOCKS: blocks})
         reply, _ = device.run(learner, [plan(t, learner, ())], content)
-        said = reply.config_records.get(NOTES, ConfigRecord({NOTES: []}))[NOTES]
-        assert len(said) == (notes if clear else 0)  # type: ignore[arg-type]
-    words = "talks to its neighbours in the clear"
-    assert caplog.text.count(words) == int(clear)
+        notes += reply.config_records.get(NOTES, ConfigRecord({NOTES: []}))[NOTES]  # type: ignore
+    if clear:
+        first, later = notes
+        assert first.startswith("talks to device 1, 3 in the clear: whoever reaches its port")
+        assert later == "talks to device 2 in the clear, too"
+    assert len(notes) == 2 * clear
+    assert caplog.text.count("in the clear") == 2 * clear
 
 
 def test_the_relay_has_a_round_a_message():

@@ -191,7 +191,7 @@ def test_files_that_cannot_be_modalities_are_refused(tmp_path):
     (tmp_path / "audio.csv").write_text(AUDIO)
     assert "has both audio.csv and audio.npy; keep one" in message_of(tmp_path)
     (tmp_path / "audio.npy").rename(tmp_path / "a+b.npy")
-    assert "has a file for a modality 'a+b'; allowed: letters" in message_of(tmp_path)
+    assert "has a+b.npy: a modality cannot be named 'a+b'; allowed" in message_of(tmp_path)
 
 
 def test_everything_wrong_is_named_at_once(tmp_path):
@@ -211,14 +211,14 @@ def test_everything_wrong_is_named_at_once(tmp_path):
     (tmp_path / "taste.csv").write_bytes(b"id,a\nu1,\xff\n")
     array = "expected numbers [n, features] or [n, steps, features], not only zeros"
     wanted = [
-        "labels.csv: line 6: split 'dev', expected train or test; no training row has the label",
+        "labels.csv: no training row has the label 'sad'; training rows have 'anger', 'joy'; line",
         "audio.csv: line 3: f1 is 'nan', not a finite number (float32); line 4: 2 columns, ",
         "depth.npy: it is not a whole .npy file of numbers: ",
         f"flow.npy: it holds float64 (4,), {array}",
         "gaze.npy: row 2 has a number that is not finite (float32)",
         "heat.csv: it has no rows",
         f"pose.npy: it holds float64 (4, 2), {array}",
-        "taste.csv: it cannot be read: ",
+        "taste.csv: it is not in UTF-8 (",
         "text.npy: it has 3 rows, labels.csv has 4",
         "video.csv: its first line is 'name,a', expected id and the names of features",
         "words.npy: it holds <U1, expected real numbers",
@@ -227,7 +227,7 @@ def test_everything_wrong_is_named_at_once(tmp_path):
     assert len(found) == len(wanted)
     for line, expected in zip(found, wanted, strict=True):
         assert line.startswith(expected)
-    assert found[0].endswith(" 'sad'")
+    assert found[0].endswith(" line 6: split 'dev', expected train or test (leave other rows out)")
     assert found[1].endswith("; line 5: id 'u9' is not in labels.csv; and 2 more lines")
 
 

@@ -114,7 +114,8 @@ def test_images_and_sound_of_which_some_are_missing(tmp_path):
 
 def test_options_shape_images_and_sound(tmp_path):
     png(tmp_path / "a.png"), wav(tmp_path / "a.wav")
-    manifest(tmp_path, f"i,s,{HEAD}", "a.png,a.wav,0,train", "a.png,a.wav,1,test")
+    files = "a.png,a.wav"
+    manifest(tmp_path, f"i,s,{HEAD}", f"{files},0,train", f"{files},1,train", f"{files},1,test")
     source = load(
         tmp_path,
         image=ImageOptions(side=8, colour=False),
@@ -139,10 +140,10 @@ def test_vectors(vectors):
 def test_series_have_their_steps_last(tmp_path):
     (tmp_path / "a.csv").write_text("acc,gyro\n1,10\n2,20\n3,30\n")
     npy(tmp_path, b=np.arange(6).reshape(3, 2))
-    manifest(tmp_path, f"s,{HEAD}", "a.csv,0,train", "b.npy,1,test")
+    manifest(tmp_path, f"s,{HEAD}", "a.csv,0,train", "a.csv,1,train", "b.npy,1,test")
     source = load(tmp_path)
     assert source.modalities == {"s": Modality("series", (2, 3))}
-    assert source.train.inputs["s"].tolist() == [[[1, 2, 3], [10, 20, 30]]]
+    assert source.train.inputs["s"].tolist() == [[[1, 2, 3], [10, 20, 30]]] * 2
     assert source.test.inputs["s"].tolist() == [[[0, 2, 4], [1, 3, 5]]]
 
 
@@ -168,9 +169,8 @@ def test_sequences_carry_a_mask(tmp_path):
 
 def test_a_series_of_one_channel(tmp_path):
     npy(tmp_path, a=[1, 2, 3], b=[[4], [5], [6]])
-    manifest(
-        tmp_path, f"s,{HEAD}", "a.npy,0,train", "b.npy,1,test", toml='[modalities]\ns = "series"'
-    )
+    rows = "a.npy,0,train", "a.npy,1,train", "b.npy,1,test"
+    manifest(tmp_path, f"s,{HEAD}", *rows, toml='[modalities]\ns = "series"')
     source = load(tmp_path)
     assert source.modalities["s"] == Modality("series", (1, 3))
     assert source.test.inputs["s"].tolist() == [[[4, 5, 6]]]
@@ -287,9 +287,12 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         toml='classes = [0, 1, 2]\n[modalities]\nphoto = "image"',
     )
     long = "x" * 300
+    allowed = "allowed: train, test (for others, [splits] in dataset.toml)"
+    outside = tmp_path / "outside.png"
+    gap = "'nan' is a missing value; fill it in, or leave the line out"
     found = dict.fromkeys(refused(root).splitlines())
     for line in (
-        "  line 4: its split is 'valid'; allowed: train, test",
+        f"  line 4: its split is 'valid'; {allowed}",
         "  line 5: its label '7' is none of 0, 1, 2",
         "  line 5: its id '3' is that of line 4",
         "  line 10: it has no label",
@@ -297,13 +300,13 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         "  line 11: 3 columns, expected 7",
         "  line 3, photo 'cut.png': the image cannot be read: image file is truncated",
         "  line 7, photo '../outside.png': the path leads out of the folder",
-        f"  line 8, photo '{tmp_path / 'outside.png'}': the path leads out of the folder",
+        f"  line 8, photo '{outside}': the path is absolute; give it from the folder on",
         "  line 9, photo 'link.png': the path leads out of the folder",
         "  line 10, photo 'none.png': there is no such file",
         f"  line 12, photo '{long}.png': it is no path: File name too long",
         "  line 13, photo '.': there is no such file",
         "  line 3, sound 'cut.wav': the sound is truncated: 956 of 8,000 bytes",
-        "  line 3, imu 'bad.csv': line 3, column 2: nan is not a finite number (float32)",
+        f"  line 3, imu 'bad.csv': line 3, column 2 (y): {gap}",
         "  line 6: it has no modality",
     ):
         assert line in found, (line, [*found])
@@ -351,7 +354,7 @@ def test_wrong_rows(tmp_path, rows, problem):
         (
             [[[1, 2]] * 3, [[1, 2]] * 4, [[1, 2]] * 3],
             "",
-            "column 'v': its tables differ in their number of steps; say in dataset.toml",
+            "column 'v': its tables have from 3 (line 2) to 4 steps (line 3); say in dataset.toml",
         ),
         (
             [[[1, 2]] * 3, [[1, 2]] * 4, [[1, 2]] * 3],
@@ -421,7 +424,7 @@ def test_manifests_that_are_no_text(tmp_path):
     (tmp_path / "manifest.csv").write_text("")
     assert "manifest.csv: it is empty" in refused(tmp_path)
     (tmp_path / "manifest.csv").write_bytes(b"v,label,split\n\xff\xfe,1,train\n")
-    assert "manifest.csv: 'utf-8' codec" in refused(tmp_path)
+    assert "manifest.csv: it is not in UTF-8 ('utf-8' codec" in refused(tmp_path)
     (tmp_path / "manifest.parquet").write_bytes(b"")
     assert "it holds manifest.csv and manifest.parquet; expected one of" in refused(tmp_path)
 
@@ -606,10 +609,11 @@ def test_a_saved_data_set_with_a_description(tmp_path):
 
 def test_a_single_saved_data_set_needs_a_column_of_splits(tmp_path):
     hf = pytest.importorskip("datasets", reason="needs Hugging Face's datasets")
-    columns = {"v": [[1.0], [2.0]], "label": ["x", "y"], "split": ["train", "test"]}
+    columns = {"v": [[1.0], [2.0], [2.0]], "label": ["x", "y", "y"]}
+    columns["split"] = ["train", "train", "test"]
     hf.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "a"))
     source = load(tmp_path / "a")
-    assert source.train.inputs["v"].tolist() == [[1]] and source.class_names == ("x", "y")
+    assert source.train.inputs["v"].tolist() == [[1], [2]] and source.class_names == ("x", "y")
     del columns["split"]
     hf.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "b"))
     assert "there is no column 'split'" in refused(tmp_path / "b")

@@ -108,6 +108,27 @@ def test_natural_ids_with_a_set_size():
     assert set(GROUPS[parts[0]].tolist()) == {0, 40}
 
 
+def test_natural_ids_are_divided_within():
+    """Two devices for each of six ids, with halves of its samples, of different class shares."""
+    parts = divide(scheme="natural-dirichlet", num_nodes=12, samples_per_node=0, alpha=0.3)
+    assert [len(part) for part in parts] == [100] * 12
+    assert len(np.unique(np.concatenate(parts))) == 1200
+    for k in range(6):
+        assert set(GROUPS[np.concatenate(parts[2 * k : 2 * k + 2])].tolist()) == {10 * k}
+    shares = [torch.bincount(LABELS[part], minlength=10) / 100 for part in parts]
+    assert float((shares[0] - shares[1]).abs().sum()) > 0.5
+    few = divide(scheme="natural-dirichlet", num_nodes=12, samples_per_node=20, alpha=1.0)
+    assert [len(part) for part in few] == [20] * 12
+    for nodes, samples, told in (
+        (9, 0, "no multiple of the 6 natural"),
+        (12, 101, "smallest id has"),
+    ):
+        with pytest.raises(DataError, match=told):
+            divide(scheme="natural-dirichlet", num_nodes=nodes, samples_per_node=samples)
+    with pytest.raises(DataError, match="'natural-dirichlet' needs natural ids"):
+        divide(scheme="natural-dirichlet", groups=None)
+
+
 def test_what_is_ones_own_is_not_divided(monkeypatch: pytest.MonkeyPatch):
     """And needs no flwr-datasets, which a device does not have."""
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
@@ -125,7 +146,10 @@ def test_what_is_ones_own_is_not_divided(monkeypatch: pytest.MonkeyPatch):
     [
         ({"samples_per_node": 101}, "samples-per-node: 12 .* 101 .* 1200 .* allowed: up to 100"),
         ({"scheme": "iid", "samples_per_node": 101}, "samples-per-node.* allowed: up to 100"),
-        ({"num_nodes": 1201, "samples_per_node": 0}, "1201 nodes .* 1200 training samples"),
+        (
+            {"num_nodes": 1201, "samples_per_node": 0},
+            "num-nodes: 1201 nodes .* allowed: up to 1200",
+        ),
         ({"num_nodes": 0}, "num-nodes is 0 .* at least 1 node"),
         ({"samples_per_node": -1}, "samples-per-node is -1; .* at least 0 samples"),
         ({"scheme": "random"}, "'random' is unknown; allowed: dirichlet, iid, natural"),
@@ -133,7 +157,7 @@ def test_what_is_ones_own_is_not_divided(monkeypatch: pytest.MonkeyPatch):
         ({"alpha": float("nan")}, "alpha: nan is not allowed"),
         ({"alpha": 1e-4, "samples_per_node": 100}, "raise alpha or lower samples-per-node"),
         ({"scheme": "natural", "groups": None}, "needs natural ids, this data set has none"),
-        ({"scheme": "natural"}, "num-nodes: 12 nodes are more than the 6 natural ids"),
+        ({"scheme": "natural"}, "num-nodes: 12 nodes are more than the 6 natural ids .* up to 6"),
         (
             {"scheme": "natural", "num_nodes": 4, "samples_per_node": 201},
             "samples-per-node: 201 is more than the 200 .* allowed: up to 200",

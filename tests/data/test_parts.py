@@ -1,6 +1,7 @@
 """Data sets cut into a folder for each device."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from flwr_dmml.clients.hosting import learner_for
 from flwr_dmml.data import DataError, LoadOptions, PartitionOptions, Samples, load_partition
 from flwr_dmml.data.options import MissingOptions, PublicOptions
 from flwr_dmml.data.public import load_public
-from flwr_dmml.data.sets.parts import ABOUT, TENSORS, part_folder, read_about
+from flwr_dmml.data.sets.parts import (
+    ABOUT,
+    TENSORS,
+    TEST,
+    load_part,
+    part_folder,
+    read_about,
+    save_part,
+)
 from flwr_dmml.engine import server_identity
 from flwr_dmml.settings import OwnParts
 from flwr_dmml.transport.messages import PLAN
@@ -114,17 +123,35 @@ def test_what_parts_say_of_themselves(parts: Path):
     assert "part 2 of 3: audio+image, 36 training" in about.line
 
 
+def test_parts_of_equal_sensors_share_the_test_set(parts: Path, tmp_path: Path):
+    """The pattern is audio, image and both; of four parts the last has what the first has."""
+    files = [part_folder(parts, k) / TEST for k in range(3)]
+    assert len({file.stat().st_ino for file in files}) == 3
+    partition = load_part(part_folder(parts, 0))
+    for k in range(2):
+        like = [part_folder(parts, 0), tmp_path / "0"][k:][:1]
+        save_part(tmp_path / f"{k}", partition, 3, {}, like=like)
+    inodes = [(tmp_path / f"{k}" / TEST).stat().st_ino for k in range(2)]
+    assert inodes == [files[0].stat().st_ino] * 2
+    shutil.copytree(tmp_path / "1", tmp_path / "copy")
+    assert len(load_part(tmp_path / "copy").test) == len(partition.test)
+
+
 def copied(parts: Path, tmp_path: Path, part: int = 0) -> Path:
     """Return a copy of a part to damage."""
     folder = tmp_path / "own"
     folder.mkdir()
-    for name in (ABOUT, TENSORS):
+    for name in (ABOUT, TENSORS, TEST):
         (folder / name).write_bytes((part_folder(parts, part) / name).read_bytes())
     return folder
 
 
 def shorten(folder: Path) -> None:
     (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-100])
+
+
+def shorten_test(folder: Path) -> None:
+    (folder / TEST).write_bytes((folder / TEST).read_bytes()[:-100])
 
 
 def no_about(folder: Path) -> None:
@@ -154,6 +181,7 @@ def other_kind(folder: Path) -> None:
     ("damage", "message"),
     [
         (shorten, "not the file that part.json was written for"),
+        (shorten_test, "test.safetensors' is not the file that part.json was written for"),
         (no_about, "flwr-dmml partition has made"),
         (no_tensors, "cannot be read"),
         (other_count, "36 train samples, 35 expected"),

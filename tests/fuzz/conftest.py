@@ -6,5 +6,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-seconds",
         type=float,
         default=0.0,
-        help="Seconds for each fuzz test; by default each tries a fixed, small number of inputs.",
+        help="Seconds for each fuzz test, after the small, fixed number of inputs of the default.",
     )

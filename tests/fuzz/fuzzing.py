@@ -83,7 +83,7 @@ def fuzz(
         Most memory that one input may need beyond what is in use, in MB of address space: more is
         refused by the system, so that the parser fails with a MemoryError.
     inputs : int (default: 300)
-        Inputs without ``--fuzz-seconds``; the same ones every time.
+        Inputs at least, and without ``--fuzz-seconds`` at most; the same ones every time.
     cpu_s : float (default: 5)
         Most CPU seconds of one input.
     """
@@ -95,7 +95,7 @@ def fuzz(
 
     def check(data: bytes) -> None:
         nonlocal failed
-        if seconds and not failed and monotonic() >= end:
+        if tried.inputs >= inputs and not failed and monotonic() >= end:
             return
         tried.inputs += 1
         started = process_time()

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from fuzzing import UNCHANGED, fuzz, of_file, of_values
 from PIL import Image
 
 from flwr_dmml.data import DataError, LoadOptions, Modality, Partition, Samples, find_dataset
-from flwr_dmml.data.options import AudioOptions, ImageOptions
+from flwr_dmml.data.options import AudioOptions, ImageOptions, SeriesOptions
+from flwr_dmml.data.reading.cells import read_numbers
 from flwr_dmml.data.reading.manifest import read_description
 from flwr_dmml.data.reading.media import read_audio, read_image
 from flwr_dmml.data.reading.rows import read_activities, read_rows, read_whole
@@ -64,6 +66,17 @@ photo = "image"
 song = "audio"
 steps = "sequence"
 """
+RECORDINGS = b"""standardise = "auto"
+[recordings]
+label = "what"
+time = "ms"
+unit = "ms"
+leave-out = ["c"]
+[channels]
+imu = ["y", "x"]
+[splits]
+dev = "out"
+"""
 MANIFEST = b"""id,species,split,node,photo,song,v,steps,remark
 1,robin,train,a,a.png,a.wav,v.csv,s.npy,"fine, large"
 2,wren,train,b,a.png,,v.csv,s.csv,
@@ -91,9 +104,46 @@ def birds(memory: Path) -> Path:
 def test_dataset_toml(birds: Path, pytestconfig: pytest.Config) -> None:
     file = birds / "dataset.toml"
     parse = of_file(file, lambda: read_description(birds), DataError)
-    fuzz(
-        parse, (DataError,), [DESCRIPTION, b'name = 1\n[modalities]\na = "series"\n'], pytestconfig
-    )
+    examples = [DESCRIPTION, b'name = 1\n[modalities]\na = "series"\n', RECORDINGS]
+    fuzz(parse, (DataError,), examples, pytestconfig)
+
+
+PLAIN = [
+    b"a,b\n1,-2.5e3\n",
+    b"0,1\n0.5,1.5\n",
+    b",x,y\n0,1,2\n1,3,4\n",
+    b"0\n1\n0\n",
+]
+CHOSEN = [b"\xef\xbb\xbft,who,x\n1,ann,NaN\n2,bob,0.5\n"]
+
+
+@pytest.mark.parametrize(
+    ("examples", "how"),
+    [(PLAIN, {}), (CHOSEN, {"columns": ("t", "x"), "text": "who", "gaps": True})],
+)
+def test_numbers_of_csv_files(
+    memory: Path, examples: list[bytes], how: dict[str, Any], pytestconfig: pytest.Config
+) -> None:
+    def parse(data: bytes) -> object:
+        (memory / "a.csv").write_bytes(data)
+        return read_numbers(memory / "a.csv", **how)
+
+    fuzz(parse, (DataError,), examples, pytestconfig)
+
+
+def test_recordings(memory: Path, pytestconfig: pytest.Config) -> None:
+    rows = "".join(f"{k * 20},{k},{k % 7},{'ab'[k > 30]}\n" for k in range(60)).encode()
+    (memory / "manifest.csv").write_bytes(b"imu,split,node\na.csv,train,x\nb.csv,test,\n")
+    (memory / "dataset.toml").write_bytes(RECORDINGS)
+    (memory / "b.csv").write_bytes(b"ms,x,y,what\n" + rows)
+    series = SeriesOptions(window_s=0.2)
+
+    def read() -> object:
+        return find_dataset("folder").load(LoadOptions(path=str(memory), series=series))
+
+    file = memory / "a.csv"
+    parse = of_file(file, read, DataError, str(memory), "series.window-s")
+    fuzz(parse, (DataError,), [b"ms,x,y,what\n" + rows], pytestconfig, memory_mb=1000, inputs=100)
 
 
 @pytest.mark.parametrize("name", ["dataset.toml", "manifest.csv"])
@@ -244,15 +294,16 @@ def part(memory: Path) -> Path:
     return memory
 
 
-@pytest.mark.parametrize("name", [parts.ABOUT, parts.TENSORS])
+@pytest.mark.parametrize("name", [parts.ABOUT, parts.TENSORS, parts.TEST])
 def test_a_part(part: Path, name: str, pytestconfig: pytest.Config) -> None:
     file = part / name
-    parse = of_file(file, lambda: parts.load_part(part), DataError, parts.ABOUT, parts.TENSORS)
+    names = parts.ABOUT, parts.TENSORS, parts.TEST, part.name
+    parse = of_file(file, lambda: parts.load_part(part), DataError, *names)
     fuzz(parse, (DataError,), [file.read_bytes()], pytestconfig)
 
 
 def test_a_part_of_odd_values(part: Path, pytestconfig: pytest.Config) -> None:
-    names = parts.ABOUT, parts.TENSORS
+    names = parts.ABOUT, parts.TENSORS, parts.TEST, part.name
     parse = of_values(part / parts.ABOUT, lambda: parts.load_part(part), DataError, *names)
     fuzz(parse, (DataError,), [UNCHANGED], pytestconfig)
 

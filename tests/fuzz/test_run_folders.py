@@ -11,14 +11,14 @@ from helpers_report import two_methods
 from flwr_dmml.cli.sweep_plan import SweepError, read_sweep
 from flwr_dmml.report import (
     ReportError,
+    compare_runs,
     comparison_sections,
-    group_runs,
     read_run,
     read_runs,
     render_page,
     report_sections,
-    results,
 )
+from flwr_dmml.report.appendix import to_latex
 from flwr_dmml.tracking.history import read_metrics_file
 
 FILES = (
@@ -68,10 +68,10 @@ def test_a_comparison(run: Path, memory: Path, name: str, pytestconfig: pytest.C
 
     def compare() -> str:
         found, _ = read_runs([memory / "runs"])
-        groups, _ = group_runs(found)
-        table = results(groups)
-        table.to_latex(), table.to_markdown()
-        return render_page("Comparison", "", comparison_sections(groups), [])
+        comparison, _ = compare_runs(found)
+        comparison.results.to_latex(), comparison.results.to_markdown()
+        comparison.to_csv(), comparison.to_json(), to_latex(comparison)
+        return render_page("Comparison", "", comparison_sections(comparison), [])
 
     parse = of_values(file, compare, ReportError, file.name, "nothing to compare")
     fuzz(parse, (ReportError,), [UNCHANGED], pytestconfig, memory_mb=500, inputs=50)

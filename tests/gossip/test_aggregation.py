@@ -70,17 +70,40 @@ def ios(own: Floats, near: Sequence[Floats], w: Floats, b: int) -> Floats:
 
 
 def gated(
-    own: Floats, near: Sequence[Floats], w: Floats, b: int, *, gate: float, along: float
+    own: Floats,
+    near: Sequence[Floats],
+    w: Floats,
+    b: int,
+    *,
+    gate: float,
+    along: float,
+    reach: float,
 ) -> Floats:
+    inside = [
+        j for j, x in enumerate(near) if np.linalg.norm(x - own) <= reach * np.linalg.norm(own)
+    ]
+    if inside or len(near) < 3:
+        b = min(max(0, b - len(near) + len(inside)), len(inside) // 2)
+        near, w = [near[j] for j in inside], np.array([w[0], *(w[1 + j] for j in inside)])
+        w = w / w.sum()
     keep = scissor(own, near, w, b)
     m = mean_of(own, near, w, keep)
-    reach = max([float(np.linalg.norm(x - m)) for x in (own, *(near[j] for j in keep))])
-    keep = [j for j, x in enumerate(near) if j in keep or np.linalg.norm(x - m) <= gate * reach]
+    farthest = max([float(np.linalg.norm(x - m)) for x in (own, *(near[j] for j in keep))])
+    back = [
+        j
+        for j, x in enumerate(near)
+        if np.linalg.norm(x - m) <= gate * farthest
+        or (len(near) < 4 and np.linalg.norm(x - own) <= reach * np.linalg.norm(own))
+    ]
+    for j in {*back} - {*keep}:
+        x, others = near[j] - own, m - own
+        if x @ others >= -0.5 * np.linalg.norm(x) * np.linalg.norm(others):
+            keep = sorted([*keep, j])
     m = mean_of(own, near, w, keep)
     lengths = [float(x @ m / np.linalg.norm(m)) for x in (own, *near)]
     all_off = [abs(x - float(np.median(lengths))) for x in lengths]
     off = {j: all_off[1 + j] for j in keep}
-    least = max(along * reach, ODD * float(np.median(all_off)))
+    least = max(along * farthest, ODD * float(np.median(all_off)))
     suspects = sorted((j for j in keep if off[j] > least), key=lambda j: -off[j])
     gone = suspects[: b - (len(near) - len(keep))]
     return mean_of(own, near, w, [j for j in keep if j not in gone])
@@ -169,8 +192,11 @@ def nnm(inner: Callable[..., Floats]) -> Callable[..., Floats]:
 
 LOOPS: dict[str, tuple[Callable[..., Floats], dict[str, Any]]] = {
     "ios": (ios, {}),
-    "gated-ios": (lambda *x: gated(*x, gate=1.1, along=0.1), {"gate": 1.1, "along": 0.1}),
-    "robust": (lambda *x: gated(*x, gate=3.0, along=0.5), {}),
+    "gated-ios": (
+        lambda *x: gated(*x, gate=1.1, along=0.1, reach=1.4),
+        {"gate": 1.1, "along": 0.1, "reach": 1.4},
+    ),
+    "robust": (lambda *x: gated(*x, gate=3.0, along=0.5, reach=0.9), {}),
     "trimmed-mean": (trimmed, {}),
     "scclip": (scclip, {}),
     "rtc": (rtc, {}),
@@ -267,7 +293,7 @@ def test_nobody_assumed_to_lie_is_the_mean(name: str) -> None:
     expected = Mean(Group())(own, near, weights)
     assert torch.equal(make(name, 0)(own, near, weights), expected)
     few = near[:, :1], weights[:, :2] / weights[:, :2].sum(dim=1, keepdim=True)
-    if make(name, 1).liars(1) == 0:  # too few neighbours
+    if make(name, 1).liars(1) == 0 and not make(name, 1).alone:  # too few neighbours
         assert torch.equal(make(name, 1)(own, *few), Mean(Group())(own, *few))
 
 
@@ -366,6 +392,47 @@ def test_who_pulls_along_the_model_is_dropped_though_it_is_near() -> None:
     assert torch.equal(blind, weights)  # the gate has taken back what was dropped
     honest = near[None, :6], weights[:, :7] * 8 / 7
     assert torch.equal(GatedIos(GatedIosOptions(), 1).weigh(own, *honest), honest[1])
+
+
+def test_who_pulls_against_the_others_is_dropped_though_it_is_near() -> None:
+    """Neighbours at a distance of 1 each, in directions of their own, and one on the other side, or
+    in one more direction: of two the farther one, of four one that the gate would take back."""
+    own = torch.zeros(1, 10)
+    own[0, 9] = 10
+    rule = GatedIos(GatedIosOptions(along=0), 0.2)
+    for n in (1, 3):
+        honest = own + torch.eye(10)[:n]
+        weights = torch.full((1, n + 2), 1 / (n + 2))
+        against = own - 1.5 * (honest - own).mean(dim=0)
+        other = own + 1.5 * torch.eye(10)[5]
+        found = rule.weigh(own, torch.cat([honest, against])[None], weights)
+        assert found[0].tolist() == pytest.approx([1 / (n + 1)] * (n + 1) + [0.0])
+        assert torch.equal(rule.weigh(own, torch.cat([honest, other])[None], weights), weights)
+
+
+def test_what_is_out_of_reach_is_dropped_where_nobody_can_be_outvoted() -> None:
+    """One or two liars of one to four neighbours send zeros, or flip signs."""
+    own = torch.tensor([[10.0, 0.0, 0.0]])
+    rule = GatedIos(GatedIosOptions(), 0.2)
+    honest = [own[0] + torch.tensor([0.0, 1.0, 0.0]), own[0] + torch.tensor([0.0, 0.0, 1.0])]
+    for lie in (torch.zeros(3), -own[0]):
+        for lies, truths in ((1, 0), (2, 0), (2, 1), (2, 2)):
+            near = torch.stack([*honest[:truths], *[lie] * lies])[None]
+            weights = torch.full((1, 1 + near.shape[1]), 1 / (1 + near.shape[1]))
+            found = rule.weigh(own, near, weights)[0].tolist()
+            assert found == pytest.approx([1 / (1 + truths)] * (1 + truths) + [0.0] * lies)
+            blind = GatedIos(GatedIosOptions(reach=0), 0.2).weigh(own, near, weights)
+            assert blind[0, -1] > 0
+        trusting = GatedIos(GatedIosOptions(), 0).weigh(own, near, weights)
+        assert torch.equal(trusting, weights)
+
+
+def test_who_is_far_from_three_and_more_is_the_odd_one() -> None:
+    """A device that begins elsewhere: it comes to the others."""
+    own = torch.tensor([[0.0, 1.0, 0.0]])
+    near = torch.tensor([[[10.0, 0.0, 0.0], [10.0, 1.0, 0.0], [10.0, 0.0, 1.0]]])
+    weights = torch.full((1, 4), 0.25)
+    assert torch.equal(GatedIos(GatedIosOptions(), 0.2).weigh(own, near, weights), weights)
 
 
 def test_robust_is_gated_ios_with_its_defaults() -> None:

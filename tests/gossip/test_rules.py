@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flwr_dmml.base.options import Group
+from flwr_dmml.gossip.aggregation.gated_ios import Robust
 from flwr_dmml.gossip.aggregation.mean import Mean
 from flwr_dmml.gossip.k_gt import KgtRule
 from flwr_dmml.gossip.registry import find_gossip
@@ -250,6 +251,18 @@ def test_late_models_are_compared_with_the_own_one_of_their_round() -> None:
         _, state = rule.mixed(mix, state)
         expected = torch.zeros(1, 2) if t < 4 else torch.full((1, 2), -0.25 * 0.2)
         assert torch.allclose(state["c"], expected), t
+
+
+@pytest.mark.parametrize("lie", [[0.0, 0.0], [-10.0, 0.0], [1e6, 0.0]])
+def test_a_liar_does_not_reach_the_correction(lie: list[float]) -> None:
+    """Leaky D-squared under robust aggregation: models and c follow the honest neighbour alone."""
+    own, rule = torch.tensor([[10.0, 0.0]]), make("leaky-d2")
+    near, ones = torch.tensor([[[10.0, 1.0], lie]]), torch.ones(1, 2, 1)
+    weights = torch.full((1, 3), 1 / 3)
+    mix = Mix((own, ones[:, 0]), (near, ones), weights, Robust(Group()))
+    x, state = rule.mixed(mix, rule.start(own))
+    assert torch.allclose(x, torch.tensor([[10.0, 0.5]]))
+    assert torch.allclose(state["c"], torch.tensor([[0.0, -0.9 * 0.25 * 0.5]]))
 
 
 @pytest.mark.parametrize(("name", "beta"), [("gut", 0.0), ("qg-gutm", 0.7)])

@@ -121,7 +121,12 @@ if os.environ.get("DMML_TEST_LIES"):
         self, query, replace(question, limit=1 << 30), *letter
     )
 '''
-LIES = {2: "NaN", 3: "damaged", 4: "'long' is a block that no device of the run has", 5: "replayed"}
+LIES = {
+    2: "NaN",
+    3: "damaged",
+    4: "'long' is a block that no two devices of the run have",
+    5: "replayed",
+}
 
 
 def test_a_liar_and_a_wrong_certificate_cost_only_themselves(tmp_path: Path):

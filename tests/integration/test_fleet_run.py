@@ -42,9 +42,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fleet_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run, with the devices' states in it."""
+    return tmp_path_factory.mktemp("fleet")
+
+
+@pytest.fixture(scope="module")
+def fleet_run(parts: Path, states: Path) -> Iterator[Run]:
     """Run examples/fleet; returns the metrics file. A SuperNode knows its part's folder only."""
-    folder = tmp_path_factory.mktemp("fleet")
+    folder = states
     port = free_port()
     variables = environment(folder / "flwr")
     (folder / "flwr").mkdir()
@@ -73,6 +79,7 @@ def fleet_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for node in range(NODES):
             own = parts / f"part-{node:03d}"
             config = f"data-path='{own}' direct-address='127.0.0.1:{free_port()}'"
+            config += f" state-dir='{folder / f'state{node}'}'"
             command = [
                 str(PROGRAMS / "flower-supernode"), "--insecure",
                 "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
@@ -92,11 +99,22 @@ def simulated(parts: Path, folder: Path, **settings: Any) -> bytes:
     return (folder / "here" / "dmml-kd" / "metrics.jsonl").read_bytes()
 
 
-def test_a_fleet_trains_on_its_own_parts(fleet_run: Run, parts: Path, tmp_path: Path):
-    """The metrics file is that of ``simulate``, byte for byte."""
+def test_a_fleet_trains_on_its_own_parts(fleet_run: Run, states: Path, parts: Path, tmp_path: Path):
+    """The metrics file is that of ``simulate``, byte for byte, and so are the models."""
     expected = simulated(parts, tmp_path)
     assert fleet_run("relayed") == expected
     assert expected.count(b"\n") == SETTINGS["num-server-rounds"]
+    check_kept(tmp_path / "here", states)
+
+
+def check_kept(run: Path, states: Path) -> None:
+    """Every device has kept what the simulation has of it, beside its state, and nobody else."""
+    for node in range(NODES):
+        (found,) = (states / f"state{node}" / "models").glob("run-*/dmml-kd")
+        kept = {file.name: file.read_bytes() for file in found.iterdir()}
+        expected = sorted((run / "dmml-kd" / "models").glob(f"device-{node:03d}.*"))
+        assert kept == {file.name: file.read_bytes() for file in expected} and len(kept) == 2
+    assert not list(states.glob("*/dmml-kd/models"))
 
 
 def test_letters_give_the_numbers_of_the_relay(fleet_run: Run, parts: Path, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Models: shapes, what is shared from the start, additive fusion, and a generator that learns."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -16,6 +17,8 @@ from flwr_dmml.models import (
     Features,
     Generator,
     GeneratorTraining,
+    ModalityNetworks,
+    TwoProjectorClassifier,
     draw_labels,
     make_encoder,
     train_generators,
@@ -453,3 +456,36 @@ def test_generators_that_are_trained_together_are_those_trained_alone() -> None:
     for k in range(3):
         assert torch.equal(trained([k])[0], together[k])
     assert torch.equal(trained([2, 0])[1], together[0])
+
+
+def test_a_modality_may_have_the_name_of_an_attribute() -> None:
+    """Of a module, of a ModuleDict or of a dict: the blocks are as under any other name."""
+    names = [
+        "values",
+        "type",
+        "half",
+        "keys",
+        "items",
+        "train",
+        "pop",
+        "of_x",
+        "training",
+        "forward",
+    ]
+    forms = {name: Modality("vector", (4,)) for name in names}
+    for model in (
+        DecomposedClassifier(forms, 3, fusion="detached"),
+        TwoProjectorClassifier(forms, names, 3),
+        ModalityNetworks(forms, names, 3),
+    ):
+        assert [*model.encoders] == [*model.encoders.keys()] == names
+        assert "values" in model.encoders and "x" not in model.encoders
+        assert {f"encoder.{name}" for name in names} <= model.blocks().keys()
+        copied = copy.deepcopy(model)
+        copied.load_state_dict(model.state_dict())
+        inputs = {name: torch.ones(2, 4) for name in names}
+        predict = {
+            m: m.fused if isinstance(m, ModalityNetworks) else m.forward for m in (model, copied)
+        }
+        first, second = (predict[m](inputs) for m in (model, copied))
+        assert torch.equal(first, second) and first.shape == (2, 3)

@@ -320,7 +320,7 @@ def test_a_method_may_change_replace_and_drop_gradients() -> None:
     after = dict(learner.model.named_parameters())
     expected = before["head_common.weight"] - 0.1
     assert torch.allclose(after["head_common.weight"], expected)
-    for name in ("head_common.bias", "heads.image.weight"):
+    for name in ("head_common.bias", "heads.of_image.weight"):
         assert torch.equal(after[name], before[name])
     assert any(not torch.equal(after[n], p) for n, p in before.items() if "encoders" in n)
     assert all(p.grad is None for p in learner.model.parameters())

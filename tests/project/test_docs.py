@@ -39,8 +39,12 @@ NOT_RUN = {
     "python benchmarks/": "takes minutes to hours; its figures are in the docs",
     "--figures": "needs Chrome; test_report_browser.py runs it where there is one",
     "--open": "opens a browser; tests/report/test_report.py writes the same page",
-    "flwr-dmml compare": "needs the runs; tests/report/test_report.py compares runs",
+    "flwr-dmml compare": "needs the runs; tests/report/test_comparison.py compares runs",
+    "flwr-dmml predict": "needs the run; tests/project/test_use_a_model.py predicts",
+    "flwr-dmml export": "needs the run; tests/project/test_use_a_model.py exports",
     "flwr-dmml sweep": "needs the file; tests/cli/test_sweep.py runs sweeps",
+    "flwr-dmml data check": "tests/data/test_check.py checks folders",
+    "--bibtex": "tests/project/test_references.py reads them",
     "--help": "tests/cli/test_cli.py reads the help",
     "examples/custom_method": "tests/project/test_custom_method.py runs it",
     "simulate examples/fleet": "needs its parts; tests/project/test_examples.py cuts and runs them",
@@ -73,8 +77,8 @@ def tables(page: Path) -> dict[str, dict[str, str]]:
 
 ALL = [(page, line) for page in PAGES for line in commands(page)]
 TUTORIAL = "tutorial.md"
-RUN_AS_A_WHOLE = {TUTORIAL, "own-data.md"}
-"""Pages that are run from start to end: here, and in tests/project/test_own_data.py."""
+RUN_AS_A_WHOLE = {TUTORIAL, "own-data.md", "from-flower.md", "use-a-model.md"}
+"""Pages that are run from start to end: here, and in other tests of this folder."""
 RUN = [
     (page, line)
     for page, line in ALL

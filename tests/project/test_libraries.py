@@ -196,7 +196,7 @@ def test_without_ray_devices_share_this_process(monkeypatch: pytest.MonkeyPatch,
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("flwr_dmml.cli.simulate.cores", lambda: 2)
+    monkeypatch.setattr("flwr_dmml.engine.choice.cores", lambda: 2)
     monkeypatch.setattr("flwr_dmml.engine.choice.SMALL_S", 0.0)  # no run is small
     sets = [part for key in (*TINY, f"run-dir={tmp_path}") for part in ("--set", key)]
     ran = CliRunner().invoke(app, ["simulate", str(QUICKSTART), "-n", "2", *sets])

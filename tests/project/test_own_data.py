@@ -41,8 +41,9 @@ def run(line: str) -> str:
 
 def test_the_page_from_start_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """All its commands, in order, but for the engine and pip, whose work is done here."""
-    make, simulate, report, partition, install, simulate_noise = commands(PAGE)
+    make, look, simulate, report, partition, install, simulate_noise = commands(PAGE)
     run(make)
+    assert "song" in (told := run(look)) and "garden" not in told
     manifest = (folder / "birds" / "manifest.csv").read_text()
     assert manifest.count("\n") == 10 and manifest in PAGE.read_text()
     run(simulate)
@@ -67,7 +68,7 @@ def test_the_page_from_start_to_end(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_log_and_the_errors_are_those_of_the_page(folder: Path, caplog):
     blocks = re.findall(r"```text\n(.*?)\n```", PAGE.read_text(), flags=re.DOTALL)
     devices, wrong = blocks
-    make, simulate, *_ = commands(PAGE)
+    make, _, simulate, *_ = commands(PAGE)
     run(make)
     caplog.set_level("INFO", logger="flwr")
     run(f"{simulate} --set num-server-rounds=1 --set compare-with=")
@@ -85,3 +86,13 @@ def test_the_log_and_the_errors_are_those_of_the_page(folder: Path, caplog):
     with pytest.raises(DataError) as error:
         find_dataset("folder").load(LoadOptions(path="birds"))
     assert str(error.value) == wrong
+
+
+def test_many_small_series_in_parquet(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pyarrow", reason="Parquet needs the extra 'simulation'")
+    (folder / "many").mkdir()
+    monkeypatch.chdir(folder / "many")
+    run("python ../many_series.py")
+    source = find_dataset("folder").load(LoadOptions(path="."))
+    assert source.modalities["imu"].shape == (3, 50) and source.group_names == tuple("012345")
+    assert len(source.train) == 40 and len(source.test) == 20 and not source.doubts

@@ -3,93 +3,35 @@
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from helpers import QUICKSTART
-from helpers_report import full_config, large_run, make_round, two_methods, write_run
-from typer.testing import CliRunner
+from helpers_report import (
+    Page,
+    full_config,
+    invoke,
+    large_run,
+    make_round,
+    older,
+    two_methods,
+    words,
+    write_run,
+)
 
 from flwr_dmml.base.libraries import mend
-from flwr_dmml.cli import app
 from flwr_dmml.report import (
     ReportError,
-    compare_groups,
-    group_runs,
     read_run,
-    read_runs,
-    render_page,
     report_sections,
-    results,
 )
-from flwr_dmml.report.comparison import Group, sign_flip, t_interval
 from flwr_dmml.report.export import NEEDS_CHROME
 from flwr_dmml.report.maps import _binned
-from flwr_dmml.report.parts import Figure, Table, compact, to_script
+from flwr_dmml.report.parts import Figure, compact, to_script
 from flwr_dmml.report.theme import THEMES, resolve
-
-
-class Page(HTMLParser):
-    """A page as a reader without JavaScript gets it: tables by id, headings, and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tables: dict[str, list[list[str]]] = {}
-        self.ids: list[str] = []
-        self.tags: list[str] = []
-        self.scripts: dict[str, str] = {}
-        self.text = ""
-        self._rows: list[list[str]] | None = None
-        self._script: str | None = None
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {key: value or "" for key, value in attrs}
-        self.tags.append(tag)
-        self.ids += [given["id"]] if "id" in given else []
-        if tag == "table":
-            self._rows = self.tables.setdefault(given["id"], [])
-        elif tag == "tr" and self._rows is not None:
-            self._rows.append([])
-        elif tag in ("td", "th") and self._rows is not None:
-            self._rows[-1].append("")
-        elif tag == "script":
-            self._script = given.get("id", "code")
-            self.scripts[self._script] = ""
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "table":
-            self._rows = None
-        elif tag == "script":
-            self._script = None
-
-    def handle_data(self, data: str) -> None:
-        if self._script is not None:
-            self.scripts[self._script] += data
-            return
-        self.text += data
-        if self._rows and self._rows[-1]:
-            self._rows[-1][-1] += data
-
-    def row(self, table: str, first: str) -> list[str]:
-        """Return the cells of the row with this first cell."""
-        return next(row[1:] for row in self.tables[table] if row[0] == first)
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        return dict(json.loads(self.scripts["figures"]))
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "300"})
-
-
-def words(text: str) -> str:
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+from flwr_dmml.tracking.tables import ONE_SEED
 
 
 def page_of(run: Path) -> Page:
@@ -135,6 +77,7 @@ def test_final_accuracies_are_those_of_the_metrics_file(page: Page, run: Path) -
 def test_headline_numbers(page: Page) -> None:
     """Four rounds of 2 J, 0.5 s and three devices that send 1 MB each."""
     text = words(page.text)
+    assert ONE_SEED in text
     assert "joules spent8simulated seconds2MB sent12rounds4 of 4" in text
     assert "mean macro-F10.480mean UAR0.540" in text
 
@@ -163,6 +106,7 @@ def test_settings_that_differ_come_first_and_all_are_there(page: Page) -> None:
 
 
 def test_where_the_run_is_from(page: Page) -> None:
+    assert page.row("provenance", "command") == ["flwr-dmml simulate app --set method=dmml-kd"]
     assert page.row("provenance", "torch") == ["2.11.0"]
     assert page.row("provenance", "git revision") == ["abc1234 with uncommitted changes"]
     assert page.row("provenance", "seed") == ["3"]
@@ -307,16 +251,6 @@ def test_headings_tables_and_figures_have_their_texts(run: Path, page: Page) -> 
     assert len(page.ids) == len(set(page.ids))
     assert "Figures need JavaScript" in page.text
     assert len(re.findall("<th ", html)) == html.count("<th scope=") > 30 and "<th>" not in html
-
-
-def older(run: Path) -> Path:
-    """Make a run folder one of a version that did not know macro-F1 and UAR."""
-    for path in run.glob("*/metrics.jsonl"):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for part in (part for line in lines for part in (line, *line["nodes"])):
-            del part["macro_f1"], part["uar"]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return run
 
 
 def test_what_older_folders_lack_is_left_out(tmp_path: Path) -> None:
@@ -680,261 +614,6 @@ def test_output_and_open(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert invoke("report", run, "--output", path, "--open").exit_code == 0
     assert path.is_file() and opened == [path.as_uri()]
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
-
-
-# Comparisons
-
-
-def one_round(parent: Path, name: str, accuracy: float, seed: int, method: str = "local",
-              **settings: Any) -> Path:  # fmt: skip
-    """Write a run whose three devices end a tenth below, at and a tenth above ``accuracy``."""
-    accuracies = [accuracy - 0.1, accuracy, accuracy + 0.1]
-    rounds = [make_round(1, accuracies), make_round(2, accuracies, joules=2.0 + seed)]
-    return write_run(parent, name, {method: rounds}, seed=seed, **settings)
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two values of alpha, three seeds."""
-    parent = tmp_path_factory.mktemp("sweep")
-    for alpha, accuracies in {0.1: (0.40, 0.44, 0.48), 1.0: (0.60, 0.70, 0.62)}.items():
-        for seed, accuracy in enumerate(accuracies):
-            one_round(parent / f"alpha-{alpha}", f"seed-{seed}", accuracy, seed, alpha=alpha)
-    return parent
-
-
-def groups_of(*paths: Path) -> list[Group]:
-    return group_runs(read_runs(paths)[0])[0]
-
-
-def test_runs_are_grouped_by_everything_but_the_seed(sweep: Path) -> None:
-    groups = groups_of(sweep)
-    assert [group.label for group in groups] == ["local, alpha=0.1", "local, alpha=1.0"]
-    assert [sorted(group.runs) for group in groups] == [[0, 1, 2], [0, 1, 2]]
-
-
-def test_mean_and_standard_deviation_over_seeds(sweep: Path) -> None:
-    """0.40, 0.44, 0.48: mean 0.44, deviations -0.04, 0, 0.04, so sqrt(0.0032 / 2) = 0.040.
-
-    0.60, 0.70, 0.62: mean 0.64, deviations -0.04, 0.06, -0.02, so sqrt(0.0056 / 2) = 0.053.
-    Joules after two rounds: 2 (2 + seed) = 4, 6, 8: mean 6, deviation 2.
-    """
-    table = results(groups_of(sweep))
-    cells = [dict(zip(table.head, row, strict=True)) for row in table.rows]
-    assert [c["mean accuracy"] for c in cells] == ["0.440 ± 0.040", "0.640 ± 0.053"]
-    assert [c["macro-F1"] for c in cells] == ["0.352 ± 0.032", "0.512 ± 0.042"]  # 0.8 of it
-    assert [c["worst device"] for c in cells] == ["0.340 ± 0.040", "0.540 ± 0.053"]
-    assert [c["devices with image"] for c in cells] == ["0.440 ± 0.040", "0.640 ± 0.053"]
-    assert cells[0]["joules"] == "6 ± 2" and cells[0]["MB sent"] == "6 ± 0"
-    assert cells[0]["seeds"] == "3"
-
-
-def test_the_significance_of_three_seeds(sweep: Path) -> None:
-    """Differences 20, 26, 14: all of one sign, so 2 of 8 flips are as far out: p = 0.25.
-
-    Mean 20, deviation 6; t(0.975, 2) = 4.3027: 20 -+ 4.3027 * 6 / sqrt(3) = 5.10 and 34.90.
-    """
-    verdict = compare_groups(*groups_of(sweep))
-    assert verdict.difference == pytest.approx(20) and verdict.p == verdict.smallest_p == 0.25
-    assert verdict.interval == pytest.approx((5.095, 34.905), abs=0.01)
-    text = verdict.to_text()
-    assert "+20.00 points on 3 common seeds" in text
-    assert "Too few seeds: with 3 the smallest possible p is 0.25" in text
-
-
-@pytest.mark.parametrize(("metric", "share"), [("macro-f1", 0.8), ("uar", 0.9)])
-def test_other_metrics_are_tested_on_request(
-    sweep: Path, tmp_path: Path, metric: str, share: float
-) -> None:
-    verdict = compare_groups(*groups_of(sweep), metric)
-    assert verdict.difference == pytest.approx(20 * share)
-    output = tmp_path / "c.html"
-    assert invoke("compare", sweep, "-o", output, "--metric", metric).exit_code == 0
-    name = {"macro-f1": "macro-F1", "uar": "unweighted average recall"}[metric]
-    text = words(Page(output.read_text()).text)
-    assert f"Final mean {name} over devices" in text and f"+{20 * share:.2f} points" in text
-    assert f"Differences of the mean {name}" in text
-
-
-def test_a_metric_that_a_run_does_not_have(tmp_path: Path) -> None:
-    one_round(tmp_path, "a", 0.4, 0)
-    older(one_round(tmp_path, "b", 0.5, 0, alpha=1.0))
-    result = invoke("compare", tmp_path, "-o", tmp_path / "c.html", "--metric", "macro-f1")
-    assert result.exit_code == 1 and not (tmp_path / "c.html").exists()
-    text = "metric macro-f1: b does not have it (local, alpha=1.0)"
-    assert text in words(result.stderr)
-    assert invoke("compare", tmp_path, "-o", tmp_path / "c.html").exit_code == 0
-    page = Page((tmp_path / "c.html").read_text())
-    assert [row[3] for row in page.tables["results"]] == ["macro-F1", "0.320", "-"]
-    assert invoke("compare", tmp_path, "--metric", "f1").exit_code == 2
-
-
-def test_sign_flip_by_hand() -> None:
-    """1, 2, -1 sum to 2. Sums of all flips: +-1 +-2 +-1 = 4, 2, 0, -2 | 2, 0, -2, -4.
-
-    |sum| >= 2: 4, 2, -2, 2, -2, -4, so 6 of 8.
-    """
-    assert sign_flip([1, 2, -1]) == 0.75
-    assert sign_flip([0.1, 0.2, -0.1]) == 0.75  # 0.1 + 0.2 - 0.1 is not 0.2 in floating point
-    assert sign_flip([0.0, 0.0]) == 1.0
-    assert sign_flip([1.0] * 6) == 2 / 64
-    assert sign_flip([1.0] * 20) == pytest.approx(1 / 100_001, abs=3e-5)
-
-
-def test_the_t_interval_by_hand() -> None:
-    """1 and 3: mean 2, deviation sqrt(2), t(0.975, 1) = 12.706: 2 -+ 12.706."""
-    assert t_interval([1, 3]) == pytest.approx((-10.706, 14.706), abs=1e-3)
-
-
-def test_six_seeds_can_tell(tmp_path: Path) -> None:
-    for seed in range(6):
-        one_round(tmp_path, f"a{seed}", 0.4 + 0.01 * seed, seed)
-        one_round(tmp_path, f"b{seed}", 0.5 + 0.02 * seed, seed, alpha=1.0)
-    text = compare_groups(*groups_of(tmp_path)).to_text()
-    assert "sign-flip p = 0.0312. Unlikely to be chance alone." in text
-
-
-def test_seeds_that_do_not_pair(tmp_path: Path) -> None:
-    one_round(tmp_path, "a", 0.4, 0)
-    one_round(tmp_path, "b", 0.5, 1, alpha=1.0)
-    one_round(tmp_path, "c", 0.5, 0, alpha=2.0)
-    first, second, third = groups_of(tmp_path)
-    assert "no seed in common" in compare_groups(first, second).to_text()
-    text = compare_groups(first, third).to_text()
-    assert "+10.00 points on 1 common seed." in text and "says nothing about chance" in text
-
-
-def test_methods_are_apart_and_options_of_others_do_not_count(tmp_path: Path) -> None:
-    """The baseline is the same in both runs, though an option of the other method differs."""
-    two_methods(tmp_path, "a", **{"dmml-kd.guidance": 0.5})
-    two_methods(tmp_path, "b", seed=1, **{"dmml-kd.guidance": 0.25})
-    groups = groups_of(tmp_path)
-    assert [group.label for group in groups] == [
-        "dpsgd", "dmml-kd, dmml-kd.guidance=0.5", "dmml-kd, dmml-kd.guidance=0.25",
-    ]  # fmt: skip
-    assert sorted(groups[0].runs) == [0, 1]
-
-
-def test_where_a_run_was_computed_does_not_count(tmp_path: Path) -> None:
-    one_round(tmp_path, "a", 0.4, 0)
-    one_round(tmp_path, "b", 0.4, 1, engine="sharded", workers=2)
-    assert len(groups_of(tmp_path)) == 1
-
-
-def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
-    for name, accuracy in (("a", 0.4), ("b", 0.4), ("c", 0.5)):
-        one_round(tmp_path, name, accuracy, 0)
-    groups, warnings = group_runs(read_runs([tmp_path, tmp_path / "a"])[0])
-    assert len(groups) == 1 and groups[0].runs[0][0].name == "a"
-    assert len(warnings) == 1 and "a and c have the same settings and seed" in warnings[0]
-
-
-def test_incomplete_runs_are_left_out_and_named(tmp_path: Path) -> None:
-    one_round(tmp_path, "a", 0.4, 0)
-    one_round(tmp_path, "b", 0.5, 1)
-    path = tmp_path / "b" / "local" / "metrics.jsonl"
-    path.write_text(path.read_text().splitlines()[0] + "\n")
-    started = tmp_path / "c"
-    started.mkdir()
-    (started / "config.json").write_text("{}")
-    output = tmp_path / "out" / "comparison.html"
-    result = invoke("compare", tmp_path, "-o", output)
-    assert result.exit_code == 0, result.output
-    page = Page(output.read_text())
-    assert page.row("results", "local")[:2] == ["1", "0.400"]
-    assert page.row("runs", "local") == ["0", "a", "b, 1 of 2 rounds"]
-    for text in ("local: b, 1 of 2 rounds; left out of all figures", "c: left out, it has not"):
-        assert text in page.text and text in words(result.stderr)
-
-
-def test_nothing_to_compare(tmp_path: Path) -> None:
-    run = one_round(tmp_path, "a", 0.4, 0)
-    (tmp_path / "empty").mkdir()
-    cases = {
-        (run,): "nothing to compare: give two runs or more",
-        (run, run): "nothing to compare: give two runs or more",
-        (run, tmp_path / "empty"): "neither a run folder nor a folder that holds runs",
-        (run, tmp_path / "missing"): "no such folder",
-    }
-    for paths, reason in cases.items():
-        result = invoke("compare", *paths, "-o", tmp_path / "c.html")
-        assert result.exit_code == 1 and reason in words(result.stderr)
-        assert not (tmp_path / "c.html").exists()
-
-
-def test_no_complete_run(tmp_path: Path) -> None:
-    for name in "ab":
-        write_run(tmp_path, name, {"local": [make_round(1, [1, 1, 1])]}, num_server_rounds=2)
-    with pytest.raises(ReportError, match="nothing to compare: no complete run of local"):
-        groups_of(tmp_path)
-
-
-def test_different_data_sets_are_warned_of(tmp_path: Path) -> None:
-    one_round(tmp_path, "a", 0.4, 0)
-    run = one_round(tmp_path, "b", 0.4, 0)
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"dataset": "mnist"}))
-    warnings = group_runs(read_runs([tmp_path])[0])[1]
-    assert warnings == ["different data sets (digits, mnist): accuracies do not compare"]
-
-
-def test_labels(sweep: Path, tmp_path: Path) -> None:
-    output = tmp_path / "c.html"
-    given = ("--label", "skewed", "--label", "<even>")
-    assert invoke("compare", sweep, "-o", output, *given).exit_code == 0
-    page = Page(output.read_text())
-    assert [row[0] for row in page.tables["results"][1:]] == ["skewed", "<even>"]
-    result = invoke("compare", sweep, "-o", output, "--label", "one")
-    assert result.exit_code == 1
-    assert "1 labels for 2 groups: local, alpha=0.1; local, alpha=1.0" in words(result.stderr)
-    result = invoke("compare", sweep, "-o", output, "--label", "x", "--label", "x")
-    assert result.exit_code == 1 and "the same label" in words(result.stderr)
-
-
-def test_the_curves_of_a_comparison(sweep: Path, tmp_path: Path) -> None:
-    """Over joules a point stands at the mean over seeds: round 1 at 2, round 2 at 4, 6, 8."""
-    output = tmp_path / "c.html"
-    assert invoke("compare", sweep, "-o", output).exit_code == 0
-    figures = Page(output.read_text()).figures
-    band, line = figures["accuracy-joules"]["data"][:2]
-    assert line["x"] == [2, 6] and line["y"] == [0.44, 0.44]
-    assert band["y"] == [0.4, 0.4, 0.48, 0.48]
-    assert {"accuracy-rounds", "accuracy-seconds", "accuracy-bytes", "set-0"} <= set(figures)
-    axes = [f["layout"]["yaxis"].get("range") for n, f in figures.items() if n.startswith("set-")]
-    assert axes == [[0, 1.02]] * 3
-
-
-def test_latex_and_markdown(sweep: Path, tmp_path: Path) -> None:
-    latex, markdown = tmp_path / "deep" / "t.tex", tmp_path / "t.md"
-    labels = ("--label", "100%_a & b", "--label", "x|y<z>*")
-    files = ("--latex", latex, "--markdown", markdown)
-    assert invoke("compare", sweep, "-o", tmp_path / "c.html", *files, *labels).exit_code == 0
-    tex = latex.read_text(encoding="utf-8")
-    assert r"100\%\_a \& b & 3 & 0.440 $\pm$ 0.040 &" in tex
-    assert r"x\textbar{}y\textless{}z\textgreater{}* & 3 & 0.640 $\pm$ 0.053 &" in tex
-    assert r"\begin{tabular}{lrrrrrrrrrrrr}" in tex and tex.count(r"\\") == 3
-    table = [line for line in markdown.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
-    assert len(table) == 4 and table[1].startswith("| :-- | --: |")
-    assert table[2].startswith(r"| 100%\_a & b | 3 | 0.440 ± 0.040 |")
-    assert table[3].startswith(r"| x\|y\<z\>\* | 3 |")
-
-
-def test_every_special_character_of_latex() -> None:
-    table = Table("t", r"a\b", ["", "v"], [["&%$#_{}~^", "1"]])
-    tex = table.to_latex()
-    assert r"\caption{a\textbackslash{}b}" in tex
-    assert r"\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{} & 1 \\" in tex
-
-
-def test_a_table_is_a_table_in_html() -> None:
-    html = Table("t", "<c>", ["", "v"], [["a&b", "<1>"]]).to_html()
-    assert Page(html).tables["t"] == [["", "v"], ["a&b", "<1>"]]
-    assert "&lt;c&gt;" in html and '<th scope="row">a&amp;b</th>' in html
-
-
-def test_the_warnings_of_a_page_are_escaped() -> None:
-    html = render_page("t", "s", [], ["<script>"])
-    assert "<li>&lt;script&gt;</li>" in html
 
 
 # A real run, end to end

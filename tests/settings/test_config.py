@@ -175,7 +175,11 @@ def test_a_data_set_in_a_folder(tmp_path: Path) -> None:
             "fedavg",
             KNOWN,
         ),
-        ("partition", "sorted", "Input should be 'dirichlet', 'iid', 'natural' or 'own'"),
+        (
+            "partition",
+            "sorted",
+            "Input should be 'dirichlet', 'iid', 'natural', 'natural-dirichlet' or 'own'",
+        ),
         ("optimizer", "lion", "Input should be 'sgd', 'adam' or 'adamw'"),
         ("lr-schedule", "linear", "Input should be 'constant', 'cosine' or 'step'"),
         ("lr-milestones", "0.6;0.8", "give shares of the rounds, e.g. '0.6,0.8'"),

@@ -109,6 +109,9 @@ MIXED: dict[str, Any] = {
         {"attack.kind": "isolation", "gossip": "sgp", "loss-rate": 0.2},
         {"attack.kind": "sign-flip", "final-merge": "owners"},
         {"attack.kind": "gaussian", "gossip": "k-gt", "final-merge": "owners"},
+        {"attack.kind": "mimic", "aggregation": "multi-krum"},
+        {"attack.kind": "hidden-sign-flip", "aggregation": "rtc"},
+        {"attack.kind": "zero", "aggregation": "robust", "gossip": "leaky-d2"},
     ],
     ids=lambda x: " ".join(map(str, x.values())),
 )
@@ -153,6 +156,11 @@ def test_what_a_graph_can_hold() -> None:
     assert lines[1].endswith("sound: 0 on 3 devices, of 2 neighbours that own it")
     assert lines[2] == "More liars than that are next to 0, 2"
     assert "is the weighted mean here" in told([sound], rule)[1]
+    robust = parse_settings({"aggregation": "robust"}, find_parts()).aggregation
+    assert robust is not None
+    pair = held(nx.path_graph(2), {0: ["head"], 1: ["head"]}, robust)
+    assert "robust only drops what is out of reach here" in told(pair, robust)[1]
+    assert held(graph, blocks, robust)[1].liars == {0: 1, 1: 1, 2: 1}  # half of two
     mean = parse_settings({}, find_parts()).aggregation
     assert mean is not None and told(held(graph, blocks, mean), mean) == []
 

@@ -48,6 +48,7 @@ from flwr_dmml.strategies.replies import (
     read_reply,
     told_bytes,
 )
+from flwr_dmml.strategies.roster import Roster
 from flwr_dmml.tracking.ending import read_ending
 from flwr_dmml.transport.messages import METRICS, NOTES, REJECTED, REPORT, join
 
@@ -127,6 +128,7 @@ def test_a_liar_among_rows_is_named_too(tmp_path: Path):
     [
         ("hello", hello("flops-solo", [1e24])),
         ("hello", hello("payload-bytes", 1 << 30)),
+        ("hello", hello("modalities", ["[/x]"])),  # markup to the library that draws tables
         ("train", metric("near.image", 1e30)),
         ("train", metric("mix.disagreement", 1e30)),
     ],
@@ -283,6 +285,14 @@ def test_a_payload_is_of_the_names_and_sizes_that_are_expected():
             check_payload(wrong, MEMBER, plan, limits)
 
 
+def test_what_a_device_announces_alone_is_no_block_of_letters():
+    members = {k: replace(MEMBER, partition_id=k, blocks={"head": 42}) for k in range(3)}
+    members[1] = replace(members[1], blocks={"head": 42, "mine": 1 << 28})
+    roster = Roster(members)
+    assert roster.block_lengths == {"head": 42, "mine": 1 << 28}
+    assert roster.shared_blocks == {"head": 42}
+
+
 def test_what_a_letter_holds_is_believed_as_far_as_it_can_be():
     assert told_bytes({"payload.bytes": 300.0, "letter.label-bytes": 20.0}, 250) == (300, 20)
     for wrong in ({}, {"payload.bytes": 1e9}, {"payload.bytes": 1.0, "letter.label-bytes": 2.0}):
@@ -317,6 +327,7 @@ def test_an_honest_introduction_is_read_whole():
         ("modalities", ["audio", "audio"]),
         ("modalities", ["audio+image", "image"]),
         ("block-lengths", [1]),
+        ("block-lengths", [1 << 31] * 8),
         ("block-bytes", [0] * 8),
         ("payload-bytes", 1 << 40),
         ("num-train", -1),

@@ -33,10 +33,12 @@ from flwr_dmml.transport import sealed
 from flwr_dmml.transport.arrays import NumpyArray
 from flwr_dmml.transport.direct.tls import DirectError, Tls
 from flwr_dmml.transport.letter import Letter, LetterError, read_letter, write_letter
-from flwr_dmml.transport.messages import INBOX, PAYLOAD, SIMULATED, pack, unpack
+from flwr_dmml.transport.messages import BLOCKS, INBOX, PAYLOAD, SIMULATED, pack, unpack
+from flwr_dmml.transport.relay import own_bytes
 from flwr_dmml.transport.sealed import (
     KEYS,
     SEALED,
+    SESSION,
     Identity,
     lock,
     open_apart,
@@ -280,7 +282,9 @@ def test_what_is_too_long_or_unknown_is_not_opened(devices: list[Identity], part
     """Nobody else has the blocks of this letter; its ciphertext is not even decrypted."""
     limits = Limits({"head.common": 1000, "encoder.audio": 50}, copies=3, statistics=100)
     assert opened(parts, devices[1], devices[0], limits=limits)
-    with pytest.raises(LetterError, match=r"'head.common' is a block that no device of the run"):
+    with pytest.raises(
+        LetterError, match=r"'head.common' is a block that no two devices of the run"
+    ):
         opened(parts, devices[1], devices[0], limits=Limits({"encoder.audio": 50}))
     long = {SEALED: bytes((2 << 20) + limits.payload_bytes + 100)}
     with pytest.raises(LetterError, match="bytes, allowed are"):
@@ -403,6 +407,7 @@ PUBLIC = {"kd.exchange-every": 1, "kd.start": 0.2, "public.samples": 20}
         {"method": "relaysgd", "topology": "line", "exchange.precision": "int8"},
         {"method": "kd", **PUBLIC},
         {"method": "dmml-kd", "modality-pattern": "audio,image,audio+image"},
+        {"modality-pattern": "audio,image,image"},
     ],
     ids=str,
 )
@@ -520,6 +525,24 @@ def test_all_recipients_get_the_same_ciphertext_and_keys_of_their_own(files: lis
         assert one[SEALED] is other[SEALED]
     ciphertexts = {id(received[0][1][SEALED]) for received in per_round.values()}
     assert len(ciphertexts) == NODES * 3
+
+
+def test_a_block_that_only_one_device_has_stays_there(files: list[Tls]):
+    """So that what a device announces alone lets nobody send more; it is billed all the same."""
+    Published.payloads.clear()
+    given = settings(method="published", **{"modality-pattern": "audio,image,image"})
+    grid = Lab(files, given, Published)
+    peers = run(grid, given, rounds=2)
+    payload = Published.payloads[0, 1]
+    shared = {name: x for name, x in payload.items() if not name.endswith(".audio")}
+    assert payload.keys() - shared.keys() == {"encoder.audio", "head.audio"}
+    told = [c.config_records[BLOCKS] for _, c in grid.messages if BLOCKS in c]
+    assert all(blocks.keys() == {"head.common", "encoder.image", "head.image"} for blocks in told)
+    session = str(grid.messages[-1][1].config_records[KEYS][SESSION])
+    letter = write_letter(Letter(session, 0, 1, shared))
+    (first, *_) = [answer.array_records[PAYLOAD] for answer in grid.answers if PAYLOAD in answer]
+    assert first[SEALED].numpy().nbytes == len(letter) + 48
+    assert peers.exchange.sizes[0] == own_bytes(pack(payload))
 
 
 def test_bytes_sent_are_those_of_the_ciphertext(files: list[Tls]):

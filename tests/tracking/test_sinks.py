@@ -345,3 +345,15 @@ def test_all_three_at_once(mlflow: None, wandb: Any, own_places: Path):
 
 def test_nothing_is_made_where_nothing_is_named(tmp_path: Path):
     assert make_sinks("", tmp_path, {}) == [] and make_sinks(" , ", tmp_path, {}) == []
+
+
+def test_scalars_of_a_round_with_couriers_and_liars():
+    there = record(3)
+    there.carried = {(0, 1, 2)}
+    for node, lies in zip(there.nodes, (True, False), strict=False):
+        node.lies, node.lying_neighbours = lies, int(not lies)
+    numbers = scalars(there)
+    assert all(isinstance(value, float) for value in numbers.values())
+    near = there.liars
+    assert near is not None and numbers["liars/accuracy_near"] == near.accuracy_near
+    assert not any(name.startswith("carried") or name == "liars/devices" for name in numbers)

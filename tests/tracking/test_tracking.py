@@ -22,6 +22,8 @@ from flwr_dmml.tracking import (
 )
 from flwr_dmml.tracking.history import read_record
 from flwr_dmml.tracking.live import LiveTable
+from flwr_dmml.tracking.provenance import command
+from flwr_dmml.tracking.tables import ONE_SEED
 from flwr_dmml.tracking.text import describe
 
 
@@ -587,6 +589,21 @@ def test_run_folder_without_a_name_takes_a_new_one_with_the_method(tmp_path: Pat
     assert all(path.parent == tmp_path and path.name.endswith("-dsgdm") for path in paths)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["/usr/bin/flwr-dmml", "simulate", "--set", "a=x y"], "flwr-dmml simulate --set 'a=x y'"),
+        (["/lib/flwr_dmml/cli/__main__.py", "sweep", "g.toml"], "flwr-dmml sweep g.toml"),
+        (["/usr/bin/flwr-serverapp", "--token", "secret"], None),
+        (["train.py", "--key", "secret"], None),
+        ([""], None),
+    ],
+)
+def test_only_commands_of_this_package_are_kept(arguments: list[str], expected: str | None) -> None:
+    """Others may hold secrets, as those of Flower's processes do."""
+    assert command(arguments) == expected
+
+
 # Tables
 
 
@@ -598,6 +615,8 @@ def test_final_table_by_hand() -> None:
     before, after = make_record({0: 0.5, 1: 0.7}), make_record({0: 0.9, 1: 0.6})
     before.by_partition[1].accuracy_by_modality = {"image": 0.35}
     after.by_partition[1].accuracy_by_modality = {"image": 0.3}
+    for record, score in ((before, 0.5), (after, 0.7)):
+        record.by_partition[0].macro_f1 = score
     before.total_j, before.total_simulated_s, before.total_bits = 12.34567, 600.0, 2.5e6
     after.total_j, after.total_simulated_s, after.total_bits = 1234.567, 0.5, 2.5e9
     text = render(final_table({"dpsgd": before, "dmml-kd": after}))
@@ -606,6 +625,7 @@ def test_final_table_by_hand() -> None:
         "all devices, mean": ["0.600", "0.750", "+15.0"],
         "worst device": ["0.500", "0.600", "+10.0"],
         "best device": ["0.700", "0.900", "+20.0"],
+        "macro-F1, mean": ["0.500", "0.700", "+20.0"],
         "devices with audio, mean": ["0.500", "0.900", "+40.0"],
         "devices with audio+image, mean": ["0.700", "0.600", "-10.0"],
         "from image alone, mean over owners": ["0.350", "0.300", "-5.0"],
@@ -637,8 +657,8 @@ def test_devices_that_one_method_lost_are_in_no_figure() -> None:
     assert rows(text)["all devices, mean"] == ["0.500", "0.900", "+40.0"]
     assert "devices with audio+image, mean" not in rows(text)
     assert verdict("dpsgd", "dmml-kd", results) == (
-        "dmml-kd against dpsgd: +40.0 points on the mean over devices; "
-        "1 of 1 devices are better off"
+        "dmml-kd against dpsgd after 4 rounds: +40.0 points on the mean over devices, 1 of 1 "
+        f"devices score higher. {ONE_SEED}"
     )
 
 
@@ -667,10 +687,12 @@ def test_verdict_by_hand() -> None:
     after = make_record({0: 0.9, 1: 0.6, 3: 0.6, 2: None})
     results = {"dpsgd": before, "dmml-kd": after}
     assert verdict("dpsgd", "dmml-kd", results) == (
-        "dmml-kd against dpsgd: +10.0 points on the mean over devices; "
-        "1 of 3 devices are better off"
+        "dmml-kd against dpsgd after 4 rounds: +10.0 points on the mean over devices, 1 of 3 "
+        f"devices score higher. {ONE_SEED}"
     )
-    assert "dpsgd against dmml-kd: -10.0 points" in verdict("dmml-kd", "dpsgd", results)
+    assert "dpsgd against dmml-kd after 4 rounds: -10.0 points" in verdict(
+        "dmml-kd", "dpsgd", results
+    )
 
 
 # The live table
@@ -769,6 +791,18 @@ def test_live_table_shows_a_dash_for_a_modality_nobody_used_alone() -> None:
         live.run_started("local", 1, ["audio", "image"])
         live.round_ended(make_record({0: 0.5}))
     assert rows(out.getvalue())["local"][3:5] == ["-", "-"]
+
+
+def test_no_name_is_read_as_markup() -> None:
+    odd, out = "[/x]", StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=120)
+    node = NodeResult(0, odd, accuracy=0.5, accuracy_by_modality={odd: 0.5})
+    odd_one = RoundRecord(1, {0: node})
+    with LiveTable(console) as live:
+        live.run_started("local", 1, [odd])
+        live.round_ended(odd_one)
+    text = render(final_table({"local": odd_one})) + render(devices_table({"local": odd_one}))
+    assert odd in out.getvalue() and text.count(odd) == 3
 
 
 def test_live_table_hands_the_log_back_when_the_run_fails(record: RoundRecord) -> None:

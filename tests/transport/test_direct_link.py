@@ -293,7 +293,7 @@ def test_letters_over_the_limit_do_not_come():
         assert said.endswith(f"it sent nothing, or more than {limit} bytes")
     with rogue("dmml/run/1/*", WHOLE, listen__endpoints=[f"tcp/{where}"]):
         said, _ = why({1: where}, timeout_s=LONG_S, limits=Limits({"y": 100}))
-        assert said == "'x' is a block that no device of the run has"
+        assert said == "'x' is a block that no two devices of the run have"
 
 
 def test_a_fault_in_a_reader_costs_its_sender_alone(monkeypatch):

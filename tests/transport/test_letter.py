@@ -134,8 +134,8 @@ def test_what_a_letter_may_hold_follows_from_the_blocks_of_the_run():
     for name, length, reason in (
         ("encoder.audio", 72, "'encoder.audio' has 288 bytes, allowed are 284: the block has 7"),
         ("encoder.audio<3", 72, "'encoder.audio<3' has 288 bytes"),
-        ("encoder.image", 1, "'encoder.image' is a block that no device of the run has"),
-        ("", 1, "'' is a block that no device of the run has"),
+        ("encoder.image", 1, "'encoder.image' is a block that no two devices of the run have"),
+        ("", 1, "'' is a block that no two devices of the run have"),
         ("stats.speed", 11, "'stats.speed' has 44 bytes, allowed are 40: statistics"),
     ):
         with pytest.raises(LetterError, match=reason):
@@ -177,7 +177,7 @@ def test_nothing_is_taken_from_a_letter_of_unknown_blocks():
     letter = Letter("r", 0, 1, {f"block{i}": torch.zeros(1 << 16) for i in range(1000)})
     data = write_letter(letter)
     tracemalloc.start()
-    with pytest.raises(LetterError, match="'block0' is a block that no device"):
+    with pytest.raises(LetterError, match="'block0' is a block that no two devices"):
         read_letter(data, Limits({"x": 1 << 26}))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

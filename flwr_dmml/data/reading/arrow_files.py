@@ -1,5 +1,7 @@
 """Rows in Arrow's formats: what a column holds, cell by cell, and ``manifest.parquet``."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...base.libraries import needed
-from ..samples import DataError
-from .manifest import PARQUET, Cell, Column, Description, Kind, Manifest, roles_of
+from ..samples import DataError, Kind
+from .cells import is_missing
+from .manifest import PARQUET, Cell, Column, Description, Manifest, roles_of
 from .problems import reason
 from .tables import Floats, as_table
 
@@ -80,7 +83,8 @@ def column_of(name: str, column: Any, kind: Kind | None) -> Column:
     column = _plain(column)
     form = column.type
     if pa.types.is_null(form) or pa.types.is_string(form) or pa.types.is_large_string(form):
-        return Column([cell or None for cell in column.to_pylist()], kind)
+        cells = column.to_pylist()
+        return Column([None if cell is None or is_missing(cell) else cell for cell in cells], kind)
     if is_content(form):
         if kind not in ("image", "audio"):
             raise DataError(
@@ -167,9 +171,19 @@ def read_parquet_manifest(root: Path, about: Description) -> Manifest:
     return Manifest(
         about,
         where=[f"row {row}" for row in range(1, len(table) + 1)],
-        columns={m: column_of(m, table[m], about.modalities.get(m)) for m in modalities},
+        columns=columns_of(table, modalities, about),
         **roles_of(about, roles),
     )
+
+
+def columns_of(table: Any, modalities: Sequence[str], about: Description) -> dict[str, Column]:
+    """Return the modalities of a table of Arrow; see :func:`column_of`."""
+    return {
+        m: replace(
+            column_of(m, table[m], about.modalities.get(m)), channels=about.channels.get(m, ())
+        )
+        for m in modalities
+    }
 
 
 def _is_list(form: Any) -> bool:

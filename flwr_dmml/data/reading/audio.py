@@ -3,21 +3,26 @@
 import torch
 
 from ...base.libraries import needed
+from ..forms import RawSound
 
-SAMPLE_RATE_HZ = 8000
+SAMPLE_RATE_HZ, MELS, WINDOW, HOP = 8000, 32, 256, 128
+FLOOR = 1e-4
+"""Added to the power of a mel band before its logarithm."""
+SILENT = 1e-3
+"""Least deviation that a spectrogram is divided by."""
 _CHUNK = 200  # waves transformed at once: bounds the memory of the spectrogram
 
 
 def log_mel(
     waves: torch.Tensor,
     sample_rate: int = SAMPLE_RATE_HZ,
-    n_mels: int = 32,
-    n_fft: int = 256,
-    hop: int = 128,
+    n_mels: int = MELS,
+    n_fft: int = WINDOW,
+    hop: int = HOP,
 ) -> torch.Tensor:
     """Return the log-mel spectrogram of each wave, standardised per sample.
 
-    ``log(power + 1e-4)``, then zero mean and unit variance over the bands and frames of a sample.
+    ``log(power + FLOOR)``, then zero mean and unit variance over the bands and frames of a sample.
 
     Parameters
     ----------
@@ -40,11 +45,32 @@ def log_mel(
     )
     features = torch.empty(len(waves), 1, n_mels, waves.shape[1] // hop + 1)
     for start in range(0, len(waves), _CHUNK):
-        mel = torch.log(transform(waves[start : start + _CHUNK]) + 1e-4)  # [chunk, n_mels, frames]
+        mel = torch.log(transform(waves[start : start + _CHUNK]) + FLOOR)  # [chunk, n_mels, frames]
         mean = mel.mean(dim=(1, 2), keepdim=True)
         deviation = mel.std(dim=(1, 2), keepdim=True, correction=0)
-        features[start : start + _CHUNK, 0] = (mel - mean) / deviation.clamp_min(1e-3)
+        features[start : start + _CHUNK, 0] = (mel - mean) / deviation.clamp_min(SILENT)
     return features
+
+
+def sound_at_8_khz(seconds: float, snr_db: float) -> RawSound:
+    """Return what :func:`log_mel` is given with its defaults: sound at :data:`SAMPLE_RATE_HZ`.
+
+    Parameters
+    ----------
+    seconds : float
+        Its length.
+    snr_db : float
+        Signal-to-noise ratio of the noise that is added to it, dB.
+    """
+    per_ms = SAMPLE_RATE_HZ / 1000
+    return RawSound(
+        rate_hz=SAMPLE_RATE_HZ,
+        seconds=seconds,
+        mels=MELS,
+        window_ms=WINDOW / per_ms,
+        hop_ms=HOP / per_ms,
+        noise_snr_db=snr_db,
+    )
 
 
 def noise_deviation(snr_db: float) -> float:

@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
+from ..forms import RawImage, RawNumbers, RawSound
 from ..options import LoadOptions
-from ..samples import DataError, Modality
-from .manifest import Cell, Column, Kind
+from ..samples import DataError, Kind, Modality
+from .manifest import Cell, Column
 from .media import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -24,20 +25,27 @@ from .media import (
     spectrograms,
 )
 from .problems import Problems, reason
-from .tables import TABLE_SUFFIXES, Floats, read_table
+from .tables import TABLE_SUFFIXES, Floats, masked, read_table, steps_last
 
 Found = Kind | Literal["table"]
 """A kind, or numbers that are a vector or a series."""
-_SUFFIXES: dict[str, Found] = {
+SUFFIXES: dict[str, Found] = {
     **dict.fromkeys(IMAGE_SUFFIXES, "image"),
     **dict.fromkeys(AUDIO_SUFFIXES, "audio"),
     **dict.fromkeys(TABLE_SUFFIXES, "table"),
 }
+"""Kinds by the suffix of a file's name, in small letters."""
+_SHOWN = 400  # characters of a path that are shown; what is longer is no path
 _CHUNK = 200  # waves held at once
 
 T = TypeVar("T")
 Decoded = tuple[Modality, torch.Tensor, torch.Tensor]
 """A modality's form; inputs, ``[n, *shape]`` float32; which samples have it, ``[n]`` bool."""
+
+
+def kind_of(path: str) -> Found | None:
+    """Return what a file is by its suffix; None for an unknown one."""
+    return SUFFIXES.get(Path(path).suffix.lower())
 
 
 class Decoder:
@@ -70,7 +78,7 @@ class Decoder:
         problems: Problems,
         pool: Executor,
     ) -> None:
-        self._root = root.resolve()
+        self._root = root
         self._options = options
         self._where = where
         self._problems = problems
@@ -88,6 +96,13 @@ class Decoder:
             If the options cannot be.
         """
         kind = column.kind or self._kind_by_suffix(name, column, rows)
+        if column.channels and (
+            kind in ("image", "audio") or not isinstance(column.cells, Sequence)
+        ):
+            self._problems.add(
+                f"column '{name}'", "channels are chosen of CSV files alone, and it has others"
+            )
+            return None
         if kind == "image":
             return self._images(name, column, rows)
         if kind == "audio":
@@ -107,7 +122,8 @@ class Decoder:
         for place, image in enumerate(self._read(name, column, rows, read)):
             if image is not None:
                 inputs[place], present[place] = image, True
-        return Modality("image", shape), inputs, present
+        raw = RawImage(**self._options.image.model_dump())
+        return Modality("image", shape, raw), inputs, present
 
     def _sounds(self, name: str, column: Column, rows: Sequence[int]) -> Decoded:
         shape = audio_shape(self._options.audio)
@@ -123,12 +139,13 @@ class Decoder:
             if places:
                 heard = torch.stack([wave for wave in waves if wave is not None])
                 inputs[places], present[places] = spectrograms(heard, self._options.audio), True
-        return Modality("audio", shape), inputs, present
+        raw = RawSound(**self._options.audio.model_dump())
+        return Modality("audio", shape, raw), inputs, present
 
     def _tables(
         self, name: str, column: Column, rows: Sequence[int], kind: Found
     ) -> Decoded | None:
-        read = partial(self._table, vector=kind in ("vector", "table"))
+        read = partial(self._table, columns=column.channels, vector=kind in ("vector", "table"))
         found = [*self._read(name, column, rows, read)]
         places = [place for place, table in enumerate(found) if table is not None]
         tables = [table for table in found if table is not None]
@@ -136,25 +153,29 @@ class Decoder:
             self._problems.add(f"column '{name}'", "there is nothing in it that can be read")
             return None
         if kind == "table":
+            lengths = [1 if table.ndim == 1 else len(table) for table in tables]
             if len({table.shape[:-1] for table in tables}) > 1:
+                few, many = lengths.index(min(lengths)), lengths.index(max(lengths))
+                ends = [(lengths[k], self._where[rows[places[k]]]) for k in (few, many)]
                 self._problems.add(
                     f"column '{name}'",
-                    "its tables differ in their number of steps; say in dataset.toml whether they "
-                    "are a 'sequence', of any length, or a 'series', all of the same",
+                    f"its tables have from {ends[0][0]} ({ends[0][1]}) to {ends[1][0]} steps "
+                    f"({ends[1][1]}); say in dataset.toml whether they are a 'sequence', of any "
+                    "length, or a 'series', all of the same",
                 )
                 return None
             kind = "vector" if tables[0].ndim == 1 else "series"
-        tables = [_steps_last(table, kind) for table in tables]
+        tables = [steps_last(table, kind) for table in tables]
         if not self._alike(name, column, [rows[place] for place in places], tables, kind):
             return None
         if kind == "sequence":
             steps = self._options.series.steps or max(table.shape[1] for table in tables)
-            tables = [_masked(table, steps) for table in tables]
+            tables = [masked(table, steps) for table in tables]
         inputs = torch.zeros(len(rows), *tables[0].shape)
         inputs[places] = torch.from_numpy(np.stack(tables))
         present = torch.zeros(len(rows), dtype=torch.bool)
         present[places] = True
-        return Modality(kind, tuple(tables[0].shape)), inputs, present
+        return Modality(kind, tuple(tables[0].shape), RawNumbers()), inputs, present
 
     def _alike(
         self,
@@ -198,33 +219,23 @@ class Decoder:
 
     def _note(self, row: int, name: str, column: Column, problem: object) -> None:
         cells = column.cells
-        shown = f" '{cells[row]}'" if isinstance(cells, Sequence) else ""
+        shown = f" '{_shortened(cells[row])}'" if isinstance(cells, Sequence) else ""
         self._problems.add(f"{self._where[row]}, {name}{shown}", problem)
 
     def _file(self, cell: Cell) -> Path | BytesIO:
-        """Return a file, its path checked: in the folder, wherever links lead."""
         if isinstance(cell, BytesIO):
             return cell
         if not isinstance(cell, str):
             raise DataError("there are numbers where a file is expected")
-        try:
-            path = (self._root / cell).resolve()
-            inside, there = path.is_relative_to(self._root), path.is_file()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop
-            raise DataError(f"it is no path: {reason(error)}") from error
-        if Path(cell).is_absolute() or not inside:
-            raise DataError("the path leads out of the folder")
-        if not there:
-            raise DataError("there is no such file")
-        return path
+        return file_in(self._root, cell)
 
-    def _table(self, cell: Cell, *, vector: bool) -> Floats:
+    def _table(self, cell: Cell, *, columns: Sequence[str], vector: bool) -> Floats:
         if isinstance(cell, np.ndarray):
             return cell
         file = self._file(cell)
         if not isinstance(file, Path):
             raise DataError("there is a file's content where numbers are expected")
-        return read_table(file, vector=vector)
+        return read_table(file, columns=columns, vector=vector)
 
     def _kind_by_suffix(self, name: str, column: Column, rows: Sequence[int]) -> Found | None:
         """Return what the files of a column are; None, with the reason noted, if not all are."""
@@ -234,7 +245,7 @@ class Decoder:
         unknown = False
         for row in rows:
             if cell := column.cells[row]:
-                kind = _SUFFIXES.get(Path(str(cell)).suffix.lower())
+                kind = kind_of(str(cell))
                 if kind is not None:
                     first.setdefault(kind, row)
                     continue
@@ -243,7 +254,7 @@ class Decoder:
                     row,
                     name,
                     column,
-                    f"its type is none of {', '.join(sorted(_SUFFIXES))}; let dataset.toml say "
+                    f"its type is none of {', '.join(sorted(SUFFIXES))}; let dataset.toml say "
                     "what it is, or ignore the column",
                 )
         if len(first) > 1:
@@ -254,24 +265,39 @@ class Decoder:
         return next(iter(first)) if len(first) == 1 and not unknown else None
 
 
+def file_in(root: Path, cell: str) -> Path:
+    """Return a file that a manifest names: in the folder, wherever links lead.
+
+    Raises
+    ------
+    DataError
+        It is none, or elsewhere.
+    """
+    root = root.resolve()
+    try:
+        path = (root / cell).resolve()
+        inside, there = path.is_relative_to(root), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop
+        raise DataError(f"it is no path: {reason(error)}") from error
+    if Path(cell).is_absolute() or (PureWindowsPath(cell).drive and not there):
+        short = f", as '{path.relative_to(root)}'" if inside and there else ""
+        raise DataError(f"the path is absolute; give it from the folder on{short}")
+    if not inside:
+        raise DataError("the path leads out of the folder")
+    if not there:
+        parts = cell.replace("\\", "/")
+        hint = f"; folders are separated by '/': '{PurePosixPath(parts)}'" if parts != cell else ""
+        raise DataError(f"there is no such file{hint}")
+    return path
+
+
+def _shortened(cell: object) -> str:
+    text = str(cell)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _told(shape: tuple[int, ...]) -> str:
     """Describe the shape of a table, its steps last."""
     if len(shape) == 1:
         return f"{shape[0]} number{'s' * (shape[0] != 1)}"
     return f"{shape[1]} steps of {_told(shape[:1])}"
-
-
-def _steps_last(table: Floats, kind: Kind) -> Floats:
-    """Return a table as a vector (a column is as good as a line), or as ``[channels, steps]``."""
-    if kind == "vector" and table.size == max(table.shape):
-        return table.ravel()
-    return table.T if kind == "vector" else table.reshape(len(table), -1).T
-
-
-def _masked(table: Floats, steps: int) -> Floats:
-    """Return a sequence ``[features, any]`` as ``[features + 1, steps]``, the last a mask."""
-    masked = np.zeros((len(table) + 1, steps), dtype=np.float32)
-    there = min(steps, table.shape[1])
-    masked[:-1, :there] = table[:, :there]
-    masked[-1, :there] = 1
-    return masked

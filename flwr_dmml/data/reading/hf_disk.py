@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ...base.formats import first_problem, parse_json
-from ..samples import DataError
-from .arrow_files import arrow, checked, column_of, is_content, is_numbers, text
-from .manifest import SPLITS, Description, Kind, Manifest, roles_of
+from ..samples import DataError, Kind
+from .arrow_files import arrow, checked, columns_of, is_content, is_numbers, text
+from .manifest import SPLITS, Description, Manifest, roles_of
 from .problems import reason
 
 DICT, STATE, INFORMATION = "dataset_dict.json", "state.json", "dataset_info.json"
@@ -146,7 +146,7 @@ def read_hf_disk(root: Path, about: Description) -> Manifest:
     return Manifest(
         about,
         where=where,
-        columns={m: column_of(m, table[m], about.modalities.get(m)) for m in modalities},
+        columns=columns_of(table, modalities, about),
         **roles_of(about, others),
     )
 

@@ -1,23 +1,24 @@
 """The manifest of a data folder: rows of ``manifest.csv`` or ``manifest.parquet``, files unread."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...base.formats import parse_toml
-from ..samples import DataError
+from ...base.options import kebab
+from ..options import Standardise
+from ..samples import DataError, Kind, name_problem
+from .cells import is_missing, names_rows, read_rows_of_cells
 from .problems import Problems, reason
 from .tables import Floats
 
 DESCRIPTION, CSV, PARQUET = "dataset.toml", "manifest.csv", "manifest.parquet"
 SPLITS = ("train", "test")
 
-Kind = Literal["image", "audio", "vector", "series", "sequence"]
 Cell = str | BytesIO | Floats | None
 """Of a row and a modality: a file's path in the folder, a file's content, numbers, or nothing."""
 
@@ -40,6 +41,38 @@ class Roles(BaseModel):
     node: str = "node"
 
 
+class Recordings(BaseModel):
+    """How files of a folder are recordings that are cut into windows.
+
+    Attributes
+    ----------
+    label : str
+        Column of the files that names the activity of each row; empty: the manifest's label is that
+        of the whole file.
+    time : str
+        Column of the files that has the time of each row; empty: rows follow at ``rate_hz``.
+    unit : {"s", "ms", "us", "ns"}
+        Of the times.
+    rate_hz : float, optional
+        Rows in a second, where there is no time.
+    max_gap_s : float
+        A window that would bridge more without a row is dropped.
+    leave_out : tuple of str
+        Labels of rows that are in no window.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, alias_generator=kebab
+    )
+
+    label: str = ""
+    time: str = ""
+    unit: Literal["s", "ms", "us", "ns"] = "s"
+    rate_hz: float | None = Field(None, gt=0)
+    max_gap_s: float = Field(0.2, gt=0)
+    leave_out: tuple[str, ...] = ()
+
+
 class Description(BaseModel):
     """Contents of ``dataset.toml``; every entry is optional."""
 
@@ -49,6 +82,12 @@ class Description(BaseModel):
     classes: tuple[str, ...] = ()
     columns: Roles = Field(default_factory=Roles)
     modalities: dict[str, Kind] = Field(default_factory=dict)
+    channels: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
+    splits: dict[str, Literal["train", "test", "out"]] = Field(default_factory=dict)
+    standardise: Standardise = "off"
+    recordings: Recordings | None = None
     ignore: tuple[str, ...] = ()
 
     def modalities_among(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -61,29 +100,42 @@ class Description(BaseModel):
         """
         problems = Problems(f"the columns are {', '.join(map(repr, columns))}")
         roles = self.columns
-        needed = [roles.label, roles.split]
+        labelled = self.recordings is not None and self.recordings.label  # in the files
+        needed = [roles.split] if labelled else [roles.label, roles.split]
         needed += [name for name in (roles.id, roles.node) if name not in ("id", "node")]
-        for name in [*needed, *self.modalities, *self.ignore]:
+        for name in dict.fromkeys([*needed, *self.modalities, *self.channels, *self.ignore]):
             if name not in columns:
                 problems.add("", f"there is no column '{name}'")
         for name in sorted({name for name in columns if columns.count(name) > 1}):
             problems.add("", f"there are {columns.count(name)} columns '{name}'")
         others = {roles.label, roles.split, roles.id, roles.node, *self.ignore}
-        modalities = tuple(name for name in columns if name not in others)
+        modalities = tuple(
+            name
+            for place, name in enumerate(columns)
+            if name not in others and not (place == 0 and names_rows(name))
+        )
         if not modalities:
             problems.add("", "none is a modality")
-        if bad := [name for name in modalities if not name or set(name) & set("+,=./")]:
-            problems.add("", f"a modality cannot be named {', '.join(map(repr, bad))}")
+        for problem in filter(None, map(name_problem, modalities)):
+            problems.add("", problem)
         problems.check()
         return modalities
+
+    def split_of(self, name: str) -> str:
+        """Return "train", "test" or "out" for what a row has as its split, or the name itself."""
+        return self.splits.get(name, name)
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A modality: a cell for each row, and its kind, None where the files are to tell."""
+    """A modality: a cell for each row, and its kind, None where the files are to tell.
+
+    Of CSV files only the ``channels`` are read, by their names; all if there are none.
+    """
 
     cells: Cells
     kind: Kind | None
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +149,8 @@ class Manifest:
     where : sequence of str
         Names each row, for messages.
     labels, splits, ids, nodes : sequence of str
-        Of each row, "" where there is none; ``ids`` and ``nodes`` may be empty.
+        Of each row, as they stand there, also where they are missing; ``ids`` and ``nodes`` may be
+        empty, and ``labels`` where those of recordings are in their files.
     columns : mapping of str to Column
         The modalities.
     faults : mapping of int to str
@@ -126,7 +179,7 @@ def read_description(root: Path) -> Description:
     if not path.exists():
         return Description()
     try:
-        return Description.model_validate(parse_toml(path.read_text(encoding="utf-8")))
+        return Description.model_validate(parse_toml(path.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
         found = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
         lines = "; ".join(f"{key}: {message}" for key, message in found)
@@ -169,7 +222,11 @@ def read_csv_manifest(root: Path, about: Description) -> Manifest:
         about,
         where=[f"line {line}" for line in lines],
         columns={
-            m: Column([cell or None for cell in columns[m]], about.modalities.get(m))
+            m: Column(
+                [None if is_missing(cell) else cell for cell in columns[m]],
+                about.modalities.get(m),
+                about.channels.get(m, ()),
+            )
             for m in modalities
         },
         faults=faults,
@@ -181,7 +238,7 @@ def roles_of(about: Description, columns: Mapping[str, Sequence[str]]) -> dict[s
     """Return ``labels``, ``splits``, ``ids`` and ``nodes`` of a manifest's columns."""
     roles = about.columns
     return {
-        "labels": columns[roles.label],
+        "labels": columns.get(roles.label, ()),
         "splits": columns[roles.split],
         "ids": columns.get(roles.id, ()),
         "nodes": columns.get(roles.node, ()),
@@ -191,21 +248,18 @@ def roles_of(about: Description, columns: Mapping[str, Sequence[str]]) -> dict[s
 def _read_csv(
     root: Path, *, only_names: bool = False
 ) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the names, the cells of each row, and the number of its line, from 1."""
+    """Return the names, the cells of each row that is not empty, and the number of its line."""
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
-        with (root / CSV).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for cells in reader:
-                stripped = [cell.strip() for cell in cells]
-                if any(stripped):
-                    rows.append(stripped)
-                    lines.append(reader.line_num)
-                if only_names and rows:
-                    break
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{CSV}: {reason(error)}") from error
+        for line, cells in read_rows_of_cells(root / CSV):
+            if any(cells):
+                rows.append(cells)
+                lines.append(line)
+            if only_names and rows:
+                break
+    except DataError as error:
+        raise DataError(f"{CSV}: {error}") from error
     if not rows:
         raise DataError(f"{CSV}: it is empty")
     return rows[0], rows[1:], lines[1:]

@@ -4,11 +4,14 @@ Errors give the reason alone: who reads many files knows which one it was.
 """
 
 import struct
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +24,14 @@ from .audio import log_mel, unit_variance
 from .problems import reason
 from .tables import read_table
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 __all__ = [
+    "audio_samples",
     "audio_shape",
+    "fit_image",
+    "fit_wave",
     "image_shape",
     "read_audio",
     "read_image",
@@ -36,6 +45,10 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # of images
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes of sound from which a WAV file's header means "to the end"
+_UNKNOWN_COUNT = 2**62  # samples: libsndfile's word for a FLAC file that does not say how many
+_BLOCK = 65_536  # samples read at once where the end is not known
+_CANCELLED = 1e-3  # of the channels' power: a mean of less is what they cancel to
+_FULL = 0.9999  # of the largest value
 _OGG_PAGE = 65_307  # bytes at most
 _RATES_HZ = (100, 1_000_000)  # of files
 
@@ -65,25 +78,33 @@ def read_image(file: Path | IO[bytes], options: ImageOptions) -> torch.Tensor:
     DataError
         If it is not a whole image.
     """
-    channels, side, _ = image_shape(options)
     with needed("PIL"):
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     try:
         with Image.open(file, formats=_FORMATS) as opened:
-            opened.draft(None, (2 * side, 2 * side))  # photos are decoded no larger than needed
-            upright = ImageOps.exif_transpose(opened)
-            deep = upright.mode.startswith("I")  # 16 bit
-            scale = 65535.0 if deep else 255.0
-            mode = "F" if deep else "RGB" if options.colour else "L"
-            if upright.mode == "P":
-                upright = upright.convert("RGBA")  # the palette may have transparent colours
-            small = ImageOps.fit(upright.convert(mode), (side, side), Image.Resampling.BILINEAR)
+            twice = 2 * options.side
+            opened.draft(None, (twice, twice))  # photos are decoded no larger than needed
+            return fit_image(opened, options)
     except UnidentifiedImageError as error:
         raise DataError(
             f"it is no image that is {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
         ) from error
     except Exception as error:  # Pillow has no class of its own for damaged files
         raise DataError(f"the image cannot be read: {reason(error)}") from error
+
+
+def fit_image(picture: "Image", options: ImageOptions) -> torch.Tensor:
+    """Return a picture as :func:`read_image` does, ``[3 or 1, side, side]`` in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    channels, side, _ = image_shape(options)
+    upright = ImageOps.exif_transpose(picture)
+    deep = upright.mode.startswith("I")  # 16 bit
+    scale = 65535.0 if deep else 255.0
+    mode = "F" if deep else "RGB" if options.colour else "L"
+    if upright.mode == "P":
+        upright = upright.convert("RGBA")  # the palette may have transparent colours
+    small = ImageOps.fit(upright.convert(mode), (side, side), Image.Resampling.BILINEAR)
     pixels = np.asarray(small, dtype=np.float32).reshape(side, side, -1) / scale
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).expand(channels, -1, -1).contiguous()
 
@@ -96,7 +117,7 @@ def audio_shape(options: AudioOptions) -> tuple[int, int, int]:
     DataError
         If the options give windows that are too short or longer than the sound.
     """
-    length, window, hop = _samples(options)
+    length, window, hop = audio_samples(options)
     if window < 4 or hop < 1:
         raise DataError(
             f"audio.window-ms = {options.window_ms:g} and audio.hop-ms = {options.hop_ms:g} are "
@@ -137,12 +158,16 @@ def spectrograms(waves: torch.Tensor, options: AudioOptions) -> torch.Tensor:
         If the options cannot be.
     """
     audio_shape(options)
-    _, window, hop = _samples(options)
+    _, window, hop = audio_samples(options)
     return log_mel(waves, options.rate_hz, options.mels, window, hop)
 
 
 def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
     """Read sound as a wave of one channel, the mean of all, at the common rate and length.
+
+    Of channels that cancel out, as where one is the other inverted, the loudest is taken. A FLAC or
+    WAV file whose header does not say how long it is, of a recorder that wrote to a pipe or was
+    killed, is read to its end.
 
     What is longer is cropped to its middle; then resampled, of zero mean and unit variance, and
     padded with zeros at its end.
@@ -164,55 +189,187 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
     DataError
         If the file is truncated, empty, no sound, or has numbers that are not finite.
     """
-    length = _samples(options)[0]
     with needed("soundfile"):
         import soundfile
     try:
         with _opened(file) as opened:
-            _check_end(opened)
-            heard, rate = _heard(file, options.seconds)
+            sound = _checked(opened)
+            heard, rate = _heard(sound, options.seconds)
     except soundfile.LibsndfileError as error:
         raise DataError(f"the sound cannot be read: {error.error_string}") from error
     except OSError as error:
         raise DataError(f"the sound cannot be read: {reason(error)}") from error
-    wave = unit_variance(_resampled(torch.from_numpy(heard), rate, options.rate_hz)[:length])
+    return fit_wave(torch.from_numpy(heard), rate, options)
+
+
+def fit_wave(wave: torch.Tensor, rate: int, options: AudioOptions) -> torch.Tensor:
+    """Return a wave ``[samples]`` of a rate in Hz as :func:`read_wave` does.
+
+    Raises
+    ------
+    DataError
+        Its numbers are not finite, there are none, or the rate cannot be.
+    """
+    length = audio_samples(options)[0]
+    if not len(wave):
+        raise DataError("there is no sound in it")
+    if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
+        raise DataError(f"its rate of {rate} Hz is not from {_RATES_HZ[0]} to {_RATES_HZ[1]}")
+    wanted = min(len(wave), _whole(options.seconds, rate))
+    start = (len(wave) - wanted) // 2
+    middle = wave[start : start + wanted].float()
+    wave = unit_variance(_resampled(middle, rate, options.rate_hz)[:length])
     if not bool(wave.isfinite().all()):
         raise DataError("the sound has numbers that are not finite")
     return torch.nn.functional.pad(wave, (0, length - len(wave)))
 
 
-def _samples(options: AudioOptions) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class SoundFacts:
+    """What a file of sound holds.
+
+    Attributes
+    ----------
+    rate_hz, channels : int
+        As recorded.
+    seconds : float
+        Length.
+    full_scale : float
+        Share of the values that are the largest there can be.
+    cancelled : bool
+        Whether the channels cancel out.
+    """
+
+    rate_hz: int
+    channels: int
+    seconds: float
+    full_scale: float
+    cancelled: bool
+
+
+def sound_facts(file: Path) -> SoundFacts:
+    """Read a whole file of sound for what it holds.
+
+    Raises
+    ------
+    DataError
+        See :func:`read_wave`.
+    """
+    with needed("soundfile"):
+        import soundfile
+    count, full, mixed, each = 0, 0, 0.0, 0.0
+    try:
+        with file.open("rb") as opened:
+            sound = _checked(opened)
+            rate = soundfile.info(sound).samplerate
+            for block in _blocks(sound):
+                count, channels = count + len(block), block.shape[1]
+                full += int((np.abs(block) >= _FULL).sum())
+                mixed += float(np.square(block.mean(axis=1), dtype=np.float64).sum())
+                each += float(np.square(block, dtype=np.float64).mean(axis=1).sum())
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"the sound cannot be read: {error.error_string}") from error
+    except OSError as error:
+        raise DataError(f"the sound cannot be read: {reason(error)}") from error
+    if not count:
+        raise DataError("there is no sound in it")
+    cancelled = mixed < _CANCELLED * each
+    return SoundFacts(rate, channels, count / rate, full / (count * channels), cancelled)
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Return width and height of an image, in pixels, as they are in the file.
+
+    Raises
+    ------
+    DataError
+        It is no image.
+    """
+    with needed("PIL"):
+        from PIL import Image
+    try:
+        with Image.open(file, formats=_FORMATS) as opened:
+            size: tuple[int, int] = opened.size
+    except Exception as error:  # Pillow has no class of its own for damaged files
+        raise DataError(f"the image cannot be read: {reason(error)}") from error
+    return size
+
+
+def audio_samples(options: AudioOptions) -> tuple[int, int, int]:
     """Return the length of the wave, of a window and of a hop."""
     per_ms = options.rate_hz / 1000
-    length = max(1, round(options.seconds * options.rate_hz))
+    length = _whole(options.seconds, options.rate_hz)
     return length, round(options.window_ms * per_ms), round(options.hop_ms * per_ms)
+
+
+def _whole(seconds: float, rate: int) -> int:
+    return max(1, round(seconds * rate))
 
 
 def _opened(file: Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
     return file.open("rb") if isinstance(file, Path) else nullcontext(file)
 
 
-def _heard(file: Path | IO[bytes], seconds: float) -> tuple[NDArray[np.float32], int]:
+def _heard(file: IO[bytes], seconds: float) -> tuple[NDArray[np.float32], int]:
     """Return the ``seconds`` in the middle of a file, or all of it if shorter, and its rate."""
     import soundfile
 
     with soundfile.SoundFile(file) as sound:
         rate, count = sound.samplerate, len(sound)
-        if count == 0:
-            raise DataError("there is no sound in it")
         if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
             raise DataError(f"its rate of {rate} Hz is not from {_RATES_HZ[0]} to {_RATES_HZ[1]}")
-        wanted = min(count, max(1, round(seconds * rate)))
-        try:
-            sound.seek(count - 1)  # FLAC says how much there should be
-            whole = len(sound.read(1)) == 1
-            sound.seek((count - wanted) // 2)
-            heard = sound.read(wanted, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"the sound is truncated: {error.error_string}") from error
+        most = _whole(seconds, rate)
+        if 0 < count < _UNKNOWN_COUNT:
+            wanted = min(count, most)
+            heard = _from_middle(sound, count, (count - wanted) // 2, wanted)
+            return one_channel(heard), rate
+    count = sum(map(len, _blocks(file))) if count else 0
+    if not count:
+        raise DataError("there is no sound in it")
+    wanted = min(count, most)
+    first, place, kept = (count - wanted) // 2, 0, list[NDArray[np.float32]]()
+    for block in _blocks(file):
+        kept.append(block[max(0, first - place) : max(0, first + wanted - place)])
+        place += len(block)
+    return one_channel(np.concatenate(kept)), rate
+
+
+def _blocks(file: IO[bytes]) -> Iterator[NDArray[np.float32]]:
+    """Yield a file's sound ``[samples, channels]`` in blocks, without a jump."""
+    import soundfile
+
+    class Stream(soundfile.SoundFile):  # type: ignore[misc]
+        def seekable(self) -> bool:
+            return False
+
+    file.seek(0)
+    with Stream(file) as sound:
+        while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+            yield block
+
+
+def _from_middle(sound: Any, count: int, first: int, wanted: int) -> NDArray[np.float32]:
+    import soundfile
+
+    try:
+        sound.seek(count - 1)  # FLAC says how much there should be
+        whole = len(sound.read(1)) == 1
+        sound.seek(first)
+        heard: NDArray[np.float32] = sound.read(wanted, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"the sound is truncated: {error.error_string}") from error
     if not whole or len(heard) < wanted:
         raise DataError("the sound is truncated")
-    return heard.mean(axis=1), rate
+    return heard
+
+
+def one_channel(heard: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of the channels of ``[samples, channels]``, or the loudest if they cancel."""
+    mean: NDArray[np.float32] = heard.mean(axis=1)
+    powers = np.square(heard, dtype=np.float64).mean(axis=0)
+    if np.square(mean, dtype=np.float64).mean() < _CANCELLED * powers.mean():
+        mean = heard[:, powers.argmax()]
+    return mean
 
 
 def _resampled(wave: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
@@ -230,8 +387,12 @@ def _resampler(rate: int, wanted: int) -> torch.nn.Module:
     return resampler
 
 
-def _check_end(file: IO[bytes]) -> None:
-    """Refuse WAV and OGG that end before their sound: libsndfile takes them for shorter ones."""
+def _checked(file: IO[bytes]) -> IO[bytes]:
+    """Return a file to read sound from, from its start.
+
+    WAV and OGG that end before their sound are refused: libsndfile takes them for shorter ones. A
+    WAV file whose header does not count the sound behind it is returned with a header that does.
+    """
     end = file.seek(0, 2)
     file.seek(0)
     head = file.read(12)
@@ -242,12 +403,21 @@ def _check_end(file: IO[bytes]) -> None:
         if not is_last or not sizes or len(page) < 22 + len(sizes) + sum(sizes):
             raise DataError("the sound is truncated: it has no last page")
     elif head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        counted = 8 + int.from_bytes(head[4:8], "little")
         while len(chunk := file.read(8)) == 8:
             name, size = struct.unpack("<4sI", chunk)
-            there = end - file.tell()
+            begin = file.tell()
+            there = end - begin
             if name == b"data":
+                if size == 0 and there > 0 and counted <= begin:
+                    file.seek(0)
+                    content = bytearray(file.read())
+                    struct.pack_into("<I", content, 4, min(end - 8, 0xFFFFFFFF))
+                    struct.pack_into("<I", content, begin - 4, min(there, 0xFFFFFFFF))
+                    return BytesIO(content)
                 if there < size < _UNKNOWN_LENGTH:
                     raise DataError(f"the sound is truncated: {there:,} of {size:,} bytes")
                 break
             file.seek(size + size % 2, 1)
     file.seek(0)
+    return file

@@ -80,7 +80,7 @@ def read_whole(path: Path, columns: int) -> Ints:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a file, without blank ones at its end."""
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError as error:
         raise DataError("it is missing") from error
     except (OSError, UnicodeDecodeError) as error:

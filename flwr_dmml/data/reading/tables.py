@@ -1,6 +1,5 @@
 """Tables of numbers from ``.npy`` and ``.csv`` files."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,20 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..samples import DataError
+from ..samples import DataError, Kind
+from .cells import read_numbers
 from .problems import reason
 
 Floats = NDArray[np.float32]
 TABLE_SUFFIXES = frozenset({".npy", ".csv"})
 
 
-def read_table(path: Path, *, vector: bool = True) -> Floats:
+def read_table(path: Path, *, columns: Sequence[str] = (), vector: bool = True) -> Floats:
     """Read numbers from a ``.csv`` file, or else a ``.npy`` file.
 
     Parameters
     ----------
     path : Path
-        The first line of a CSV file may name its columns.
+        A CSV file is read as :func:`~.cells.read_numbers` says.
+    columns : sequence of str
+        Names of the columns of a CSV file that are read; empty for all.
     vector : bool
         Whether a single line of numbers in a CSV file is a vector, or else a step of a series.
 
@@ -36,10 +38,17 @@ def read_table(path: Path, *, vector: bool = True) -> Floats:
         If it is anything else, or a number is not finite; the message says which.
     """
     if path.suffix.lower() != ".csv":
+        if columns:
+            raise DataError("columns are chosen by name, and a .npy file has no names")
         return as_table(read_npy(path))
-    numbers, lines = _read_csv(path)
-    table = as_table(numbers, lines)
+    found = read_numbers(path, columns)
+    table = as_table(found.table, found.lines)
     return table[0] if vector and len(table) == 1 else table
+
+
+def channel_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the columns of numbers of a CSV file; empty where it has none."""
+    return read_numbers(path).names
 
 
 def as_table(numbers: NDArray[Any], lines: Sequence[int] = ()) -> Floats:
@@ -70,6 +79,22 @@ def as_table(numbers: NDArray[Any], lines: Sequence[int] = ()) -> Floats:
     return table
 
 
+def steps_last(table: Floats, kind: Kind) -> Floats:
+    """Return a table as a vector (a column is as good as a line), or as ``[channels, steps]``."""
+    if kind == "vector" and table.size == max(table.shape):
+        return table.ravel()
+    return table.T if kind == "vector" else table.reshape(len(table), -1).T
+
+
+def masked(table: Floats, steps: int) -> Floats:
+    """Return a sequence ``[features, any]`` as ``[features + 1, steps]``, the last a mask."""
+    found = np.zeros((len(table) + 1, steps), dtype=np.float32)
+    there = min(steps, table.shape[1])
+    found[:-1, :there] = table[:, :there]
+    found[-1, :there] = 1
+    return found
+
+
 def read_npy(path: Path) -> NDArray[Any]:
     """Read a ``.npy`` file of real numbers.
 
@@ -86,37 +111,3 @@ def read_npy(path: Path) -> NDArray[Any]:
     if found.dtype.kind not in "buif":
         raise DataError(f"it holds {found.dtype}, expected real numbers")
     return found
-
-
-def _read_csv(path: Path) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the numbers, ``[lines, columns]``, and the number of each line, from 1."""
-    rows: list[list[float]] = []
-    lines: list[int] = []
-    width = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                width, first = width or len(cells), width == 0
-                if len(cells) != width:
-                    raise DataError(f"line {reader.line_num} has {len(cells)} columns, not {width}")
-                if first and not any(_is_number(cell) for cell in cells):
-                    continue  # names
-                if wrong := [k for k, cell in enumerate(cells) if not _is_number(cell)]:
-                    at = f"line {reader.line_num}, column {wrong[0] + 1}"
-                    raise DataError(f"{at}: '{cells[wrong[0]]}' is not a number")
-                rows.append([float(cell) for cell in cells])
-                lines.append(reader.line_num)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"it cannot be read as CSV: {reason(error)}") from error
-    return np.array(rows, dtype=np.float64), lines
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

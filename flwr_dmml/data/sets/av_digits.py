@@ -8,8 +8,16 @@ import torch
 
 from ...base.libraries import needed
 from ...base.seeding import torch_generator
+from ..forms import RawImage
 from ..options import LoadOptions
-from ..reading.audio import SAMPLE_RATE_HZ, add_noise, log_mel, place, unit_variance
+from ..reading.audio import (
+    SAMPLE_RATE_HZ,
+    add_noise,
+    log_mel,
+    place,
+    sound_at_8_khz,
+    unit_variance,
+)
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 from .mnist_files import as_input, mnist_files, mnist_problem, read_mnist
@@ -104,8 +112,8 @@ def load(options: LoadOptions) -> Source:
     return Source(
         name="av-digits",
         modalities={
-            "audio": Modality("audio", (1, 32, 63)),
-            "image": Modality("image", (1, 28, 28)),
+            "audio": Modality("audio", (1, 32, 63), sound_at_8_khz(1.0, options.snr_db)),
+            "image": Modality("image", (1, 28, 28), RawImage(side=28, colour=False)),
         },
         num_classes=10,
         train=part("train", NUM_TRAIN, train=True),

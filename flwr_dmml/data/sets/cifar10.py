@@ -10,6 +10,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from ..division import stratified_split
+from ..forms import RawImage
 from ..options import LoadOptions
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
@@ -59,7 +60,7 @@ def load(options: LoadOptions) -> Source:
     train, test = stratified_split(labels, NUM_TEST, random_state=0)
     return Source(
         name="cifar10",
-        modalities={"image": Modality("image", (3, 32, 32))},
+        modalities={"image": Modality("image", (3, 32, 32), RawImage())},
         num_classes=NUM_CLASSES,
         train=samples.subset(train).gathered(),
         test=samples.subset(test).gathered(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..forms import RawImage, RawSound
 from ..options import LoadOptions
 from ..reading.media import audio_shape, image_shape, read_audio, read_image
 from ..reading.problems import Problems, reason
@@ -99,9 +100,13 @@ def _modalities(options: LoadOptions) -> dict[str, Modality]:
     root = folder_of(options, "crema-d")
     found = {}
     if any((root / _SOUNDS).glob("*.wav")):
-        found["audio"] = Modality("audio", audio_shape(options.audio))
+        found["audio"] = Modality(
+            "audio", audio_shape(options.audio), RawSound(**options.audio.model_dump())
+        )
     if any(root.glob(f"{_FRAMES}/*/*.jpg")):
-        found["image"] = Modality("image", image_shape(options.image))
+        found["image"] = Modality(
+            "image", image_shape(options.image), RawImage(**options.image.model_dump())
+        )
     if not found:
         raise DataError(
             f"data-path: '{root}' has neither {_SOUNDS}/*.wav nor {_FRAMES}/*/*.jpg; get CREMA-D "

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from ...base.libraries import needed
 from ...base.seeding import torch_generator
 from ..division import stratified_split
+from ..forms import RawImage
 from ..options import LoadOptions
-from ..reading.audio import add_noise, log_mel
+from ..reading.audio import add_noise, log_mel, sound_at_8_khz
 from ..registry import Dataset
 from ..samples import Modality, Samples, Source
-from .dtmf import dtmf_tones
+from .dtmf import WINDOW_S, dtmf_tones
 
 
 def load(options: LoadOptions) -> Source:
@@ -48,7 +49,10 @@ def load(options: LoadOptions) -> Source:
     train, test = stratified_split(digits, ceil(0.2 * len(digits)), random_state=0)
     return Source(
         name="digits",
-        modalities={"audio": Modality("audio", (1, 32, 16)), "image": Modality("image", (1, 8, 8))},
+        modalities={
+            "audio": Modality("audio", (1, 32, 16), sound_at_8_khz(WINDOW_S, options.snr_db)),
+            "image": Modality("image", (1, 8, 8), RawImage(side=8, colour=False)),
+        },
         num_classes=10,
         train=samples.subset(train).gathered(),
         test=samples.subset(test).gathered(),

@@ -9,6 +9,8 @@ from ..reading.audio import SAMPLE_RATE_HZ
 _ROWS_HZ = (697.0, 770.0, 852.0, 941.0)
 _COLUMNS_HZ = (1209.0, 1336.0, 1477.0)
 
+WINDOW_S = 0.25
+
 KEY_FREQUENCIES_HZ: tuple[tuple[float, float], ...] = (
     (_ROWS_HZ[3], _COLUMNS_HZ[1]),  # 0 stands below 8
     *((row, column) for row in _ROWS_HZ[:3] for column in _COLUMNS_HZ),  # 1 to 9
@@ -20,7 +22,7 @@ def dtmf_tones(
     digits: torch.Tensor,
     generator: torch.Generator,
     *,
-    window_s: float = 0.25,
+    window_s: float = WINDOW_S,
     duration_s: tuple[float, float] = (0.04, 0.1),
     gain_db: tuple[float, float] = (-12.0, 0.0),
     twist_db: float = 4.0,

@@ -1,6 +1,5 @@
 """``feature-table``: features of several modalities that were extracted before, and labels."""
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,11 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..forms import RawNumbers
+from ..looks import channel_doubts
 from ..options import LoadOptions
-from ..reading.problems import Problems, reason, refuse
+from ..reading.cells import (
+    is_missing,
+    label_problems,
+    names_rows,
+    ordered,
+    read_rows_of_cells,
+)
+from ..reading.problems import Problems, refuse
 from ..reading.tables import read_npy
 from ..registry import Dataset
-from ..samples import DataError, Modality, Samples, Source
+from ..samples import DataError, Doubt, Modality, Samples, Source, name_problem
 
 Floats = NDArray[np.float32]
 
@@ -25,6 +33,9 @@ GROUPS = ("node", "speaker")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _SPLITS = ("train", "test")
+_UNREAD = frozenset(
+    {".npz", ".parquet", ".pkl", ".pickle", ".tsv", ".xlsx", ".h5", ".hdf5", ".mat"}
+)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -39,8 +50,9 @@ class Table:
     def modality(self, steps: int) -> Modality:
         """Return what a sample is; ``steps`` of a sequence, 0 for as many as the longest has."""
         if not self.is_sequence:
-            return Modality("vector", (self.width,))
-        return Modality("sequence", (self.width + 1, steps or max(map(len, self.rows))))
+            return Modality("vector", (self.width,), RawNumbers())
+        shape = self.width + 1, steps or max(map(len, self.rows))
+        return Modality("sequence", shape, RawNumbers())
 
     def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the samples ``[n, *shape]``; longer sequences are cut."""
@@ -95,7 +107,7 @@ def load(options: LoadOptions) -> Source:
     tables: dict[str, Table] = {}
     for name, path in _tables(root).items():
         with problems.at(path.name):
-            read = _read_csv if path.suffix == ".csv" else _read_npy
+            read = _read_csv if path.suffix.lower() == ".csv" else _read_npy
             tables[name] = read(path, columns["id"])
     if columns["id"] and len(tables) == len(names):
         steps = [[len(row) for row in table.rows] for table in tables.values()]
@@ -104,7 +116,7 @@ def load(options: LoadOptions) -> Source:
             refuse([f"id '{i}' has no features of any modality" for i, *n in lengths if not any(n)])
     problems.check()
     modalities = {name: table.modality(options.series.steps) for name, table in tables.items()}
-    classes, groups = _ordered(columns["label"]), _ordered(columns.get("group", []))
+    classes, groups = ordered(columns["label"]), ordered(columns.get("group", []))
     whole = Samples(
         inputs={name: table.tensor(modalities[name].shape) for name, table in tables.items()},
         labels=torch.tensor([*map(classes.index, columns["label"])]),
@@ -114,25 +126,29 @@ def load(options: LoadOptions) -> Source:
             for name, table in tables.items()
         },
     )
-    return Source(
+    source = Source(
         name="feature-table",
         modalities=modalities,
         num_classes=len(classes),
         train=_part(whole, [split == "train" for split in columns["split"]]),
         test=_part(whole, [split == "test" for split in columns["split"]]),
-        class_names=tuple(classes),
-        group_names=tuple(groups),
+        class_names=classes,
+        group_names=groups,
     )
+    unread = [path.name for path in _visible(root) if path.suffix.lower() in _UNREAD]
+    doubts = [Doubt("file", f"{name} is not read; write it as CSV or .npy") for name in unread]
+    return replace(source, doubts=(*doubts, *channel_doubts(source)))
 
 
 def _tables(root: Path) -> dict[str, Path]:
     """Return the files of the modalities, by their names in alphabetical order."""
-    paths = [*root.glob("[!.]*.csv"), *root.glob("[!.]*.npy")]
-    return {
-        path.stem: path
-        for path in sorted(paths, key=lambda path: path.stem.lower())
-        if path.name != LABELS
-    }
+    paths = [path for path in _visible(root) if path.suffix.lower() in (".csv", ".npy")]
+    return {path.stem: path for path in paths if path.name != LABELS}
+
+
+def _visible(root: Path) -> list[Path]:
+    paths = [path for path in root.glob("*") if not path.name.startswith(".")]
+    return sorted(paths, key=lambda path: (path.stem.lower(), path.name))
 
 
 def _modalities(options: LoadOptions) -> tuple[str, ...]:
@@ -150,9 +166,12 @@ def _modalities(options: LoadOptions) -> tuple[str, ...]:
             f"data-path: '{root}' cannot be used: expected {LABELS} with the columns id, label and "
             "split, and for each modality a file NAME.csv or NAME.npy"
         )
+    files = [path for path in _visible(root) if path.suffix.lower() in (".csv", ".npy")]
     for name in names:
-        if (root / f"{name}.csv").exists() and (root / f"{name}.npy").exists():
-            raise DataError(f"data-path: '{root}' has both {name}.csv and {name}.npy; keep one")
+        if len(both := [path.name for path in files if path.stem == name]) > 1:
+            raise DataError(f"data-path: '{root}' has both {both[0]} and {both[1]}; keep one")
+        if problem := name_problem(name):
+            raise DataError(f"data-path: '{root}' has {_tables(root)[name].name}: {problem}")
         if not _NAME.fullmatch(name):
             raise DataError(
                 f"data-path: '{root}' has a file for a modality '{name}'; allowed: letters, "
@@ -162,15 +181,8 @@ def _modalities(options: LoadOptions) -> tuple[str, ...]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Return the lines of a CSV file that are not blank, with their numbers from 1."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, [cell.strip() for cell in row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"it cannot be read: {reason(error)}") from error
+    """Yield the lines of a CSV file that are not blank, with their numbers from 1."""
+    return ((line, cells) for line, cells in read_rows_of_cells(path) if any(cells))
 
 
 def _read_labels(path: Path, columns: dict[str, list[str]]) -> None:
@@ -193,24 +205,24 @@ def _read_labels(path: Path, columns: dict[str, list[str]]) -> None:
         for name, column in names.items():
             cell = row[header.index(name)]
             columns[column].append(cell)
-            if not cell or (name == "split" and cell not in _SPLITS):
-                told = f", expected {' or '.join(_SPLITS)}" if name == "split" else ""
-                wrong.append(f"line {number}: {name} '{cell}'{told}")
+            if name == "split" and cell not in _SPLITS:
+                wrong.append(
+                    f"line {number}: split '{cell}', expected train or test (leave other rows out)"
+                )
+            elif is_missing(cell):
+                wrong.append(f"line {number}: {name} '{cell}' is a missing value")
     wrong += [f"id '{i}' is there {n} times" for i, n in Counter(columns["id"]).items() if n > 1]
-    labelled = {*zip(columns["split"], columns["label"], strict=True)}
-    train, test = ({label for s, label in labelled if s == split} for split in _SPLITS)
-    if not train or not test:
-        wrong.append(f"no row has the split {_SPLITS[1] if train else _SPLITS[0]}")
-    elif unknown := sorted(test - train):
-        wrong.append(f"no training row has the label {', '.join(map(repr, unknown))}")
-    refuse(wrong)
+    lacking = [split for split in _SPLITS if split not in columns["split"]]
+    wrong += [f"no row has the split {split}" for split in lacking]
+    refuse([*label_problems(columns["label"], columns["split"]), *wrong])
 
 
 def _read_csv(path: Path, ids: Sequence[str]) -> Table:
     """Read the rows of each id; ids that ``labels.csv`` does not have are an error."""
     rows = _rows(path)
     _, header = next(rows, (0, []))
-    if len(header) < 2 or header[0] != "id":
+    first = 1 if header and names_rows(header[0]) else 0  # a column of pandas' row names
+    if len(header) - first < 2 or header[first] != "id":
         raise DataError(
             f"its first line is '{','.join(header)[:80]}', expected id and the names of features"
         )
@@ -219,16 +231,16 @@ def _read_csv(path: Path, ids: Sequence[str]) -> Table:
     for number, row in rows:
         if len(row) != len(header):
             wrong.append(f"line {number}: {len(row)} columns, expected {len(header)}")
-        elif ids and row[0] not in steps:
-            wrong.append(f"line {number}: id '{row[0]}' is not in {LABELS}")
-        elif (numbers := _numbers(row[1:])) is None:
-            cells = zip(header[1:], row[1:], strict=True)
+        elif ids and row[first] not in steps:
+            wrong.append(f"line {number}: id '{row[first]}' is not in {LABELS}")
+        elif (numbers := _numbers(row[first + 1 :])) is None:
+            cells = zip(header[first + 1 :], row[first + 1 :], strict=True)
             bad = next(f"{name} is '{cell}'" for name, cell in cells if _numbers([cell]) is None)
             wrong.append(f"line {number}: {bad}, not a finite number (float32)")
         else:
-            steps.setdefault(row[0], []).append(numbers)
+            steps.setdefault(row[first], []).append(numbers)
     refuse(wrong or ([] if any(steps.values()) else ["it has no rows"]))
-    width = len(header) - 1
+    width = len(header) - first - 1
     found = [np.array(steps[name], dtype=np.float32).reshape(-1, width) for name in ids]
     return Table(found, width, is_sequence=any(len(row) > 1 for row in found))
 
@@ -236,8 +248,10 @@ def _read_csv(path: Path, ids: Sequence[str]) -> Table:
 def _numbers(cells: Sequence[str]) -> Floats | None:
     """Return the numbers in cells, or None if one is not finite or none."""
     try:
-        numbers = np.array(cells, dtype=np.float64)
+        numbers = np.array([*map(float, cells)], dtype=np.float64)
     except ValueError:
+        return None
+    if "_" in "".join(cells):
         return None
     return numbers.astype(np.float32) if bool((np.abs(numbers) <= _LARGEST).all()) else None
 
@@ -269,13 +283,6 @@ def _part(whole: Samples, rows: Sequence[bool]) -> Samples:
     part = whole.subset(np.flatnonzero(rows)).gathered()
     lacks = any(not bool(has.all()) for has in (part.present or {}).values())
     return part if lacks else replace(part, present=None)
-
-
-def _ordered(names: Sequence[str]) -> list[str]:
-    """Return the different names, in the order of their numbers if all are whole numbers."""
-    if all(re.fullmatch(r"-?\d{1,1000}", name) for name in names):
-        return sorted(set(names), key=lambda name: (int(name), name))
-    return sorted(set(names))
 
 
 def _files(options: LoadOptions) -> list[Path]:

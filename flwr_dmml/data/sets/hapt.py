@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
 from ..reading.rows import Ints, read_activities, read_rows, read_whole
@@ -14,7 +15,7 @@ from ..reading.windows import Recording, Windowing, cut
 from ..registry import Dataset, folder_of
 from ..samples import DataError, Modality, Samples, Source
 
-SENSORS = ("acc", "gyro")
+SENSORS = {"acc": "g", "gyro": "rad/s"}
 RATE_HZ = 50.0  # of the recordings
 _WINDOW_S = 2.56  # as in the authors' features
 
@@ -106,7 +107,12 @@ def load(options: LoadOptions) -> Source:
         )
     return Source(
         name="hapt",
-        modalities={name: Modality("series", (3, windowing.steps)) for name in SENSORS},
+        modalities={
+            name: Modality(
+                "series", (3, windowing.steps), RawNumbers(unit=unit, rate_hz=windowing.rate_hz)
+            )
+            for name, unit in SENSORS.items()
+        },
         num_classes=len(ids),
         train=train,
         test=test,
@@ -211,7 +217,7 @@ def _files(options: LoadOptions) -> list[Path]:
 
 HAPT = Dataset(
     name="hapt",
-    modalities=SENSORS,
+    modalities=tuple(SENSORS),
     needs_path=True,
     natural_ids=True,
     load=load,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..forms import RawImage
 from ..options import LoadOptions
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
@@ -40,7 +41,7 @@ def load(options: LoadOptions) -> Source:
 
     return Source(
         name="mnist",
-        modalities={"image": Modality("image", (1, 28, 28))},
+        modalities={"image": Modality("image", (1, 28, 28), RawImage(side=28, colour=False))},
         num_classes=10,
         train=part(train=True),
         test=part(train=False),

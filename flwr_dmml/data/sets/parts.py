@@ -1,10 +1,11 @@
 """``parts``: a data set that has been cut into a folder for each device."""
 
+import filecmp
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,15 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...base.files import write_whole
+from ...base.files import PART, write_whole
 from ...base.formats import first_problem
-from ..options import LoadOptions, PartitionOptions
+from ..forms import Raw
+from ..options import PartitionOptions
 from ..registry import Dataset
-from ..samples import DataError, Modality, Partition, Samples, Source
+from ..samples import DataError, Kind, Modality, Partition, Samples, Scale
 from ..store import samples_of, save_tensors, tensors_of
 
-ABOUT, TENSORS = "part.json", "samples.safetensors"
-"""The two files of a part."""
+ABOUT, TENSORS, TEST = "part.json", "samples.safetensors", "test.safetensors"
+"""The files of a part: what it is, its own samples, and those that all devices are tested on."""
 
 
 class PartAbout(BaseModel):
@@ -31,18 +33,18 @@ class PartAbout(BaseModel):
     part: int = Field(ge=0)
     parts: int = Field(ge=1)
     modalities: tuple[str, ...] = Field(min_length=1)
-    source_modalities: dict[
-        str,
-        tuple[Literal["image", "audio", "vector", "series", "sequence"], tuple[int, ...]],
-    ]
+    source_modalities: dict[str, tuple[Kind, tuple[int, ...]]]
+    raw: dict[str, Raw | None] = {}
     num_classes: int = Field(ge=1)
     class_names: tuple[str, ...] = ()
     train: int = Field(ge=1)
     validation: int = Field(ge=0)
     test: int = Field(ge=1)
     class_counts: tuple[int, ...]
+    scales: dict[str, Scale] = {}
     settings: dict[str, Any]
     digest: str
+    test_digest: str
 
     @property
     def line(self) -> str:
@@ -57,9 +59,17 @@ def part_folder(folder: Path, part: int) -> Path:
 
 
 def save_part(
-    folder: Path, partition: Partition, parts: int, settings: Mapping[str, Any]
+    folder: Path,
+    partition: Partition,
+    parts: int,
+    settings: Mapping[str, Any],
+    *,
+    like: Iterable[Path] = (),
 ) -> PartAbout:
     """Write one device's part into ``folder``, which is made, and read it back to check it.
+
+    Test samples that one of the parts in ``like`` has as well are a link to its file, so that the
+    disk holds them once; a copy of the folder has a file of its own.
 
     Parameters
     ----------
@@ -71,6 +81,8 @@ def save_part(
         Number of devices.
     settings : mapping
         How the data set was cut, for people: JSON values.
+    like : iterable of Path
+        Folders of parts on the same disk.
 
     Raises
     ------
@@ -80,24 +92,30 @@ def save_part(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise DataError(f"'{folder}' is not empty; name another folder, or remove it")
-    tensors = tensors_of("train", partition.train) | tensors_of("test", partition.test)
+    tensors = tensors_of("train", partition.train)
     tensors |= tensors_of("validation", partition.validation)
-    tensors |= {f"test_present.{m}": x for m, x in (partition.test_present or {}).items()}
     save_tensors(tensors, folder / TENSORS)
+    tensors = tensors_of("test", partition.test)
+    tensors |= {f"test_present.{m}": x for m, x in (partition.test_present or {}).items()}
+    save_tensors(tensors, folder / TEST)
+    _link_equal(folder / TEST, [other / TEST for other in like])
     labels = partition.train.labels
     about = PartAbout(
         part=partition.partition_id,
         parts=parts,
         modalities=partition.modalities,
         source_modalities={m: (k.kind, k.shape) for m, k in partition.source_modalities.items()},
+        raw={m: k.raw for m, k in partition.source_modalities.items()},
         num_classes=partition.num_classes,
         class_names=partition.class_names,
         train=len(partition.train),
         validation=len(partition.validation),
         test=len(partition.test),
         class_counts=tuple(torch.bincount(labels, minlength=partition.num_classes).tolist()),
+        scales=dict(partition.scales),
         settings=dict(settings),
         digest=_digest(folder / TENSORS),
+        test_digest=_digest(folder / TEST),
     )
     write_whole(folder / ABOUT, about.model_dump_json(indent=2) + "\n")
     load_part(folder)
@@ -132,24 +150,23 @@ def load_part(folder: Path) -> Partition:
     DataError
         If anything is missing, or the tensors are not those that ``part.json`` was written for.
     """
-    about, file = read_about(folder), folder / TENSORS
+    about = read_about(folder)
+    tensors = _tensors(folder / TENSORS, about.digest)
+    tensors |= _tensors(folder / TEST, about.test_digest)
     try:
-        if _digest(file) != about.digest:
-            raise DataError(
-                f"data-path: '{file}' is not the file that {ABOUT} was written for: it is damaged, "
-                "cut short, or another's; copy the part again"
-            )
-        tensors = load_file(file)
         samples = {
             name: samples_of(name, tensors, about.modalities)
             for name in ("train", "validation", "test")
         }
-    except OSError as error:
-        raise DataError(f"data-path: '{file}' cannot be read: {error.strerror}") from error
-    except (SafetensorError, KeyError) as error:
-        raise DataError(f"data-path: '{file}' does not hold a part: {error}") from error
-    forms = {m: Modality(kind, shape) for m, (kind, shape) in about.source_modalities.items()}
-    _check(file, about, samples, forms)
+    except KeyError as error:
+        raise DataError(
+            f"data-path: '{folder}' does not hold a part: {TENSORS} or {TEST} lacks {error}"
+        ) from error
+    forms = {
+        m: Modality(kind, shape, about.raw.get(m))
+        for m, (kind, shape) in about.source_modalities.items()
+    }
+    _check(folder, about, samples, forms)
     return Partition(
         partition_id=about.part,
         modalities=about.modalities,
@@ -160,6 +177,7 @@ def load_part(folder: Path) -> Partition:
         test=samples["test"],
         test_present=_test_present(tensors, about.modalities),
         class_names=about.class_names,
+        scales=about.scales,
     )
 
 
@@ -195,26 +213,54 @@ def load(options: PartitionOptions, partition_id: int) -> Partition:
     return load_part(folder)
 
 
+def _tensors(file: Path, digest: str) -> dict[str, Tensor]:
+    try:
+        if _digest(file) != digest:
+            raise DataError(
+                f"data-path: '{file}' is not the file that {ABOUT} was written for: it is damaged, "
+                "cut short, or another's; copy the part again"
+            )
+        return load_file(file)
+    except OSError as error:
+        raise DataError(f"data-path: '{file}' cannot be read: {error.strerror}") from error
+    except SafetensorError as error:
+        raise DataError(f"data-path: '{file}' does not hold a part: {error}") from error
+
+
+def _link_equal(file: Path, others: Iterable[Path]) -> None:
+    """Make a file a link to the first of the others that is equal, where the disk has links."""
+    for other in others:
+        if filecmp.cmp(file, other, shallow=False):
+            link = file.with_name(file.name + PART)
+            try:
+                os.link(other, link)
+            except OSError:  # no links on this disk, or too many: a copy does as well
+                return
+            link.replace(file)
+            return
+
+
 def _check(
-    file: Path, about: PartAbout, samples: Mapping[str, Samples], forms: Mapping[str, Modality]
+    folder: Path, about: PartAbout, samples: Mapping[str, Samples], forms: Mapping[str, Modality]
 ) -> None:
     """Raise for samples that are not what ``part.json`` says, or not finite."""
     problems = []
     for name, part in samples.items():
+        where = f"{TEST if name == 'test' else TENSORS}: "
         if len(part) != getattr(about, name):
-            problems.append(f"{len(part)} {name} samples, {getattr(about, name)} expected")
+            problems.append(f"{where}{len(part)} {name} samples, {getattr(about, name)} expected")
         for m, x in part.inputs.items():
             if m not in forms or x.shape[1:] != forms[m].shape:
-                problems.append(f"{name}: {m} has shape {tuple(x.shape[1:])}")
+                problems.append(f"{where}{name}: {m} has shape {tuple(x.shape[1:])}")
             elif not bool(torch.isfinite(x).all()):
-                problems.append(f"{name}: {m} has a value that is not finite")
+                problems.append(f"{where}{name}: {m} has a value that is not finite")
         if (
             len(part)
             and not 0 <= int(part.labels.min()) <= int(part.labels.max()) < about.num_classes
         ):
-            problems.append(f"{name}: a label outside 0 to {about.num_classes - 1}")
+            problems.append(f"{where}{name}: a label outside 0 to {about.num_classes - 1}")
     if problems:
-        raise DataError(f"data-path: '{file}': {'; '.join(problems)}")
+        raise DataError(f"data-path: '{folder}': {'; '.join(problems)}")
 
 
 def _test_present(
@@ -229,19 +275,10 @@ def _digest(file: Path) -> str:
         return file_digest(opened, lambda: blake2b(digest_size=16)).hexdigest()
 
 
-def _whole(options: LoadOptions) -> Source:
-    raise DataError(
-        "dataset = 'parts': a device has its own part only, there is no set that all have "
-        "(idkd and kd need one: give them the data set itself)"
-    )
-
-
 PARTS = Dataset(
     name="parts",
     modalities=(),
     needs_path=True,
-    natural_ids=False,
-    load=_whole,
     description="what flwr-dmml partition has cut: a folder for each device",
     load_part=load,
 )

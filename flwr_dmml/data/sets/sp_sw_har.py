@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
 from ..reading.windows import Floats, Ints, Recording, Windowing, cut
@@ -22,6 +23,8 @@ TEST_SUBJECTS = ("s02", "s04", "s08", "s09", "s17")
 
 GRAVITY = 9.81  # m/s^2, the unit of acceleration
 HALF_TURN = math.pi  # rad/s, the unit of rotation
+UNITS = ("9.81 m/s^2", "pi rad/s")
+"""Of an accelerometer and a gyroscope."""
 MAX_GAP_S = 0.1
 WINDOW_S = 0.5  # as its authors use; most activities last about a second
 
@@ -85,7 +88,12 @@ def load(options: LoadOptions) -> Source:
     _check_classes(train, test, windowing.length_s)
     return Source(
         name="sp-sw-har",
-        modalities={name: Modality("series", (3, windowing.steps)) for name in MODALITIES},
+        modalities={
+            name: Modality(
+                "series", (3, windowing.steps), RawNumbers(unit=unit, rate_hz=windowing.rate_hz)
+            )
+            for name, unit in zip(MODALITIES, UNITS * 2, strict=True)
+        },
         num_classes=len(ACTIVITIES),
         train=train,
         test=test,
@@ -109,7 +117,7 @@ def read_recording(path: Path) -> Recording:
         If it is missing or has lines that cannot be; the first three are named, with the reason.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise DataError("it is missing") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -158,7 +166,7 @@ def _parse(line: str, earliest: float) -> tuple[list[float], int]:
 def _executions(root: Path, problems: Problems) -> list[str]:
     """Return the executions that the index lists, e.g. ``s01_01``."""
     try:
-        with (root / _INDEX).open(encoding="utf-8", newline="") as file:
+        with (root / _INDEX).open(encoding="utf-8-sig", newline="") as file:
             listed = [row.get("execution_id") or "" for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         listed = []

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
 from ..reading.rows import read_activities, read_rows, read_whole
@@ -15,7 +16,9 @@ from ..samples import Modality, Samples, Source
 
 SIGNALS = {"acc": "total_acc", "gyro": "body_gyro"}
 """The modalities and the signals in the archive that they are read from."""
-STEPS = 128  # 2.56 s at 50 Hz
+UNITS = {"acc": "g", "gyro": "rad/s"}
+RATE_HZ = 50.0
+STEPS = 128  # 2.56 s
 
 _PARTS = ("train", "test")
 
@@ -63,7 +66,10 @@ def load(options: LoadOptions) -> Source:
     train, test = (_samples(tables[part], ids, subjects) for part in _PARTS)
     return Source(
         name="uci-har",
-        modalities={name: Modality("series", (3, STEPS)) for name in SIGNALS},
+        modalities={
+            name: Modality("series", (3, STEPS), RawNumbers(unit=UNITS[name], rate_hz=RATE_HZ))
+            for name in SIGNALS
+        },
         num_classes=len(ids),
         train=train,
         test=test,

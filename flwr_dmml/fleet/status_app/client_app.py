@@ -111,7 +111,7 @@ def _wrong(problem: str) -> dict[str, Any]:
 def _of_a_part(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     from safetensors import SafetensorError, safe_open
 
-    from flwr_dmml.data.sets.parts import ABOUT, TENSORS, part_folder, read_about
+    from flwr_dmml.data.sets.parts import ABOUT, TENSORS, TEST, part_folder, read_about
 
     own, partition = path, config.get("partition-id")
     if not (own / ABOUT).exists() and isinstance(partition, int):
@@ -119,12 +119,13 @@ def _of_a_part(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (own / ABOUT).exists():
         return None
     about = read_about(own)
-    try:
-        with safe_open(own / TENSORS, framework="pt"):  # reads the header, and the file's length
-            pass
-    except (OSError, SafetensorError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        return _wrong(f"data-path: '{own / TENSORS}' cannot be read: {why or error}")
+    for file in (own / TENSORS, own / TEST):
+        try:
+            with safe_open(file, framework="pt"):  # reads the header, and the file's length
+                pass
+        except (OSError, SafetensorError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            return _wrong(f"data-path: '{file}' cannot be read: {why or error}")
     counts = f"{about.train + about.validation} training, {about.test} test samples"
     return {
         "summary": f"part {about.part} of {about.parts}, {'+'.join(about.modalities)}, {counts}",

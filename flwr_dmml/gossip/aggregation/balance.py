@@ -33,6 +33,7 @@ class Balance(Weighing):
 
     name: ClassVar[str] = "balance"
     paper: ClassVar[str] = "Fang et al., CCS 2024"
+    references: ClassVar[tuple[str, ...]] = ("fang2024byzantine",)
     options_type: ClassVar[type[Group]] = BalanceOptions
     options: BalanceOptions
     progress = 0.0

@@ -1,5 +1,6 @@
 """Iterative outlier scissor with a gate, and the rule that is recommended."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,10 +14,12 @@ from .weighing import Around
 
 ODD = 8.0
 """Times the middle deviation of all; of honest devices' blocks, one in fifty is beyond that."""
+AGAINST = -0.5
+"""Cosine from which on a copy pulls against the others, seen from the own one."""
 
 
 class GatedIosOptions(Group):
-    """The option of the gate."""
+    """The options of gated-ios."""
 
     gate: float = Field(
         3.0,
@@ -28,21 +31,43 @@ class GatedIosOptions(Group):
         ge=0,
         description="drop what differs along the mean by so many times that distance; 0: off",
     )
+    reach: float = Field(
+        0.9,
+        ge=0,
+        description="drop what is farther from the own vector than so many of its norms; 0: off",
+    )
 
 
 class GatedIos(Ios):
-    """As ios, but take back what is not far, and drop what pulls along the model.
+    """As ios, but take back what is not far, and drop what pulls against or along the model.
 
-    Back comes what is up to ``gate`` times as far as the farthest that is kept, the own copy among
-    them, from the mean of what is kept. A liar that stays as near as honest neighbours does little
-    harm; to drop an honest one on data that differ does much. A gate of 0 is ios; 2 serves best
-    where the number of liars is known, 3 where it is a guess.
+    Dropping is only spent on what does harm: to drop an honest neighbour on data that differ costs
+    more than a liar does that stays among the honest ones. Four kinds do harm.
 
-    One way of a liar that stays near does much harm: every round a little less of the model. What a
+    *Out of reach.* Devices that train a model together stay within a part of its norm; noise,
+    zeros, and flipped or scaled models do not. What is farther from the own copy than ``reach``
+    times its norm is dropped first, however many these are: also where liars cannot be outvoted, or
+    are the only neighbours. Not where three neighbours or more are all so far, for then the own
+    copy is the odd one.
+
+    *Far.* Of what ios drops of the rest, comes back what is up to ``gate`` times as far as the
+    farthest that is kept, the own copy among them, from the mean of what is kept; of three
+    neighbours or fewer all that is within reach, as they tell too little of how far honest ones
+    are. 2 serves best where the number of liars is known, 3 where it is a guess. A gate of 0 is
+    ios.
+
+    *Against the others.* Seen from the own copy, honest neighbours lie on one side: all of them
+    lack what it alone has learned. A liar that holds it back, or drives neighbours apart, lies on
+    the other side. So what ios drops does not come back if its cosine to the mean of what is kept
+    is below :data:`AGAINST`.
+
+    *Along the model.* A liar that takes a little less of the model every round stays near. What a
     copy has along the mean m of what is kept, ``x_j . m / |m|``, hardly differs between honest
     neighbours, who differ in all directions. So what is left of the number of liars is spent on
     those whose length differs from the median of all by more than ``along`` times the farthest
     kept, and by more than :data:`ODD` times what the middle one of all does.
+
+    The own copy counts as honest: half of the neighbours may lie.
 
     References
     ----------
@@ -51,15 +76,31 @@ class GatedIos(Ios):
 
     name: ClassVar[str] = "gated-ios"
     paper: ClassVar[str] = "this project, on Wu, Chen and Ling, IEEE TSP 2023"
+    references: ClassVar[tuple[str, ...]] = ("wu2023byzantine",)
     options_type: ClassVar[type[Group]] = GatedIosOptions
     options: GatedIosOptions
 
+    @property
+    def alone(self) -> bool:
+        """Whether it compares copies with the own one: if there is a reach."""
+        return self.options.reach > 0
+
+    def most(self, neighbours: int) -> int:
+        """Return how many may lie: half, as the own copy is honest."""
+        return neighbours // 2
+
     def keep(self, around: Around) -> Tensor:
         """Return which copies are kept, ``[rows, m]`` bool."""
+        around = self.within(around)
         keep = super().keep(around)
-        squares = around.squares_to(around.kept(keep))
+        shares = around.kept(keep)
+        squares = around.squares_to(shares)
         farthest = squares.masked_fill(~keep, 0.0).amax(dim=1, keepdim=True)
-        keep = keep | (around.there & (squares <= self.options.gate**2 * farthest))
+        back = squares <= self.options.gate**2 * farthest
+        if self.options.gate:
+            back |= (around.count[:, None] < 5) & ~self.far(around)
+            back &= around.cosines(shares) > AGAINST
+        keep = keep | (around.there & back)
         if not self.options.along:
             return keep
         lengths = around.lengths(around.kept(keep))
@@ -70,6 +111,21 @@ class GatedIos(Ios):
         left = around.liars - (around.there & ~keep).sum(dim=1)
         order = off.masked_fill(~suspect, -1.0).argsort(dim=1, descending=True, stable=True)
         return keep & ~(suspect & (order.argsort(dim=1) < left[:, None]))
+
+    def far(self, around: Around) -> Tensor:
+        """Return which copies are out of reach, ``[rows, m]`` bool."""
+        return around.away > self.options.reach * around.norm[:, None]
+
+    def within(self, around: Around) -> Around:
+        """Return the same without those who are out of reach, each a liar that has been found."""
+        far = around.there & self.far(around)
+        far &= ((around.there & ~far).sum(dim=1) + (around.count < 4) > 1)[:, None]
+        if not self.alone or not bool(far.any()):
+            return around
+        there = around.there & ~far
+        left = torch.minimum(around.liars - far.sum(dim=1), (there.sum(dim=1) - 1) // 2)
+        weights = around.kept(there)
+        return replace(around, there=there, weights=weights, liars=left.clamp(min=0))
 
 
 class Robust(GatedIos):

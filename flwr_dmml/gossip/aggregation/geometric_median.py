@@ -25,6 +25,7 @@ class GeometricMedian(Weighing):
 
     name: ClassVar[str] = "geometric-median"
     paper: ClassVar[str] = "Pillutla, Kakade and Harchaoui, IEEE TSP 2022"
+    references: ClassVar[tuple[str, ...]] = ("pillutla2022robust",)
 
     def shares(self, around: Around) -> Tensor:
         """Return the weights of the last step."""

@@ -22,6 +22,7 @@ class Ios(Weighing):
 
     name: ClassVar[str] = "ios"
     paper: ClassVar[str] = "Wu, Chen and Ling, IEEE TSP 2023"
+    references: ClassVar[tuple[str, ...]] = ("wu2023byzantine",)
 
     def shares(self, around: Around) -> Tensor:
         """Return the weights of those that are kept."""

@@ -20,6 +20,7 @@ class Mean(AggregationRule):
 
     name: ClassVar[str] = "mean"
     paper: ClassVar[str] = "Lian et al., NeurIPS 2017"
+    references: ClassVar[tuple[str, ...]] = ("lian2017can",)
     linear: ClassVar[bool] = True
 
     def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Median(Coordinates):
 
     name: ClassVar[str] = "median"
     paper: ClassVar[str] = "Yin et al., ICML 2018"
+    references: ClassVar[tuple[str, ...]] = ("yin2018byzantine",)
 
     def combine(self, own: Tensor, near: Tensor, weights: Tensor, liars: int) -> Tensor:
         """Return the median."""

@@ -18,6 +18,7 @@ class Monna(Weighing):
 
     name: ClassVar[str] = "monna"
     paper: ClassVar[str] = "Farhadkhani et al., ICML 2023"
+    references: ClassVar[tuple[str, ...]] = ("farhadkhani2023robust",)
 
     def shares(self, around: Around) -> Tensor:
         """Return equal weights of the nearest, the own copy among them."""

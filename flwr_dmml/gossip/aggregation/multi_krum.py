@@ -24,6 +24,7 @@ class MultiKrum(Weighing):
 
     name: ClassVar[str] = "multi-krum"
     paper: ClassVar[str] = "Blanchard et al., NeurIPS 2017"
+    references: ClassVar[tuple[str, ...]] = ("blanchard2017machine",)
 
     def most(self, neighbours: int) -> int:
         """Return how many may lie."""

@@ -33,6 +33,7 @@ class Nnm(Weighing):
     """
 
     paper: ClassVar[str] = "Allouah et al., AISTATS 2023"
+    references: ClassVar[tuple[str, ...]] = ("allouah2023fixing",)
 
     def __init__(self, rule: Weighing) -> None:
         super().__init__(Group(), rule.assume_liars)
@@ -70,6 +71,7 @@ class NnmCoordinates(AggregationRule):
     """
 
     paper: ClassVar[str] = Nnm.paper
+    references: ClassVar[tuple[str, ...]] = Nnm.references
     robust: ClassVar[bool] = True
 
     def __init__(self, rule: Coordinates) -> None:

@@ -25,6 +25,7 @@ class Rtc(Weighing):
 
     name: ClassVar[str] = "rtc"
     paper: ClassVar[str] = "Yang and Ghaderi, AAAI 2024"
+    references: ClassVar[tuple[str, ...]] = ("yang2024byzantine",)
 
     def shares(self, around: Around) -> Tensor:
         """Return the weights, what is removed or clipped away given to the own copy."""

@@ -28,6 +28,8 @@ class AggregationRule(ABC):
     """Name of the rule in the run config."""
     paper: ClassVar[str] = "this project"
     """Source of the rule."""
+    references: ClassVar[tuple[str, ...]] = ()
+    """Keys of its papers in ``flwr_dmml/references.bib``."""
     options_type: ClassVar[type[Group]] = Group
     linear: ClassVar[bool] = False
     """Whether it is the weighted mean, which keeps the mean over the devices."""
@@ -41,6 +43,11 @@ class AggregationRule(ABC):
     def __str__(self) -> str:
         """Return the name in a run config."""
         return self.name
+
+    @property
+    def alone(self) -> bool:
+        """Whether it also finds liars where too few neighbours are honest to outvote them."""
+        return False
 
     @abstractmethod
     def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:

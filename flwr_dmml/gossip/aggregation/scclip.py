@@ -33,6 +33,7 @@ class Scclip(Weighing):
 
     name: ClassVar[str] = "scclip"
     paper: ClassVar[str] = "He, Karimireddy and Jaggi, 2022"
+    references: ClassVar[tuple[str, ...]] = ("he2022byzantine",)
     options_type: ClassVar[type[Group]] = ScclipOptions
     options: ScclipOptions
 

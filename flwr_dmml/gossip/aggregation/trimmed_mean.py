@@ -31,6 +31,7 @@ class TrimmedMean(Coordinates):
 
     name: ClassVar[str] = "trimmed-mean"
     paper: ClassVar[str] = "Yin et al., ICML 2018"
+    references: ClassVar[tuple[str, ...]] = ("yin2018byzantine",)
     options_type: ClassVar[type[Group]] = TrimmedMeanOptions
     options: TrimmedMeanOptions
 

@@ -58,7 +58,7 @@ class Around:
         near: Tensor | Sequence[Sequence[Tensor]],
         weights: Tensor,
     ) -> "Around | None":
-        """Return what a rule is to know; None where it takes nobody for a liar.
+        """Return what a rule is to know; None where it could take nobody for a liar.
 
         A copy that is not finite has not arrived, counts as one liar that has been found, and its
         weight goes to the own copy.
@@ -74,7 +74,7 @@ class Around:
         known = weights.detach().cpu().double()
         arrived = known[:, 1:] > 0
         liars = torch.tensor([rule.liars(int(n)) for n in arrived.sum(dim=1)])
-        if not bool(liars.any()):
+        if not bool(liars.any()) and not (rule.alone and rule.assume_liars):
             return None
         each = [table_of(mine, theirs) for mine, theirs in zip(own, near, strict=True)]
         table = torch.stack(each).cpu()  # [rows, m, m]
@@ -126,6 +126,16 @@ class Around:
         square = self.norm.square() + (shares * (2 * self.along + along)).sum(dim=1)
         return (self.along + along) / square.clamp(min=1e-300).sqrt()[:, None]
 
+    def cosines(self, shares: Tensor) -> Tensor:
+        """Return the cosines, seen from the own copy, to the mean with shares ``[rows, m]``.
+
+        Of every copy j, between ``x_j - own`` and ``mean - own``, ``[rows, m]``; 0 where either
+        is 0.
+        """
+        along = (self.gram * shares[:, None]).sum(dim=2)
+        middle = (shares * along).sum(dim=1, keepdim=True).clamp(min=0).sqrt()
+        return along / (self.away * middle).clamp(min=1e-300)
+
     def kept(self, keep: Tensor) -> Tensor:
         """Return the weights of those that are kept ``[rows, m]`` bool, made to sum to 1.
 
@@ -170,12 +180,15 @@ class Weighing(AggregationRule):
     ) -> Tensor:
         """Return the weights ``[rows, 1 + neighbours]`` of the aggregate, of ``weights``' type.
 
-        See :meth:`Around.of`. A row in which no liar is assumed keeps its weights.
+        See :meth:`Around.of`. A row in which no liar is assumed keeps its weights, unless the rule
+        compares copies with the own one alone.
         """
         around = Around.of(self, own, near, weights)
         if around is None:
             return weights
-        found = torch.where(around.liars[:, None] > 0, self.shares(around), around.weights)
+        found = self.shares(around)
+        if not self.alone:
+            found = torch.where(around.liars[:, None] > 0, found, around.weights)
         return found.to(weights)
 
     @abstractmethod

@@ -1,0 +1,159 @@
+"""Long recordings of a folder, cut into windows of one activity each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..options import SeriesOptions
+from ..samples import DataError
+from .cells import is_missing, read_numbers
+from .decoding import file_in
+from .manifest import Column, Manifest, Recordings
+from .problems import Problems
+from .tables import read_npy
+from .windows import Recording, Windowing, cut
+
+Floats = NDArray[np.float64]
+
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of a row of a manifest.
+
+    Parameters
+    ----------
+    row : int
+        Of the manifest.
+    values : mapping of str to numpy.ndarray
+        Of each modality that the row has, ``[windows, channels, steps]``.
+    labels : list of str
+        Of each window.
+    """
+
+    row: int
+    values: Mapping[str, Floats]
+    labels: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Track:
+    """A file: its times in s, ``[rows]``, values ``[rows, channels]``, and labels of the rows."""
+
+    times: Floats
+    values: Floats
+    labels: Sequence[str]
+
+
+def read_recordings(
+    root: Path,
+    manifest: Manifest,
+    rows: Sequence[int],
+    about: Recordings,
+    series: SeriesOptions,
+    problems: Problems,
+) -> list[Windows]:
+    """Read the recordings of some rows, and cut them into windows.
+
+    The modalities of a row are recordings of one time: a window is the same span of all of them,
+    within one activity. Values are interpolated at ``series.rate-hz``; a window that would bridge
+    more than ``max-gap-s`` without a row is dropped, and so is what has no label.
+
+    Raises
+    ------
+    DataError
+        If the options give no windows; what is wrong with files goes to ``problems``.
+    """
+    if not series.window_s:
+        raise DataError("series.window-s = 0: [recordings] need a length of their windows, in s")
+    windowing = Windowing.of(series, about.max_gap_s, series.window_s)
+    found = []
+    for row in rows:
+        tracks: dict[str, _Track] = {}
+        for name, column in manifest.columns.items():
+            cell = column.cells[row]
+            if cell is None:
+                continue
+            with problems.at(f"{manifest.where[row]}, {name} '{cell}'"):
+                label = manifest.labels[row] if manifest.labels else ""
+                tracks[name] = _read(root, cell, column, about, label)
+        if not tracks:
+            problems.add(manifest.where[row], "it has no modality that can be read")
+            continue
+        found.append(_cut(row, tracks, about, windowing))
+    return found
+
+
+def _read(root: Path, cell: object, column: Column, about: Recordings, label: str) -> _Track:
+    if not isinstance(cell, str):
+        raise DataError("there are numbers, or a file's content, where a path is expected")
+    path = file_in(root, cell)
+    if path.suffix.lower() == ".npy":
+        if about.label or about.time or column.channels:
+            raise DataError("a .npy file has no names of columns; write it as CSV")
+        values = np.asarray(read_npy(path), np.float64)
+        if values.ndim != 2 or not values.size:
+            raise DataError(
+                f"it holds an array of shape {values.shape}, expected [steps, channels]"
+            )
+        times, labels = np.arange(len(values)) / _rate(about), [label] * len(values)
+    else:
+        columns = (*([about.time] if about.time else []), *column.channels)
+        chosen = columns if column.channels else ()
+        numbers = read_numbers(path, chosen, text=about.label, gaps=True)
+        values, names = numbers.table, numbers.names
+        if values.ndim != 2 or not values.size:
+            raise DataError("it has no rows")
+        labels = list(numbers.texts) if about.label else [label] * len(values)
+        if about.time:
+            if about.time not in names:
+                raise DataError(f"there is no column '{about.time}'; there are {', '.join(names)}")
+            place = names.index(about.time)
+            times = values[:, place] * _SECONDS[about.unit]
+            values = np.delete(values, place, axis=1)
+            _check_times(times, numbers.lines)
+        else:
+            times = np.arange(len(values)) / _rate(about)
+    whole = np.asarray(np.isfinite(values).all(axis=1))
+    if not whole.any():
+        raise DataError("every row lacks a value")
+    kept = [x for x, there in zip(labels, whole.tolist(), strict=True) if there]
+    return _Track(times[whole], values[whole], kept)
+
+
+def _rate(about: Recordings) -> float:
+    if about.rate_hz is None:
+        raise DataError("[recordings] say neither time nor rate-hz of the files")
+    return about.rate_hz
+
+
+def _check_times(times: Floats, lines: Sequence[int]) -> None:
+    if not np.isfinite(times).all():
+        line = lines[int(np.argmin(np.isfinite(times)))]
+        raise DataError(f"line {line}: its time is missing")
+    if len(back := np.flatnonzero(np.diff(times) < 0)):
+        by = times[back[0]] - times[back[0] + 1]
+        raise DataError(
+            f"line {lines[int(back[0]) + 1]}: its time is {by:g} s before the line above"
+        )
+
+
+def _cut(
+    row: int, tracks: Mapping[str, _Track], about: Recordings, windowing: Windowing
+) -> Windows:
+    labels = sorted({label for track in tracks.values() for label in track.labels})
+    left_out = {label for label in labels if is_missing(label) or label in about.leave_out}
+    index = {label: -1 if label in left_out else k for k, label in enumerate(labels)}
+    start = min(float(track.times[0]) for track in tracks.values())
+    recordings = [
+        Recording(track.times - start, track.values, np.array([index[x] for x in track.labels]))
+        for track in tracks.values()
+    ]
+    values, of = cut(recordings, windowing)
+    kept = of >= 0
+    names = [labels[k] for k in of[kept].tolist()]
+    return Windows(row, {m: v[kept] for m, v in zip(tracks, values, strict=True)}, names)

@@ -1,0 +1,1 @@
+"""Trained models: their files, predictions from raw inputs, and other formats."""
