@@ -59,7 +59,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
             mathml = to_mathml(latex, display=block is not None)
         except ValueError as error:
             raise PluginError(f"{page.file.src_uri}: the equation {latex!r}: {error}") from error
-        return mathml if block is None else f'<div style="{_BLOCK}">{mathml}</div>'
+        return mathml if block is None else f'<div style="{_BLOCK}" tabindex="0">{mathml}</div>'
 
     content = _FOUND.sub(converted, content)
     if "$" in (prose := _NO_PROSE.sub(" ", content)):

@@ -99,7 +99,7 @@ def settings_by_prefix() -> str:
             continue
         of_method = f"methods/{prefix}.md" if prefix in parts.methods else "gossip.md"
         found += [f"## {prefix or 'Common settings'}"]
-        found += [f"Explained [here]({EXPLAINED.get(prefix, of_method)}).", *lines]
+        found += [f"[What they do]({EXPLAINED.get(prefix, of_method)})", *lines]
     return "\n\n".join(found)
 
 

@@ -216,6 +216,7 @@ def test_the_site_builds_without_warnings(tmp_path: Path):
         assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"' in page
         assert "$" not in re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
     assert not (tmp_path / "_hooks").exists()
+    assert 'role="dialog" aria-label="Search"' in (tmp_path / "index.html").read_text()
     search = json.loads((tmp_path / "search" / "search_index.json").read_text())["docs"]
     texts = {entry["location"]: html.unescape(entry["text"]) for entry in search}
     for key, info in every_setting(find_parts()):
