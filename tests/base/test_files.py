@@ -153,7 +153,7 @@ def test_a_run_on_a_full_disk_says_which_file_and_how_to_go_on(whole: Path, tmp_
 
 def test_a_metrics_file_that_cannot_grow_ends_the_run_with_its_name(whole: Path, tmp_path: Path):
     line = (whole / "dpsgd" / "metrics.jsonl").stat().st_size // 4
-    own = {"method": "dpsgd", "checkpoint-every": 0}
+    own = {"method": "dpsgd", "checkpoint-every": 0, "keep-models": False}
     with no_file_over(3 * line), pytest.raises(WriteError) as caught:
         run(tmp_path, "cut", **own)
     said = str(caught.value)
