@@ -140,9 +140,12 @@ def of_liar(method: Path, kind: str, words: str, silent: Path, row: Row, name: s
 
 
 def figures(method: Path) -> list[list[dict[str, Any]]]:
-    """Return what stands of the others, but what they say of the liar."""
+    """Return what stands of the others, but what they refuse of the liar, and how much of it.
+
+    Of a letter of NaN that is every block, of one that does not come the letter.
+    """
     return [
-        [{k: v for k, v in node.items() if k != "claims"} for node in nodes]
+        [{k: v for k, v in node.items() if k not in ("claims", "rejected")} for node in nodes]
         for nodes in of_others(lines_of(method))
     ]
 
