@@ -123,7 +123,7 @@ def needed(module: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a broken library raises ImportError, OSError, RuntimeError, ...
-        raise LibraryError(f"{fault(module, error)}. To mend it: {mend(module)}") from error
+        raise LibraryError(f"{fault(module, error)}. To fix it: {mend(module)}") from error
 
 
 def require(*modules: str) -> None:

@@ -17,24 +17,22 @@ if TYPE_CHECKING:
 
 def cache(
     clear_it: Annotated[
-        bool, typer.Option("--clear", help="Delete what is cached of DATASET, or everything.")
+        bool, typer.Option("--clear", help="Delete all entries, or those of DATASET.")
     ] = False,
     verify_it: Annotated[
         bool,
-        typer.Option("--verify", help="Read all that is cached; delete what is damaged."),
+        typer.Option("--verify", help="Read all entries; delete damaged ones."),
     ] = False,
-    dataset: Annotated[
-        str, typer.Argument(metavar="[DATASET]", help="Only of this data set.")
-    ] = "",
+    dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Only this data set.")] = "",
 ) -> None:
     """Show which data sets are kept as tensors, where and how large; verify or delete them.
 
-    What a run has read and transformed is kept for the next one, by the content of its files, the
-    settings that matter and the version of the code. The folder is ~/.cache/flwr-dmml, or what
-    FLWR_DMML_CACHE names. The run config's [bold]data-cache = false[/bold] keeps nothing.
+    Data that a run has read and transformed are kept for the next one, by the content of the files,
+    the relevant settings and the version of the code. The folder is ~/.cache/flwr-dmml, or the one
+    that FLWR_DMML_CACHE names. The setting [bold]data-cache = false[/bold] turns this off.
 
-    A run checks the length and the header of what it uses. [bold]--verify[/bold] checks all of it
-    and ends with exit status 1 if something was damaged.
+    A run checks the length and the header of the entries that it uses. [bold]--verify[/bold] checks
+    everything and ends with exit status 1 if an entry was damaged.
 
     [bold]Examples[/bold]
 

@@ -11,7 +11,7 @@ from .output import errors_in_words, page_written, say
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders, or folders that hold many of them.")
+        list[Path], typer.Argument(help="Run folders, or folders that contain run folders.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path(
         "comparison.html"
@@ -28,7 +28,8 @@ def compare(
     ] = "",
     percent: Annotated[bool, typer.Option("--percent", help="Show accuracies in percent.")] = False,
     metric: Annotated[
-        Literal["accuracy", "macro-f1", "uar"], typer.Option(help="What is tested for chance.")
+        Literal["accuracy", "macro-f1", "uar"],
+        typer.Option(help="Metric to test for significance."),
     ] = "accuracy",
     labels: Annotated[
         list[str] | None,
@@ -41,7 +42,7 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a line a row and column.")
+        Path | None, typer.Option(metavar="FILE", help="Write one line per row and column.")
     ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The same, with each seed's values.")

@@ -20,16 +20,16 @@ _STYLES = {"ok": "green", "absent": "dim", "warning": "yellow", "error": "bold r
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Check whether this machine can run flwr-dmml, and say what mends it if it cannot.
+    """Check whether this machine can run flwr-dmml, and say how to fix it if it cannot.
 
-    Every library is really used: a spectrogram, a linear program, a task in Ray, a matrix product
+    Every library is actually used: a spectrogram, a linear program, a task in Ray, a matrix product
     on the GPU if there is one. Cores, memory, shared memory, open files, disk and the folders that
-    are written to are looked at. This takes half a minute, on a small board a few.
+    are written to are checked. This takes half a minute, on a small board a few.
 
-    "absent" is an extra that is not installed: no fault. A "warning" may become a problem. An
-    "error" does not work; what does not need it runs all the same.
+    "absent" is an extra that is not installed, which is fine. A "warning" may become a problem. An
+    "error" does not work; everything that does not need it still runs.
 
     [bold]Examples[/bold]
 
@@ -65,9 +65,9 @@ def _table(findings: "Sequence[Finding]") -> Table:
 
 
 def _tell(findings: "Sequence[Finding]") -> None:
-    """Print what is wrong and what mends it."""
+    """Print what is wrong and how to fix it."""
     wrong = [one for one in findings if one.state in ("warning", "error")]
     for one in sorted(wrong, key=lambda one: one.state):
-        say(f"{one.state}: {one.what}: {one.seen}\n  to mend it: {one.mend}")
+        say(f"{one.state}: {one.what}: {one.seen}\n  to fix it: {one.mend}")
     if not wrong:
         say(f"flwr-dmml {__version__}: all is well")

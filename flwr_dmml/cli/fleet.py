@@ -80,25 +80,25 @@ def init(
     output: Output,
     device_dir: Annotated[
         str | None,
-        typer.Option(help="Where a device's folder will be there; instead of the file's."),
+        typer.Option(help="Path of a device's folder on the device; overrides the file's."),
     ] = None,
     renew: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Issue this device's certificate anew. Repeatable."),
+        typer.Option(metavar="NAME", help="Issue a new certificate for this device. Repeatable."),
     ] = None,
 ) -> None:
     """Make certificates, node keys, start scripts and systemd units for a fleet.
 
-    OUTPUT/ca has the fleet's own certificate authority. Its key (ca.key) is needed for new devices
-    and renewals only: keep it where nobody else gets at it. OUTPUT/superlink and
-    OUTPUT/devices/NAME hold what the SuperLink and each device need, and nothing of the others:
-    copy them whole. OUTPUT/flwr/config.toml is the connection for flwr run.
+    OUTPUT/ca holds the fleet's own certificate authority. Its key (ca.key) is needed only for new
+    devices and renewals: keep it where nobody else can read it. OUTPUT/superlink and
+    OUTPUT/devices/NAME hold what the SuperLink and each device need, and nothing else: copy the
+    whole folders. OUTPUT/flwr/config.toml is the connection for flwr run.
 
-    Run it again after a change of the file: what is there is kept, devices that are new are added.
-    Keys are never overwritten; scripts, environments and units are written anew. A certificate
-    that no longer fits (another address or partition-id) is refused until --renew NAME;
-    [bold]superlink[/bold] is the SuperLink's name. --renew keeps the key: fleet rotate makes new
-    ones, fleet revoke has a device refused.
+    Run it again when the file changes: existing devices are kept, new ones are added. Keys are
+    never overwritten; scripts, environments and units are written again. A certificate that no
+    longer matches (another address or partition-id) is refused until --renew NAME;
+    [bold]superlink[/bold] is the SuperLink's name. --renew keeps the key; fleet rotate makes new
+    keys, and fleet revoke bans a device.
 
     Certificates are valid for two years, the authority's for ten. In each folder install.sh, run as
     root, puts the systemd unit into /etc/systemd/system and starts it: the service's user owns
@@ -160,15 +160,15 @@ def rotate_command(
 ) -> None:
     """Make new keys and certificates; the old ones are refused.
 
-    Of each device that is named: its neighbours refuse the old certificate by the revocation list
-    (revoked.crl in every device's folder), the SuperLink the old node key, which is unregistered
-    there. Without names it is done for all, and for the authority: everything that the old one has
-    issued is refused everywhere. Flower itself reads no revocation list: the SuperLink's old
-    certificate is refused only then.
+    For each named device, its neighbours refuse the old certificate by the revocation list
+    (revoked.crl in every device's folder), and the SuperLink refuses the old node key, which is
+    unregistered there. Without names this applies to all devices and to the authority: everything
+    that the old one has issued is refused everywhere. Flower itself reads no revocation list, so
+    this is the only way to get the SuperLink's old certificate refused.
 
-    The SuperLink must be running if devices were registered. Afterwards copy the folders, start
-    anew, and run fleet register. Rotate between runs: what a device has encrypted for itself
-    (exchange.sealed) can be read with its old key only.
+    The SuperLink must be running if devices were registered. Afterwards copy the folders, restart,
+    and run fleet register. Rotate between runs: data that a device has encrypted for itself
+    (exchange.sealed) can be read only with its old key.
 
     [bold]Examples[/bold]
 
@@ -194,20 +194,20 @@ def revoke_command(
     output: Output,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The device.")],
 ) -> None:
-    """Have a device refused: by its neighbours, and by the SuperLink.
+    """Ban a device: its neighbours and the SuperLink refuse it.
 
-    Its certificate is put on the authority's revocation list, which is then in the folders of all
-    other devices (revoked.crl): once that is copied to them, they neither answer its questions nor
-    read its letters, whatever it shows. Its node is unregistered at the SuperLink, which must be
-    running for that. The device may have been taken out of the file before. fleet rotate brings it
-    back, with new keys.
+    Its certificate is added to the authority's revocation list, which is written to the folders of
+    all other devices (revoked.crl): once that is copied to them, they neither answer the device nor
+    read its letters, whatever it presents. Its node is unregistered at the SuperLink, which must be
+    running for that. The device need not be in the file any more. fleet rotate readmits it, with
+    new keys.
 
     [bold]Example[/bold]
 
       flwr-dmml fleet revoke fleet.toml -o lab pi-1
 
     [bold]Exit status[/bold]  0: done, or was done before.  1: something is left to do: standard
-    error says what; run it once more.  2: wrong command line.
+    error says what; run it again.  2: wrong command line.
     """
     from ..fleet import read_fleet, revoke, unregister_devices
 
@@ -225,15 +225,15 @@ def revoke_command(
 def register_command(file: File, output: Output) -> None:
     """Register every device's public key with the SuperLink, which refuses all others.
 
-    The SuperLink must be running. A device that is registered stays so: run it again at will, and
-    after new devices were added. OUTPUT/nodes.json keeps the nodes' ids.
+    The SuperLink must be running. Registered devices stay registered: run it again after you add
+    new ones. OUTPUT/nodes.json keeps the nodes' ids.
 
     [bold]Example[/bold]
 
       flwr-dmml fleet register fleet.toml -o lab
 
     [bold]Exit status[/bold]  0: all devices are registered.  1: one is not, or the SuperLink does
-    not answer; it is said which, and why.  2: wrong command line.
+    not answer; the output says which, and why.  2: wrong command line.
     """
     from ..fleet import FleetError, read_fleet, register_devices
 
@@ -249,25 +249,24 @@ def register_command(file: File, output: Output) -> None:
 def status(
     file: File,
     output: Output,
-    ask: Annotated[bool, typer.Option(help="Ask devices themselves, or only look at them.")] = True,
+    ask: Annotated[bool, typer.Option(help="Query the devices themselves.")] = True,
     timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that devices are given to answer.")
+        float, typer.Option(min=1, help="Seconds to wait for the devices' answers.")
     ] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Check a running fleet: two tables, and under them what is wrong, in words.
+    """Check a running fleet: print two tables, and below them every problem in words.
 
     Checked from here: the SuperLink's TLS against the fleet's authority; whether each device is
-    registered and online, and whether a node is registered that is no device of the fleet; when
-    certificates expire (wrong from 30 days before); whether a device's direct port can be reached.
-    Devices listen there only while they train together: a port that is closed is no fault, one that
-    does not answer is.
+    registered and online, and whether unknown nodes are registered; when certificates expire (a
+    problem from 30 days before); whether a device's direct port can be reached. Devices listen on
+    that port only while they train together: closed is normal; a timeout is an error.
 
-    Then a run is started that asks the devices which are online: their versions, data, free disk
-    and memory, their clock, and which of the others they reach. That takes about 20 s; a device
-    that trains in another run meanwhile answers when it has done its message, or too late.
-    --no-ask leaves it out. The clock is compared with that of the SuperLink's machine, and only as
-    well as the time of question and answer allows, which are seconds apart.
+    Then a run queries the devices that are online: their versions, data, free disk and memory,
+    their clock, and which of the others they reach. That takes about 20 s; a device that trains in
+    another run answers after its current message, possibly too late. --no-ask skips this. The clock
+    is compared with that of the SuperLink's machine, to within the seconds between question and
+    answer.
 
     [bold]Examples[/bold]
 

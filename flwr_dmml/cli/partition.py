@@ -34,15 +34,15 @@ def partition(
     nodes: Nodes = None,
     overrides: Overrides = None,
 ) -> None:
-    """Cut a data set into a folder for each device, to be copied to it.
+    """Split a data set into one folder per device, to be copied there.
 
-    The division is the one that [bold]simulate[/bold] would make of the same app and settings:
-    sensors (modality-pattern), samples (partition, alpha, samples-per-node), what is held out
-    (validation-fraction), what is missing (missing.train-share). Every part has the test set, with
-    its device's sensors; the disk holds it once for parts of equal sensors (as a hard link, which
-    a copy is not). Each is read back and checked.
+    The division is that of [bold]simulate[/bold] with the same app and settings:
+    sensors (modality-pattern), samples (partition, alpha, samples-per-node), held-out samples
+    (validation-fraction), missing modalities (missing.train-share). Every part has the test set,
+    with its device's sensors; the disk holds it once for parts of equal sensors (as a hard link,
+    which a copy is not). Each is read back and checked.
 
-    A device is pointed to its part in its node config, and the run's dataset is "parts":
+    Name a device's part in its node config, and set the run's dataset to "parts":
 
       flower-supernode --node-config "data-path='/data/part-003'" ...
 

@@ -43,7 +43,7 @@ def simulate(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on with a run that was stopped, with its settings."),
+        typer.Option(metavar="RUN", help="Continue a run that was stopped, with its settings."),
     ] = None,
     description: Annotated[
         bool,
@@ -71,17 +71,18 @@ def simulate(
 
     PATH is the app's folder, the one with its pyproject.toml (default: the current folder).
 
-    A small run has all devices in this process, where they take turns. From about two minutes of
-    training on, there is a process a core if Ray is installed, and on a Ray cluster always; the log
-    says which. --workers (or the setting [bold]workers[/bold]) chooses yourself; 0 is this process.
+    A small run keeps all devices in this process, where they take turns. A run with more than about
+    two minutes of training uses one process per core if Ray is installed, and a Ray cluster always
+    does; the log says which. --workers (or the setting [bold]workers[/bold]) sets the number; 0:
+    this process.
 
     The app, its settings and (on a CPU) its numbers are those of [bold]flwr run[/bold], bit for bit
-    for the same seed. Log lines and a live table show how it goes; the run folder holds
-    the resolved settings (config.json) and one line of metrics a round (<method>/metrics.jsonl).
+    for the same seed. Log lines and a live table show the progress; the run folder holds
+    the resolved settings (config.json) and one line of metrics per round (<method>/metrics.jsonl).
 
-    Ctrl-C and SIGTERM stop after the round with a checkpoint; once more, at once. --resume RUN goes
-    on from the last checkpoint of a run that was stopped or killed (RUN: its folder, or its name in
-    run-dir) and ends with the same numbers as if nothing had happened.
+    Ctrl-C and SIGTERM stop after the round with a checkpoint; a second one stops at once. --resume
+    RUN continues from the last checkpoint of a run that was stopped or killed (RUN: its folder, or
+    its name in run-dir) and ends with the same numbers as an uninterrupted run.
 
     [bold]Examples[/bold]
 
@@ -135,7 +136,9 @@ def simulate(
             with ahead(early):  # Ray starts while the app, Flower and torch are loaded
                 _run(path, changed, workers, ray_address, resume, description, chosen)
     except (KeyboardInterrupt, Terminated) as stop:
-        say("Stopped. Go on from the last checkpoint with --resume and the run folder.", err=True)
+        say(
+            "Stopped. Continue from the last checkpoint with --resume and the run folder.", err=True
+        )
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         raise typer.Exit(status_of(number)) from stop
 

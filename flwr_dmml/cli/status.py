@@ -13,7 +13,7 @@ def status(
 ) -> None:
     """Say how a run ended, and which devices failed on the way.
 
-    [bold]flwr run --stream[/bold] exits with 0 whatever becomes of the run: ask this command
+    [bold]flwr run --stream[/bold] exits with 0 however the run ends: use this command
     instead. It reads RUN/end.json.
 
     [bold]Example[/bold]
@@ -28,7 +28,7 @@ def status(
     with errors_in_words():
         ending = read_ending(run)
     if ending is None:
-        say(f"{run}: no end yet: it goes on, or it was killed")
+        say(f"{run}: not ended yet: it is still going, or it was killed")
         raise typer.Exit(1)
     say(f"{run}: {ending.ended}" + (f": {ending.reason}" if ending.reason else ""))
     for line in told(ending.methods):

@@ -32,14 +32,14 @@ def sweep(
         int | None, typer.Option(min=0, help="Processes of each run, as in simulate.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, and stop.")
+        bool, typer.Option("--dry-run", help="Show what would run, and stop.")
     ] = False,
 ) -> None:
     r"""Run every combination of a grid of settings, one after another, and compare them.
 
-    A run that is there already is skipped, one that was stopped goes on: start the same sweep again
-    after Ctrl-C or a crash. A run that fails does not keep the others back. At the end
-    [bold]comparison.html[/bold] puts all side by side.
+    Finished runs are skipped, and stopped ones continue: start the same sweep again after Ctrl-C or
+    a crash. A run that fails does not stop the others. At the end [bold]comparison.html[/bold]
+    compares all runs.
 
     [bold]The file[/bold]
 
@@ -47,7 +47,7 @@ def sweep(
 
       \[settings]                    # besides the app's own
       num-server-rounds = 10
-      evaluate-every = 1            # curves: a point a round
+      evaluate-every = 1            # curves: one point per round
 
       \[grid]                        # every combination
       method = ["dpsgd", "dmml-kd"]
@@ -107,7 +107,7 @@ def _run_all(
             command += ["--workers", str(workers)]
         status = _run(command)
         if status in STOPPED:
-            _say("Stopped. The same command goes on.")
+            _say("Stopped. Run the same command again to continue.")
             raise typer.Exit(status)
         if status:
             failed.append(name)

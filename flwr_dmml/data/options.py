@@ -28,7 +28,7 @@ class ImageOptions(Group):
     """Conversion of image files to tensors, in data sets that say so."""
 
     side: int = Field(32, ge=4, le=1024, description="images are resized to this square, pixels")
-    colour: bool = Field(True, description="three channels; off, one of grey")
+    colour: bool = Field(True, description="three channels; off: one of grey")
 
 
 class SeriesOptions(Group):
@@ -37,7 +37,9 @@ class SeriesOptions(Group):
     window_s: float = Field(
         0.0, ge=0, le=600, description="length of a window, s; 0 is what suits the data set"
     )
-    overlap: float = Field(0.5, ge=0, lt=1, description="share that a window has of the last one")
+    overlap: float = Field(
+        0.5, ge=0, lt=1, description="share of a window that overlaps the last one"
+    )
     rate_hz: float = Field(50.0, gt=0, le=100_000, description="common sampling rate, Hz")
     steps: int = Field(
         0, ge=0, description="steps of a sequence: longer is cut, shorter masked; 0: the longest's"
@@ -51,7 +53,7 @@ class MissingOptions(Group):
         0.0, ge=0, lt=1, description="share of a device's training samples that lack a modality"
     )
     test_share: float = Field(
-        0.0, ge=0, le=1, description="share of the test samples that lack one, in metrics apart"
+        0.0, ge=0, le=1, description="share of the test samples that lack one, in separate metrics"
     )
     modalities: str = Field(
         "", description="which may be missing, one in a sample: 'audio,image'; empty: any"
@@ -74,14 +76,14 @@ class PublicOptions(Group):
     """The public set of methods that label one: the same unlabelled samples on every device."""
 
     dataset: str = Field(
-        "", description="data set without its labels; empty: the run's own, what no device got"
+        "", description="data set, without its labels; empty: what no device got of the run's own"
     )
-    samples: int = Field(0, ge=0, description="public samples; 0 takes all there are")
+    samples: int = Field(0, ge=0, description="number of public samples; 0: all")
     outside: str = Field(
         "", description="mix in this data set, whose samples are out of distribution"
     )
     outside_share: float = Field(0.5, gt=0, lt=1, description="their share, where outside is set")
-    convert_images: bool = Field(False, description="bring other images to the run's size, colour")
+    convert_images: bool = Field(False, description="convert images to the run's size and colour")
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ class EnergyOptions(Group):
     battery_share: float = Field(
         0.0,
         ge=0,
-        description="battery: what sending takes, and this share of computing all; 0 is mains",
+        description="battery: energy for sending, and this share of computing all; 0: mains",
     )
     battery_j: float = Field(0.0, ge=0, le=1e6, description="battery in joules instead")
     harvesting_w: float = Field(0.0, ge=0, description="power that refills the battery")
     pacing: bool = Field(
-        True, description="spread what is left evenly over the rounds to come; off spends it first"
+        True,
+        description="spread what is left evenly over the rounds to come; off: spend it at once",
     )
     meter: Literal["model", "auto"] = Field(
         "model", description="joules of computing: the model's; auto: a device's own meter's"
@@ -74,16 +75,19 @@ class AllocationOptions(Group):
         0, ge=0, description="most iterations of a modality in a round; 0 is 2 x local-iterations"
     )
     max_ratio: float = Field(
-        3.0, ge=1, description="a modality counts as at most so many times the slowest's speed"
+        3.0, ge=1, description="a modality's speed counts as at most this many times the slowest"
     )
     exponent: float = Field(
-        1.0, ge=0, le=4, description="iterations go with speed to minus this power; 0 is uniform"
+        1.0,
+        ge=0,
+        le=4,
+        description="iterations are proportional to speed to minus this power; 0: uniform",
     )
     warm_up: int = Field(
-        2, ge=0, description="rounds that are uniform, until speeds mean something"
+        2, ge=0, description="uniform rounds at the start, until speeds are meaningful"
     )
     latency_s: float = Field(
-        0.0, ge=0, description="most seconds of computing and sending in a round; 0 is no limit"
+        0.0, ge=0, description="maximum seconds of computing and sending in a round; 0: no limit"
     )
     train_every: int = Field(2, ge=1, description="sync-only: rounds from one training to the next")
 
@@ -118,7 +122,7 @@ class WirelessOptions(Group):
     power_w: float = Field(0.0, ge=0, description="transmit power; 0 takes the device profile's")
     bandwidth_hz: float = Field(1e6, gt=0, description="band of each device")
     shared_band_hz: float = Field(
-        0.0, ge=0, description="one band for all instead, allocated with the iterations; 0 is none"
+        0.0, ge=0, description="one band for all instead, allocated with the iterations; 0: none"
     )
     min_rate_bps: float = Field(0.0, ge=0, description="slower links are down in that round")
 

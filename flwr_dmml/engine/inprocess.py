@@ -157,7 +157,7 @@ class InProcessGrid(SimulationGrid):
             for job in self._jobs.values():
                 if not job.stalled:
                     job.stalled = True
-                    text = "Node %s takes longer than %g s: the others go on beside it"
+                    text = "Node %s takes longer than %g s: the others continue"
                     log(WARNING, text, job.node.partition_id, self._stall_s)
             node_id = next((n for n in self._inbox if n not in self._jobs), None)
             if node_id is None:

@@ -170,7 +170,7 @@ def _revoked(device: Device, status: str) -> str:
 def _direct_port(device: Device) -> tuple[str, str]:
     """Return whether a device's direct port is open, and what is wrong with it, or nothing.
 
-    Devices listen only while they train together, so that nobody listens is no fault.
+    Devices listen only while they train together, so a closed port is normal.
     """
     try:
         socket.create_connection((device.address, device.direct_port), TIMEOUT_S).close()

@@ -197,7 +197,7 @@ class AttackOptions(Group):
     strength: Annotated[Literal["auto"] | float, BeforeValidator(_strength)] = Field(
         "auto", description="factor, standard deviation or z of the attack; auto: as published"
     )
-    delay: int = Field(10, ge=1, description="rounds by which what is sent is old (stale)")
+    delay: int = Field(10, ge=1, description="age of what is sent, in rounds (stale)")
     payload: Literal["honest", "forged"] = Field(
         "honest", description="what liars send besides models: prototypes, labels, counts, speeds"
     )
@@ -221,7 +221,7 @@ class AttackOptions(Group):
         if self.devices and self.share:
             raise ValueError("name liars by devices, or draw a share of them; not both")
         if self.lies and not (self.devices or self.share):
-            raise ValueError("nobody lies: set devices or share")
+            raise ValueError("no device lies: set devices or share")
         if self.kind == IN_DATA and self.start > 1:
             raise ValueError("start > 1: labels are flipped from the first round on")
         return self

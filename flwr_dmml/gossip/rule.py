@@ -197,7 +197,7 @@ class GossipRule:
             )
         if topology.directed and not self.pushes:
             if self.linear or self.static:
-                return "its links go one way, and the rule needs both; allowed with it: sgp"
+                return "its links are one-way, and the rule needs both ways; allowed with it: sgp"
             if not topology.even:
                 return (
                     "its links go one way, and a device that more hear would weigh more; allowed "

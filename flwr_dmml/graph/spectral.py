@@ -61,7 +61,7 @@ def graph_lines(topology: Topology, num_nodes: int, *, seed: int = 0) -> list[st
         lines.append(f"Connectivity: {len(groups)} groups that cannot reach one another{both}")
     elif topology.time_varying or topology.directed:
         rounds = f" within {period or SAMPLED} rounds" * topology.time_varying
-        lines.append(f"Connectivity: everybody reaches everybody{rounds}")
+        lines.append(f"Connectivity: every device reaches every other{rounds}")
     return lines
 
 

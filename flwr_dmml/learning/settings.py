@@ -102,7 +102,7 @@ class DeviceSettings(Group):
     )
     assume_liars: Annotated[float, BeforeValidator(_liars)] = Field(
         ASSUMED,
-        description="liars among a device's neighbours at most: a share below 1, or a number",
+        description="maximum of liars among a device's neighbours: a share below 1, or a number",
     )
     gossip_normalise: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(
         "auto",
@@ -112,7 +112,9 @@ class DeviceSettings(Group):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
     num_server_rounds: int = Field(30, ge=1, description="rounds of mix, train and publish")
-    local_iterations: int = Field(20, ge=1, description="mini-batches a device trains a round")
+    local_iterations: int = Field(
+        20, ge=1, description="mini-batches that a device trains per round"
+    )
     stagger: Annotated[Literal["auto"] | float, BeforeValidator(_share)] = Field(
         "auto", description="share of joint iterations split into solo ones; auto: the method's"
     )
@@ -163,7 +165,7 @@ class DeviceSettings(Group):
         "several; own: what is in its data-path is a device's",
     )
     alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
-    samples_per_node: int = Field(0, ge=0, description="samples of a device; 0 shares out all")
+    samples_per_node: int = Field(0, ge=0, description="samples per device; 0: divide all")
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of a device's samples held out for its validation"
     )
@@ -179,7 +181,7 @@ class DeviceSettings(Group):
     learning_rate: float = Field(0.05, gt=0, description="learning rate of round 1")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
-    clip_norm: float = Field(5.0, ge=0, description="clip the gradient norm to this; 0 does not")
+    clip_norm: float = Field(5.0, ge=0, description="clip the gradient norm to this; 0: off")
     lr_schedule: Literal["constant", "cosine", "step"] = Field(
         "constant", description="over rounds: constant, cosine to 0, or x0.1 at lr-milestones"
     )
@@ -187,7 +189,7 @@ class DeviceSettings(Group):
         "0.8", description="shares of the rounds after which step multiplies by 0.1: '0.6,0.8'"
     )
     lr_warm_up: float = Field(
-        0.0, ge=0, lt=1, description="share of the rounds in which the rate grows to its full size"
+        0.0, ge=0, lt=1, description="share of the rounds in which the rate rises to its full value"
     )
     batch_size: int = Field(32, ge=1, description="samples of a mini-batch")
 
@@ -223,8 +225,8 @@ class DeviceSettings(Group):
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
     couriers: Literal["auto", "off", "forward", "average"] = Field(
         "auto",
-        description="forward: devices carry others' blocks between owners that no link joins; "
-        "average: they send a mean of them; auto: as the method says",
+        description="forward: devices carry blocks between owners that are not linked; "
+        "average: they send the mean of the blocks; auto: the method's choice",
     )
 
     keep_models: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(

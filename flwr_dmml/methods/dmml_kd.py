@@ -41,10 +41,10 @@ class DmmlKdOptions(Options):
     orthogonality_weight: float = Field(0.0, ge=0, description="weight of common versus specific")
     similarity_weight: float = Field(0.0, ge=0, description="weight of modality versus modality")
     guidance: float = Field(1.0, ge=0, description="weight of the generator's terms at round 2")
-    guidance_decay: float = Field(0.98, gt=0, le=1, description="their factor from round to round")
-    generator_steps: int = Field(20, ge=1, description="generator steps a round")
+    guidance_decay: float = Field(0.98, gt=0, le=1, description="their factor per round")
+    generator_steps: int = Field(20, ge=1, description="generator steps per round")
     generator_batch_size: int = Field(
-        32, ge=2, le=512, description="generated features a step; memory grows with the square"
+        32, ge=2, le=512, description="generated features per step; memory grows with the square"
     )
     generator_lr: float = Field(3e-4, gt=0, description="generator learning rate (Adam)")
     generator_weight_decay: float = Field(0.01, ge=0, description="generator weight decay")

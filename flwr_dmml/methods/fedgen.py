@@ -12,7 +12,7 @@ class FedGenOptions(DmmlKdOptions):
     """The options of DMML-KD, without its decomposition and with FedGen's generator steps."""
 
     decomposition: bool = Field(False, description="losses that make features common or specific")
-    generator_steps: int = Field(50, ge=1, description="generator steps a round")
+    generator_steps: int = Field(50, ge=1, description="generator steps per round")
 
 
 class FedGen(GeneratorDistillation):

@@ -16,7 +16,7 @@ from ..learning.options import Options
 class GreedyOptions(Options):
     """Threshold at which a faster encoder is frozen, and for how many joint iterations."""
 
-    threshold: float = Field(0.01, ge=0, description="difference of log10 speeds that is let be")
+    threshold: float = Field(0.01, ge=0, description="tolerated difference of log10 speeds")
     steps: int = Field(5, ge=0, description="joint iterations that a faster encoder is frozen")
 
 

@@ -25,10 +25,10 @@ class HarmonyOptions(StagedOptions):
         0.67, gt=0, lt=1, description="share of the rounds that train a network of each modality"
     )
     encoder_rate: float = Field(
-        0.1, ge=0, description="learning rate of the encoders that are fused, over the run's"
+        0.1, ge=0, description="learning rate of the fused encoders, as a multiple of the run's"
     )
     radius: float = Field(
-        0.25, ge=0, le=1, description="mix fusion heads of biases up to so far apart; 1: of all"
+        0.25, ge=0, le=1, description="mix fusion heads whose biases differ by up to this; 1: all"
     )
 
 

@@ -29,7 +29,7 @@ class MirrorOptions(StagedOptions):
     lam: float = Field(0.5, ge=0, le=1, description="lambda: weight of the teacher in the loss")
     temperature: float = Field(2.0, gt=0, description="temperature of the distillation")
     margin: float = Field(
-        0.1, ge=0, le=1, description="teach where the teacher's held-out accuracy is so much higher"
+        0.1, ge=0, le=1, description="teach if the teacher's held-out accuracy is this much higher"
     )
     all_nodes: bool = Field(
         True, description="devices without a teacher train in that time, too; off: they rest"

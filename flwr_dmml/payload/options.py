@@ -20,7 +20,7 @@ class ExchangeOptions(Group):
     timeout_s: float = Field(
         30.0,
         gt=0,
-        description="direct: most seconds to wait for the neighbours' letters",
+        description="direct: maximum seconds to wait for the neighbours' letters",
     )
     router: str = Field(
         "", description="direct: Zenoh router, host:port, for devices that cannot be reached"

@@ -39,14 +39,14 @@ def report_sections(run: Run) -> list[Section]:
         Section(
             "per-device",
             "Device by device",
-            "Accuracy with all sensors that the device has. What it took counts rounds in which "
-            "it answered.",
+            "Accuracy with all sensors that the device has. Costs count the rounds in which it "
+            "answered.",
             [summary.devices(run), *troubles],
         ),
         Section(
             "settings-section",
             "Settings and origin",
-            "First what was set otherwise than by default, then the rest.",
+            "Settings that differ from the defaults come first.",
             [changed, usual, summary.provenance(run)],
         ),
     ]
@@ -171,7 +171,7 @@ def _energy(methods: Sequence[MethodRun]) -> list[Section]:
         Section(
             "battery-section",
             "Batteries",
-            "A device with a flat battery neither trains nor sends.",
+            "A device with an empty battery neither trains nor sends.",
             _there([curves.batteries(methods)]),
         ),
     ]
@@ -233,7 +233,7 @@ def _liars(run: Run) -> list[Section]:
     )
     table = summary.dropped(run)
     lead = (
-        "Liars of a simulation count in no mean. What the aggregation rule has dropped, and whose."
+        "Simulated liars are left out of all means. What the aggregation rule dropped, and whose."
     )
     parts = [*_there([accuracy, dropped]), *([table] if table else [])]
     return [Section("liars-section", "Liars and dropped neighbours", lead, parts)]

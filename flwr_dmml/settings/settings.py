@@ -38,7 +38,9 @@ class Settings(DeviceSettings):
     compare_with: str = Field(
         "", description="run this method first, on the same devices, data and seed, and compare"
     )
-    evaluate_every: int = Field(5, ge=1, description="evaluate every so many rounds and at the end")
+    evaluate_every: int = Field(
+        5, ge=1, description="evaluate every this many rounds, and at the end"
+    )
     wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
     min_devices: Annotated[int | float, BeforeValidator(_devices)] = Field(
@@ -48,21 +50,21 @@ class Settings(DeviceSettings):
     )
     topology: str = Field("ring", description="graph family, or 'edge-list' with topology-file")
     topology_degree: int = Field(
-        4, ge=1, description="links a device (random-regular, watts-strogatz, epidemic, base)"
+        4, ge=1, description="links per device (random-regular, watts-strogatz, epidemic, base)"
     )
     topology_probability: float = Field(
         0.3, ge=0, le=1, description="edge or rewiring probability (erdos-renyi, watts-strogatz)"
     )
     topology_side_m: float = Field(
-        100.0, gt=0, description="side of the square that devices stand in, m (geometric)"
+        100.0, gt=0, description="side of the square in which devices are placed, m (geometric)"
     )
     topology_range_m: float = Field(
-        50.0, gt=0, description="devices this near are linked, m (geometric)"
+        50.0, gt=0, description="devices within this distance are linked, m (geometric)"
     )
     topology_directed: bool = Field(
-        False, description="links go one way (ring, exponential, epidemic, edge-list and others)"
+        False, description="one-way links (ring, exponential, epidemic, edge-list and others)"
     )
-    topology_file: str = Field("", description="file with one edge 'i j' a line (edge-list)")
+    topology_file: str = Field("", description="file with one edge 'i j' per line (edge-list)")
     loss_rate: float = Field(
         0.0, ge=0, lt=1, description="probability that a message to a neighbour is lost"
     )
@@ -74,7 +76,7 @@ class Settings(DeviceSettings):
         0.01, gt=0, lt=1, description="share of the models' spread that the final merge leaves"
     )
     final_merge_rounds: int = Field(
-        100, ge=1, description="most rounds of gossip that the final merge takes"
+        100, ge=1, description="maximum rounds of gossip in the final merge"
     )
     engine: Literal["auto", "sharded"] = Field(
         "auto", description="sharded: many devices in each of a few processes, also under flwr run"
@@ -100,10 +102,10 @@ class Settings(DeviceSettings):
         "", description="also write metrics to tensorboard, mlflow, wandb: 'tensorboard,mlflow'"
     )
     checkpoint_every: int = Field(
-        10, ge=0, description="write a checkpoint every so many rounds; 0: only when stopped"
+        10, ge=0, description="write a checkpoint every this many rounds; 0: only when stopped"
     )
-    checkpoint_keep: int = Field(2, ge=1, description="checkpoints that are kept of a method")
-    resume: str = Field("", description="go on with this run: its folder, or its name in run-dir")
+    checkpoint_keep: int = Field(2, ge=1, description="checkpoints to keep per method")
+    resume: str = Field("", description="continue this run: its folder, or its name in run-dir")
 
     wireless: WirelessOptions = WirelessOptions()
 

@@ -158,7 +158,7 @@ def _run(
             present = max(1, len(results[name].nodes))
             battery_j = None if left.battery_j is None else np.array(left.battery_j)
             ends.done(name, left.end)
-            log(INFO, "%s has run to its end already", name)
+            log(INFO, "%s has finished already", name)
             continue
         energy = constrain(settings, methods[name], battery_j)
         warn_of_losses(settings, config.gossip_of(name), grid)
@@ -297,7 +297,7 @@ def _stopping(grid: Grid) -> Iterator[Callable[[], bool]]:
     """
 
     def said(number: int) -> None:
-        log(INFO, "SIGTERM: the run stops after this round; once more, at once")
+        log(INFO, "SIGTERM: the run stops after this round; a second one stops it at once")
 
     if isinstance(grid, SimulationGrid):
         yield grid.stopping

@@ -96,7 +96,7 @@ def told(
     if not rule.robust:
         return []
     when = " in round 1" * moving
-    said = [f"Liars that {rule} can bear next to a device{when}: {each}" for each in found]
+    said = [f"Liars that {rule} tolerates next to a device{when}: {each}" for each in found]
     if not any(any(each.liars.values()) for each in found):
         does = "only drops what is out of reach" if rule.alone else "is the weighted mean"
         said.append(

@@ -13,7 +13,7 @@ it does, and that of the message the other way, which is not used either, to the
 ``sender``: the sender keeps the share that it has dealt out."""
 WORDS: dict[Loss, str] = {
     "own": "its weight goes to the receiver's own copy",
-    "pair": "what goes the other way is not used either, and both keep their own",
+    "pair": "the message in the other direction is dropped too, and both keep their own",
     "sender": "the sender keeps its share",
 }
 
@@ -39,7 +39,7 @@ class Losses:
 
     def summary(self) -> list[str]:
         """Return a line for the log; none where nothing is lost."""
-        lost = f"Lost messages: {self.rate:g} of all; of one that is lost, {WORDS[self.loss]}"
+        lost = f"Lost messages: {self.rate:g} of all; if one is lost, {WORDS[self.loss]}"
         return [lost] if self.rate else []
 
     def lost(self, plans: Mapping[int, Plan]) -> dict[int, list[int]]:

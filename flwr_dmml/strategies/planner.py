@@ -184,8 +184,8 @@ class RoundPlanner:
         """Return what the final merge does, in a line for the log."""
         if not self.merging:
             return []
-        text = "rounds of gossip bring the spread of the models to"
-        left = f"{self._left:.2g} of what it is, if nothing is lost"
+        text = "rounds of gossip reduce the spread of the models to"
+        left = f"{self._left:.2g} of its value, if nothing is lost"
         return [f"Final merge: {self.merging} {text} {left}"]
 
     def _count_merging(self) -> tuple[int, float]:

@@ -118,4 +118,6 @@ def check_unchanged(run: Path, config: Mapping[str, Any], parts: Parts) -> None:
         if key not in FREE and not key.startswith(idle) and before.get(key) != config.get(key)
     ]
     if problems:
-        raise SettingsError(f"{run} cannot be resumed so:\n  " + "\n  ".join(problems))
+        raise SettingsError(
+            f"{run} cannot be resumed with these settings:\n  " + "\n  ".join(problems)
+        )

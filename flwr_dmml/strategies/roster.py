@@ -22,9 +22,9 @@ from .reasons import ReplyError, is_lost_worker, join_reasons, opened, partition
 T = TypeVar("T")
 WORKER_LOST = (
     "A worker process of Flower's simulation has died (killed, or out of memory): node %s failed. "
-    "Flower starts no other one and goes on handing it messages, so that most devices fail from "
-    "now on. Stop this run and resume it; or let the engine of this package run it, which starts "
-    'its workers again: engine = "sharded", or flwr-dmml simulate'
+    "Flower does not restart it and keeps sending it messages, so that most devices fail from now "
+    "on. Stop this run and resume it; or use the engine of this package, which restarts its "
+    'workers: engine = "sharded", or flwr-dmml simulate'
 )
 _POLL_S = 0.1
 _REMIND_S = 10.0

@@ -120,7 +120,7 @@ def absence(method: str, begun: Collection[int], missing: Collection[int]) -> st
         return ""
     some = sorted(missing)
     who = ", ".join(map(str, some[:10])) + f" and {len(some) - 10} more" * (len(some) > 10)
-    came = f"{len(begun) - len(some)} of {len(begun)} devices came to the end"
+    came = f"{len(begun) - len(some)} of {len(begun)} devices finished"
     return f"{method}: {came}; the last accuracies are theirs. Missing: {who}"
 
 

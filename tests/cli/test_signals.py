@@ -79,7 +79,7 @@ def test_sigterm_again_stops_in_the_round(tmp_path: Path):
         time.sleep(0.1)
     said += process.stdout.read()
     assert process.returncode == 143, said
-    assert "Stopped. Go on from the last checkpoint" in said and "Traceback" not in said
+    assert "Stopped. Continue from the last checkpoint" in said and "Traceback" not in said
     assert not (tmp_path / "r" / "in-use.json").exists()
 
 
@@ -95,6 +95,8 @@ def test_a_sweep_passes_sigterm_on_and_stops(tmp_path: Path):
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 143, said
-    assert "Stopped after round" in said and "Stopped. The same command goes on." in said
+    assert (
+        "Stopped after round" in said and "Stopped. Run the same command again to continue." in said
+    )
     assert [path.name for path in runs.iterdir()] == ["seed-0"]
     assert list((runs / "seed-0").rglob("state.json"))

@@ -526,7 +526,7 @@ def test_damaged_parquet(tmp_path):
 def test_parquet_without_pyarrow(vectors, monkeypatch):
     (vectors / "manifest.csv").rename(vectors / "manifest.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(LibraryError, match=r"needed for Parquet and Arrow files. To mend it:"):
+    with pytest.raises(LibraryError, match=r"needed for Parquet and Arrow files. To fix it:"):
         load(vectors)
 
 

@@ -172,7 +172,7 @@ def test_errors_say_what_is_allowed(changes, message):
 def test_without_flwr_datasets_it_says_what_mends_that(monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     monkeypatch.delitem(sys.modules, "flwr_datasets.partitioner", raising=False)
-    with pytest.raises(LibraryError, match=r"^flwr-datasets .* To mend it: pip install "):
+    with pytest.raises(LibraryError, match=r"^flwr-datasets .* To fix it: pip install "):
         divide(scheme="natural", num_nodes=4)
     assert len(divide(scheme="dirichlet")) == len(divide(scheme="iid")) == 12
 

@@ -90,7 +90,7 @@ def test_an_error_is_the_exit_status_and_its_mending_is_told(
     assert result.exit_code == 1
     text = " ".join(result.output.split())
     assert "undefined symbol: broken" in text
-    assert 'to mend it: pip install --force-reinstall "soundfile>=0.12"' in text
+    assert 'to fix it: pip install --force-reinstall "soundfile>=0.12"' in text
     assert "all is well" not in text
 
 

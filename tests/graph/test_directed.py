@@ -161,7 +161,7 @@ def test_one_peer_one_way_averages_exactly() -> None:
     assert lines == [
         f"Topology: {about}",
         "Spectral gap: 1.0000 a round, over 3 rounds",
-        "Connectivity: everybody reaches everybody within 3 rounds",
+        "Connectivity: every device reaches every other within 3 rounds",
     ]
 
 

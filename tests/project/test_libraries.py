@@ -66,7 +66,7 @@ def test_what_needs_a_broken_library_says_so_and_how_to_mend_it(
     assert kind == "LibraryError", said
     assert f"{name} {version(name)} does not work beside" in said
     assert "Error: undefined symbol: broken" in said
-    assert f"It is needed for {LIBRARIES[library].use}. To mend it: {mend(library)}" in said
+    assert f"It is needed for {LIBRARIES[library].use}. To fix it: {mend(library)}" in said
     assert "Traceback" not in said
 
 
@@ -78,7 +78,7 @@ def test_a_missing_library(monkeypatch: pytest.MonkeyPatch):
         require("no_such_module")
     assert str(caught.value) == (
         f"no-such-module is not installed (numpy {version('numpy')}, Python "
-        f"{platform.python_version()}). It is needed for nothing. To mend it: pip install "
+        f"{platform.python_version()}). It is needed for nothing. To fix it: pip install "
         '"flwr-dmml[report]"'
     )
 

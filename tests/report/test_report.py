@@ -581,7 +581,7 @@ def test_without_plotly(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         result = invoke(*arguments)
         assert result.exit_code == 1 and list(tmp_path.iterdir()) == []
         assert words(result.stderr).startswith("Error: LibraryError: plotly ")
-        assert words(result.stderr).endswith(f"To mend it: {mend('plotly')}")
+        assert words(result.stderr).endswith(f"To fix it: {mend('plotly')}")
 
 
 def test_without_kaleido(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,7 +589,7 @@ def test_without_kaleido(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     result = invoke("report", run, "-o", tmp_path / "a.html", "--figures", tmp_path / "f")
     assert result.exit_code == 1 and list(tmp_path.iterdir()) == []
     assert words(result.stderr).startswith("Error: LibraryError: kaleido ")
-    assert words(result.stderr).endswith(f"To mend it: {mend('kaleido')}")
+    assert words(result.stderr).endswith(f"To fix it: {mend('kaleido')}")
 
 
 def test_without_chrome(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

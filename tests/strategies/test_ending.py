@@ -48,7 +48,7 @@ def test_a_run_that_finished_says_so(tmp_path: Path):
 def test_fewer_devices_than_began_are_told_everywhere(tmp_path: Path):
     """Device 1 fails in the closing message: three are in the last accuracies."""
     run_four(tmp_path, Lying("closing", None))
-    warning = "dpsgd: 3 of 4 devices came to the end; the last accuracies are theirs. Missing: 1"
+    warning = "dpsgd: 3 of 4 devices finished; the last accuracies are theirs. Missing: 1"
     log = (tmp_path / "x" / "log.txt").read_text()
     assert f" WARNING {warning}" in log and "Test accuracy at the end, 3 of 4 devices" in log
     assert "Devices that failed in a round" in log and "RuntimeError: well" in log
@@ -171,7 +171,7 @@ def test_a_run_without_an_end_goes_on_or_was_killed(tmp_path: Path):
     run_four(tmp_path, SOUND)
     (tmp_path / "x" / "end.json").unlink()
     code, said = status(tmp_path / "x")
-    assert code == 1 and "no end yet: it goes on, or it was killed" in said
+    assert code == 1 and "not ended yet: it is still going, or it was killed" in said
     assert read_run(tmp_path / "x").methods[0].end.finished == [0, 1, 2, 3]
     (tmp_path / "x" / "end.json").write_text('{"ended": "well"}')
     code, said = status(tmp_path / "x")

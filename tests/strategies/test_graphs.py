@@ -130,7 +130,7 @@ def test_links_one_way_are_refused_where_they_would_be_wrong(tmp_path: Any) -> N
     said = problems(**file, topology_directed=True)
     assert "a device that more hear would weigh more; allowed with it: sgp" in said
     said = problems(topology="ring", topology_directed=True, gossip="d2")
-    assert "its links go one way, and the rule needs both; allowed with it: sgp" in said
+    assert "its links are one-way, and the rule needs both ways; allowed with it: sgp" in said
     assert "torus: its links go both ways" in problems(topology="torus", topology_directed=True)
     said = problems(topology="ring", topology_directed=True, couriers="forward")
     assert "its links go one way, and couriers carry both ways; allowed: off" in said

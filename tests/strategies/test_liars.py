@@ -169,7 +169,7 @@ def test_it_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "flwr"):
         run(1, aggregation="robust", **{"attack.kind": "zero"})
     said = [record.message for record in caplog.records]
-    assert any(line.startswith("Liars that robust can bear next to a device: ") for line in said)
+    assert any(line.startswith("Liars that robust tolerates next to a device: ") for line in said)
     assert "Liars of this simulation: 4" in said
     assert not any("More liars" in line for line in said)
 

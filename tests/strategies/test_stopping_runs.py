@@ -24,7 +24,7 @@ def test_sigterm_stops_after_the_round_with_a_checkpoint(
     with pytest.raises(RunStoppedError, match="Stopped after round 2; go on with"):
         serve(load_app(QUICKSTART), tmp_path, {**CONFIG, "run-name": "r"}, stop_in=2)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert "SIGTERM: the run stops after this round; once more, at once" in caplog.text
+    assert "SIGTERM: the run stops after this round; a second one stops it at once" in caplog.text
     serve(load_app(QUICKSTART), tmp_path, {**CONFIG, "resume": "r"})
     assert "Resumed after round 2" in caplog.text
     assert metrics(whole) == metrics(tmp_path / "r")

@@ -14,9 +14,9 @@ class BalanceOptions(Group):
     """The options of BALANCE."""
 
     gamma: float = Field(
-        0.3, gt=0, description="accept what is so near at first, in norms of the own vector"
+        0.3, gt=0, description="radius of acceptance at first, in norms of the own vector"
     )
-    kappa: float = Field(1.0, ge=0, description="by the end, exp(-kappa) times that")
+    kappa: float = Field(1.0, ge=0, description="its decay: exp(-kappa) times that by the end")
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the own vector")
 
 
