@@ -47,7 +47,7 @@ def sweep(
 
       \[settings]                    # besides the app's own
       num-server-rounds = 10
-      evaluate-every = 1            # curves: one point per round
+      evaluate-every = 1            # curves: every round
 
       \[grid]                        # every combination
       method = ["dpsgd", "dmml-kd"]
