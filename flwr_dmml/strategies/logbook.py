@@ -75,7 +75,7 @@ class Logbook:
                     if couriers
                     else "each group mixes on its own"
                 )
-                text = "%s: its owners are split into %s disconnected groups; %s"
+                text = "%s: owners are split into %s disconnected groups; %s"
                 log(INFO, text, ", ".join(blocks), count, so)
         for block in unequal_blocks(self._members):
             log(WARNING, "Block %s does not start equal on all devices that own it", block)

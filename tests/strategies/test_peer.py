@@ -143,7 +143,7 @@ def test_two_components_mix_inside_themselves_and_are_named_once(tmp_path, caplo
     assert torch.equal(final[2]["head.common"], final[3]["head.common"])
     assert not torch.equal(final[0]["head.common"], final[2]["head.common"])
     said = [r.getMessage() for r in caplog.records if "head.common" in r.getMessage()]
-    assert len(said) == 1 and "2 groups" in said[0]
+    assert len(said) == 1 and "split into 2 disconnected groups" in said[0]
 
 
 # ---- faults ---------------------------------------------------------------------------------
