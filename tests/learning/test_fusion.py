@@ -50,7 +50,7 @@ def test_the_fused_loss_trains_nothing_but_these_heads() -> None:
     made = model("detached")
     made(X).square().sum().backward()
     trained = {name for name, p in made.named_parameters() if p.grad is not None}
-    assert trained == {f"fusers.{m}.{what}" for m in X for what in ("weight", "bias")}
+    assert trained == {f"fusers.of_{m}.{what}" for m in X for what in ("weight", "bias")}
 
 
 # ---- training -----------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_only_the_weak_modalitys_infiltration_projector_and_encoder_are_taught()
     learner._infiltration(batch, p).backward()
     (m,) = {"audio", "image"} - {d}
     moved = {n for n, x in learner.model.named_parameters() if x.grad is not None and x.grad.any()}
-    assert {name.split(".")[1] for name in moved} == {m}
+    assert {name.split(".")[1] for name in moved} == {f"of_{m}"}
     width = learner.model.projectors[m].out_features // 2
     assert not learner.model.projectors[m].weight.grad[:width].any()  # the self projector's rows
     assert not any(x.requires_grad for x in learner._teacher.parameters())
@@ -299,7 +299,7 @@ def test_the_proximal_term_pulls_what_is_trained_back_to_the_mixed_model():
     before = {n: w.grad.clone() for n, w in learner.model.named_parameters() if w.grad is not None}
     learner.modulate(("audio",), first(learner))
     for name, w in learner.model.named_parameters():
-        assert (w.grad is None) == (name not in before) == (".image." in name)
+        assert (w.grad is None) == (name not in before) == (".of_image." in name)
         if w.grad is not None:
             assert torch.allclose(w.grad, before[name] + 0.4, atol=1e-5)
 
