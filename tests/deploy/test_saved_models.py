@@ -298,7 +298,7 @@ def test_a_model_of_a_method_of_one_s_own(tmp_path: Path):
     run = simulate(tmp_path, own=Own, method="own", num_server_rounds=1)
     for p, node in last_line(run, "own").items():
         path, part = find_model(run, p), partition_of(run, p)
-        with pytest.raises(ModelError, match=r"of the class test_models\.Sum, which is not"):
+        with pytest.raises(ModelError, match=rf"of the class {__name__}\.Sum, which is not"):
             load_model(path)
         network = Sum({m: part.source_modalities[m] for m in part.modalities})
         assert accuracy(load_model(path, network), part) == node["accuracy"]
