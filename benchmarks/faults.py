@@ -234,7 +234,7 @@ def supernodes(folder: Path, quick: bool) -> list[Row]:
             lie.write_text(f"{kind}: {name}")
             given = OF_FLEET | {"run-name": re.sub(r"\W", "-", name) or f"silent-{kind}"}
             if kind == "letter":
-                given |= {"exchange.transport": "direct", "exchange.timeout-s": 20.0}
+                given |= {"exchange.transport": "direct", "exchange.timeout-s": 60.0}
             with peak_of_others_mb(str(folder), "DMML_LIE") as peak:
                 said = fleet.submit(liar, given).communicate(timeout=LONGEST_S)[0]
             method = fleet.runs / str(given["run-name"]) / "dpsgd"
@@ -267,7 +267,7 @@ OF_FLEET: dict[str, Any] = {
     "local-iterations": 4,
     "evaluate-every": 1,
     "checkpoint-every": 1,
-    "wait-timeout": 60.0,
+    "wait-timeout": 150.0,
 }
 
 
