@@ -266,7 +266,7 @@ def test_the_command_shows_a_table_and_mends_what_it_can(sensors):
     status, told = command(sensors, "--set", "series.steps=5", "--set", "alpha=2")
     assert status == 1 and "--set alpha: has no influence here; allowed: snr-db" in told
     status, told = command(sensors / "none")
-    assert status == 1 and "there is no such folder" in told
+    assert status == 1 and "none': no such folder" in told
 
 
 def test_fix_leaves_the_rest_of_the_description(sensors):

@@ -214,6 +214,13 @@ def test_the_archive_is_read_without_unpacking_it(data, tmp_path_factory):
     assert "umafall.tar.xz: it cannot be read" in refused(archive.parent)
 
 
+def test_the_first_look_takes_its_options(data):
+    words = ["data", "check", str(data), "--dataset", "umafall", "--set", "umafall.task=falls"]
+    words += ["--set", "series.window-s=0.5"]
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "no fall" in done.output, done.output
+
+
 def test_a_run_of_it(data, tmp_path):
     words = ["examples/quickstart", "--workers", "0", "--set", "method=dpsgd"]
     for setting in (
