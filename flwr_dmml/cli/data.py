@@ -69,7 +69,7 @@ def check(
 
     with errors_in_words():
         name = dataset or _dataset_in(folder)
-        found = look(name, _options(folder, overrides))
+        found = look(name, _options(name, folder, overrides))
         _show(found)
         if html is not None:
             from ..report import write_page
@@ -96,19 +96,22 @@ def _dataset_in(folder: Path) -> str:
     return "feature-table" if there and (folder / "labels.csv").is_file() else "folder"
 
 
-def _options(folder: Path, overrides: list[str] | None) -> "LoadOptions":
+def _options(name: str, folder: Path, overrides: list[str] | None) -> "LoadOptions":
     """Return how a run with these settings would load the folder."""
     from dataclasses import replace
 
     from ..base.errors import SettingsError
+    from ..data import find_dataset
     from ..settings import find_parts, parse_settings
 
     changed = changed_settings(overrides, None)
+    groups = (*GROUPS, f"{name}.") if find_dataset(name).options_type is not None else GROUPS
     for key in changed:
-        if key not in KEYS and not key.startswith(GROUPS):
-            allowed = ", ".join((*KEYS, *(f"{group}*" for group in GROUPS)))
+        if key not in KEYS and not key.startswith(groups):
+            allowed = ", ".join((*KEYS, *(f"{group}*" for group in groups)))
             raise SettingsError(f"--set {key}: has no influence here; allowed: {allowed}")
     config = {"method": "dpsgd", "topology": "complete", "modality-pattern": "auto", **changed}
+    config |= {"dataset": name, "data-path": str(folder)}
     settings = parse_settings(config, find_parts(), side="device").settings
     return replace(settings.partition_options().load, path=str(folder))
 

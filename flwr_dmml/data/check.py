@@ -7,13 +7,17 @@ from hashlib import blake2b
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..base.files import write_whole
+from .forms import RawNumbers
 from .looks import channel_doubts
 from .options import LoadOptions
 from .reading.manifest import DESCRIPTION, SPLITS, Column, Manifest, read_description
 from .reading.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, image_size, sound_facts
+from .reading.recordings import recorded_times
 from .reading.tables import channel_names
 from .registry import find_dataset
 from .samples import DataError, Doubt, Modality, Samples, Source
@@ -82,7 +86,9 @@ def check(dataset: str, options: LoadOptions) -> Checked:
     where = _places(source, manifest)
     files = _Files(manifest, options) if manifest is not None else None
     names = files.names if files else {}
-    found.sheets += [_classes(source), _modalities(source), *_values(source, names)]
+    found.sheets += [_classes(source), _modalities(source)]
+    found.sheets += _values(source, source.train, names, "Values in training")
+    found.sheets += _values(source, source.test, names, "Values in testing")
     found.doubts += source.doubts if source.scales else channel_doubts(source, names)
     found.doubts += [doubt for doubt in source.doubts if doubt.topic == "file"]
     found.doubts += [*_class_doubts(source), *_sample_doubts(source, where)]
@@ -162,16 +168,23 @@ def _modalities(source: Source) -> Sheet:
     for name, form in source.modalities.items():
         has = [_has(part, name) for part in (source.train, source.test)]
         shares = [f"{1 - h.double().mean().item():.1%}" if len(h) else "" for h in has]
-        rows.append((name, form.kind, " x ".join(map(str, form.shape)), *shares))
+        raw = form.raw
+        rate = f"{raw.rate_hz:g}" if isinstance(raw, RawNumbers) and raw.rate_hz else ""
+        rows.append((name, form.kind, " x ".join(map(str, form.shape)), rate, *shares))
     title = "Modalities" + (", standardised" if source.scales else "")
-    columns = ("modality", "kind", "shape of a sample", "missing in train", "in test")
+    columns = ("modality", "kind", "shape of a sample", "rate, Hz", "missing in train", "in test")
     return Sheet(title, columns, rows)
 
 
-def _values(source: Source, names: Mapping[str, Sequence[str]]) -> Iterator[Sheet]:
+def _values(
+    source: Source, part: Samples, names: Mapping[str, Sequence[str]], title: str
+) -> Iterator[Sheet]:
+    """Yield the ranges of a part's values, if it has samples."""
     rows = []
-    for name, form in source.modalities.items():
-        ranges = ranges_of(source.train, name, form)
+    for name, form in source.modalities.items() if len(part) else ():
+        if not _has(part, name).any():
+            continue
+        ranges = ranges_of(part, name, form)
         known = names.get(name, ())
         known = known if len(known) == len(ranges) else [""] * len(ranges)
         one_by_one = form.kind in NUMBERS and len(ranges) <= _CHANNELS
@@ -183,7 +196,8 @@ def _values(source: Source, names: Mapping[str, Sequence[str]]) -> Iterator[Shee
             for which, r in zip(called, ranges, strict=True)
         ]
     columns = ("modality", "channel", "least", "most", "mean", "deviation")
-    yield Sheet("Values in training", columns, rows)
+    if rows:
+        yield Sheet(title, columns, rows)
 
 
 def _together(ranges: Sequence[Range]) -> Range:
@@ -268,6 +282,19 @@ def _few(places: Sequence[str]) -> str:
     return ", ".join(places[:_EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def _pace(found: Sequence[NDArray[np.float64]]) -> Iterator[tuple[str, str]]:
+    """Yield rates and lengths of recordings, by the times of their rows."""
+    lengths = [float(times[-1] - times[0]) for times in found]
+    pairs = zip(found, lengths, strict=True)
+    for what, numbers in (
+        ("rows a second", [(len(times) - 1) / length for times, length in pairs if length > 0]),
+        ("length, s", lengths),
+    ):
+        if numbers:
+            of = (min(numbers), max(numbers), median(numbers))
+            yield (what, "{:.4g} to {:.4g}, median {:.4g}".format(*of))
+
+
 class _Files:
     """What the files of a folder are: sizes, rates and lengths.
 
@@ -285,7 +312,7 @@ class _Files:
         self.names: dict[str, tuple[str, ...]] = {}
         self.doubts: list[Doubt] = []
         self._options = options
-        self._cut = manifest.about.recordings is not None
+        self._recordings = manifest.about.recordings
         rows: list[tuple[str, ...]] = []
         for name, column in manifest.columns.items():
             if isinstance(column.cells, Sequence):
@@ -310,10 +337,13 @@ class _Files:
             listed = [f"{n:,} of {width} x {height}" for (width, height), n in sizes.most_common()]
             yield ("pixels", _few(listed))
         elif tables := [path for path in paths if path.suffix.lower() == ".csv"]:
-            names = column.channels or (() if self._cut else channel_names(tables[0]))
+            about = self._recordings
+            names = column.channels or (() if about else channel_names(tables[0]))
             if names:
                 self.names[name] = names
                 yield ("channels", ", ".join(names))
+            if about is not None and about.time:
+                yield from _pace([recorded_times(path, about) for path in tables])
 
     def _sounds(self, name: str, paths: Mapping[Path, str]) -> Iterator[tuple[str, str]]:
         facts = {path: sound_facts(path) for path in paths}

@@ -6,12 +6,15 @@ Ray takes seconds to start, most of them waiting. Nothing here imports Ray befor
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from .errors import EngineError
 
 PRELOADED = ("flwr_dmml.engine.shard", "flwr_dmml.clients")
 """Modules that processes which are about to become workers import, while the driver goes on."""
@@ -78,18 +81,31 @@ def start(workers: int) -> None:
 
     Its processes take no notice of SIGTERM: sent to all processes of a run, it asks the run to stop
     after the round, for which they are needed.
+
+    Raises
+    ------
+    EngineError
+        The path of the temporary folder is too long for Ray's sockets.
     """
     settle()
     os.environ.setdefault("RAY_preload_python_modules", ",".join(PRELOADED))
     import ray
 
-    with _for_one_run(), _sigterm_blocked():
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            logging_level=logging.ERROR,  # in a thread it warns of the signal that we handle
-        )
+    try:
+        with _for_one_run(), _sigterm_blocked():
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                logging_level=logging.ERROR,  # in a thread it warns of the signal that we handle
+            )
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise EngineError(
+            f"TMPDIR = '{tempfile.gettempdir()}': the path is too long for Ray's sockets; set "
+            "RAY_TMPDIR to a short one, such as /tmp, or use no workers (--workers 0)"
+        ) from error
     logging.getLogger("ray").setLevel(logging.WARNING)
 
 

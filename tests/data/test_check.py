@@ -76,11 +76,14 @@ def test_what_is_understood(sensors):
     ]
     assert sheet(found, "Rows") == [("test", "test", "2"), ("train", "train", "6")]
     assert sheet(found, "Classes") == [("a", "3", "1"), ("b", "3", "1"), ("all", "6", "2")]
-    assert sheet(found, "Modalities") == [("imu", "series", "6 x 10", "0.0%", "0.0%")]
+    assert sheet(found, "Modalities") == [("imu", "series", "6 x 10", "", "0.0%", "0.0%")]
     assert sheet(found, "Files")[1] == ("imu", "channels", "time, n, on, x, pressure, y")
     values = sheet(found, "Values in training")
     assert [row[1] for row in values] == ["1 time", "2 n", "3 on", "4 x", "5 pressure", "6 y"]
     assert values[1][2:5] == ("0", "9", "4.5") and values[1][5] == f"{math.sqrt(8.25):.4g}"
+    tested = sheet(found, "Values in testing")
+    assert [row[1] for row in tested] == [row[1] for row in values]
+    assert tested[1] == values[1] and tested[4] != values[4]
 
 
 def test_channels_that_are_no_measurements_are_doubted(sensors):
@@ -113,7 +116,7 @@ def test_chosen_channels_have_nothing_doubtful(sensors):
         "1 y",
         "2 x",
     ]
-    assert sheet(found, "Modalities") == [("imu", "series", "2 x 10", "0.0%", "0.0%")]
+    assert sheet(found, "Modalities") == [("imu", "series", "2 x 10", "", "0.0%", "0.0%")]
 
 
 def test_samples_that_are_doubtful(tmp_path):
@@ -263,7 +266,7 @@ def test_the_command_shows_a_table_and_mends_what_it_can(sensors):
     status, told = command(sensors, "--set", "series.steps=5", "--set", "alpha=2")
     assert status == 1 and "--set alpha: has no influence here; allowed: snr-db" in told
     status, told = command(sensors / "none")
-    assert status == 1 and "there is no such folder" in told
+    assert status == 1 and "none': no such folder" in told
 
 
 def test_fix_leaves_the_rest_of_the_description(sensors):

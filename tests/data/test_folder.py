@@ -322,6 +322,7 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         ("label,split,id,node", "none is a modality"),
         ("v,v,label,split", "there are 2 columns 'v'"),
         ("v+w,label,split", "a modality cannot be named 'v+w'"),
+        ("common,label,split", "named 'common', which is the head of what all modalities share"),
         ("v,,label,split", "a modality cannot be named ''"),
     ],
 )

@@ -104,6 +104,24 @@ def test_labels_of_whole_files_and_arrays_at_a_rate(tmp_path):
     assert not found.problem and any("2 test samples are equal to training" in x for x in told)
 
 
+def test_the_first_look_tells_rates_and_lengths(people):
+    """Rows of a second and the rows' own times, by hand: 48 rows of a phone last 47 / 8 s."""
+    found = check("folder", LoadOptions(path=str(people), series=SERIES))
+    (modalities,) = [s.rows for s in found.sheets if s.title == "Modalities"]
+    assert [row[:4] for row in modalities] == [
+        ("phone", "series", "2 x 4", "4"),
+        ("watch", "series", "1 x 4", "4"),
+    ]
+    assert [row[4:] for row in modalities] == [("0.0%", "0.0%"), ("42.9%", "0.0%")]
+    (files,) = [s.rows for s in found.sheets if s.title == "Files"]
+    facts = {row[:2]: row[2] for row in files}
+    assert facts["watch", "rows a second"] == "20 to 20, median 20"
+    assert facts["phone", "length, s"] == "5.875 to 8.375, median 5.875"
+    values = {s.title: s.rows for s in found.sheets if s.title.startswith("Values")}
+    (row,) = [r for r in values["Values in testing"] if r[0] == "watch"]
+    assert row[1:4] == ("1 y", "2", "10.5")  # of windows from 1, 3.5 and 4.5 s on
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [

@@ -77,7 +77,13 @@ def tables(page: Path) -> dict[str, dict[str, str]]:
 
 ALL = [(page, line) for page in PAGES for line in commands(page)]
 TUTORIAL = "tutorial.md"
-RUN_AS_A_WHOLE = {TUTORIAL, "own-data.md", "from-flower.md", "use-a-model.md"}
+RUN_AS_A_WHOLE = {
+    TUTORIAL,
+    "own-data.md",
+    "published-recordings.md",
+    "from-flower.md",
+    "use-a-model.md",
+}
 """Pages that are run from start to end: here, and in other tests of this folder."""
 RUN = [
     (page, line)

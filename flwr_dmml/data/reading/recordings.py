@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from ..options import SeriesOptions
-from ..samples import DataError
+from ..samples import DataError, Modality, Samples
 from .cells import is_missing, read_numbers
 from .decoding import file_in
 from .manifest import Column, Manifest, Recordings
 from .problems import Problems
 from .tables import read_npy
-from .windows import Recording, Windowing, cut
+from .windows import Floats, Ints, Recording, Windowing, cut
 
-Floats = NDArray[np.float64]
-
-_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_IN_A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +111,7 @@ def _read(root: Path, cell: object, column: Column, about: Recordings, label: st
             if about.time not in names:
                 raise DataError(f"there is no column '{about.time}'; there are {', '.join(names)}")
             place = names.index(about.time)
-            times = values[:, place] * _SECONDS[about.unit]
+            times = _seconds(values[:, place], about)
             values = np.delete(values, place, axis=1)
             _check_times(times, numbers.lines)
         else:
@@ -123,6 +121,21 @@ def _read(root: Path, cell: object, column: Column, about: Recordings, label: st
         raise DataError("every row lacks a value")
     kept = [x for x, there in zip(labels, whole.tolist(), strict=True) if there]
     return _Track(times[whole], values[whole], kept)
+
+
+def recorded_times(path: Path, about: Recordings) -> Floats:
+    """Return the times of a file's rows, ``[rows]`` in s.
+
+    Raises
+    ------
+    DataError
+        If it has no such column, or something else in it.
+    """
+    return _seconds(read_numbers(path, (about.time,)).table[:, 0], about)
+
+
+def _seconds(times: Floats, about: Recordings) -> Floats:
+    return times / _IN_A_SECOND[about.unit]
 
 
 def _rate(about: Recordings) -> float:
@@ -148,12 +161,74 @@ def _cut(
     labels = sorted({label for track in tracks.values() for label in track.labels})
     left_out = {label for label in labels if is_missing(label) or label in about.leave_out}
     index = {label: -1 if label in left_out else k for k, label in enumerate(labels)}
-    start = min(float(track.times[0]) for track in tracks.values())
-    recordings = [
-        Recording(track.times - start, track.values, np.array([index[x] for x in track.labels]))
-        for track in tracks.values()
-    ]
-    values, of = cut(recordings, windowing)
+    recordings = {
+        name: Recording(track.times, track.values, np.array([index[x] for x in track.labels]))
+        for name, track in tracks.items()
+    }
+    values, of = cut_together(recordings, windowing)
     kept = of >= 0
     names = [labels[k] for k in of[kept].tolist()]
-    return Windows(row, {m: v[kept] for m, v in zip(tracks, values, strict=True)}, names)
+    return Windows(row, {name: v[kept] for name, v in values.items()}, names)
+
+
+def cut_together(
+    recordings: Mapping[str, Recording], windowing: Windowing
+) -> tuple[dict[str, Floats], Ints]:
+    """Cut recordings of one clock into windows (:func:`~.windows.cut`).
+
+    Returns
+    -------
+    values, labels : dict of str to numpy.ndarray, numpy.ndarray
+        Of each recording ``[windows, channels, steps]``, and ``[windows]``.
+    """
+    start = min(recording.times[0] for recording in recordings.values())
+    moved = [Recording(r.times - start, r.values, r.labels) for r in recordings.values()]
+    values, labels = cut(moved, windowing)
+    return dict(zip(recordings, values, strict=True)), labels
+
+
+def joined(
+    found: Sequence[Windows],
+    modalities: Mapping[str, Modality],
+    classes: Sequence[str],
+    groups: Sequence[str] = (),
+    nodes: Sequence[str] = (),
+) -> Samples:
+    """Join the windows of some rows; what a row has no recording of is missing.
+
+    Parameters
+    ----------
+    found : sequence of Windows
+        Of the rows, in the order of the samples.
+    modalities : mapping of str to Modality
+        All there are.
+    classes, groups : sequence of str
+        Which labels and groups are counted by.
+    nodes : sequence of str
+        Group of each row of the manifest; without them, or one that is missing, there are none.
+    """
+    counts = [len(windows.labels) for windows in found]
+    inputs, present = {}, {}
+    for name, form in modalities.items():
+        inputs[name] = torch.zeros(sum(counts), *form.shape)
+        present[name] = torch.zeros(sum(counts), dtype=torch.bool)
+        start = 0
+        for windows, count in zip(found, counts, strict=True):
+            if name in windows.values:
+                here = slice(start, start + count)
+                inputs[name][here] = torch.from_numpy(windows.values[name])
+                present[name][here] = True
+            start += count
+    of = [nodes[windows.row] for windows in found for _ in windows.labels] if nodes else []
+    return Samples(
+        inputs=inputs,
+        labels=indices([label for windows in found for label in windows.labels], classes),
+        groups=indices(of, groups) if of and not any(map(is_missing, of)) else None,
+        present=None if all(bool(has.all()) for has in present.values()) else present,
+    )
+
+
+def indices(names: Sequence[str], among: Sequence[str]) -> torch.Tensor:
+    """Return the places of names among others, ``[names]`` int64."""
+    places = {name: place for place, name in enumerate(among)}
+    return torch.tensor([places[name] for name in names], dtype=torch.int64)

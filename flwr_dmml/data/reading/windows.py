@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..options import SeriesOptions
 from ..samples import DataError
@@ -180,3 +181,29 @@ def _sliding(values: NDArray, windowing: Windowing) -> NDArray:  # type: ignore[
     """Return ``[windows, ..., steps]`` of ``[samples, ...]``."""
     sliding = np.lib.stride_tricks.sliding_window_view(values, windowing.steps, axis=0)
     return sliding[:: windowing.hop]
+
+
+def check_classes(
+    train: Tensor, test: Tensor, names: Sequence[str], windowing: Windowing, allowed: str
+) -> None:
+    """Go on if training and test subjects have a window of every class.
+
+    Parameters
+    ----------
+    train, test : torch.Tensor
+        ``[windows]``, indices of ``names``.
+    allowed : str
+        What to do, e.g. "shorter ones".
+
+    Raises
+    ------
+    DataError
+        If a class has none.
+    """
+    for labels, who in ((train, "training"), (test, "test")):
+        there = set(labels.tolist())
+        if none := [name for k, name in enumerate(names) if k not in there]:
+            raise DataError(
+                f"series.window-s = {windowing.length_s:g}: the {who} subjects have no window "
+                f"of {', '.join(none)}, a window lies within one activity; allowed: {allowed}"
+            )

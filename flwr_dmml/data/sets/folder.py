@@ -12,10 +12,8 @@ from dataclasses import replace
 from logging import INFO
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from ...base.log import log
+from ..forms import RawNumbers
 from ..looks import channel_doubts
 from ..options import LoadOptions
 from ..reading.arrow_files import parquet_columns, read_parquet_manifest
@@ -38,7 +36,7 @@ from ..reading.manifest import (
     read_description,
 )
 from ..reading.problems import Problems
-from ..reading.recordings import Windows, read_recordings
+from ..reading.recordings import indices, joined, read_recordings
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 from ..standard import standardised
@@ -169,11 +167,16 @@ def _from_recordings(
         elif not shapes:
             problems.add(f"column '{name}'", "it is empty")
         else:
-            modalities[name] = Modality("series", shapes.pop())
+            raw = RawNumbers(rate_hz=options.series.rate_hz)
+            modalities[name] = Modality("series", shapes.pop(), raw)
     problems.check()
     train, test = (
-        _windows(
-            [w for w in found if splits[w.row] == split], manifest, modalities, classes, groups
+        joined(
+            [windows for windows in found if splits[windows.row] == split],
+            modalities,
+            classes,
+            groups,
+            manifest.nodes,
         )
         for split in SPLITS
     )
@@ -185,36 +188,6 @@ def _from_recordings(
         test=test,
         class_names=classes,
         group_names=groups,
-    )
-
-
-def _windows(
-    found: Sequence[Windows],
-    manifest: Manifest,
-    modalities: Mapping[str, Modality],
-    classes: Sequence[str],
-    groups: Sequence[str],
-) -> Samples:
-    """Join the windows of some rows."""
-    counts = [len(windows.labels) for windows in found]
-    inputs, present = {}, {}
-    for name, form in modalities.items():
-        blank = np.zeros((0, *form.shape))
-        parts = [
-            windows.values.get(name, np.zeros((count, *form.shape)))
-            for windows, count in zip(found, counts, strict=True)
-        ]
-        inputs[name] = torch.from_numpy(np.concatenate([blank, *parts]).astype(np.float32))
-        has = [name in windows.values for windows in found]
-        present[name] = torch.from_numpy(np.repeat(np.array(has, bool), counts))
-    nodes = [manifest.nodes[windows.row] for windows in found] if groups else []
-    known = bool(nodes) and not any(map(is_missing, nodes))
-    of_windows = [node for node, count in zip(nodes, counts, strict=False) for _ in range(count)]
-    return Samples(
-        inputs=inputs,
-        labels=_indices([label for windows in found for label in windows.labels], classes),
-        groups=_indices(of_windows, groups) if known else None,
-        present=None if all(bool(has.all()) for has in present.values()) else present,
     )
 
 
@@ -251,8 +224,8 @@ def _part(
     present = {name: has[place] for name, (_, _, has) in decoded.items()}
     return Samples(
         inputs={name: inputs[place] for name, (_, inputs, _) in decoded.items()},
-        labels=_indices([manifest.labels[row] for row in rows], classes),
-        groups=_indices(nodes, groups) if nodes and all(nodes) else None,
+        labels=indices([manifest.labels[row] for row in rows], classes),
+        groups=indices(nodes, groups) if nodes and all(nodes) else None,
         present=None if all(bool(has.all()) for has in present.values()) else present,
     )
 
@@ -376,11 +349,6 @@ def _check_rows(
             if name in seen:
                 problems.add(where, f"its id '{name}' is that of {manifest.where[seen[name]]}")
             seen.setdefault(name, row)
-
-
-def _indices(names: Sequence[str], among: Sequence[str]) -> torch.Tensor:
-    places = {name: place for place, name in enumerate(among)}
-    return torch.tensor([places[name] for name in names], dtype=torch.int64)
 
 
 FOLDER = Dataset(

@@ -11,7 +11,7 @@ import torch
 from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
-from ..reading.windows import Floats, Ints, Recording, Windowing, cut
+from ..reading.windows import Floats, Ints, Recording, Windowing, check_classes, cut
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 
@@ -85,7 +85,13 @@ def load(options: LoadOptions) -> Source:
         )
         for is_test in (False, True)
     )
-    _check_classes(train, test, windowing.length_s)
+    check_classes(
+        train.labels,
+        test.labels,
+        ACTIVITIES,
+        windowing,
+        "shorter ones (most activities last about 1 s, 0.5 s is usual for these data)",
+    )
     return Source(
         name="sp-sw-har",
         modalities={
@@ -219,17 +225,6 @@ def _samples(parts: list[tuple[int, tuple[list[Floats], Ints]]], steps: int) -> 
         labels=torch.tensor([label for _, (_, labels) in parts for label in labels.tolist()]),
         groups=torch.tensor([group for group, (_, labels) in parts for _ in labels]),
     )
-
-
-def _check_classes(train: Samples, test: Samples, length_s: float) -> None:
-    for samples, who in ((train, "training"), (test, "test")):
-        there = set(samples.labels.tolist())
-        if none := [name for k, name in enumerate(ACTIVITIES) if k not in there]:
-            raise DataError(
-                f"series.window-s = {length_s:g}: the {who} subjects have no window "
-                f"of {', '.join(none)}, a window lies within one activity; allowed: shorter ones "
-                "(most activities last about 1 s, 0.5 s is usual for these data)"
-            )
 
 
 def _files(options: LoadOptions) -> list[Path]:
