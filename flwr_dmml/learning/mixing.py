@@ -339,8 +339,7 @@ class Mixer:
         """Return an aggregation rule that notes how it weighs the models of a block."""
 
         def aggregate(own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
-            begun = [None] if block in self.shares else [self.mixed.get(block)]
-            shares = rule.weigh(own, near, weights, begun)
+            shares = rule.weigh(own, near, weights, [self.mixed.get(block)])
             self.shares.setdefault(block, noted(sources, weights[0], shares[0]))
             return weighted_mean(own, near, shares)
 

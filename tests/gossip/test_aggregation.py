@@ -414,7 +414,7 @@ def test_who_pulls_against_the_others_is_dropped_though_it_is_near() -> None:
 
 
 def test_what_is_ahead_of_the_own_progress_is_dropped() -> None:
-    """From (4, 0) to (5, 0) the progress is (1, 0). Honest (4, 1) is at -1 of it, the mirror at 1.
+    """From (4, 0) to (5, 0) the progress is (1, 0). Honest (4, 1) is behind, the mirror ahead.
 
     Without the progress nothing tells which of the two is the lie, and it takes the wrong one.
     """
@@ -427,7 +427,7 @@ def test_what_is_ahead_of_the_own_progress_is_dropped() -> None:
     assert blind.tolist() == [[0.5, 0.0, 0.5]]
     assert rule.weigh(own, near, weights, begun).tolist() == [[0.5, 0.5, 0.0]]
     assert torch.allclose(rule(own, near, weights, begun), (own + honest) / 2)
-    off = GatedIos(GatedIosOptions(ahead=0), 0.2)
+    off = GatedIos(GatedIosOptions(ahead=1), 0.2)
     assert torch.equal(off.weigh(own, near, weights, begun), blind)
     rests = rule.weigh(own, near, weights, [own[0]])  # no progress, nothing to tell by
     assert torch.equal(rests, blind)
@@ -446,7 +446,7 @@ def test_what_is_out_of_reach_is_dropped_where_nobody_can_be_outvoted() -> None:
             weights = torch.full((1, 1 + near.shape[1]), 1 / (1 + near.shape[1]))
             found = rule.weigh(own, near, weights)[0].tolist()
             assert found == pytest.approx([1 / (1 + truths)] * (1 + truths) + [0.0] * lies)
-            blind = GatedIos(GatedIosOptions(reach=0, ahead=0), 0.2).weigh(own, near, weights)
+            blind = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2).weigh(own, near, weights)
             assert blind[0, -1] > 0
         trusting = GatedIos(GatedIosOptions(), 0).weigh(own, near, weights)
         assert torch.equal(trusting, weights)

@@ -32,9 +32,10 @@ class GatedIosOptions(Group):
         description="drop what differs along the mean by so many times that distance; 0: off",
     )
     ahead: float = Field(
-        0.25,
-        ge=0,
-        description="drop what is ahead of the own progress by more than so many times it; 0: off",
+        0.2,
+        gt=0,
+        le=1,
+        description="drop what lies ahead: cosine to the own progress above this; 1: off",
     )
     reach: float = Field(
         0.9,
@@ -56,11 +57,10 @@ class GatedIos(Ios):
     copy is the odd one.
 
     *Ahead.* What a device has learned since the last mixing, its progress p, is its own: seen from
-    its copy, honest neighbours lie behind by about once that, ``(x_j - own) . p / |p|^2`` is near
-    -1. A copy that is ahead by more than ``ahead`` pushes on where the device has gone by itself.
-    That is what a lie does that keeps it from learning of others, or drives it apart from them, and
-    it tells which is the lie even between a liar and one honest neighbour. It is dropped, too,
-    however many these are.
+    its copy, honest neighbours lie behind, and the cosine between ``x_j - own`` and p is negative.
+    One above ``ahead`` pushes on where the device has gone by itself. That is what a lie does that
+    keeps it from learning of others, or drives it apart from them, and it tells which is the lie
+    even between a liar and one honest neighbour. It is dropped, too, however many these are.
 
     *Far.* Of what ios drops of the rest, comes back what is up to ``gate`` times as far as the
     farthest that is kept, the own copy among them, from the mean of what is kept; of three
@@ -96,7 +96,7 @@ class GatedIos(Ios):
     @property
     def alone(self) -> bool:
         """Whether it compares copies with the own one, or its progress."""
-        return self.options.reach > 0 or self.options.ahead > 0
+        return self.options.reach > 0 or self.options.ahead < 1
 
     def most(self, neighbours: int) -> int:
         """Return how many may lie: half, as the own copy is honest."""
@@ -134,8 +134,7 @@ class GatedIos(Ios):
         far = torch.zeros_like(around.there)
         if self.options.reach:
             far |= self.far(around)
-        if self.options.ahead:
-            far |= around.ahead > self.options.ahead
+        far |= around.ahead > self.options.ahead
         far &= around.there
         far &= ((around.there & ~far).sum(dim=1) + (around.count < 4) > 1)[:, None]
         if not bool(far.any()):

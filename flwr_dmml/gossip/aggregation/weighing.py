@@ -41,10 +41,10 @@ class Around:
         Inner products of these differences with the own copy, ``[rows, m]``.
     norm : Tensor
         Euclidean norms of the own copies, ``[rows]``.
-    ahead : Tensor
-        How much more each copy holds of the own last progress p than the own copy does,
-        ``(x_j - own) . p / |p|^2``, ``[rows, m]``: -1 of one that has nothing of it, 0 where
-        nothing is known of p.
+    onward : Tensor
+        Inner products of the differences with the own last progress p, ``[rows, m]``.
+    made : Tensor
+        Norms of that progress, ``[rows]``; 0 where nothing is known of it.
     """
 
     gram: Tensor
@@ -53,7 +53,8 @@ class Around:
     liars: Tensor
     along: Tensor
     norm: Tensor
-    ahead: Tensor
+    onward: Tensor
+    made: Tensor
 
     @classmethod
     def of(
@@ -87,7 +88,7 @@ class Around:
             return None
         rows = zip(own, near, begun or [None] * len(near), strict=True)
         found = torch.stack([table_of(*row) for row in rows]).cpu()  # [rows, m + 1, m + 1]
-        table, made = found[:, :-1, :-1], found[:, -1]
+        table, last = found[:, :-1, :-1], found[:, -1]
         sound = table.diagonal(dim1=1, dim2=2).isfinite()  # the own copy always is
         there = torch.cat([sound[:, :1], arrived & sound[:, 1:]], dim=1)
         if not bool(sound.all()):
@@ -99,9 +100,9 @@ class Around:
         norm, there[:, 0] = table[:, 0, 0].sqrt(), False
         inner = torch.where(there[:, :, None] & there[:, None], table, 0.0)
         along, there[:, 0] = torch.where(there, table[:, 0], 0.0), True
-        ahead = torch.where(there, made[:, :-1] / made[:, -1:].clamp(min=1e-300), 0.0)
-        ahead[:, 0] = 0.0
-        return cls(inner, there, known, liars, along, norm, ahead)
+        onward = torch.where(there, last[:, :-1], 0.0)
+        onward[:, 0] = 0.0
+        return cls(inner, there, known, liars, along, norm, onward, last[:, -1].sqrt())
 
     @property
     def count(self) -> Tensor:
@@ -118,6 +119,11 @@ class Around:
     def away(self) -> Tensor:
         """Distances from the own copy, ``[rows, m]``."""
         return self.gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+
+    @property
+    def ahead(self) -> Tensor:
+        """Cosines between ``x_j - own`` and the own progress, ``[rows, m]``; 0 if either is 0."""
+        return self.onward / (self.away * self.made[:, None]).clamp(min=1e-300)
 
     def squares_to(self, shares: Tensor) -> Tensor:
         """Return squared distances ``[rows, m]`` to the mean with shares ``[rows, m]``.
@@ -167,10 +173,9 @@ class Around:
         gram = whole - first[:, None] - first[:, :, None] + centre[:, None, None]
         along = (to * self.along[:, None]).sum(dim=2)  # with the own copy that was
         norm = (self.norm.square() + 2 * along[:, 0] + centre).clamp(min=0).sqrt()
-        along, ahead = along + first, (to * self.ahead[:, None]).sum(dim=2)
-        return replace(
-            self, gram=gram, along=along - along[:, :1], norm=norm, ahead=ahead - ahead[:, :1]
-        )
+        along, onward = along + first, (to * self.onward[:, None]).sum(dim=2)
+        along, onward = along - along[:, :1], onward - onward[:, :1]
+        return replace(self, gram=gram, along=along, norm=norm, onward=onward)
 
 
 class Weighing(AggregationRule):
