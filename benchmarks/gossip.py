@@ -25,6 +25,10 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=list(GRAPHS))
     parser.add_argument("--rules", nargs="+", choices=rules, default=rules, help="of the optimum")
+    parser.add_argument(
+        "--arms", nargs="+", choices=gossip_learning.ARMS, default=[*gossip_learning.ARMS],
+        help="of learning; judged if all are run",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of learning")
     parser.add_argument("--quick", action="store_true", help="a smoke run, not judged")
     given = parser.parse_args()
@@ -35,7 +39,7 @@ def main() -> int:
         for table in found:
             CONSOLE.print(table)
     if "learning" in given.parts:
-        table, missed = gossip_learning.compare(given.seeds, quick=given.quick)
+        table, missed = gossip_learning.compare(given.seeds, given.arms, quick=given.quick)
         CONSOLE.print(table)
         wrong += missed
     if given.quick:

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flwr_dmml.data.sets.mnist_files import read_mnist
 from flwr_dmml.gossip.aggregation.rule import AggregationRule
+from flwr_dmml.gossip.aggregation.weighing import Weighing
 from flwr_dmml.gossip.attacks import ATTACKS, Scene
 from flwr_dmml.gossip.registry import find_aggregation, make_aggregation
 from flwr_dmml.graph.weights import metropolis_weights
@@ -130,13 +131,15 @@ class Network:
     def step(self, k: int) -> None:
         """Step every node, send, and aggregate."""
         rate = 0.9 / (k + 1) ** 0.5
-        self.x = (1 - 0.01 * rate) * self.x - rate * self.gradients()
+        begun, self.x = self.x, (1 - 0.01 * rate) * self.x - rate * self.gradients()
         mixed = torch.empty_like(self.x)
         for count, nodes in self.nodes.items():  # who has fewer neighbours has some of weight 0
             copies = pad_sequence([self.told(node) for node in nodes], batch_first=True)
             rows = [self.victims[node][2] for node in nodes]
             weights = pad_sequence(rows, batch_first=True)
-            mixed[nodes] = self.rules[count](self.x[nodes], copies, weights)
+            rule, last = self.rules[count], [begun[node] if k else None for node in nodes]
+            known = (last,) if isinstance(rule, Weighing) else ()
+            mixed[nodes] = rule(self.x[nodes], copies, weights, *known)
         self.x = mixed
 
     def told(self, node: int) -> Tensor:

@@ -142,9 +142,13 @@ class Crew:
         for p, plan in plans.items():  # all have the same rule, and the same round
             rule = self.learners[p].aggregation.at(self.learners[p].progress(plan))
             break
-        shares = self.rows.mix(plans, self.carried, rule)
+        mixers = {p: learner.mixer for p, learner in self.learners.items()}
+        shares = self.rows.mix(plans, self.carried, rule, {p: m.mixed for p, m in mixers.items()})
         for p in plans:
-            self.learners[p].mixer.shares = shares.get(p, {})
+            mixers[p].shares = shares.get(p, {})
+            if mixers[p].remembers:
+                matrix, row = self.rows.next(p)
+                mixers[p].mixed = self.rows.blocks(p, matrix[row].clone())
 
     def _train(
         self,

@@ -28,6 +28,7 @@ from .optimisers import Direct
 GOSSIP = "gossip."
 """Prefix of what a gossip rule keeps, in a learner's state."""
 _SENT = "sent."
+_MIXED = "last mixed"
 DROPPED = "dropped."
 """Prefix of the shares of a neighbour's numbers that were dropped, in a learner's metrics."""
 
@@ -161,6 +162,9 @@ class Mixer:
         self._states: dict[str, State] = {}
         self._sent: dict[str, tuple[Tensor, ...]] = {}  # where that is not the model
         self._begun: dict[str, Tensor] = {}
+        self.mixed: dict[str, Tensor] = {}
+        """What the last mixing has made of each block ``[length]``, for an aggregation rule that
+        looks at what training has made of that."""
         self._publishes = type(rule).publish is not GossipRule.publish
         self._slots: list[int] = []
         self.shares: dict[str, dict[int, float]] = {}
@@ -217,9 +221,16 @@ class Mixer:
             mixed, state = self.rule.mixed(mix, self.rule.start(x) if state is None else state)
             self._states[block] = self.rule.start(mixed) if block in anew else state
             x.copy_(mixed)
+            if self.remembers:
+                self.mixed[block] = x[0].clone()
             if self._publishes:
                 self._begun[block] = mixed if mixed is not x else x.clone()
         return apart, rejected
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the aggregation rule looks at what training has made of a block."""
+        return isinstance(self._aggregation, Weighing) and self._aggregation.remembers
 
     def models(self, block: str, plan: Plan, inbox: Inbox) -> dict[int, Tensor]:
         """Return the models in what neighbours have sent of a block, ``[length]`` by neighbour.
@@ -328,7 +339,7 @@ class Mixer:
         """Return an aggregation rule that notes how it weighs the models of a block."""
 
         def aggregate(own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
-            shares = rule.weigh(own, near, weights)
+            shares = rule.weigh(own, near, weights, [self.mixed.get(block)])
             self.shares.setdefault(block, noted(sources, weights[0], shares[0]))
             return weighted_mean(own, near, shares)
 
@@ -347,13 +358,13 @@ class Mixer:
                 lost[j] = lost.get(j, 0) + (0 if share else place.stop - place.start)
         return {f"{DROPPED}{j}": n / all_of[j] for j, n in sorted(lost.items()) if n}
 
-    def kept(self) -> tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]:
-        """Return what the rule keeps, to :meth:`take_back`."""
-        return dict(self._states), dict(self._sent)
+    def kept(self) -> "Kept":
+        """Return what is kept from round to round, to :meth:`take_back`."""
+        return dict(self._states), dict(self._sent), dict(self.mixed)
 
-    def take_back(self, kept: tuple[dict[str, State], dict[str, tuple[Tensor, ...]]]) -> None:
+    def take_back(self, kept: "Kept") -> None:
         """Go back to what was :meth:`kept`."""
-        self._states, self._sent = kept
+        self._states, self._sent, self.mixed = (dict(own) for own in kept)  # type: ignore[assignment]
         self._begun = {}
 
     def state_of(self, block: str) -> State:
@@ -467,11 +478,12 @@ class Mixer:
         }
         for block, sent in self._sent.items():
             kept |= {f"{GOSSIP}{block}{COMPANION}{_SENT}{i}": v for i, v in enumerate(sent)}
+        kept |= {f"{GOSSIP}{block}{COMPANION}{_MIXED}": v[None] for block, v in self.mixed.items()}
         return {name: value[0].detach().cpu().clone() for name, value in kept.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`state` gave: ``gossip.<block>#<key>``, a row each."""
-        self._states, self._sent, self._begun = {}, {}, {}
+        self._states, self._sent, self._begun, self.mixed = {}, {}, {}, {}
         device = self._flat.vector.device
         sent: dict[str, dict[int, Tensor]] = {}
         for name, value in state.items():
@@ -479,11 +491,17 @@ class Mixer:
                 continue
             block, _, key = name.removeprefix(GOSSIP).partition(COMPANION)
             row = value.to(device, copy=True)[None]
-            if key.startswith(_SENT):
+            if key == _MIXED:
+                self.mixed[block] = row[0]
+            elif key.startswith(_SENT):
                 sent.setdefault(block, {})[int(key.removeprefix(_SENT))] = row
             else:
                 self._states.setdefault(block, {})[key] = row
         self._sent = {b: tuple(rows[i] for i in sorted(rows)) for b, rows in sent.items()}
+
+
+Kept = tuple[dict[str, State], dict[str, tuple[Tensor, ...]], dict[str, Tensor]]
+"""What :meth:`Mixer.kept` gives: the rule's states, what was sent, what mixing has made."""
 
 
 def noted(sources: Sequence[int], weights: Tensor, shares: Tensor) -> dict[int, float]:

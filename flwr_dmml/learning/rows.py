@@ -196,6 +196,7 @@ class Rows:
         plans: Mapping[int, Plan],
         brought: Mapping[int, Payload],
         rule: AggregationRule,
+        begun: Mapping[int, Mapping[str, Tensor]],
     ) -> dict[int, dict[str, dict[int, float]]]:
         """Write the weighted means of rows into the next matrices; others stay as they are.
 
@@ -207,6 +208,8 @@ class Rows:
             What couriers have published for others, of every process.
         rule : AggregationRule
             The mean, or one that finds weights.
+        begun : mapping of int to mapping of str to Tensor
+            What :attr:`.Mixer.mixed` holds, of every own device.
 
         Returns
         -------
@@ -223,7 +226,8 @@ class Rows:
                     parts.append(torch.stack([brought[r][name] for r, name in mixing.far]))
                 weights = mixing.weights
                 if isinstance(rule, Weighing) and any(mixing.sources):
-                    weights = _weighed(mixing, parts, rule)
+                    last = [begun[p].get(mixing.block) for p in kind.own]
+                    weights = _weighed(mixing, parts, rule, last)
                     for p, near, old, new in zip(
                         kind.own, mixing.sources, mixing.weights, weights, strict=True
                     ):
@@ -328,7 +332,9 @@ _Source = int | tuple[int, str]
 Far = dict[tuple[int, str], int]
 
 
-def _weighed(mixing: _Mixing, parts: Sequence[Tensor], rule: Weighing) -> Tensor:
+def _weighed(
+    mixing: _Mixing, parts: Sequence[Tensor], rule: Weighing, begun: Sequence[Tensor | None]
+) -> Tensor:
     """Return the weights that a rule gives ``[own device, 1 + sources]``.
 
     Of devices with equally many neighbours at once: they are what each would find by itself.
@@ -342,7 +348,9 @@ def _weighed(mixing: _Mixing, parts: Sequence[Tensor], rule: Weighing) -> Tensor
     for count, devices in groups.items():
         copies = [[vectors[i] for i in rows[k][: 1 + count]] for k in devices]
         own, others = [x for x, *_ in copies], [x for _, *x in copies]
-        weights[devices, : 1 + count] = rule.weigh(own, others, weights[devices, : 1 + count])
+        chosen = weights[devices, : 1 + count]
+        last = [begun[k] for k in devices]
+        weights[devices, : 1 + count] = rule.weigh(own, others, chosen, last)
     return weights
 
 

@@ -360,10 +360,13 @@ def test_the_assumed_number() -> None:
 @pytest.mark.parametrize("length", [10, PIECE // 3 + 7])
 def test_inner_products_in_pieces(length: int) -> None:
     own, near, _ = drawn(1, 3, length, seed=7)
-    vectors = torch.cat([own, near[0] - own]).double()
-    table = table_of(own[0], near[0])
+    begun = drawn(1, 1, length, seed=8)[0]
+    vectors = torch.cat([own, near[0] - own, own - begun]).double()
+    table = table_of(own[0], near[0], begun[0])
     assert torch.allclose(table, vectors @ vectors.T, rtol=1e-4, atol=1e-1)
-    assert torch.equal(table_of(own[0], list(near[0])), table)
+    assert torch.equal(table_of(own[0], list(near[0]), begun[0]), table)
+    unknown = table_of(own[0], near[0])
+    assert torch.equal(unknown[:-1, :-1], table[:-1, :-1]) and not unknown[-1].any()
 
 
 def test_weights_are_all_that_a_weighing_rule_finds() -> None:
@@ -410,6 +413,28 @@ def test_who_pulls_against_the_others_is_dropped_though_it_is_near() -> None:
         assert torch.equal(rule.weigh(own, torch.cat([honest, other])[None], weights), weights)
 
 
+def test_what_is_ahead_of_the_own_progress_is_dropped() -> None:
+    """From (4, 0) to (5, 0) the progress is (1, 0). Honest (4, 1) is behind, the mirror ahead.
+
+    Without the progress nothing tells which of the two is the lie, and it takes the wrong one.
+    """
+    own, begun = torch.tensor([[5.0, 0.0]]), [torch.tensor([4.0, 0.0])]
+    honest, mirror = torch.tensor([4.0, 1.0]), torch.tensor([6.0, -1.0])
+    near, weights = torch.stack([honest, mirror])[None], torch.full((1, 3), 1 / 3)
+    rule = make("gated-ios", 0.2)
+    assert isinstance(rule, GatedIos) and rule.remembers
+    blind = rule.weigh(own, near, weights)
+    assert blind.tolist() == [[0.5, 0.0, 0.5]]
+    assert rule.weigh(own, near, weights, begun).tolist() == [[0.5, 0.5, 0.0]]
+    assert torch.allclose(rule(own, near, weights, begun), (own + honest) / 2)
+    off = GatedIos(GatedIosOptions(ahead=1), 0.2)
+    assert torch.equal(off.weigh(own, near, weights, begun), blind)
+    rests = rule.weigh(own, near, weights, [own[0]])  # no progress, nothing to tell by
+    assert torch.equal(rests, blind)
+    odd = mirror.expand(1, 3, 2)  # all are ahead: the own copy is the odd one
+    assert rule.weigh(own, odd, torch.full((1, 4), 0.25), begun).tolist() == [[0.25] * 4]
+
+
 def test_what_is_out_of_reach_is_dropped_where_nobody_can_be_outvoted() -> None:
     """One or two liars of one to four neighbours send zeros, or flip signs."""
     own = torch.tensor([[10.0, 0.0, 0.0]])
@@ -421,7 +446,7 @@ def test_what_is_out_of_reach_is_dropped_where_nobody_can_be_outvoted() -> None:
             weights = torch.full((1, 1 + near.shape[1]), 1 / (1 + near.shape[1]))
             found = rule.weigh(own, near, weights)[0].tolist()
             assert found == pytest.approx([1 / (1 + truths)] * (1 + truths) + [0.0] * lies)
-            blind = GatedIos(GatedIosOptions(reach=0), 0.2).weigh(own, near, weights)
+            blind = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2).weigh(own, near, weights)
             assert blind[0, -1] > 0
         trusting = GatedIos(GatedIosOptions(), 0).weigh(own, near, weights)
         assert torch.equal(trusting, weights)

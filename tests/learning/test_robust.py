@@ -220,3 +220,19 @@ def test_false_statistics_stay_in_their_range() -> None:
     assert falsified(REPORT, torch.tensor([3.0, 0, 1, 2])).tolist() == [1000, 0, 3000, 2]
     assert falsified("stats.x", torch.tensor([2.0, -1])).tolist() == [-2, 1]
     assert float(falsified("stats.y", torch.tensor([5e4]))) == 1e6
+
+
+def test_what_the_last_mixing_made_survives_a_restart() -> None:
+    """``robust`` compares copies with the progress since then: a resumed device still can."""
+    own, sent = learners(aggregation="robust"), dict[int, Payload]()
+    for t in (1, 2):
+        sent = {k: o.payload for k, o in by_itself(own, sent, plans(own, t)).items()}
+    again = learners(aggregation="robust")
+    for k, learner in again.items():
+        learner.load_state(own[k].state())
+        kept = own[k].mixer.mixed
+        assert kept.keys() == set(learner.block_names) == learner.mixer.mixed.keys()
+        assert all(torch.equal(kept[block], learner.mixer.mixed[block]) for block in kept)
+    ends = [by_itself(learner, sent, plans(own, 3)) for learner in (own, again)]
+    for k in own:
+        assert all(torch.equal(x, ends[1][k].payload[b]) for b, x in ends[0][k].payload.items())

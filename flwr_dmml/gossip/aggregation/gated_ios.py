@@ -31,6 +31,12 @@ class GatedIosOptions(Group):
         ge=0,
         description="drop what differs along the mean by so many times that distance; 0: off",
     )
+    ahead: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="drop what lies ahead: cosine to the own progress above this; 1: off",
+    )
     reach: float = Field(
         0.9,
         ge=0,
@@ -42,13 +48,19 @@ class GatedIos(Ios):
     """As ios, but take back what is not far, and drop what pulls against or along the model.
 
     Dropping is only spent on what does harm: to drop an honest neighbour on data that differ costs
-    more than a liar does that stays among the honest ones. Four kinds do harm.
+    more than a liar does that stays among the honest ones. Five kinds do harm.
 
     *Out of reach.* Devices that train a model together stay within a part of its norm; noise,
     zeros, and flipped or scaled models do not. What is farther from the own copy than ``reach``
     times its norm is dropped first, however many these are: also where liars cannot be outvoted, or
     are the only neighbours. Not where three neighbours or more are all so far, for then the own
     copy is the odd one.
+
+    *Ahead.* What a device has learned since the last mixing, its progress p, is its own: seen from
+    its copy, honest neighbours lie behind, and the cosine between ``x_j - own`` and p is negative.
+    One above ``ahead`` pushes on where the device has gone by itself. That is what a lie does that
+    keeps it from learning of others, or drives it apart from them, and it tells which is the lie
+    even between a liar and one honest neighbour. It is dropped, too, however many these are.
 
     *Far.* Of what ios drops of the rest, comes back what is up to ``gate`` times as far as the
     farthest that is kept, the own copy among them, from the mean of what is kept; of three
@@ -79,11 +91,12 @@ class GatedIos(Ios):
     references: ClassVar[tuple[str, ...]] = ("wu2023byzantine",)
     options_type: ClassVar[type[Group]] = GatedIosOptions
     options: GatedIosOptions
+    remembers: ClassVar[bool] = True
 
     @property
     def alone(self) -> bool:
-        """Whether it compares copies with the own one: if there is a reach."""
-        return self.options.reach > 0
+        """Whether it compares copies with the own one, or its progress."""
+        return self.options.reach > 0 or self.options.ahead < 1
 
     def most(self, neighbours: int) -> int:
         """Return how many may lie: half, as the own copy is honest."""
@@ -117,10 +130,14 @@ class GatedIos(Ios):
         return around.away > self.options.reach * around.norm[:, None]
 
     def within(self, around: Around) -> Around:
-        """Return the same without those who are out of reach, each a liar that has been found."""
-        far = around.there & self.far(around)
+        """Return the same without those out of reach or ahead, each a liar that has been found."""
+        far = torch.zeros_like(around.there)
+        if self.options.reach:
+            far |= self.far(around)
+        far |= around.ahead > self.options.ahead
+        far &= around.there
         far &= ((around.there & ~far).sum(dim=1) + (around.count < 4) > 1)[:, None]
-        if not self.alone or not bool(far.any()):
+        if not bool(far.any()):
             return around
         there = around.there & ~far
         left = torch.minimum(around.liars - far.sum(dim=1), (there.sum(dim=1) - 1) // 2)

@@ -39,6 +39,11 @@ class Nnm(Weighing):
         super().__init__(Group(), rule.assume_liars)
         self.rule = rule
 
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        """Whether the rule does."""
+        return self.rule.remembers
+
     def __str__(self) -> str:
         """Return the name in a run config."""
         return f"{NNM}{self.rule}"

@@ -41,6 +41,10 @@ class Around:
         Inner products of these differences with the own copy, ``[rows, m]``.
     norm : Tensor
         Euclidean norms of the own copies, ``[rows]``.
+    onward : Tensor
+        Inner products of the differences with the own last progress p, ``[rows, m]``.
+    made : Tensor
+        Norms of that progress, ``[rows]``; 0 where nothing is known of it.
     """
 
     gram: Tensor
@@ -49,6 +53,8 @@ class Around:
     liars: Tensor
     along: Tensor
     norm: Tensor
+    onward: Tensor
+    made: Tensor
 
     @classmethod
     def of(
@@ -57,6 +63,7 @@ class Around:
         own: Tensor | Sequence[Tensor],
         near: Tensor | Sequence[Sequence[Tensor]],
         weights: Tensor,
+        begun: Sequence[Tensor | None] | None = None,
     ) -> "Around | None":
         """Return what a rule is to know; None where it could take nobody for a liar.
 
@@ -70,26 +77,32 @@ class Around:
         own, near, weights : Tensor
             See :class:`AggregationRule`; ``own`` and ``near`` may be sequences of vectors
             ``[length]`` as well, by row, and by row and neighbour.
+        begun : sequence of Tensor or None, optional
+            By row, where the training that led to the own copy began ``[length]``, where that is
+            known.
         """
         known = weights.detach().cpu().double()
         arrived = known[:, 1:] > 0
         liars = torch.tensor([rule.liars(int(n)) for n in arrived.sum(dim=1)])
         if not bool(liars.any()) and not (rule.alone and rule.assume_liars):
             return None
-        each = [table_of(mine, theirs) for mine, theirs in zip(own, near, strict=True)]
-        table = torch.stack(each).cpu()  # [rows, m, m]
+        rows = zip(own, near, begun or [None] * len(near), strict=True)
+        found = torch.stack([table_of(*row) for row in rows]).cpu()  # [rows, m + 1, m + 1]
+        table, last = found[:, :-1, :-1], found[:, -1]
         sound = table.diagonal(dim1=1, dim2=2).isfinite()  # the own copy always is
         there = torch.cat([sound[:, :1], arrived & sound[:, 1:]], dim=1)
         if not bool(sound.all()):
-            found = (arrived & ~sound[:, 1:]).sum(dim=1)
+            lost = (arrived & ~sound[:, 1:]).sum(dim=1)
             most = torch.tensor([rule.most(int(n)) for n in there[:, 1:].sum(dim=1)])
-            liars = torch.minimum((liars - found).clamp(min=0), most)
+            liars = torch.minimum((liars - lost).clamp(min=0), most)
             known = known * there
             known[:, 0] += 1 - known.sum(dim=1)
         norm, there[:, 0] = table[:, 0, 0].sqrt(), False
         inner = torch.where(there[:, :, None] & there[:, None], table, 0.0)
         along, there[:, 0] = torch.where(there, table[:, 0], 0.0), True
-        return cls(inner, there, known, liars, along, norm)
+        onward = torch.where(there, last[:, :-1], 0.0)
+        onward[:, 0] = 0.0
+        return cls(inner, there, known, liars, along, norm, onward, last[:, -1].sqrt())
 
     @property
     def count(self) -> Tensor:
@@ -106,6 +119,11 @@ class Around:
     def away(self) -> Tensor:
         """Distances from the own copy, ``[rows, m]``."""
         return self.gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+
+    @property
+    def ahead(self) -> Tensor:
+        """Cosines between ``x_j - own`` and the own progress, ``[rows, m]``; 0 if either is 0."""
+        return self.onward / (self.away * self.made[:, None]).clamp(min=1e-300)
 
     def squares_to(self, shares: Tensor) -> Tensor:
         """Return squared distances ``[rows, m]`` to the mean with shares ``[rows, m]``.
@@ -155,18 +173,27 @@ class Around:
         gram = whole - first[:, None] - first[:, :, None] + centre[:, None, None]
         along = (to * self.along[:, None]).sum(dim=2)  # with the own copy that was
         norm = (self.norm.square() + 2 * along[:, 0] + centre).clamp(min=0).sqrt()
-        along = along + first
-        return replace(self, gram=gram, along=along - along[:, :1], norm=norm)
+        along, onward = along + first, (to * self.onward[:, None]).sum(dim=2)
+        along, onward = along - along[:, :1], onward - onward[:, :1]
+        return replace(self, gram=gram, along=along, norm=norm, onward=onward)
 
 
 class Weighing(AggregationRule):
     """A rule that gives every copy a weight, by the distances of all."""
 
     robust: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
+    """Whether it looks at what the device's own training has made of the vector."""
 
-    def __call__(self, own: Tensor, near: Tensor, weights: Tensor) -> Tensor:
+    def __call__(
+        self,
+        own: Tensor,
+        near: Tensor,
+        weights: Tensor,
+        begun: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """Return the mean ``[rows, length]`` with the weights of :meth:`weigh`."""
-        found = self.weigh(own, near, weights)
+        found = self.weigh(own, near, weights, begun)
         unused = found[:, 1:] == 0
         if bool(unused.any()) and not bool(near[unused].isfinite().all()):
             near = torch.where(unused[:, :, None], own[:, None], near)  # 0 NaN is NaN
@@ -177,13 +204,14 @@ class Weighing(AggregationRule):
         own: Tensor | Sequence[Tensor],
         near: Tensor | Sequence[Sequence[Tensor]],
         weights: Tensor,
+        begun: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """Return the weights ``[rows, 1 + neighbours]`` of the aggregate, of ``weights``' type.
 
         See :meth:`Around.of`. A row in which no liar is assumed keeps its weights, unless the rule
         compares copies with the own one alone.
         """
-        around = Around.of(self, own, near, weights)
+        around = Around.of(self, own, near, weights, begun)
         if around is None:
             return weights
         found = self.shares(around)
@@ -199,8 +227,8 @@ class Weighing(AggregationRule):
         """
 
 
-def table_of(own: Tensor, near: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return inner products of the own copy and all differences from it, ``[m, m]`` float64.
+def table_of(own: Tensor, near: Tensor | Sequence[Tensor], begun: Tensor | None = None) -> Tensor:
+    """Return inner products of the own copy and differences from it, ``[m + 1, m + 1]`` float64.
 
     In pieces of a size that depends on the number of neighbours alone: a device's numbers are the
     same whoever else is computed with it.
@@ -211,14 +239,18 @@ def table_of(own: Tensor, near: Tensor | Sequence[Tensor]) -> Tensor:
         ``[length]``; the first in the table.
     near : Tensor, or sequence of Tensor
         ``[neighbours, length]``; the differences ``near - own`` are the others.
+    begun : Tensor, optional
+        ``[length]``; ``own - begun`` is the last, 0 where that is not known.
     """
-    size = 1 + len(near)
+    size = 2 + len(near)
+    last = own if begun is None else begun
     table = own.new_zeros(size, size, dtype=torch.float64)
     step = PIECE // size
     for at in range(0, len(own), step):
         some = slice(at, at + step)
-        vectors = torch.stack([own[some], *(x[some] for x in near)])
+        vectors = torch.stack([own[some], *(x[some] for x in near), last[some]])
         vectors[1:] -= own[some]
+        vectors[-1].neg_()
         found = vectors @ vectors.T
         table += (found + found.T).double() / 2
     return table
