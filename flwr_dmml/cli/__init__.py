@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from .. import __version__
 from . import (
@@ -74,7 +75,10 @@ app.command()(doctor.doctor)
 
 def _wrapped_by_the_terminal(group: typer.Typer) -> None:
     """Join the lines of paragraphs in help texts; indented lines, the examples, stay."""
-    for command in [*group.registered_commands, *filter(None, [group.registered_callback])]:
+    commands: list[CommandInfo | TyperInfo] = [*group.registered_commands]
+    if group.registered_callback is not None:
+        commands.append(group.registered_callback)
+    for command in commands:
         text = inspect.getdoc(command.callback) or ""
         command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
 
