@@ -4,12 +4,15 @@ Commands import what they need when they run: ``--help``, shell completion and `
 second, and work where a library is broken.
 """
 
+import inspect
 import os
+import re
 import sys
 from io import TextIOWrapper
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from .. import __version__
 from . import (
@@ -68,6 +71,20 @@ app.add_typer(data.data_app)
 app.command()(cache.cache)
 app.add_typer(fleet.fleet_app)
 app.command()(doctor.doctor)
+
+
+def _wrapped_by_the_terminal(group: typer.Typer) -> None:
+    """Join the lines of paragraphs in help texts; indented lines, the examples, stay."""
+    commands: list[CommandInfo | TyperInfo] = [*group.registered_commands]
+    if group.registered_callback is not None:
+        commands.append(group.registered_callback)
+    for command in commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+
+
+for _group in (app, data.data_app, fleet.fleet_app):
+    _wrapped_by_the_terminal(_group)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def cache(
     ] = False,
     dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Only this data set.")] = "",
 ) -> None:
-    """Show which data sets are kept as tensors, where and how large; verify or delete them.
+    """Show the cached data sets, their folder and sizes; verify or delete them.
 
     Data that a run has read and transformed are kept for the next one, by the content of the files,
     the relevant settings and the version of the code. The folder is ~/.cache/flwr-dmml, or the one

@@ -18,7 +18,7 @@ def compare(
     ),
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the web browser.")] = False,
     baseline: Annotated[
-        str, typer.Option(metavar="NAME", help="The row, or its method, to pair the others with.")
+        str, typer.Option(metavar="NAME", help="Row, or its method, to compare the others with.")
     ] = "",
     by: Annotated[
         str, typer.Option(metavar="KEY", help="A block for each value of this setting.")
@@ -61,23 +61,26 @@ def compare(
         Literal["pdf", "svg", "png"], typer.Option("--format", help="Format of these files.")
     ] = "pdf",
 ) -> None:
-    """Write one HTML page that puts runs side by side, and what a paper needs of it.
+    """Compare runs on one HTML page; write tables and figures for a paper.
 
-    Runs that differ in nothing but the seed are one row: their mean and standard deviation are
-    shown. Each row is paired with the baseline by seed: the method that compare-with names, else
-    dpsgd, local or the first row, unless --baseline says otherwise.
+    Runs that differ only in the seed are one row, with their mean and standard deviation. Each row
+    is paired by seed with the baseline: the method that compare-with names, else dpsgd, local or
+    the first row. --baseline chooses another.
 
     [bold]Columns[/bold]  seeds, accuracy, macro-f1, uar, worst, best (device), own-shares (classes
     as on the device), missing (inputs), difference (to the baseline, with its interval), joules,
     measured-joules, kb (a device and round), mb (of all), seconds. sets, modalities and without
-    stand for a column each; set=audio+image, modality=audio and without=audio are one of them.
+    are a column for each of them; set=audio+image, modality=audio and without=audio choose one.
 
     [bold]Examples[/bold]
 
-      flwr-dmml compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --label old --label new
+      flwr-dmml compare runs/a-0 runs/a-1 runs/b-0 --label old --label new
 
-      flwr-dmml compare runs/grid --by topology --columns accuracy,difference,worst --percent
-      --latex table.tex --appendix appendix.tex --figures figures
+      flwr-dmml compare runs/grid --by topology --columns accuracy,difference
+
+      flwr-dmml compare runs/grid --latex table.tex --appendix appendix.tex
+
+      flwr-dmml compare runs/grid --percent --figures figures --format pdf
 
     [bold]Exit status[/bold]  0: written.  1: a run cannot be read, there is nothing to compare, or
     something is not installed.  2: wrong command line.

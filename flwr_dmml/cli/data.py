@@ -51,9 +51,9 @@ def check(
     a remedy: channels that look like an index, time stamps or constants, values far from 1, test
     samples that are training samples as well, silent or clipped sound, blank images.
 
-    [bold]--fix[/bold] changes nothing but that line of dataset.toml: vectors, series and sequences
-    then get zero mean and unit variance by the training samples. Of other data sets than
-    [bold]folder[/bold] it names the setting.
+    [bold]--fix[/bold] only writes standardise = "auto" to dataset.toml: vectors, series and
+    sequences then get zero mean and unit variance, by the training samples. For data sets other
+    than [bold]folder[/bold] it names the setting instead.
 
     [bold]Examples[/bold]
 

@@ -26,7 +26,7 @@ def doctor(
 
     Every library is actually used: a spectrogram, a linear program, a task in Ray, a matrix product
     on the GPU if there is one. Cores, memory, shared memory, open files, disk and the folders that
-    are written to are checked. This takes half a minute, on a small board a few.
+    are written to are checked. This takes half a minute, a few minutes on a small board.
 
     "absent" is an extra that is not installed, which is fine. A "warning" may become a problem. An
     "error" does not work; everything that does not need it still runs.

@@ -35,17 +35,12 @@ def _root() -> None:
       name = "lab"                  # of the connection for flwr run
 
       \[superlink]
-
       host = "10.0.0.1"             # it listens there, and only there
-
       port = 8000
 
       \[\[device]]
-
       name = "pi-1"
-
       address = "10.0.0.11"
-
       data-path = "/data/part-000"  # on the device
 
     A device may also have partition-id (by default its place in the file), direct-port (7447),
@@ -112,7 +107,7 @@ def init(
 
       flwr-dmml fleet init fleet.toml -o lab --device-dir '/srv/{name}'
 
-    [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or something cannot be
+    [bold]Exit status[/bold]  0: all is there.  1: the file is wrong, or something cannot be
     written; standard error says what.  2: wrong command line.
     """
     from ..fleet import prepare, read_fleet
@@ -305,18 +300,18 @@ def pull_models_command(
 ) -> None:
     """Fetch the trained models that the devices keep, by ssh.
 
-    At the end of a run each device writes its evaluated model beside its state, under keep-best the
-    best one, too. Nothing of that passes the SuperLink. This command copies all of them from each
-    device to OUTPUT/models/NAME/run-ID/METHOD, and checks their digests. It asks for what
-    [bold]ssh USER@ADDRESS tar[/bold] can do there: the files are the service user's and root's.
+    At the end of a run each device writes its evaluated model beside its state, and with keep-best
+    the best one, too. No model passes the SuperLink. This command copies all of them from each
+    device to OUTPUT/models/NAME/run-ID/METHOD, and checks their digests. It runs
+    [bold]ssh USER@ADDRESS tar[/bold]: only root and the service's user can read the files.
 
     [bold]Examples[/bold]
 
       flwr-dmml fleet pull-models fleet.toml -o lab
 
-      flwr-dmml fleet pull-models fleet.toml -o lab --user pi --ssh 'ssh -i key -p 2222'
+      flwr-dmml fleet pull-models fleet.toml -o lab --ssh 'ssh -p 2222'
 
-    [bold]Exit status[/bold]  0: the models of all devices are here.  1: of one they are not;
+    [bold]Exit status[/bold]  0: the models of all devices are here.  1: some are not;
     standard error says why.  2: wrong command line.
     """
     from ..fleet import FleetError, by_ssh, pull_models, read_fleet

@@ -23,10 +23,8 @@ Model = Annotated[
 Device = Annotated[
     int | None, typer.Option("--device", "-d", min=0, help="The device, in a run folder.")
 ]
-Method = Annotated[
-    str, typer.Option(help="Of a run with several methods; by default the run's own.")
-]
-Best = Annotated[bool, typer.Option("--best", help="The model that keep-best has kept.")]
+Method = Annotated[str, typer.Option(help="Method, in a run of two (default: its main one).")]
+Best = Annotated[bool, typer.Option("--best", help="Take the model that keep-best kept.")]
 
 
 def predict(
@@ -39,24 +37,23 @@ def predict(
     best: Best = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of CSV.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write it to a file instead.")
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead.")
     ] = None,
 ) -> None:
     """Predict the classes of files with a trained model.
 
-    A file is read as the files of the data set were: sound is resampled and cropped, images are
-    resized. Each SAMPLE is a file, of the modality that its type tells; or one sample in several
-    files, NAME=FILE for each of its modalities, with commas. Any subset of the model's modalities
-    will do.
+    Files are read as those of the data set were: sound is resampled and cropped, images are
+    resized. A SAMPLE is one file, whose type tells its modality, or several: NAME=FILE for each
+    modality, separated by commas. It may lack modalities of the model.
 
-    CSV has a line for each sample: the sample, its class, the probability of that class, and those
-    of all classes.
+    The CSV output has a line for each sample: its name, its class, the probability of that class,
+    and the probabilities of all classes.
 
     [bold]Examples[/bold]
 
       flwr-dmml predict runs/mine --device 3 seven.wav eight.wav
 
-      flwr-dmml predict device-005.safetensors audio=seven.wav,image=seven.png --json
+      flwr-dmml predict device-005.safetensors audio=a.wav,image=a.png --json
 
     [bold]Exit status[/bold]  0: all samples are predicted.  1: the model or a sample cannot be
     used; standard error says why.  2: wrong command line.
@@ -136,36 +133,36 @@ def export(
     model: Model,
     form: Annotated[
         Literal["torch-export", "onnx", "executorch"],
-        typer.Option("--format", "-f", help="Format of the file."),
+        typer.Option("--format", "-f", metavar="FORMAT", help="torch-export, onnx or executorch."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file.")],
     device: Device = None,
     method: Method = "",
     best: Best = False,
     modalities: Annotated[
-        str, typer.Option(help="Modalities that it takes: 'audio'; by default all of the model's.")
+        str, typer.Option(help="Inputs: 'audio', for example; by default all of the model's.")
     ] = "",
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Take samples of sound and pixels, not spectrograms."),
+        typer.Option("--raw", help="Take waves and pixels, not spectrograms."),
     ] = False,
     samples: Annotated[
         list[str] | None,
-        typer.Option("--sample", help="Check it on this, as predict takes it. Repeatable."),
+        typer.Option("--sample", help="Check it on this sample; see predict. Repeatable."),
     ] = None,
 ) -> None:
-    """Export a trained model to a file that other runtimes read, and check it there.
+    r"""Export a trained model to a file for another runtime, and check it there.
 
     The program takes a batch of each modality, and returns the probabilities of the classes.
-    Batches may have any size; in ExecuTorch up to 8 samples. With [bold]--raw[/bold] an app feeds
-    what sensors give: sound as float32 [batch, samples], at the rate and length of the run's
-    settings and of any volume; images as uint8 [batch, side, side, channels].
+    Batches may have any size; in ExecuTorch up to 8 samples. With [bold]--raw[/bold] it takes what
+    sensors give: sound as float32 \[batch, samples], at the rate and length of the run's settings
+    and of any volume; images as uint8 \[batch, side, side, channels].
 
     The file is read back by its own runtime and must give the model's probabilities, to 1e-4: on
-    test samples of the run, where its data can be read, on each [bold]--sample[/bold] that is
-    given, or on noise. Otherwise nothing is written.
+    each [bold]--sample[/bold] that is given; else on test samples of the run, or on noise where
+    they cannot be read and with [bold]--raw[/bold]. Otherwise nothing is written.
 
-    ONNX needs pip install "flwr-dmml[onnx]", ExecuTorch "flwr-dmml[executorch]".
+    ONNX needs pip install "flwr-dmml\[onnx]", ExecuTorch "flwr-dmml\[executorch]".
 
     [bold]Examples[/bold]
 
@@ -173,10 +170,10 @@ def export(
 
       flwr-dmml export device-003.safetensors -f torch-export -o model.pt2
 
-      flwr-dmml export runs/mine -d 5 -f executorch --modalities audio -o audio.pte
+      flwr-dmml export runs/mine -d 5 -f executorch -o app.pte
 
-    [bold]Exit status[/bold]  0: written, and the same.  1: nothing is written; standard error says
-    why.  2: wrong command line.
+    [bold]Exit status[/bold]  0: written.  1: nothing is written; standard error says why.
+    2: wrong command line.
     """
     from ..deploy.export import export_model
     from ..deploy.model import load_model

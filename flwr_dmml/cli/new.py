@@ -28,16 +28,16 @@ def new(
         typer.Option("--method", "-m", help="Method to run; dmml-kd by default."),
     ] = None,
     own_method: Annotated[
-        bool, typer.Option("--own-method", help="With a method of your own, to change.")
+        bool, typer.Option("--own-method", help="Add a method of your own to edit.")
     ] = False,
     own_data: Annotated[
-        bool, typer.Option("--own-data", help="With a data set of your own, to change.")
+        bool, typer.Option("--own-data", help="Add a data set of your own to edit.")
     ] = False,
     folder: Annotated[
         Path, typer.Option("--in", metavar="FOLDER", help="Where to put the app's folder.")
     ] = Path("."),
 ) -> None:
-    """Write a Flower app that runs at once: the place to begin.
+    """Write a new Flower app that runs as it is.
 
     Only the settings that matter are in its pyproject.toml. Nothing is overwritten.
 
@@ -49,8 +49,8 @@ def new(
 
       flwr-dmml new my-app --own-method --own-data
 
-    [bold]Exit status[/bold]  0: written.  1: the name or the method cannot be, or the folder is
-    there.  2: wrong command line.
+    [bold]Exit status[/bold]  0: written.  1: the name or the method is not allowed, or the folder
+    exists.  2: wrong command line.
     """
     with errors_in_words():
         package = _package(name)

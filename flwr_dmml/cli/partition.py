@@ -54,7 +54,7 @@ def partition(
 
       flwr-dmml partition examples/quickstart --nodes 4 --output parts
 
-      flwr-dmml partition examples/quickstart -n 8 --set alpha=0.1 --set modality-pattern=image
+      flwr-dmml partition examples/quickstart -n 8 --set alpha=0.1
 
     [bold]Exit status[/bold]  0: all parts are written.  1: nothing is.  2: wrong command line.
     """

@@ -1,5 +1,6 @@
 """The command ``flwr-dmml simulate``."""
 
+import json
 import signal
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -71,9 +72,9 @@ def simulate(
 
     PATH is the app's folder, the one with its pyproject.toml (default: the current folder).
 
-    A small run keeps all devices in this process, where they take turns. A run with more than about
-    two minutes of training uses one process per core if Ray is installed, and a Ray cluster always
-    does; the log says which. --workers (or the setting [bold]workers[/bold]) sets the number; 0:
+    In a small run all devices take turns in this process. A run with more than about two minutes of
+    training uses one process per core if Ray is installed, and a run on a Ray cluster always does;
+    the log says which. --workers (or the setting [bold]workers[/bold]) sets the number; 0 means
     this process.
 
     The app, its settings and (on a CPU) its numbers are those of [bold]flwr run[/bold], bit for bit
@@ -88,23 +89,24 @@ def simulate(
 
       flwr-dmml simulate examples/quickstart
 
-      flwr-dmml simulate examples/quickstart --nodes 24 --set method=dsgdm --set compare-with=local
+      flwr-dmml simulate examples/quickstart --nodes 24 --set method=dsgdm
 
-      flwr-dmml simulate examples/quickstart --set topology=torus --set alpha=0.1 --set seed=3
+      flwr-dmml simulate examples/quickstart --set topology=torus --set seed=3
 
-      flwr-dmml simulate examples/quickstart --set dataset=av-digits --set data-path=DATA
+      flwr-dmml simulate . --set dataset=av-digits --set data-path=DATA
 
-      flwr-dmml simulate examples/quickstart --set dmml-kd.distillation=false --workers 4
+      flwr-dmml simulate . --set dmml-kd.distillation=false --workers 4
 
-      flwr-dmml simulate examples/quickstart --describe --set image-encoder=tiny
+      flwr-dmml simulate . --describe --set image-encoder=tiny
 
-      flwr-dmml simulate examples/quickstart --resume runs/20261121-120000-dmml-kd
+      flwr-dmml simulate . --resume runs/20261121-120000-dmml-kd
 
     [bold]Exit status[/bold]  0: all rounds ran.  1: the run failed, or could not start; standard
     error says why.  2: wrong command line.  130: stopped with Ctrl-C.  143: stopped with SIGTERM.
     """
     if list_settings:
-        Console().print(_settings_table())
+        console = Console()
+        console.print(_settings_table(narrow=console.width < 100))
         return
     if list_methods or list_gossip or list_aggregation:
         asked: list[tuple[bool, Kind]] = [
@@ -183,7 +185,7 @@ def _run(
     chosen = chosen or processes(workers, config, _warn)
     if chosen.reason:
         where = f"{chosen.workers} processes" if chosen.workers else "this process"
-        log(INFO, "Devices run in %s: %s (--workers N chooses yourself)", where, chosen.reason)
+        log(INFO, "Devices run in %s: %s (--workers N changes this)", where, chosen.reason)
 
     def said(number: int) -> None:
         err.print("Stopping after this round; Ctrl-C or SIGTERM again stops at once.")
@@ -230,11 +232,12 @@ def _parts_table(kind: Kind) -> Table:
     return table
 
 
-def _settings_table() -> Table:
+def _settings_table(*, narrow: bool) -> Table:
+    """Return every key with its default, as it is written in TOML."""
     from ..settings import every_setting, find_parts
 
-    columns = [Column("key", no_wrap=True), Column("default", overflow="fold")]
-    table = Table(*columns, Column("meaning", overflow="fold"))
+    default = Column("default", overflow="fold", max_width=13 if narrow else None)
+    table = Table(Column("key", no_wrap=True), default, Column("meaning", overflow="fold"))
     for key, info in every_setting(find_parts()):
-        table.add_row(key, repr(info.default), info.description)
+        table.add_row(key, json.dumps(info.default), info.description)
     return table

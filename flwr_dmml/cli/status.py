@@ -11,7 +11,7 @@ from .output import errors_in_words, say
 def status(
     run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/20261121-120000-dmml-kd.")],
 ) -> None:
-    """Say how a run ended, and which devices failed on the way.
+    """Show how a run ended, and which devices failed.
 
     [bold]flwr run --stream[/bold] exits with 0 however the run ends: use this command
     instead. It reads RUN/end.json.

@@ -53,7 +53,7 @@ def sweep(
       method = ["dpsgd", "dmml-kd"]
       seed = [0, 1, 2]
 
-    [bold]Exit status[/bold]  0: all is there.  1: the file cannot work, or a run failed.
+    [bold]Exit status[/bold]  0: all runs are done.  1: the file is wrong, or a run failed.
     2: wrong command line.  130: stopped with Ctrl-C.  143: stopped with SIGTERM.
     """
     from ..tracking.lock import locked

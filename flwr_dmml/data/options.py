@@ -56,7 +56,7 @@ class MissingOptions(Group):
         0.0, ge=0, le=1, description="share of the test samples that lack one, in separate metrics"
     )
     modalities: str = Field(
-        "", description="which may be missing, one in a sample: 'audio,image'; empty: any"
+        "", description="those that may be missing, one per sample: 'audio,image'; empty: any"
     )
 
     def among(self, available: Iterable[str]) -> tuple[str, ...]:

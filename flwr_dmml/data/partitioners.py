@@ -96,7 +96,7 @@ def natural(groups: np.ndarray) -> list[np.ndarray]:
     LibraryError
         If flwr-datasets is missing or does not load.
     """
-    with needed("flwr_datasets"):
+    with needed("flwr_datasets"), _quiet():  # in a notebook its progress bars warn
         from datasets import Dataset
         from flwr_datasets.partitioner import NaturalIdPartitioner
 

@@ -211,7 +211,7 @@ def about_program(program: Program) -> str:
         name_of(m): {
             "modality": m,
             "given": _described(program, m),
-            "raw": (raw := forms[m].raw) and raw.model_dump(mode="json"),
+            "raw": (raw := forms[m].raw) and raw.model_dump(mode="json", by_alias=True),
             "scale": (scale := about.scales.get(m)) and asdict(scale),
         }
         for m in program.modalities

@@ -18,12 +18,15 @@ class EnergyOptions(Group):
         "raspberry-pi-4", description="kinds of devices, in equal shares: 'phone,jetson-nano'"
     )
     clock_jitter: float = Field(
-        0.0, ge=0, lt=1, description="every clock is slower than its profile's by up to this share"
+        0.0,
+        ge=0,
+        lt=1,
+        description="each device's clock is slower than its profile's by up to this",
     )
     battery_share: float = Field(
         0.0,
         ge=0,
-        description="battery: energy for sending, and this share of computing all; 0: mains",
+        description="battery: the energy for sending, and this share of full training's; 0: mains",
     )
     battery_j: float = Field(0.0, ge=0, le=1e6, description="battery in joules instead")
     harvesting_w: float = Field(0.0, ge=0, description="power that refills the battery")
@@ -81,7 +84,7 @@ class AllocationOptions(Group):
         1.0,
         ge=0,
         le=4,
-        description="iterations are proportional to speed to minus this power; 0: uniform",
+        description="iterations are proportional to 1 / speed to this power; 0: uniform",
     )
     warm_up: int = Field(
         2, ge=0, description="uniform rounds at the start, until speeds are meaningful"
@@ -111,7 +114,8 @@ class WirelessOptions(Group):
 
     enabled: bool = Field(False, description="bill sending over radio, and let links fade")
     positions: str = Field(
-        "uniform", description="uniform or grid in the square of topology-side-m, or a file 'x y'"
+        "uniform",
+        description="uniform or grid in the square of topology-side-m, or a file of lines 'x y'",
     )
     path_loss: Literal["d2d", "cellular"] = Field("d2d", description="path loss model, 3GPP style")
     shadowing_db: float = Field(8.0, ge=0, le=40, description="its standard deviation, dB")

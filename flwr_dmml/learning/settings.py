@@ -106,8 +106,8 @@ class DeviceSettings(Group):
     )
     gossip_normalise: Annotated[Literal["auto"] | bool, BeforeValidator(_switch)] = Field(
         "auto",
-        description="scale a device's progress in a round to what devices make on average; auto: "
-        "true",
+        description="scale each device's progress in a round to the mean number of iterations; "
+        "auto: true",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     num_nodes: int = Field(12, ge=1, description="devices to wait for before round 1")
@@ -161,8 +161,8 @@ class DeviceSettings(Group):
     )
     partition: Scheme = Field(
         "dirichlet",
-        description="how samples are dealt to devices; natural-dirichlet: those of a person over "
-        "several; own: what is in its data-path is a device's",
+        description="how samples are divided; natural-dirichlet: those of a person over "
+        "several devices; own: each device has those of its data-path",
     )
     alpha: float = Field(0.3, gt=0, description="Dirichlet concentration: small is more non-IID")
     samples_per_node: int = Field(0, ge=0, description="samples per device; 0: divide all")

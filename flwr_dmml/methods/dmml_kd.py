@@ -231,7 +231,7 @@ class GeneratorDistillation(Learner):
 
 
 class DmmlKd(GeneratorDistillation, Dmml):
-    """:class:`GeneratorDistillation` with the choices of :class:`~.dmml.Dmml`.
+    """Distillation from a gossiped generator of common features, with the choices of dmml.
 
     References
     ----------

@@ -11,7 +11,7 @@ from ..learning.learner import Learner
 
 
 class DPSGD(Learner):
-    """Cross-entropy on plain gossip (:class:`~flwr_dmml.gossip.dpsgd.DPSGDRule`)."""
+    """Cross-entropy on plain gossip."""
 
     name: ClassVar[str] = "dpsgd"
     gossip: ClassVar[str] = DPSGDRule.name
@@ -20,7 +20,7 @@ class DPSGD(Learner):
 
 
 class DSGDm(Learner):
-    """Cross-entropy on gossip with local momentum (:class:`~flwr_dmml.gossip.dsgdm.DSGDmRule`)."""
+    """Cross-entropy on gossip with local momentum."""
 
     name: ClassVar[str] = "dsgdm"
     gossip: ClassVar[str] = DSGDmRule.name
@@ -29,7 +29,7 @@ class DSGDm(Learner):
 
 
 class QgDsgdm(Learner):
-    """Cross-entropy on quasi-global momentum (:class:`~flwr_dmml.gossip.qg_dsgdm.QgDsgdmRule`)."""
+    """Cross-entropy on quasi-global momentum."""
 
     name: ClassVar[str] = "qg-dsgdm"
     gossip: ClassVar[str] = QgDsgdmRule.name
@@ -47,7 +47,7 @@ class QgDsgdmN(Learner):
 
 
 class D2(Learner):
-    """Cross-entropy on D-squared (:class:`~flwr_dmml.gossip.d2.D2Rule`)."""
+    """Cross-entropy on D-squared."""
 
     name: ClassVar[str] = "d2"
     gossip: ClassVar[str] = D2Rule.name
@@ -56,7 +56,7 @@ class D2(Learner):
 
 
 class RelaySGD(Learner):
-    """Cross-entropy on relayed means (:class:`~flwr_dmml.gossip.relaysgd.RelaySGDRule`)."""
+    """Cross-entropy on relayed means."""
 
     name: ClassVar[str] = "relaysgd"
     gossip: ClassVar[str] = RelaySGDRule.name

@@ -11,8 +11,8 @@ from .parts import Table, latex
 from .reading import Run
 from .summary import defaults, shown
 
-WIDTH = 84
-"""Characters of a line of a command."""
+WIDTH = 76
+"""Characters of a line of a command: what fits a line in small print."""
 
 ENERGY = "energy.", "wireless."
 """Prefixes of the settings of the energy model."""
@@ -160,20 +160,22 @@ def to_latex(comparison: Comparison) -> str:
         [
             r"% needs \usepackage{array,booktabs,longtable}",
             r"\section{How the runs were made}",
-            *_long(runs(groups), (0.3, 0.1, 0.35, 0.15)),
+            *_long(runs(groups), (0.3, 0.1, 0.4, 0.2)),
             r"\subsection{Commands}",
+            r"\begin{footnotesize}",
             r"\begin{verbatim}",
             commands(groups),
             r"\end{verbatim}",
+            r"\end{footnotesize}",
             r"\subsection{Settings}",
-            *_long(changed(groups), (0.3, 0.45, 0.15)),
+            *_long(changed(groups), (0.3, 0.5, 0.2)),
             r"\subsection{Versions}",
-            *_long(versions(groups), (0.25, 0.65)),
+            *_long(versions(groups), (0.25, 0.75)),
             r"\subsection{Energy model}",
             BILLED,
             "",
-            *_long(devices(groups), (0.18, 0.07, 0.1, 0.1, 0.08, 0.3)),
-            *_long(energy(groups), (0.3, 0.25, 0.35)),
+            *_long(devices(groups), (0.2, 0.1, 0.1, 0.12, 0.1, 0.38)),
+            *_long(energy(groups), (0.3, 0.25, 0.45)),
             "",
         ]
     )
@@ -182,7 +184,8 @@ def to_latex(comparison: Comparison) -> str:
 def _long(table: Table, widths: Sequence[float]) -> list[str]:
     """Return a table over as many pages as it takes; widths are shares of the line."""
     columns = "".join(
-        rf">{{\raggedright\arraybackslash}}p{{{width}\linewidth}}" for width in widths
+        rf">{{\raggedright\arraybackslash}}p{{\dimexpr {width}\linewidth-2\tabcolsep}}"
+        for width in widths
     )
     rows = [" & ".join(map(latex, row)) + r" \\" for row in (table.head, *table.rows)]
     return [

@@ -179,7 +179,8 @@ def graph(devices: Devices, methods: Sequence[MethodRun]) -> Figure:
                 "x": [place[node.partition][0] for node in nodes],
                 "y": [place[node.partition][1] for node in nodes],
                 "text": [str(node.partition) for node in nodes],
-                "textposition": "top center",
+                "textposition": "middle center",
+                "textfont": {"color": "@surface", "size": 11},
                 "marker": {
                     "color": colour(i),
                     "opacity": 1,

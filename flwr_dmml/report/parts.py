@@ -90,7 +90,10 @@ class Table:
         return f"{_markdown(self.caption)}\n\n" + "\n".join(rows) + "\n"
 
     def to_latex(self) -> str:
-        r"""Return a LaTeX ``table`` environment; its rules need ``\usepackage{booktabs}``."""
+        r"""Return a LaTeX ``table`` environment, which shrinks to the line if it is wider.
+
+        It needs ``\usepackage{booktabs,graphicx}``.
+        """
         columns = "l" + ("r" if self.numeric else "l") * (len(self.head) - 1)
         over, rules, first = [""], [], 2
         for text, count in self.spans:
@@ -98,12 +101,13 @@ class Table:
             rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
             first += count
         lines = [
-            r"% needs \usepackage{booktabs}",
+            r"% needs \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering",
             r"\small",
             rf"\caption{{{latex(self.caption)}}}",
             rf"\label{{tab:{self.name}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             *([" & ".join(over) + r" \\", " ".join(rules)] if self.spans else []),
@@ -111,7 +115,7 @@ class Table:
             r"\midrule",
             *(" & ".join(row) + r" \\" for row in self._cells(latex, r"\textbf{{{}}}")),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
         ]
         return "\n".join(lines) + "\n"

@@ -234,7 +234,8 @@ class PeerStrategy(Strategy):
         log(INFO, "\t├──> Method: %s", self.method)
         for line in self.planner.summary():
             log(INFO, "\t├──> %s", line)
-        log(INFO, "\t└──> Evaluated every %s round(s), and at the end", self.evaluate_every)
+        every = "every round" if self.evaluate_every == 1 else f"every {self.evaluate_every} rounds"
+        log(INFO, "\t└──> Evaluation: %s, and at the end", every)
 
     # ---- what a strategy of your own overrides ----------------------------------------------
 

@@ -1,10 +1,12 @@
 """The command line: help, lists, exit statuses, and one small real run."""
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from helpers import ROOT
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from flwr_dmml.base.overrides import parse_override
@@ -19,6 +22,7 @@ from flwr_dmml.cli import app
 from flwr_dmml.settings import every_setting, find_parts
 
 QUICKSTART = str(ROOT / "examples" / "quickstart")
+WRAPPED: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
 TINY = [
     "num-server-rounds=2",
     "local-iterations=1",
@@ -63,6 +67,28 @@ def every_key() -> set[str]:
 # Help and lists
 
 
+def every_command(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from every_command(command, *path, name)
+
+
+@pytest.mark.parametrize("path", every_command(get_command(app)), ids=" ".join)
+def test_help_is_all_there_and_is_wrapped_by_the_terminal(path: tuple[str, ...]):
+    """Nothing in brackets is taken for markup; an example has a line of its own."""
+    command = get_command(app)
+    for name in path:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    source = command.help if not path else inspect.getdoc(command.callback)
+    written = re.sub(r"\[/?bold\]", "", source or "").replace("\\[", "[")
+    done = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0 and words(written) in words(done.output)
+    printed = {line.strip() for line in done.output.splitlines()}
+    for line in re.split(r"\n{2,}|\n(?=  )", re.sub(r"(?<=\S)\n(?=\S)", " ", written)):
+        whole = textwrap.wrap(line.strip(), 999 if line.startswith(" ") else 78, **WRAPPED)
+        assert printed >= {part.strip() for part in whole}, line
+
+
 def test_help_has_the_examples_and_the_exit_statuses() -> None:
     result = invoke("--help")
     text = words(result.output)
@@ -70,7 +96,7 @@ def test_help_has_the_examples_and_the_exit_statuses() -> None:
     for example in (
         "flwr-dmml simulate examples/quickstart",
         "flwr-dmml simulate examples/quickstart --nodes 24 --set method=dsgdm",
-        "--set topology=torus --set alpha=0.1 --set seed=3",
+        "--set topology=torus --set seed=3",
         "--set dmml-kd.distillation=false",
     ):
         assert example in text
@@ -113,6 +139,7 @@ def test_list_methods() -> None:
         "qg-dsgdm-n",
         "relaysgd",
     ]
+    assert ":class:" not in result.stdout and "``" not in result.stdout
     for paper in ("Lian et al., NeurIPS 2017", "Yin, Chen and Tao, IEEE TMC 2024", "baseline"):
         assert paper in words(result.stdout)
 
@@ -124,7 +151,7 @@ def test_list_settings() -> None:
     assert set(listed) >= every_key()
     text = words(result.stdout)
     for key, info in every_setting(find_parts()):
-        assert f"│ {key} │ {info.default!r} │ {info.description} │" in text
+        assert f"│ {key} │ {json.dumps(info.default)} │ {info.description} │" in text
 
 
 def test_list_settings_on_a_narrow_terminal() -> None:

@@ -182,10 +182,10 @@ def test_a_program_of_onnx_that_is_given_sound_and_pixels(made: Path, tmp_path: 
 
 
 @pytest.mark.skipif(find_spec("executorch") is None, reason="needs the extra 'executorch'")
-def test_a_program_of_executorch_that_is_given_sound(made: Path, tmp_path: Path):
-    told = export_model(
-        load_model(made), tmp_path / "app.pte", "executorch", modalities=["mic-1"], raw=True
-    )
+def test_a_program_of_executorch_that_is_given_sound_and_pixels(made: Path, tmp_path: Path):
+    """The whole model, with both front ends."""
+    told = export_model(load_model(made), tmp_path / "app.pte", "executorch", raw=True)
+    assert [*told.inputs] == ["mic_1", "eye", "belt"]
     assert told.difference < 1e-5 and (tmp_path / "app.pte").stat().st_size > 10_000
 
 

@@ -41,7 +41,7 @@ def run(line: str) -> str:
 
 def test_the_page_from_start_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """All its commands, in order, but for the engine and pip, whose work is done here."""
-    make, look, simulate, report, partition, install, simulate_noise = commands(PAGE)
+    make, look, simulate, report, predict, partition, install, simulate_noise = commands(PAGE)
     run(make)
     assert "song" in (told := run(look)) and "garden" not in told
     manifest = (folder / "birds" / "manifest.csv").read_text()
@@ -52,6 +52,7 @@ def test_the_page_from_start_to_end(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert json.loads(lines[-1])["accuracy"] == 1
     run(report)
     assert (folder / "runs" / "birds" / "report.html").stat().st_size > 100_000
+    assert run(predict).splitlines()[1].startswith("birds/wren4.wav,wren,")
 
     run(partition)
     owned = [read_about(part_folder(folder / "bird-parts", k)).modalities for k in range(3)]

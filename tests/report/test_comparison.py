@@ -600,13 +600,15 @@ def test_latex_compiles(graphs: Path, tmp_path: Path) -> None:
     asked = ("--by", "topology", "--columns", "accuracy,difference,worst", "--percent")
     assert invoke("compare", graphs, "-o", tmp_path / "c.html", *files, *asked).exit_code == 0
     (tmp_path / "paper.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{array,booktabs,longtable}\n"
+        "\\documentclass{article}\n\\usepackage{array,booktabs,graphicx,longtable}\n"
         "\\begin{document}\n\\input{table}\n\\appendix\n\\input{appendix}\n\\end{document}\n"
     )
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000
+    too_wide = re.findall(r"Overfull .hbox \((\d+)", done.stdout)
+    assert not [points for points in map(int, too_wide) if points > 10], too_wide
 
 
 def test_figures_as_pdf(graphs: Path, tmp_path: Path) -> None:

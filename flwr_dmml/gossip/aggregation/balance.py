@@ -14,10 +14,12 @@ class BalanceOptions(Group):
     """The options of BALANCE."""
 
     gamma: float = Field(
-        0.3, gt=0, description="radius of acceptance at first, in norms of the own vector"
+        0.3, gt=0, description="first radius of acceptance, in norms of the device's own vector"
     )
-    kappa: float = Field(1.0, ge=0, description="its decay: exp(-kappa) times that by the end")
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of the own vector")
+    kappa: float = Field(
+        1.0, ge=0, description="its decay: at the end it is exp(-kappa) times the first"
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the device's own vector")
 
 
 class Balance(Weighing):

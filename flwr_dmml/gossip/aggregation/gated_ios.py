@@ -24,12 +24,12 @@ class GatedIosOptions(Group):
     gate: float = Field(
         3.0,
         ge=0,
-        description="take back what is dropped if up to so many times as far as the farthest kept",
+        description="take back a dropped copy up to this many times as far as the farthest kept",
     )
     along: float = Field(
         0.5,
         ge=0,
-        description="drop what differs along the mean by so many times that distance; 0: off",
+        description="drop a copy that differs along the mean by this many times that; 0: off",
     )
     ahead: float = Field(
         0.2,
@@ -40,7 +40,7 @@ class GatedIosOptions(Group):
     reach: float = Field(
         0.9,
         ge=0,
-        description="drop what is farther from the own vector than so many of its norms; 0: off",
+        description="drop a copy farther from one's own than this many of its norms; 0: off",
     )
 
 

@@ -8,9 +8,10 @@ from .rule import AggregationRule
 
 
 class Mean(AggregationRule):
-    """``x_k <- w_kk x_k + sum_j w_kj x_j``, in float32, in the order of the neighbours.
+    """The weighted mean of the own copy and the neighbours'.
 
-    With doubly stochastic weights it keeps the mean over the devices.
+    ``x_k <- w_kk x_k + sum_j w_kj x_j``, in float32, in the order of the neighbours. With doubly
+    stochastic weights it keeps the mean over the devices.
 
     References
     ----------

@@ -19,11 +19,11 @@ class ScclipOptions(Group):
 
 
 class Scclip(Weighing):
-    """Self-centred clipping: ``own + sum_j w_j min(1, T / |x_j - own|) (x_j - own)``.
+    """Self-centred clipping: what is far from the own copy counts as if it were nearer.
 
-    T is ``radius``, or ``T^2 = sum_honest w_j |x_j - own|^2 / sum_liars w_j`` with the farthest
-    copies for liars, as many as are assumed. Unless something is clipped, the mean over the devices
-    is kept.
+    ``own + sum_j w_j min(1, T / |x_j - own|) (x_j - own)``. T is ``radius``, or ``T^2 = sum_honest
+    w_j |x_j - own|^2 / sum_liars w_j`` with the farthest copies for liars, as many as are assumed.
+    Unless something is clipped, the mean over the devices is kept.
 
     References
     ----------
