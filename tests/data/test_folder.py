@@ -295,7 +295,7 @@ def test_every_wrong_row_is_named_at_once(tmp_path):
         f"  line 4: its split is 'valid'; {allowed}",
         "  line 5: its label '7' is none of 0, 1, 2",
         "  line 5: its id '3' is that of line 4",
-        "  line 10: it has no label",
+        "  line 10: it has no label (write its class, or delete the row)",
         "  line 10: it has no node",
         "  line 11: 3 columns, expected 7",
         "  line 3, photo 'cut.png': the image cannot be read: image file is truncated",

@@ -334,7 +334,7 @@ def _check_rows(
         if label not in known:
             if is_missing(label):
                 told = f": '{label}' is a missing value" if label else ""
-                problems.add(where, f"it has no label{told}")
+                problems.add(where, f"it has no label{told} (write its class, or delete the row)")
             else:
                 problems.add(where, f"its label '{label}' is none of {', '.join(classes)}")
         if split not in SPLITS:
