@@ -18,6 +18,7 @@ from ..methods.modality_dropout import ModalityDropout, ModalityDropoutOptions
 from ..methods.modality_mirror import MirrorOptions, ModalityMirror
 from ..methods.moon import Moon, MoonOptions
 from ..methods.ogm_ge import OgmGe, OgmGeOptions
+from ..methods.opm import Opm, OpmOptions
 from ..methods.presets import D2, DPSGD, DSGDm, QgDsgdm, QgDsgdmN, RelaySGD
 from ..methods.registry import find_methods
 from .app import make_client_app
@@ -58,6 +59,8 @@ __all__ = [
     "NonFiniteModelError",
     "OgmGe",
     "OgmGeOptions",
+    "Opm",
+    "OpmOptions",
     "QgDsgdm",
     "QgDsgdmN",
     "RelaySGD",

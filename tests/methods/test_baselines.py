@@ -16,7 +16,10 @@ from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.tracking.records import RoundRecord
 
-BASELINES = ("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge")
+BASELINES = (
+    *("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge"),
+    *("opm",),
+)
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "modality-pattern": "audio+image"}
 
 
@@ -83,6 +86,7 @@ def plain_dpsgd() -> tuple[list[RoundRecord], dict[int, dict[str, Any]]]:
         ("modality-dropout", {"p": 0.0}),
         ("moon", {"mu": 0.0}),
         ("ogm-ge", {"alpha": 0.0}),
+        ("opm", {"p": 0.0}),
     ],
 )
 def test_without_its_own_term_each_is_dpsgd_bit_for_bit(method: str, options: dict[str, Any]):
@@ -106,7 +110,7 @@ def test_with_its_defaults_each_is_something_else(method: str):
     assert any(not torch.equal(final[2][name], plain[2][name]) for name in plain[2])
 
 
-@pytest.mark.parametrize("method", ["greedy", "modality-dropout", "ogm-ge"])
+@pytest.mark.parametrize("method", ["greedy", "modality-dropout", "ogm-ge", "opm"])
 def test_what_balances_modalities_leaves_devices_with_one_alone(method: str):
     """Four rounds of a device with a microphone are those of D-PSGD."""
     config = {**CONFIG, "modality-pattern": "audio"}
