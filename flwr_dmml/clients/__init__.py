@@ -14,11 +14,13 @@ from ..methods.harmony import Harmony, HarmonyOptions
 from ..methods.idkd import Idkd, IdkdOptions
 from ..methods.kd import Kd, KdOptions
 from ..methods.local import Local
+from ..methods.mmpareto import MmPareto, MmParetoOptions
 from ..methods.modality_dropout import ModalityDropout, ModalityDropoutOptions
 from ..methods.modality_mirror import MirrorOptions, ModalityMirror
 from ..methods.moon import Moon, MoonOptions
 from ..methods.ogm_ge import OgmGe, OgmGeOptions
 from ..methods.opm import Opm, OpmOptions
+from ..methods.pmr import Pmr, PmrOptions
 from ..methods.presets import D2, DPSGD, DSGDm, QgDsgdm, QgDsgdmN, RelaySGD
 from ..methods.registry import find_methods
 from .app import make_client_app
@@ -51,6 +53,8 @@ __all__ = [
     "Learner",
     "Local",
     "MirrorOptions",
+    "MmPareto",
+    "MmParetoOptions",
     "ModalityDropout",
     "ModalityDropoutOptions",
     "ModalityMirror",
@@ -61,6 +65,8 @@ __all__ = [
     "OgmGeOptions",
     "Opm",
     "OpmOptions",
+    "Pmr",
+    "PmrOptions",
     "QgDsgdm",
     "QgDsgdmN",
     "RelaySGD",

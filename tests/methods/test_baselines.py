@@ -18,7 +18,7 @@ from flwr_dmml.tracking.records import RoundRecord
 
 BASELINES = (
     *("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge"),
-    *("opm",),
+    *("opm", "pmr"),
 )
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "modality-pattern": "audio+image"}
 
@@ -87,6 +87,7 @@ def plain_dpsgd() -> tuple[list[RoundRecord], dict[int, dict[str, Any]]]:
         ("moon", {"mu": 0.0}),
         ("ogm-ge", {"alpha": 0.0}),
         ("opm", {"p": 0.0}),
+        ("pmr", {"alpha": 0.0}),
     ],
 )
 def test_without_its_own_term_each_is_dpsgd_bit_for_bit(method: str, options: dict[str, Any]):
