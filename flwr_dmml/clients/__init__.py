@@ -4,6 +4,7 @@ from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.nonfinite import NonFiniteModelError
 from ..methods.ccl import Ccl, CclOptions
+from ..methods.di_mml import DiMml, DiMmlOptions
 from ..methods.dmml_kd import DmmlKd, DmmlKdOptions
 from ..methods.fedcmi import FedCmi, FedCmiOptions
 from ..methods.fedgen import FedGen, FedGenOptions
@@ -14,12 +15,16 @@ from ..methods.harmony import Harmony, HarmonyOptions
 from ..methods.idkd import Idkd, IdkdOptions
 from ..methods.kd import Kd, KdOptions
 from ..methods.local import Local
+from ..methods.mfcpl import Mfcpl, MfcplOptions
+from ..methods.mla import Mla, MlaOptions
 from ..methods.mmpareto import MmPareto, MmParetoOptions
 from ..methods.modality_dropout import ModalityDropout, ModalityDropoutOptions
 from ..methods.modality_mirror import MirrorOptions, ModalityMirror
 from ..methods.moon import Moon, MoonOptions
 from ..methods.ogm_ge import OgmGe, OgmGeOptions
 from ..methods.opm import Opm, OpmOptions
+from ..methods.parse import Parse, ParseOptions
+from ..methods.pmcmfl import PmcmFl, PmcmFlOptions
 from ..methods.pmr import Pmr, PmrOptions
 from ..methods.presets import D2, DPSGD, DSGDm, QgDsgdm, QgDsgdmN, RelaySGD
 from ..methods.registry import find_methods
@@ -32,6 +37,8 @@ __all__ = [
     "Ccl",
     "CclOptions",
     "DSGDm",
+    "DiMml",
+    "DiMmlOptions",
     "DmmlKd",
     "DmmlKdOptions",
     "FedCmi",
@@ -52,7 +59,11 @@ __all__ = [
     "KdOptions",
     "Learner",
     "Local",
+    "Mfcpl",
+    "MfcplOptions",
     "MirrorOptions",
+    "Mla",
+    "MlaOptions",
     "MmPareto",
     "MmParetoOptions",
     "ModalityDropout",
@@ -65,6 +76,10 @@ __all__ = [
     "OgmGeOptions",
     "Opm",
     "OpmOptions",
+    "Parse",
+    "ParseOptions",
+    "PmcmFl",
+    "PmcmFlOptions",
     "Pmr",
     "PmrOptions",
     "QgDsgdm",

@@ -1,5 +1,6 @@
 """Losses of the methods, one a file, each a pure function on tensors."""
 
+from .alignment import alignment_loss, unit
 from .cross_entropy import cross_entropies, cross_entropy
 from .distillation import distillation_loss
 from .diversity import diversity_loss
@@ -10,6 +11,7 @@ from .orthogonality import orthogonality_loss
 from .similarity import similarity_loss
 
 __all__ = [
+    "alignment_loss",
     "class_temperatures",
     "cross_entropies",
     "cross_entropy",
@@ -22,4 +24,5 @@ __all__ = [
     "orthogonality_loss",
     "sampling_distribution",
     "similarity_loss",
+    "unit",
 ]

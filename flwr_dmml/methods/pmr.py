@@ -71,11 +71,11 @@ class Pmr(Prototyped):
         for m in self.partition.modalities:
             new, has = self.prototypes[f"prototypes.{m}"], self.prototypes[f"has.{m}"]
             old = self.memory.get(f"pmr.{m}", new.cpu()).to(new.device)
-            there = self.memory.get(f"pmr-has.{m}", has.cpu()).to(has.device)
+            there = self.memory.get(f"pmr-has.{m}", has.cpu()).to(has.device) > 0
             both = torch.lerp(new, old, self.options.keep)
             known = torch.where((has & there)[:, None], both, torch.where(has[:, None], new, old))
             self.prototypes |= {f"prototypes.{m}": known, f"has.{m}": has | there}
-            self.memory |= {f"pmr.{m}": known.cpu(), f"pmr-has.{m}": (has | there).cpu()}
+            self.memory |= {f"pmr.{m}": known.cpu(), f"pmr-has.{m}": (has | there).float().cpu()}
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
@@ -102,7 +102,7 @@ def closeness(z: Tensor, prototypes: Tensor, has: Tensor) -> Tensor:
         ``[..., classes, length]``, and which of them there are, ``[..., classes]`` bool.
     """
     squares = (z[..., :, None, :] - prototypes[..., None, :, :]).square().mean(dim=-1)
-    return (-(squares + 1e-12).sqrt()).masked_fill(~has[..., None, :], -1e4)
+    return (-(squares + 1e-6).sqrt()).masked_fill(~has[..., None, :], -1e4)
 
 
 def weights(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..gossip.aggregation.median import median_of_those
 from ..learning.batch import BATCH, batch_of
 from ..learning.learner import Learner
+from ..losses import cross_entropies, unit
 from ..models import Features
 from ..payload.blocks import STATISTICS
 from ..payload.plan import Inbox, Plan
@@ -111,14 +112,17 @@ class Prototyped(Learner):
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Find the own prototypes, and average those of the neighbourhood."""
-        self.memory |= class_means(
-            self, lambda x: {f".{m}": z for m, z in self.features(x).items()}
-        )
+        self.find_prototypes()
         self.prototypes: dict[str, Tensor] = {}
         for m in self.modalities:
             means, counts = averaged(self, inbox, self.length(), f".{m}")
             self.prototypes[f"prototypes.{m}"] = means.to(self.device)
             self.prototypes[f"has.{m}"] = (counts > 0).to(self.device)
+
+    def find_prototypes(self) -> None:
+        """Find the mean features of the own samples."""
+        named = lambda x: {f".{m}": z for m, z in self.features(x).items()}  # noqa: E731
+        self.memory |= class_means(self, named)
 
     def fixed(self) -> dict[str, Tensor]:
         """Return the prototypes, and which of them there are."""
@@ -132,3 +136,24 @@ class Prototyped(Learner):
 def whole(features: Features) -> dict[str, Tensor]:
     """Return the common and the specific half of each modality's feature together."""
     return {m: torch.cat([c, features.specific[m]], dim=-1) for m, c in features.common.items()}
+
+
+def contrast(
+    z: Tensor, prototypes: Tensor, has: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """Return ``mean_i -log softmax_c( cos(z_i, p_c) / T )[y_i]``, ``[...]``.
+
+    Parameters
+    ----------
+    z, labels : Tensor
+        Features ``[..., batch, length]`` and classes ``[..., batch]``.
+    prototypes, has : Tensor
+        p ``[..., classes, length]``, and which of them there are, ``[..., classes]``: not 0. A
+        sample of a class without one adds 0.
+    temperature : float
+        T > 0.
+    """
+    cosines = (unit(z)[..., :, None, :] * unit(prototypes)[..., None, :, :]).sum(dim=-1)
+    near = cosines.masked_fill((has == 0)[..., None, :], -1e4) / temperature
+    there = (has != 0).take_along_dim(labels, dim=-1)
+    return (cross_entropies(near, labels) * there).mean(dim=-1)

@@ -18,7 +18,7 @@ from flwr_dmml.tracking.records import RoundRecord
 
 BASELINES = (
     *("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge"),
-    *("opm", "pmr"),
+    *("mfcpl", "opm", "pmr"),
 )
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "modality-pattern": "audio+image"}
 
@@ -83,6 +83,7 @@ def plain_dpsgd() -> tuple[list[RoundRecord], dict[int, dict[str, Any]]]:
         ("fedproto", {"weight": 0.0}),
         ("fedprox", {"mu": 0.0}),
         ("greedy", {"steps": 0}),
+        ("mfcpl", {"shared": 0.0, "specific": 0.0, "alignment": 0.0}),
         ("modality-dropout", {"p": 0.0}),
         ("moon", {"mu": 0.0}),
         ("ogm-ge", {"alpha": 0.0}),
