@@ -48,7 +48,7 @@ class Parse(Learner):
     - "both": encoders and heads, as in the two before.
 
     The last three are the paper's baselines DSGD-Task, DSGD-Modality and DSGD-Hybrid on the same
-    model and losses: only what is shared differs.
+    model. They know no slices: they minimise the cross-entropy of the prediction, nothing else.
 
     The slices, their heads and who shares them are the paper's; the losses and their weights are
     this project's reconstruction. The slice is a third of ``common-dim + specific-dim``. A device
@@ -101,6 +101,8 @@ class Parse(Learner):
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the class docstring."""
         o, y, z = self.options, batch.labels, self.model.encode(batch.inputs)
+        if o.share != "slices":
+            return self.cross_entropy(self.model.fuse(z), y)
         redundant, unique, synergistic = self.model.heads(z)
         loss = self.cross_entropy(redundant, y)
         loss = loss + total(self.cross_entropy(logits, y) for logits in unique) / len(unique)
