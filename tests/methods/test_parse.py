@@ -61,7 +61,7 @@ def test_the_loss_by_hand():
     alone = batch.only(["audio"])
     apart = orthogonality_loss(z.redundant["audio"], z.unique["audio"])
     found = learner.loss_of(alone).item()
-    assert found == pytest.approx(2 * log(10) + 2 * float(apart), abs=1e-4)
+    assert found == pytest.approx(2 * log(10) + 2 * apart.item(), abs=1e-4)
 
 
 def test_who_shares_what():

@@ -329,7 +329,10 @@ def test_models_of_many_modalities(kind: str, count: int) -> None:
         if kind == "experts":
             return ExpertsClassifier(owned, 3, width=7)
         if kind == "slots":
-            return SlotClassifier(owned, every, 3, width=7)
+            slots = SlotClassifier(owned, every, 3, width=7)
+            for m in every:
+                slots.prototypes.put(m, torch.randn(3, 7), torch.tensor([1.0, 0, 1]))
+            return slots.requires_grad_()  # the prototypes as well
         if kind == "slices":
             return SlicedClassifier(owned, 3, width=7)
         return ModalityNetworks(owned, every, 3, width=7)
