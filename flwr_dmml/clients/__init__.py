@@ -4,6 +4,7 @@ from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.nonfinite import NonFiniteModelError
 from ..methods.ccl import Ccl, CclOptions
+from ..methods.creamfl import CreamFl, CreamFlOptions
 from ..methods.di_mml import DiMml, DiMmlOptions
 from ..methods.dmml_kd import DmmlKd, DmmlKdOptions
 from ..methods.fedcmi import FedCmi, FedCmiOptions
@@ -36,6 +37,8 @@ __all__ = [
     "Batch",
     "Ccl",
     "CclOptions",
+    "CreamFl",
+    "CreamFlOptions",
     "DSGDm",
     "DiMml",
     "DiMmlOptions",

@@ -8,6 +8,7 @@ from .ensemble import ensemble_loss, label_weights, sampling_distribution
 from .infiltration import class_temperatures, infiltration_loss
 from .latent_distillation import latent_distillation_loss
 from .orthogonality import orthogonality_loss
+from .ranking import rank_loss
 from .similarity import similarity_loss
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "label_weights",
     "latent_distillation_loss",
     "orthogonality_loss",
+    "rank_loss",
     "sampling_distribution",
     "similarity_loss",
     "unit",

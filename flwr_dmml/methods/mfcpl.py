@@ -1,7 +1,5 @@
 """MFCPL: features follow the prototypes of all modalities, those that a device lacks included."""
 
-from collections.abc import Collection
-from dataclasses import replace
 from itertools import combinations
 from typing import ClassVar
 
@@ -13,19 +11,19 @@ from ..learning.optimisers import total
 from ..learning.options import Options
 from ..payload.plan import Inbox, Plan
 from .prototypes import Prototyped, contrast, whole
+from .statistics_only import StatisticsOnly, StatisticsOnlyOptions
 
 
-class MfcplOptions(Options):
-    """Weights of the terms, this project's; and whether models are exchanged."""
+class MfcplOptions(StatisticsOnlyOptions):
+    """Weights of the terms, this project's."""
 
     shared: float = Field(1.0, ge=0, description="weight of the shared prototypes' distance (CMPR)")
     specific: float = Field(1.0, ge=0, description="weight of the own prototypes' contrast (CMPC)")
     alignment: float = Field(1.0, ge=0, description="weight of the modalities' distance (CMA)")
     temperature: float = Field(0.5, gt=0, description="temperature of the contrast")
-    blocks: bool = Field(True, description="exchange models too; false: prototypes only")
 
 
-class Mfcpl(Prototyped):
+class Mfcpl(StatisticsOnly, Prototyped):
     """Plain gossip with cross prototypes of all modalities.
 
     With the class means p_c^m of each modality's features z^m = [c^m; s^m], which the neighbourhood
@@ -57,14 +55,6 @@ class Mfcpl(Prototyped):
     options_type: ClassVar[type[Options]] = MfcplOptions
     stacks: ClassVar[bool] = True
     options: MfcplOptions
-
-    def sends(self, plan: Plan) -> Collection[str]:
-        """Return all blocks, or none."""
-        return super().sends(plan) if self.options.blocks else ()
-
-    def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
-        """Mix what is sent."""
-        return super().mix(plan if self.options.blocks else replace(plan, weights={}), inbox)
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Average the prototypes, over the modalities as well."""

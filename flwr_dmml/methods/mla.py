@@ -5,14 +5,13 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.optimisers import total
 from ..learning.options import Options
 from ..learning.settings import DeviceSettings
-from ..losses import cross_entropies
+from ..losses import cross_entropies, rank_loss
 from ..models.experts import ExpertsClassifier, energy
 from ..models.stacked import product
 from ..payload.plan import Inbox, Plan
@@ -133,7 +132,9 @@ class Mla(Learner):
         if self.options.variant == "qmf" and len(alone) > 1:
             loss = loss + self.cross_entropy(self.model.decide(z), y)
             if self.options.rank_weight:
-                loss = loss + self.options.rank_weight * total(rank(o, y) for o in alone.values())
+                loss = loss + self.options.rank_weight * total(
+                    rank_loss(energy(o), cross_entropies(o, y)) for o in alone.values()
+                )
         return loss
 
     @torch.no_grad()
@@ -174,12 +175,3 @@ def narrowed(p: Tensor, r: Tensor, small: Tensor, norm: float) -> Tensor:
     new = p - k[..., :, None] * k[..., None, :] / inner[..., None, None]
     length = new.flatten(-2).square().sum(dim=-1).sqrt()
     return new * (norm / length)[..., None, None]
-
-
-def rank(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return QMF's rank loss ``[...]`` of logits ``[..., batch, classes]``; see :class:`Mla`."""
-    sure, losses = energy(logits), cross_entropies(logits, labels).detach()
-    low, high = losses.amin(dim=-1, keepdim=True), losses.amax(dim=-1, keepdim=True)
-    losses = (losses - low) / (high - low).clamp_min(1e-12)
-    apart = losses - losses.roll(-1, dims=-1)
-    return F.relu(apart.sign() * (sure - sure.roll(-1, dims=-1)) + apart.abs()).mean(dim=-1)

@@ -91,6 +91,7 @@ def test_list_methods() -> None:
     assert result.exit_code == 0
     assert first_cells(result.stdout) == [
         "ccl",
+        "creamfl",
         "d2",
         "di-mml",
         "dmml",

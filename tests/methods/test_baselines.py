@@ -18,9 +18,14 @@ from flwr_dmml.tracking.records import RoundRecord
 
 BASELINES = (
     *("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge"),
-    *("mfcpl", "opm", "pmr"),
+    *("creamfl", "mfcpl", "opm", "pmr"),
 )
-CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "modality-pattern": "audio+image"}
+CONFIG: dict[str, Any] = {
+    **FAST,
+    "num-nodes": 3,
+    "modality-pattern": "audio+image",
+    "public.samples": 20,
+}
 
 
 def learner_of(method: str, node: int = 0, **options: Any) -> Learner:
@@ -78,6 +83,7 @@ def plain_dpsgd() -> tuple[list[RoundRecord], dict[int, dict[str, Any]]]:
 @pytest.mark.parametrize(
     "method, options",
     [
+        ("creamfl", {"weight": 0.0, "distil": 0.0}),
         ("fedgen", {"generator": False, "distillation": False}),
         ("fedgen", {"guidance": 0.0, "generator-steps": 5}),
         ("fedproto", {"weight": 0.0}),

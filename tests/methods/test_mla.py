@@ -14,8 +14,10 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import Batch, Mla, MlaOptions
 from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.learning.work import measure_work
-from flwr_dmml.methods.mla import narrowed, rank
+from flwr_dmml.losses import cross_entropies, rank_loss
+from flwr_dmml.methods.mla import narrowed
 from flwr_dmml.models import weigh
+from flwr_dmml.models.experts import energy
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import Settings
 
@@ -124,6 +126,10 @@ def test_the_projection_survives_and_rounds_are_the_same(unit: bool):
     assert int(one.memory["turns"]) == 12
     norm = float(one.memory["projection"].norm())
     assert norm == pytest.approx(1.0 if unit else 8.0, rel=1e-4)
+
+
+def rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return rank_loss(energy(logits), cross_entropies(logits, labels))
 
 
 def test_the_rank_loss_by_hand():
