@@ -9,11 +9,13 @@ import torch
 from helpers import FAST, FEW_STEPS, PLAIN, Recording, make_learner, run_peers
 
 from flwr_dmml.clients import Batch, Learner, Moon, find_methods
+from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.methods.moon import contrastive_loss, representation
 from flwr_dmml.models import Features
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Plan
+from flwr_dmml.settings import Settings
 from flwr_dmml.tracking.records import RoundRecord
 
 BASELINES = (
@@ -139,6 +141,24 @@ def test_the_second_round_goes_on_from_the_state(method: str):
     a, b = one.run_round(Plan(3, 4), {}), two.run_round(Plan(3, 4), {})
     assert a.metrics == b.metrics
     assert all(torch.equal(a.payload[name], b.payload[name]) for name in a.payload)
+
+
+@pytest.mark.parametrize("method", ["mfcpl", "ogm-ge", "opm", "pmr"])
+def test_three_modalities_of_which_samples_lack_some(method: str):
+    """Three rounds; the numbers of a second device with the same data are the same."""
+    source = {m: Modality("vector", (3,)) for m in "abc"}
+    inputs = {m: torch.randn(16, 3) for m in source}
+    present = {m: torch.arange(16) % 4 != k for k, m in enumerate(source)}
+    samples = Samples(inputs, torch.arange(16) % 4, present=present)
+    partition = Partition(0, tuple(source), samples, samples, source, 4, samples)
+    kind = find_methods()[method]
+    settings = Settings(local_iterations=3, batch_size=8, num_server_rounds=3)
+    one, two = (kind(partition, settings, kind.options_type()) for _ in range(2))
+    for t in (1, 2, 3):
+        plan = Plan(t, 3, phase=one.options.phase(t, 3), evaluate=True)
+        a, b = (learner.run_round(plan, {}) for learner in (one, two))
+        assert a.metrics == b.metrics and isfinite(a.metrics["train.loss"])
+        assert "test.without.b" in a.metrics
 
 
 # FedProx
