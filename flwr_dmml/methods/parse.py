@@ -48,7 +48,8 @@ class Parse(Learner):
     - "both": encoders and heads, as in the two before.
 
     The last three are the paper's baselines DSGD-Task, DSGD-Modality and DSGD-Hybrid on the same
-    model. They know no slices: they minimise the cross-entropy of the prediction, nothing else.
+    model. They know no slices: they add up the three heads, as one head on all of a feature, and
+    minimise the cross-entropy of that, nothing else.
 
     The slices, their heads and who shares them are the paper's; the losses and their weights are
     this project's reconstruction. The slice is a third of ``common-dim + specific-dim``. A device
@@ -75,6 +76,7 @@ class Parse(Learner):
             {m: self.partition.source_modalities[m] for m in self.partition.modalities},
             self.partition.num_classes,
             width=max(1, (s.common_dim + s.specific_dim) // 3),
+            summed=self.options.share != "slices",
             choice=s.encoder_choice,
             seed=s.seed,
         )

@@ -181,15 +181,18 @@ class Sliced(Built):
 
     kind: Literal["sliced"] = "sliced"
     width: Width
+    summed: bool
 
     @classmethod
     def of(cls, model: SlicedClassifier) -> Self:
         """Return that of a model."""
-        return cls(encoders=names(model.choice), width=model.width)
+        return cls(encoders=names(model.choice), width=model.width, summed=model.summed)
 
     def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
         """Return a fresh model."""
-        return SlicedClassifier(modalities, classes, width=self.width, choice=self.choice)
+        return SlicedClassifier(
+            modalities, classes, width=self.width, summed=self.summed, choice=self.choice
+        )
 
 
 Architecture = Annotated[

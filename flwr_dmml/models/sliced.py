@@ -27,8 +27,8 @@ class Slices:
 class SlicedClassifier(ModalityModel):
     """Encoders whose output is cut in three equal slices [r; u; s], with a head for each kind.
 
-    The logits are the mean over the slices of ``h_R(mean_m r^m)``, ``mean_m h_U^m(u^m)`` and, of
-    several modalities, ``sum_m S^m s^m``.
+    The logits are the mean of ``h_R(mean_m r^m)``, ``mean_m h_U^m(u^m)`` and, of several
+    modalities, ``sum_m S^m s^m``, or their sum where ``summed``: heads that are trained as one.
 
     Parameters
     ----------
@@ -38,6 +38,8 @@ class SlicedClassifier(ModalityModel):
         Number of classes.
     width : int
         Length of a slice.
+    summed : bool
+        Whether the heads' logits are added up.
     choice : EncoderChoice
         Which encoder reads which kind of modality.
     seed : int
@@ -50,11 +52,12 @@ class SlicedClassifier(ModalityModel):
         num_classes: int,
         *,
         width: int = 21,
+        summed: bool = False,
         choice: EncoderChoice = DEFAULT_CHOICE,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.width, self.choice = width, choice
+        self.width, self.summed, self.choice = width, summed, choice
         with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
 
             def fresh(name: str) -> None:
@@ -96,8 +99,9 @@ class SlicedClassifier(ModalityModel):
     def fuse(self, z: Slices) -> Tensor:
         """Classify from all slices: ``[batch, classes]``."""
         redundant, unique, synergistic = self.heads(z)
-        logits = redundant + reduce(torch.add, unique) / len(unique)
-        return reduce(torch.add, synergistic, logits) / (2 + len(synergistic))
+        kinds = [redundant, reduce(torch.add, unique) / len(unique), *synergistic]
+        logits = reduce(torch.add, kinds)
+        return logits if self.summed else logits / len(kinds)
 
     def logits(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]

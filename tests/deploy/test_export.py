@@ -99,7 +99,7 @@ MODELS = {
     "two projectors": lambda: make_model(TwoProjectorClassifier, "mic-1", "belt"),
     "experts": lambda: make_model(ExpertsClassifier),
     "one head": lambda: make_model(ExpertsClassifier, own=False, fused=False, weighing="entropy"),
-    "slices": lambda: make_model(SlicedClassifier),
+    "slices": lambda: make_model(SlicedClassifier, summed=True),
     "slots": with_prototypes,
     "softmaxes": lambda: make_model(ModalityNetworks),
     "fusion": with_the_fusion,

@@ -99,6 +99,20 @@ def test_a_camera_hears_of_sounds():
     image.run_round(Plan(2, 2), {0: payload})
 
 
+def test_prototypes_are_medians_under_robust_aggregation():
+    """Of p, p + 1 and p + 2 with a million samples: p + 1."""
+    learner = mfcpl({**CONFIG, "aggregation": "median"})
+    learner.find_prototypes()
+    key, count = "prototypes.audio", "prototype-counts.audio"
+    own, there = learner.memory[key].clone(), learner.memory[count] > 0
+    inbox = {
+        j: {STATISTICS + key: own + j, STATISTICS + count: torch.full((10,), n)}
+        for j, n in ((1, 1.0), (2, 1e6))
+    }
+    learner.before_training(Plan(2, 1), inbox)
+    assert torch.allclose(learner.prototypes[key][there], (own + 1)[there], atol=1e-5)
+
+
 def test_prototypes_only():
     """Blocks are neither sent nor mixed; prototypes are."""
     learner = mfcpl(blocks=False)

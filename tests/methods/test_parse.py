@@ -34,7 +34,7 @@ def first(learner: Parse) -> Batch:
 def test_the_prediction_by_hand():
     """Slices of one feature; r = 2 and 4, u = 1 and 3, s = 1 and 2, weights (1, 0) everywhere.
 
-    R: 3; U: 2; S: 1 + 2 = 3; their mean is 8/3. From a alone: (2 + 1) / 2.
+    R: 3; U: 2; S: 1 + 2 = 3; their mean is 8/3, their sum 8. From a alone: (2 + 1) / 2.
     """
     model = SlicedClassifier({m: Modality("vector", (3,)) for m in "ab"}, 2, width=1)
     model.encoders["a"] = model.encoders["b"] = torch.nn.Identity()
@@ -44,6 +44,8 @@ def test_the_prediction_by_hand():
     inputs = {"a": torch.tensor([[2.0, 1.0, 1.0]]), "b": torch.tensor([[4.0, 3.0, 2.0]])}
     assert model(inputs)[0].tolist() == pytest.approx([8 / 3, 0])
     assert model({"a": inputs["a"]})[0].tolist() == pytest.approx([1.5, 0])
+    model.summed = True
+    assert model(inputs)[0].tolist() == pytest.approx([8, 0])
 
 
 def test_the_loss_by_hand():
@@ -89,9 +91,9 @@ def test_the_baselines_are_gossip_on_the_same_model_and_only_what_is_sent_differ
     learners = [parse(share=share) for share in SHARES]
     batch = first(learners[0])
     logits = [learner.model(batch.inputs) for learner in learners]
-    assert all(torch.equal(logits[0], x) for x in logits)
+    assert all(torch.allclose(3 * logits[0], x, atol=1e-5) for x in logits[1:])
     for learner in learners[1:]:
-        expected = learner.cross_entropy(logits[0], batch.labels)
+        expected = learner.cross_entropy(logits[1], batch.labels)
         assert torch.equal(learner.loss_of(batch), expected)
     for learner in learners:
         learner.run_round(Plan(1, 3), {})
