@@ -94,6 +94,9 @@ class Pmr(Prototyped):
 def closeness(z: Tensor, prototypes: Tensor, has: Tensor) -> Tensor:
     """Return ``-||z_i - p_c|| / sqrt(length)`` ``[..., batch, classes]``, very low without a p_c.
 
+    It is smoothed below .001: the direction of less is rounding errors, such as of a sample that is
+    the only one of its class.
+
     Parameters
     ----------
     z : Tensor
