@@ -4,6 +4,8 @@ from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.nonfinite import NonFiniteModelError
 from ..methods.ccl import Ccl, CclOptions
+from ..methods.creamfl import CreamFl, CreamFlOptions
+from ..methods.di_mml import DiMml, DiMmlOptions
 from ..methods.dmml_kd import DmmlKd, DmmlKdOptions
 from ..methods.fedcmi import FedCmi, FedCmiOptions
 from ..methods.fedgen import FedGen, FedGenOptions
@@ -14,10 +16,17 @@ from ..methods.harmony import Harmony, HarmonyOptions
 from ..methods.idkd import Idkd, IdkdOptions
 from ..methods.kd import Kd, KdOptions
 from ..methods.local import Local
+from ..methods.mfcpl import Mfcpl, MfcplOptions
+from ..methods.mla import Mla, MlaOptions
+from ..methods.mmpareto import MmPareto, MmParetoOptions
 from ..methods.modality_dropout import ModalityDropout, ModalityDropoutOptions
 from ..methods.modality_mirror import MirrorOptions, ModalityMirror
 from ..methods.moon import Moon, MoonOptions
 from ..methods.ogm_ge import OgmGe, OgmGeOptions
+from ..methods.opm import Opm, OpmOptions
+from ..methods.parse import Parse, ParseOptions
+from ..methods.pmcmfl import PmcmFl, PmcmFlOptions
+from ..methods.pmr import Pmr, PmrOptions
 from ..methods.presets import D2, DPSGD, DSGDm, QgDsgdm, QgDsgdmN, RelaySGD
 from ..methods.registry import find_methods
 from .app import make_client_app
@@ -28,7 +37,11 @@ __all__ = [
     "Batch",
     "Ccl",
     "CclOptions",
+    "CreamFl",
+    "CreamFlOptions",
     "DSGDm",
+    "DiMml",
+    "DiMmlOptions",
     "DmmlKd",
     "DmmlKdOptions",
     "FedCmi",
@@ -49,7 +62,13 @@ __all__ = [
     "KdOptions",
     "Learner",
     "Local",
+    "Mfcpl",
+    "MfcplOptions",
     "MirrorOptions",
+    "Mla",
+    "MlaOptions",
+    "MmPareto",
+    "MmParetoOptions",
     "ModalityDropout",
     "ModalityDropoutOptions",
     "ModalityMirror",
@@ -58,6 +77,14 @@ __all__ = [
     "NonFiniteModelError",
     "OgmGe",
     "OgmGeOptions",
+    "Opm",
+    "OpmOptions",
+    "Parse",
+    "ParseOptions",
+    "PmcmFl",
+    "PmcmFlOptions",
+    "Pmr",
+    "PmrOptions",
     "QgDsgdm",
     "QgDsgdmN",
     "RelaySGD",

@@ -18,7 +18,7 @@ from ..gossip.aggregation.weighing import Weighing
 from ..gossip.attacks import IN_DATA
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
-from ..losses import cross_entropy
+from ..losses import cross_entropies, cross_entropy
 from ..models import DecomposedClassifier, Features, Fusion, ModalityModel
 from ..models.stacked import in_words, model_stacks
 from ..payload.blocks import STATISTICS, check_kept, check_mixable
@@ -278,7 +278,7 @@ class Learner:
             loss = loss + a * sum(self.cross_entropy(self.model({m: x[m]}), y) for m in x)
         return loss
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(self, logits: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
         """Return the cross-entropy of own samples, corrected for the device's label shares.
 
         ``CE(f + a, y)`` with a of :meth:`.LabelShares.shift`, under ``label-correction``. Soft
@@ -288,10 +288,14 @@ class Learner:
         ----------
         logits, labels : Tensor
             See :func:`~flwr_dmml.losses.cross_entropy`.
+        of : Tensor, optional
+            Which samples count, ``[..., batch]`` bool; all by default. Of none it is 0.
         """
         if self.label_shift is not None and not labels.is_floating_point():
             logits = logits + self.label_shift[..., None, :]
-        return cross_entropy(logits, labels)
+        if of is None:
+            return cross_entropy(logits, labels)
+        return (cross_entropies(logits, labels) * of).sum(dim=-1) / of.sum(dim=-1).clamp_min(1)
 
     def task_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return the cross-entropy of the fused prediction, and of each modality's own.
@@ -299,6 +303,10 @@ class Learner:
         ``CE(fused, y) + a sum_m CE(m alone, y)``, a = ``modality-loss``; solo, the first term only.
         """
         loss = self.cross_entropy(self.model.fuse(features), labels)
+        return self.with_modality_losses(loss, features, labels)
+
+    def with_modality_losses(self, loss: Tensor, features: Features, labels: Tensor) -> Tensor:
+        """Return a loss plus the second term of :meth:`task_loss`."""
         if self.settings.modality_weight and len(features.common) > 1:
             alone = [self.model.fuse(features.only([m])) for m in features.common]
             own = total(self.cross_entropy(logits, labels) for logits in alone)

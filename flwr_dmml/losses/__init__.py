@@ -1,5 +1,6 @@
 """Losses of the methods, one a file, each a pure function on tensors."""
 
+from .alignment import alignment_loss, unit
 from .cross_entropy import cross_entropies, cross_entropy
 from .distillation import distillation_loss
 from .diversity import diversity_loss
@@ -7,9 +8,11 @@ from .ensemble import ensemble_loss, label_weights, sampling_distribution
 from .infiltration import class_temperatures, infiltration_loss
 from .latent_distillation import latent_distillation_loss
 from .orthogonality import orthogonality_loss
+from .ranking import rank_loss
 from .similarity import similarity_loss
 
 __all__ = [
+    "alignment_loss",
     "class_temperatures",
     "cross_entropies",
     "cross_entropy",
@@ -20,6 +23,8 @@ __all__ = [
     "label_weights",
     "latent_distillation_loss",
     "orthogonality_loss",
+    "rank_loss",
     "sampling_distribution",
     "similarity_loss",
+    "unit",
 ]

@@ -16,6 +16,7 @@ from ..learning.options import Options
 from ..losses import class_temperatures, infiltration_loss
 from ..models import Projections, TwoProjectorClassifier
 from ..payload.plan import Inbox, Plan
+from .alone import true_probabilities
 
 
 class FedCmiOptions(Options):
@@ -191,7 +192,6 @@ class FedCmi(Learner):
 
         Its head gives the true classes the highest summed probability.
         """
-        shares = {m: F.softmax(self.model.head(m, z), dim=-1) for m, z in p.own.items()}
-        true = [x.gather(-1, labels.unsqueeze(-1)).squeeze(-1) for x in shares.values()]
+        true = [true_probabilities(self.model.head(m, z), labels) for m, z in p.own.items()]
         best = torch.stack([x.sum(dim=-1) for x in true], dim=-1).argmax(dim=-1)
-        return {m: best == k for k, m in enumerate(shares)}
+        return {m: best == k for k, m in enumerate(p.own)}

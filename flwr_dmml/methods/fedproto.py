@@ -1,23 +1,18 @@
 """FedProto: neighbours agree on a prototype of each class, across modalities."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..gossip.aggregation.median import median_of_those
-from ..learning.batch import BATCH, Batch, batch_of
+from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.optimisers import total
 from ..learning.options import Options
-from ..payload.blocks import STATISTICS
 from ..payload.plan import Inbox, Plan
-from ..payload.received import received
-
-PROTOTYPES, COUNTS = "prototypes", "prototype-counts"
-FAR = 10.0
-"""A neighbour's prototypes are refused if they are so many times as large as the own ones."""
+from .prototypes import COUNTS, PROTOTYPES, averaged, class_means
 
 
 class FedProtoOptions(Options):
@@ -64,37 +59,8 @@ class FedProto(Learner):
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Average the prototypes of the neighbourhood."""
-        classes = self.partition.num_classes
-        sums, counts = torch.zeros(classes, self.settings.common_dim), torch.zeros(classes)
-        keys = [STATISTICS + PROTOTYPES, STATISTICS + COUNTS]
-        trained = [n for n, payload in inbox.items() if any(key in payload for key in keys)]
-        own = self.memory.get(PROTOTYPES, sums)
-        most = FAR * max(1.0, float(own.abs().max()))
-        prototypes, wrong = received(
-            inbox,
-            keys[0],
-            sums.shape,
-            of=trained,
-            lowest=-most,
-            highest=most,
-            called=PROTOTYPES,
-        )
-        numbers, more = received(inbox, keys[1], classes, of=trained, called=COUNTS, lowest=0)
-        self.rejected += wrong + more
-        me = self.partition.partition_id
-        if COUNTS in self.memory:
-            prototypes[me], numbers[me] = self.memory[PROTOTYPES], self.memory[COUNTS]
-        senders = sorted(prototypes.keys() & numbers.keys())
-        for sender in senders:
-            sums += numbers[sender][:, None] * prototypes[sender]
-            counts += numbers[sender]
-        self._has = (counts > 0).to(self.device)  # [classes]
-        averaged = torch.where(counts[:, None] > 0, sums / counts[:, None], 0.0)
-        if self.aggregation.robust and senders:
-            every = torch.stack([prototypes[s] for s in senders])  # [senders, classes, common_dim]
-            known = torch.stack([numbers[s] for s in senders]) > 0
-            averaged = median_of_those(every, known[:, :, None])
-        self._prototypes = averaged.to(self.device)
+        means, counts = averaged(self, inbox, self.settings.common_dim)
+        self._has, self._prototypes = (counts > 0).to(self.device), means.to(self.device)
 
     def fixed(self) -> dict[str, Tensor]:
         """Return the prototypes ``[classes, common_dim]``, and which of them there are."""
@@ -108,16 +74,10 @@ class FedProto(Learner):
         distance = total(terms) / len(terms) * given["has"].take_along_dim(y, dim=-1)
         return self.task_loss(features, y) + self.options.weight * distance.mean(dim=-1)
 
-    @torch.no_grad()
     def after_training(self, plan: Plan, inbox: Inbox) -> None:
         """Find the prototypes of the own training samples."""
-        self.model.eval()
-        classes, data = self.partition.num_classes, self.train_data
-        sums, counts = torch.zeros(classes, self.settings.common_dim), torch.zeros(classes)
-        for rows in torch.split(torch.arange(len(data)), BATCH):
-            for part in batch_of(data.subset(rows)).parts:
-                common = self.model.encode(part.inputs).common
-                mean = torch.stack(list(common.values())).mean(dim=0)
-                sums.index_add_(0, part.labels.cpu(), mean.cpu())
-                counts += torch.bincount(part.labels.cpu(), minlength=classes)
-        self.memory |= {PROTOTYPES: sums / counts.clamp_min(1)[:, None], COUNTS: counts}
+        self.memory |= class_means(self, self._mean_common)
+
+    def _mean_common(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        common = self.model.encode(inputs).common
+        return {"": torch.stack(list(common.values())).mean(dim=0)}

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -10,10 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import PublicSet, Samples, load_public, public_problems
+from ..data import public_problems
 from ..learning.batch import Batch, batch_of, draw_indices
-from ..learning.devices import on_device
-from ..learning.learner import Learner
 from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from ..payload.blocks import STATISTICS
@@ -21,6 +18,7 @@ from ..payload.plan import Inbox, Plan
 from .labelling import received, sent, taught
 from .soft_labels import LABELS, SoftLabels, average
 from .teaching import logits_of
+from .with_public import WithPublic
 
 TRAIN, LABEL, FINE_TUNE = "train", "label", "fine-tune"
 """The phases: in ``label`` devices label the public set before they train."""
@@ -64,7 +62,7 @@ class KdOptions(Options):
         return problems + public_problems(settings.public, settings.partition_options())
 
 
-class Kd(Learner):
+class Kd(WithPublic):
     """Vanilla distillation over a graph: every public sample is labelled by every device.
 
     In a labelling round a device sends ``softmax(f(u))`` for the public samples u that it chooses,
@@ -84,17 +82,6 @@ class Kd(Learner):
     gossip: ClassVar[str] = "qg-dsgdm-n"
     options_type: ClassVar[type[Options]] = KdOptions
     stacks: ClassVar[bool] = True
-
-    @cached_property
-    def public_set(self) -> PublicSet:
-        """The run's public set."""
-        return load_public(self.settings.public, self.settings.partition_options())
-
-    @cached_property
-    def public(self) -> Samples:
-        """The public set as this device sees it; the labels are positions, ``0 .. n-1``."""
-        shared = {m: x for m, x in self.public_set.inputs.items() if m in self.partition.modalities}
-        return on_device(Samples(shared, torch.arange(len(self.public_set))), self.device)
 
     # ---- labelling --------------------------------------------------------------------------
 

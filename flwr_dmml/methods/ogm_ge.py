@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..learning.batch import Batch
 from ..learning.learner import Learner
-from ..learning.optimisers import total
 from ..learning.options import Options
 from ..models import Features
 from ..payload.plan import Inbox, Plan
+from .alone import Against, leads, true_probabilities
 
 
 class OgmGeOptions(Options):
@@ -22,6 +21,9 @@ class OgmGeOptions(Options):
 
     alpha: float = Field(0.1, ge=0, description="how hard the modality that is ahead is held back")
     noise: bool = Field(True, description="noise on its convolutions' gradients (GE)")
+    against: Literal["mean", "weakest"] = Field(
+        "mean", description="with more than two modalities: ahead of the others' mean or minimum"
+    )
 
 
 class OgmGe(Learner):
@@ -40,7 +42,9 @@ class OgmGe(Learner):
     (the paper halves it); all of an encoder is scaled, as in the paper's text, where its code
     scales convolutions only; an encoder with k_m = 1 gets no noise, in the code it does. With more
     than two modalities, or rows that lack some, s_m is the mean over the rows of two or more
-    modalities that have m, and s_other the mean of the others' s. With alpha = 0 this is ``dpsgd``.
+    modalities that have m, and s_other the mean of the others' s; the method's later form (Wei et
+    al., IEEE TPAMI 2024) has the least of them, ``against = "weakest"``. A device with one sensor
+    is one of ``dpsgd``; with alpha = 0 all are.
 
     References
     ----------
@@ -80,8 +84,7 @@ class OgmGe(Learner):
     @torch.no_grad()
     def _note(self, features: Features, labels: Tensor) -> None:
         for m in features.common:
-            probabilities = F.softmax(self.model.fuse(features.only([m])), dim=-1)
-            true = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [..., batch]
+            true = true_probabilities(self.model.fuse(features.only([m])), labels)
             self._scores.setdefault(m, []).append(true)
 
     @torch.no_grad()
@@ -89,7 +92,7 @@ class OgmGe(Learner):
         """Scale the gradients of the encoders that are ahead."""
         scores = {m: torch.cat(true, dim=-1).mean(dim=-1) for m, true in self._scores.items()}
         self._scores = {}
-        for m, k in coefficients(scores, self.options.alpha).items():
+        for m, k in coefficients(scores, self.options.alpha, self.options.against).items():
             if bool((k < 1).any()):
                 self._hold_back(m, k, batch)
 
@@ -111,13 +114,11 @@ class OgmGe(Learner):
             w.grad = scaled
 
 
-def coefficients(scores: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def coefficients(
+    scores: Mapping[str, Tensor], alpha: float, against: Against = "mean"
+) -> dict[str, Tensor]:
     """Return ``k_m`` ``[...]`` of each modality from its score in (0, 1]; of one alone, nothing."""
-    if len(scores) < 2:
-        return {}
-    found: dict[str, Tensor] = {}
-    for m, own in scores.items():
-        others = [s.double() for o, s in scores.items() if o != m]
-        rho = own * len(others) / total(others).clamp_min(1e-12)
-        found[m] = torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0).float()
-    return found
+    return {
+        m: torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0).float()
+        for m, rho in leads(scores, against).items()
+    }

@@ -11,7 +11,10 @@ from ..data import Modality
 from .base import ModalityModel
 from .decomposed import DecomposedClassifier, Fusion
 from .encoders import EncoderChoice
+from .experts import ExpertsClassifier, Weighing
 from .modality_networks import ModalityNetworks
+from .sliced import SlicedClassifier
+from .slots import SlotClassifier
 from .two_projector import TwoProjectorClassifier
 
 Width = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -117,12 +120,92 @@ class Networks(Built):
         return model
 
 
-Architecture = Annotated[Decomposed | TwoProjector | Networks, Field(discriminator="kind")]
+class Experts(Built):
+    """The architecture of an :class:`~.experts.ExpertsClassifier`."""
+
+    kind: Literal["experts"] = "experts"
+    width: Width
+    own: bool
+    shared: bool
+    fused: bool
+    weighing: Weighing
+
+    @classmethod
+    def of(cls, model: ExpertsClassifier) -> Self:
+        """Return that of a model."""
+        return cls(
+            encoders=names(model.choice),
+            width=model.width,
+            own=model.own,
+            shared=model.shared,
+            fused=model.fused,
+            weighing=model.weighing,
+        )
+
+    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
+        """Return a fresh model."""
+        return ExpertsClassifier(
+            modalities,
+            classes,
+            width=self.width,
+            own=self.own,
+            shared=self.shared,
+            fused=self.fused,
+            weighing=self.weighing,
+            choice=self.choice,
+        )
+
+
+class Slots(Built):
+    """The architecture of a :class:`~.slots.SlotClassifier`."""
+
+    kind: Literal["slots"] = "slots"
+    width: Width
+    slots: tuple[str, ...]
+    fill: bool
+
+    @classmethod
+    def of(cls, model: SlotClassifier) -> Self:
+        """Return that of a model."""
+        encoders = names(model.choice)
+        return cls(encoders=encoders, width=model.width, slots=model.slots, fill=model.fill)
+
+    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
+        """Return a fresh model."""
+        given = modalities, self.slots, classes
+        return SlotClassifier(*given, width=self.width, fill=self.fill, choice=self.choice)
+
+
+class Sliced(Built):
+    """The architecture of a :class:`~.sliced.SlicedClassifier`."""
+
+    kind: Literal["sliced"] = "sliced"
+    width: Width
+    summed: bool
+
+    @classmethod
+    def of(cls, model: SlicedClassifier) -> Self:
+        """Return that of a model."""
+        return cls(encoders=names(model.choice), width=model.width, summed=model.summed)
+
+    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
+        """Return a fresh model."""
+        return SlicedClassifier(
+            modalities, classes, width=self.width, summed=self.summed, choice=self.choice
+        )
+
+
+Architecture = Annotated[
+    Decomposed | TwoProjector | Networks | Experts | Slots | Sliced, Field(discriminator="kind")
+]
 
 _OF: dict[type[nn.Module], Any] = {
     DecomposedClassifier: Decomposed,
     TwoProjectorClassifier: TwoProjector,
     ModalityNetworks: Networks,
+    ExpertsClassifier: Experts,
+    SlotClassifier: Slots,
+    SlicedClassifier: Sliced,
 }
 
 

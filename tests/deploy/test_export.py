@@ -26,8 +26,11 @@ from flwr_dmml.deploy.front import LogMel, Pixels
 from flwr_dmml.deploy.model import TrainedModel, load_model
 from flwr_dmml.models import (
     DecomposedClassifier,
+    ExpertsClassifier,
     ModalityModel,
     ModalityNetworks,
+    SlicedClassifier,
+    SlotClassifier,
     TwoProjectorClassifier,
     architecture_of,
 )
@@ -43,7 +46,7 @@ CLASSES = ("bee", "cat", "dog")
 def make_model(kind: type[ModalityModel], *names: str, **options: Any) -> ModalityModel:
     forms = {m: Modality(*FORMS[m]) for m in names or FORMS}
     given: tuple[Any, ...] = (forms, len(CLASSES))
-    if kind is not DecomposedClassifier:
+    if kind in (TwoProjectorClassifier, ModalityNetworks, SlotClassifier):
         given = (forms, tuple(FORMS), len(CLASSES))
     return kind(*given, **options)
 
@@ -81,11 +84,23 @@ def with_the_fusion() -> ModalityNetworks:
     return model
 
 
+def with_prototypes() -> ModalityModel:
+    """Return a model that has no camera, and fills its slot."""
+    model = make_model(SlotClassifier, "mic-1", "belt")
+    assert isinstance(model, SlotClassifier)
+    model.prototypes.put("eye", torch.randn(len(CLASSES), 64), torch.tensor([1.0, 0, 1]))
+    return model
+
+
 MODELS = {
     "additive": lambda: make_model(DecomposedClassifier),
     "detached": lambda: make_model(DecomposedClassifier, fusion="detached"),
     "one modality": lambda: make_model(DecomposedClassifier, "eye"),
     "two projectors": lambda: make_model(TwoProjectorClassifier, "mic-1", "belt"),
+    "experts": lambda: make_model(ExpertsClassifier),
+    "one head": lambda: make_model(ExpertsClassifier, own=False, fused=False, weighing="entropy"),
+    "slices": lambda: make_model(SlicedClassifier, summed=True),
+    "slots": with_prototypes,
     "softmaxes": lambda: make_model(ModalityNetworks),
     "fusion": with_the_fusion,
 }

@@ -9,15 +9,25 @@ import torch
 from helpers import FAST, FEW_STEPS, PLAIN, Recording, make_learner, run_peers
 
 from flwr_dmml.clients import Batch, Learner, Moon, find_methods
+from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.learning.work import measure_work
 from flwr_dmml.methods.moon import contrastive_loss, representation
 from flwr_dmml.models import Features
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Plan
+from flwr_dmml.settings import Settings
 from flwr_dmml.tracking.records import RoundRecord
 
-BASELINES = ("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge")
-CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "modality-pattern": "audio+image"}
+BASELINES = (
+    *("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge"),
+    *("creamfl", "mfcpl", "opm", "pmr"),
+)
+CONFIG: dict[str, Any] = {
+    **FAST,
+    "num-nodes": 3,
+    "modality-pattern": "audio+image",
+    "public.samples": 20,
+}
 
 
 def learner_of(method: str, node: int = 0, **options: Any) -> Learner:
@@ -75,14 +85,18 @@ def plain_dpsgd() -> tuple[list[RoundRecord], dict[int, dict[str, Any]]]:
 @pytest.mark.parametrize(
     "method, options",
     [
+        ("creamfl", {"weight": 0.0, "distil": 0.0}),
         ("fedgen", {"generator": False, "distillation": False}),
         ("fedgen", {"guidance": 0.0, "generator-steps": 5}),
         ("fedproto", {"weight": 0.0}),
         ("fedprox", {"mu": 0.0}),
         ("greedy", {"steps": 0}),
+        ("mfcpl", {"shared": 0.0, "specific": 0.0, "alignment": 0.0}),
         ("modality-dropout", {"p": 0.0}),
         ("moon", {"mu": 0.0}),
         ("ogm-ge", {"alpha": 0.0}),
+        ("opm", {"p": 0.0}),
+        ("pmr", {"alpha": 0.0}),
     ],
 )
 def test_without_its_own_term_each_is_dpsgd_bit_for_bit(method: str, options: dict[str, Any]):
@@ -106,7 +120,7 @@ def test_with_its_defaults_each_is_something_else(method: str):
     assert any(not torch.equal(final[2][name], plain[2][name]) for name in plain[2])
 
 
-@pytest.mark.parametrize("method", ["greedy", "modality-dropout", "ogm-ge"])
+@pytest.mark.parametrize("method", ["greedy", "modality-dropout", "ogm-ge", "opm"])
 def test_what_balances_modalities_leaves_devices_with_one_alone(method: str):
     """Four rounds of a device with a microphone are those of D-PSGD."""
     config = {**CONFIG, "modality-pattern": "audio"}
@@ -127,6 +141,24 @@ def test_the_second_round_goes_on_from_the_state(method: str):
     a, b = one.run_round(Plan(3, 4), {}), two.run_round(Plan(3, 4), {})
     assert a.metrics == b.metrics
     assert all(torch.equal(a.payload[name], b.payload[name]) for name in a.payload)
+
+
+@pytest.mark.parametrize("method", ["mfcpl", "ogm-ge", "opm", "pmr"])
+def test_three_modalities_of_which_samples_lack_some(method: str):
+    """Three rounds; the numbers of a second device with the same data are the same."""
+    source = {m: Modality("vector", (3,)) for m in "abc"}
+    inputs = {m: torch.randn(16, 3) for m in source}
+    present = {m: torch.arange(16) % 4 != k for k, m in enumerate(source)}
+    samples = Samples(inputs, torch.arange(16) % 4, present=present)
+    partition = Partition(0, tuple(source), samples, samples, source, 4, samples)
+    kind = find_methods()[method]
+    settings = Settings(local_iterations=3, batch_size=8, num_server_rounds=3)
+    one, two = (kind(partition, settings, kind.options_type()) for _ in range(2))
+    for t in (1, 2, 3):
+        plan = Plan(t, 3, phase=one.options.phase(t, 3), evaluate=True)
+        a, b = (learner.run_round(plan, {}) for learner in (one, two))
+        assert a.metrics == b.metrics and isfinite(a.metrics["train.loss"])
+        assert "test.without.b" in a.metrics
 
 
 # FedProx

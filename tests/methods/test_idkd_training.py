@@ -17,7 +17,7 @@ from flwr_dmml.clients import Batch, Idkd, Kd, Learner
 from flwr_dmml.data import PublicSet, load_public
 from flwr_dmml.learning.batch import draw_indices, mean_over
 from flwr_dmml.learning.optimisers import Iteration
-from flwr_dmml.methods import kd as kd_module
+from flwr_dmml.methods import with_public
 from flwr_dmml.methods.teaching import logits_of
 from flwr_dmml.payload.plan import Outcome, Payload, Plan
 from flwr_dmml.transport.messages import pack, unpack
@@ -249,7 +249,7 @@ def test_a_public_set_without_one_of_the_modalities(
         whole = load_public(*arguments)
         return PublicSet({"image": whole.inputs["image"]}, whole.inside, whole.truth)
 
-    monkeypatch.setattr(kd_module, "load_public", images_only)
+    monkeypatch.setattr(with_public, "load_public", images_only)
     learner = on_digits(method=method, modality_pattern="audio+image", stagger=stagger)
     public = learner.public_set.inputs["image"]
     with torch.no_grad():

@@ -87,6 +87,13 @@ def test_more_than_two_modalities_stand_against_the_mean_of_the_others():
     assert found == pytest.approx({"a": 1 - tanh(0.6), "b": 1.0, "c": 1.0})
 
 
+def test_or_against_the_weakest_of_the_others():
+    """0.6 against 0.1: rho = 6. 0.3 against 0.1: rho = 3."""
+    given = {"a": torch.tensor(0.6), "b": torch.tensor(0.3), "c": torch.tensor(0.1)}
+    found = {m: float(k) for m, k in coefficients(given, 0.2, "weakest").items()}
+    assert found == pytest.approx({"a": 1 - tanh(1.2), "b": 1 - tanh(0.6), "c": 1.0})
+
+
 def test_the_encoder_that_is_ahead_gets_smaller_gradients():
     found = modulated(ogm(alpha=0.5, noise=False), audio=0.6, image=0.3)
     for new, old in zip(found["audio"], found["audio.old"], strict=True):

@@ -19,9 +19,12 @@ from flwr_dmml.data import Modality
 from flwr_dmml.learning.optimisers import square_norms, total
 from flwr_dmml.methods.moon import contrastive_loss
 from flwr_dmml.models import ENCODERS, DecomposedClassifier
+from flwr_dmml.models.experts import ExpertsClassifier
 from flwr_dmml.models.modality_networks import ModalityNetworks
 from flwr_dmml.models.pooling import AveragePool
 from flwr_dmml.models.series import Gru, MaskedConvolutions, MeanOverSteps
+from flwr_dmml.models.sliced import SlicedClassifier
+from flwr_dmml.models.slots import SlotClassifier
 from flwr_dmml.models.stacked import (
     DENSE,
     Conv1d,
@@ -310,7 +313,9 @@ MODALITIES = {name: Modality("vector", (4,)) for name in "abcd"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("kind", ["decomposed", "two projectors", "alone", "fused"])
+@pytest.mark.parametrize(
+    "kind", ["decomposed", "two projectors", "experts", "slots", "slices", "alone", "fused"]
+)
 def test_models_of_many_modalities(kind: str, count: int) -> None:
     """Each modality is a column of the inputs."""
     owned = dict(list(MODALITIES.items())[:count])
@@ -321,6 +326,15 @@ def test_models_of_many_modalities(kind: str, count: int) -> None:
             return DecomposedClassifier(owned, 3, common_dim=5, specific_dim=2)
         if kind == "two projectors":
             return TwoProjectorClassifier(owned, every, 3, width=7)
+        if kind == "experts":
+            return ExpertsClassifier(owned, 3, width=7)
+        if kind == "slots":
+            slots = SlotClassifier(owned, every, 3, width=7)
+            for m in every:
+                slots.prototypes.put(m, torch.randn(3, 7), torch.tensor([1.0, 0, 1]))
+            return slots.requires_grad_()  # the prototypes as well
+        if kind == "slices":
+            return SlicedClassifier(owned, 3, width=7)
         return ModalityNetworks(owned, every, 3, width=7)
 
     def call(model: Any, x: Tensor) -> Tensor:
