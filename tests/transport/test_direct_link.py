@@ -377,7 +377,7 @@ def test_what_cannot_be_is_refused_at_once():
 
 def test_without_zenoh_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "zenoh", None)
-    with pytest.raises(LibraryError, match=r"^eclipse-zenoh .* To mend it: pip install "):
+    with pytest.raises(LibraryError, match=r"^eclipse-zenoh .* To fix it: pip install "):
         DirectLink("run", 1)
 
 
