@@ -124,8 +124,8 @@ def test_liars_are_named_or_drawn() -> None:
     ("config", "words"),
     [
         ({"kind": "alei"}, "there are none, sign-flip, "),
-        ({"kind": "alie"}, "nobody lies: set devices or share"),
-        ({"payload": "forged"}, "nobody lies"),
+        ({"kind": "alie"}, "no device lies: set devices or share"),
+        ({"payload": "forged"}, "no device lies"),
         ({"kind": "alie", "devices": "1", "share": 0.2}, "not both"),
         ({"kind": "alie", "devices": "one"}, "give partition ids with commas between"),
         ({"kind": "label-flip", "devices": "1", "start": 2}, "from the first round on"),

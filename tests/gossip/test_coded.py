@@ -261,7 +261,7 @@ def test_what_is_refused(gossip: str) -> None:
     assert "this graph changes every round" in said(topology="base")
     assert "needs weights that stay the same" in said(method="harmony")
     assert "from device to device nobody knows" in said(exchange__transport="direct")
-    assert "its links go one way" in said(topology="ring", topology_directed=True)
+    assert "its links are one-way" in said(topology="ring", topology_directed=True)
     for gamma in (0.0, 1.5):
         words = f'{gossip}.gamma = {gamma}: must be "auto" or a number above 0, at most 1'
         assert words in said(**{f"{gossip}__gamma": gamma})

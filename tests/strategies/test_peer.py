@@ -311,7 +311,7 @@ def test_local_training_sends_nothing():
 def test_summary_is_a_tree_with_the_spectral_gap(caplog):
     PeerStrategy(Ring(), num_nodes=12, method="dpsgd").summary()
     text = "\n".join(r.getMessage() for r in caplog.records)
-    assert "├──> Topology: Ring" in text and "└──> Evaluated" in text
+    assert "├──> Topology: Ring" in text and "└──> Evaluation" in text
     # Ring of 12, weights 1/3: eigenvalues 1/3 + 2/3 cos(2 pi k / 12); the gap is
     # 1 - (1/3 + 2/3 cos(pi / 6)) = 0.0893.
     assert "0.0893" in text
