@@ -288,10 +288,11 @@ def _noise(kind: Kind, privacy: PrivacyOptions) -> str:
     """Return the noise on gradients, and what epsilon it is to come to, of which unit."""
     sigma, epsilon = ([getattr(each, x) for each in kind.noise] for x in ("sigma", "epsilon"))
     (steps,) = {each.steps for each in kind.noise}
+    limit = f"; a device stops training at {privacy.epsilon:g}" if privacy.epsilon else ""
     return (
-        f"Differential privacy of one training {privacy.dp}: noise sigma {_between(sigma)}, "
-        f"{steps:,} steps planned, then epsilon {_between(epsilon)} at delta {privacy.delta_told}"
-        + (f"; a device stops training at {privacy.epsilon:g}" if privacy.epsilon else "")
+        f"Differential privacy of one training {privacy.dp}, against all who see what its device "
+        f"sends: noise sigma {_between(sigma)}, {steps:,} steps planned, then epsilon "
+        f"{_between(epsilon)} at delta {privacy.delta_told}{limit}"
     )
 
 

@@ -795,8 +795,7 @@ class Learner:
         self.memory[LEDGER] = self.mechanism.charged(self.ledger, steps).tensor()
 
     def drawn(self, iterations: int) -> Iterator[Batch]:
-        """Yield mini-batches that hold each training sample with one probability; nobody can know
-        which."""
+        """Yield mini-batches that hold each training sample with the same probability."""
         assert self.mechanism is not None
         for _ in range(iterations):
             rows = poisson_rows(len(self.train_data), self.mechanism.rate)
@@ -993,7 +992,7 @@ def unaccounted(method: type[Learner]) -> str:
     for kind in method.__mro__:
         if "unaccounted" in vars(kind):
             drawn = overrides(method, ("draw",))
-            return kind.unaccounted or ("what it draws for each mini-batch" if drawn else "")
+            return method.unaccounted or ("what it draws for each mini-batch" if drawn else "")
         if not SEES_SAMPLES.isdisjoint(vars(kind)):
             break
     return "what it does not say (Learner.unaccounted)"

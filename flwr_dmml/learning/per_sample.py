@@ -56,9 +56,9 @@ class NoisyGradients:
 
     References
     ----------
-    Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. A norm for each block: McMahan
-    et al., "A General Approach to Adding Differential Privacy to Iterative Training Procedures",
-    2018.
+    Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. A norm for each block:
+    McMahan et al., "A General Approach to Adding Differential Privacy to Iterative Training
+    Procedures", 2018.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class NoisyGradients:
         reached, how = self._reached(modalities), self._how
         sums = self.clipped_sum(batch, modalities)
         lengths = [self._parameters[i].numel() for i in reached]
-        noise = gaussian(sum(lengths)).to(self._learner.device).split(lengths)
+        noise = torch.split(gaussian(sum(lengths)).to(self._learner.device), lengths)
         found: dict[int, Tensor] = {}
         for i, drawn in zip(reached, noise, strict=True):
             noisy = sums[i] + how.sigma * how.clip * drawn.view(sums[i].shape)
@@ -103,7 +103,8 @@ class NoisyGradients:
         sums = {i: torch.zeros_like(self._parameters[i]) for i in reached}
         at_once = max(1, NUMBERS // max(1, sum(p.numel() for p in sums.values())))
         for part in batch.only(modalities).parts:
-            for rows in torch.arange(len(part.labels), device=part.labels.device).split(at_once):
+            every = torch.arange(len(part.labels), device=part.labels.device)
+            for rows in torch.split(every, at_once):
                 inputs = {m: x[rows] for m, x in part.inputs.items()}
                 each = self._each(inputs, part.labels[rows], reached)
                 for i, g in self._clipped(each).items():
@@ -169,7 +170,9 @@ class NoisyGradients:
             own = torch.autograd.grad(loss, wanted, allow_unused=True)
             pairs = zip(wanted, own, strict=True)
             rows.append([torch.zeros_like(p) if g is None else g for p, g in pairs])
-        return {i: torch.stack(own) for i, own in zip(reached, zip(*rows, strict=True), strict=True)}
+        return {
+            i: torch.stack(own) for i, own in zip(reached, zip(*rows, strict=True), strict=True)
+        }
 
 
 class _Loss(nn.Module):

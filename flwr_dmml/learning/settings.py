@@ -221,8 +221,9 @@ class DeviceSettings(Group):
         False, description="compute every device by itself, with torch's own layers and losses"
     )
     report_classes: bool = Field(
-        True, description="devices tell how many samples of each class they have, for the report; not "
-        "under privacy.dp"
+        True,
+        description="devices tell how many samples of each class they have, for the report; not "
+        "under privacy.dp",
     )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
     couriers: Literal["auto", "off", "forward", "average"] = Field(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, lgamma, log, sqrt
+from math import ceil, inf, lgamma, log, sqrt
 
 import numpy as np
 import torch
@@ -54,13 +54,15 @@ def epsilon_of(events: Iterable[tuple[float, float, int]], delta: float) -> floa
     Parameters
     ----------
     events : iterable of (float, float, int)
-        Noise multiplier > 0, sampling rate in (0, 1], and number of steps, each.
+        Noise multiplier, at least 0, sampling rate in (0, 1], and number of steps, each.
     delta : float
         In (0, 1).
     """
     every = [(sigma, rate, steps) for sigma, rate, steps in events if steps]
     if not every:
         return 0.0
+    if not all(sigma for sigma, _, _ in every):
+        return inf
     moments = np.sum([steps * _one_step(sigma, rate) for sigma, rate, steps in every], axis=0)
     a = _ORDERS
     found = moments / (a - 1) + np.log((a - 1) / a) - (log(delta) + np.log(a)) / (a - 1)

@@ -19,8 +19,7 @@ from ..energy.ledger import Floats
 def uniform(count: int) -> Floats:
     """Return ``count`` numbers in (0, 1], ``[count]``, in steps of 2^-53."""
     drawn = np.frombuffer(os.urandom(8 * count), np.uint64)
-    found: Floats = ((drawn >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
-    return found
+    return ((drawn >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53
 
 
 def gaussian(count: int) -> Tensor:
@@ -32,7 +31,7 @@ def gaussian(count: int) -> Tensor:
 
 
 def poisson_rows(samples: int, rate: float) -> Tensor:
-    """Return which of so many samples are in a mini-batch, each by itself with probability ``rate``.
+    """Return a mini-batch of so many samples: each is in it with probability ``rate``, by itself.
 
     Positions in ascending order, ``[batch]`` int64; there may be none.
     """

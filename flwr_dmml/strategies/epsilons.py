@@ -27,10 +27,9 @@ def epsilon_lines(
         return []
     found = sorted(last.values())
     span = f"{found[0]:.3g} to {found[-1]:.3g} (median {median(found):.3g})"
-    lines = [
-        f"{method}: differential privacy of one training {privacy.dp}, against all who see what its "
-        f"device sends: epsilon {span} at delta {privacy.delta_told}"
-    ]
+    unit = f"one training {privacy.dp}, against all who see what its device sends"
+    told = f"differential privacy of {unit}: epsilon {span} at delta {privacy.delta_told}"
+    lines = [f"{method}: {told}"]
     if out := sorted(set().union(*(spent_in(record.nodes) for record in records))):
         lines.append(f"{method}: budget spent, no more training: node {', '.join(map(str, out))}")
     return lines
