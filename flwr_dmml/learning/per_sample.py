@@ -107,12 +107,12 @@ class NoisyGradients:
             for rows in torch.split(every, at_once):
                 inputs = {m: x[rows] for m, x in part.inputs.items()}
                 each = self._each(inputs, part.labels[rows], reached)
-                for i, g in self._clipped(each).items():
-                    sums[i] += g.sum(dim=0)
+                for i, g in self._summed(each).items():
+                    sums[i] += g
         return sums
 
-    def _clipped(self, each: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return gradients ``[sample, *shape]`` scaled down; those that are not finite are 0."""
+    def _summed(self, each: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return the sum of gradients ``[sample, *shape]``, scaled down; 0 for one not finite."""
         block_of = self._learner.flat.block_of
         groups: dict[str, list[int]] = {}
         for i in each:
@@ -122,11 +122,10 @@ class NoisyGradients:
         for own in groups.values():
             norm = total(square_norms(each[i]) for i in own).sqrt()  # [sample]
             factor = (most / norm.clamp(min=1e-30)).clamp(max=1.0)
-            sound = norm.isfinite()
+            rows = norm.isfinite()
+            sound = slice(None) if bool(rows.all()) else rows
             for i in own:
-                shape = [-1, *[1] * (each[i].dim() - 1)]
-                scaled = each[i] * factor.view(shape)
-                found[i] = scaled.masked_fill(~sound.view(shape), 0.0)
+                found[i] = (factor[sound] @ each[i].flatten(1)[sound]).view(each[i].shape[1:])
         return found
 
     def _reached(self, modalities: tuple[str, ...]) -> list[int]:
