@@ -1,14 +1,17 @@
 """DP-SGD of single samples: clipping, noise, where it comes from, its account, and refusals."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import erf, exp, inf, log, pi, sqrt
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from helpers import FAST, make_learner, run_peers, run_together
+from helpers_resume import metrics, stopped_and_resumed
 from torch import Tensor, nn
 
 from flwr_dmml.base.errors import MethodError, SettingsError
@@ -23,6 +26,8 @@ from flwr_dmml.privacy.accountant import Ledger, epsilon_of, sigma_for
 from flwr_dmml.privacy.noise import gaussian, poisson_rows, uniform
 from flwr_dmml.privacy.options import Mechanism
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
+from flwr_dmml.strategies.epsilons import epsilon_lines
+from flwr_dmml.transport.messages import pack, unpack
 
 DP: dict[str, Any] = {
     **FAST,
@@ -302,7 +307,7 @@ def test_the_ledger_is_kept_and_resumed():
     for t in (1, 2):
         first.run_round(Plan(t, 2), {})
     then = device()
-    then.load_state(first.state())
+    then.load_state(unpack(pack(first.state())))
     resumed = then.run_round(Plan(3, 2), {})
     expected = Ledger(((1.0, how(whole).rate, 6),))
     assert whole.ledger == then.ledger == expected and expected.steps == 6
@@ -372,6 +377,14 @@ def test_a_run_tells_epsilon_and_parks_who_has_spent_all():
         assert each[4][k].bytes_sent > 0
         assert all(nodes[k].train_loss is None for nodes in each)
     assert not [p for record in peers.records for p in record.failed]
+    options = parse_settings({**DP, "privacy.delta": 1e-4}, find_parts()).settings.privacy
+    told, stopped = epsilon_lines("dpsgd", peers.records, options)
+    assert told == (
+        "dpsgd: differential privacy of one training sample, against all who see what its device "
+        f"sends: epsilon {three:.3g} to {three:.3g} (median {three:.3g}) at delta 0.0001"
+    )
+    assert stopped == "dpsgd: budget spent, no more training: node 0, 1, 2"
+    assert epsilon_lines("dpsgd", [], options) == []
 
 
 # ---- refusals -----------------------------------------------------------------------------------
@@ -498,3 +511,19 @@ def test_what_tells_of_own_samples_stays_on_the_device():
         run_config: ClassVar[dict[str, Any]] = {}
 
     assert "class-counts" not in introduction(learner, Context())  # type: ignore[arg-type]
+
+
+def test_a_run_that_is_resumed_has_spent_as_much_as_one_that_is_not(tmp_path: Path):
+    """Stopped after two rounds; the budget is for three, so that nobody trains in the fourth."""
+    three = Ledger(((1.0, 16 / 36, 6),)).epsilon(1 / 360)
+    privacy = {"privacy.dp": "sample", "privacy.sigma": 1.0, "privacy.epsilon": three * 1.01}
+    changed = {"method": "dpsgd", "partition": "iid", "energy.battery-share": 0.0, **privacy}
+    folder = stopped_and_resumed(tmp_path, 2, **changed)
+    lines = [json.loads(line) for line in metrics(folder)["dpsgd"].decode().splitlines()]
+    assert len(lines) == 4
+    expected = [Ledger(((1.0, 16 / 36, 2 * t),)).epsilon(1 / 360) for t in (1, 2, 3, 3)]
+    for line, epsilon in zip(lines, expected, strict=True):
+        assert [node["own"][EPSILON] for node in line["nodes"]] == [pytest.approx(epsilon)] * 4
+        assert line["own"][EPSILON] == pytest.approx(epsilon)
+    assert [line["own"][SPENT] for line in lines] == [0, 0, 1, 0]
+    assert lines[2]["compute_j"] > 0 == lines[3]["compute_j"]
