@@ -17,7 +17,7 @@ NUMBERS = 1 << 25
 """Gradients of samples that are held at once take no more numbers than this, or are of one."""
 MIXES = (nn.modules.batchnorm._BatchNorm,)
 ONE_BY_ONE = (nn.RNNBase,)
-"""Layers that vmap cannot compute, or not all of them: samples go through the model in a loop."""
+"""Layers of which vmap cannot compute all: samples go through the model in a loop."""
 
 
 def check_separable(module: nn.Module) -> None:
@@ -73,7 +73,8 @@ class NoisyGradients:
         names = {id(p): name for name, p in self._loss.named_parameters()}
         self._parameters = {i: learner.flat.parameters[i] for i in self._trained}
         self._names = {i: names[id(p)] for i, p in self._parameters.items()}
-        loops = any(isinstance(layer, ONE_BY_ONE) for layer in self._loss.modules())
+        recurrent = any(isinstance(layer, ONE_BY_ONE) for layer in self._loss.modules())
+        loops = recurrent or learner.settings.mixed_precision  # neither goes with vmap
         self._each = self._by_loop if loops else self._by_vmap
         self._known: dict[tuple[str, ...], list[int]] = {}
 

@@ -125,6 +125,9 @@ def test_recurrent_layers_go_through_in_a_loop():
         assert torch.allclose(g, looped[i], atol=1e-6)
     learner.flat.modules["recurrent"] = nn.GRU(2, 2)
     assert noisy(learner)._each.__name__ == "_by_loop"
+    half = make_learner({**DP, "mixed-precision": True}, 2)
+    half.run_round(Plan(1, 1), {})
+    assert noisy(half)._each.__name__ == "_by_loop" and half.flat.vector.isfinite().all()
 
 
 @pytest.mark.parametrize("count", [1, 5, 30])
