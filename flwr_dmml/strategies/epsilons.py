@@ -30,6 +30,7 @@ def epsilon_lines(
     unit = f"one training {privacy.dp}, against all who see what its device sends"
     told = f"differential privacy of {unit}: epsilon {span} at delta {privacy.delta_told}"
     lines = [f"{method}: {told}"]
-    if out := sorted(set().union(*(spent_in(record.nodes) for record in records))):
-        lines.append(f"{method}: budget spent, no more training: node {', '.join(map(str, out))}")
+    before_the_end = [node for record in records[:-1] for node in record.nodes]
+    if out := sorted(spent_in(before_the_end)):
+        lines.append(f"{method}: budget spent before the end: node {', '.join(map(str, out))}")
     return lines

@@ -386,7 +386,8 @@ def test_a_run_tells_epsilon_and_parks_who_has_spent_all():
         "dpsgd: differential privacy of one training sample, against all who see what its device "
         f"sends: epsilon {three:.3g} to {three:.3g} (median {three:.3g}) at delta 0.0001"
     )
-    assert stopped == "dpsgd: budget spent, no more training: node 0, 1, 2"
+    assert stopped == "dpsgd: budget spent before the end: node 0, 1, 2"
+    assert len(epsilon_lines("dpsgd", peers.records[:3], options)) == 1  # as planned
     assert epsilon_lines("dpsgd", [], options) == []
 
 
