@@ -27,6 +27,7 @@ EXPLAINED = {
     "series": "datasets.md",
     "exchange": "howto/fleet.md#device-to-device",
     "attack": "howto/untrusted-neighbours.md#attacks",
+    "privacy": "howto/privacy.md",
     "qg-dsgdm-n": "methods/qg-dsgdm.md",
 }
 """Where a group is explained: methods have pages of their own, rules share one."""

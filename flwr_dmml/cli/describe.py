@@ -20,6 +20,8 @@ from ..learning.flops import FlopCounter
 from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
 from ..payload.blocks import num_parameters, unaddressed
+from ..privacy.accountant import Ledger
+from ..privacy.options import Mechanism, PrivacyOptions
 from ..settings import Settings, find_parts, parse_settings
 from ..strategies.breakdown import told_of
 from ..transport import size_bytes
@@ -50,6 +52,15 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """Noise on the gradients of a device, and its epsilon if a whole run goes as planned."""
+
+    sigma: float
+    steps: int
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Kind:
     """Devices with the same modalities.
 
@@ -67,6 +78,8 @@ class Kind:
         Of all of that payload, with statistics and headers: what radio is billed by.
     prices : list of Price
         Of an iteration of all modalities, of each alone where there are several, and of own work.
+    noise : list of Planned
+        Of each device under ``privacy.dp``; empty without it.
     """
 
     modalities: tuple[str, ...]
@@ -77,6 +90,7 @@ class Kind:
     wire: dict[str, int]
     payload_bytes: int
     prices: list[Price]
+    noise: list[Planned]
 
 
 @dataclass(frozen=True)
@@ -180,7 +194,15 @@ def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: Fleet
         if (block := unaddressed(name)) in wire:
             wire[block] += numbers.nbytes
     total, samples = size_bytes(pack(payload)), [len(part.train) for part in parts]
-    return Kind(modalities, nodes, samples, sent, kept, wire, total, prices)
+    noise = [_planned(learner, n) for n in samples if learner.mechanism]
+    return Kind(modalities, nodes, samples, sent, kept, wire, total, prices, noise)
+
+
+def _planned(learner: Learner, samples: int) -> Planned:
+    """Return what is planned for a device with so many samples and the sensors of a learner."""
+    settings, steps = learner.settings, learner.planned_steps
+    how = Mechanism.of(settings.privacy, samples, settings.batch_size, steps)
+    return Planned(how.sigma, steps, how.charged(Ledger(), steps).epsilon(how.delta))
 
 
 def _lengths(blocks: Mapping[str, nn.Module]) -> dict[str, int]:
@@ -227,6 +249,8 @@ def _parts(described: Description) -> Iterator[RenderableType]:
         yield f"\n{'+'.join(kind.modalities)}: {count}, {_span(kind.samples)} training samples each"
         yield _blocks(kind)
         yield _operations(kind, settings.batch_size)
+        if kind.noise:
+            yield _noise(kind, settings.privacy)
 
 
 def _blocks(kind: Kind) -> Table:
@@ -258,6 +282,18 @@ def _operations(kind: Kind, batch_size: int) -> Table:
             _between([1e3 * s for s in price.seconds]),
         )
     return table
+
+
+def _noise(kind: Kind, privacy: PrivacyOptions) -> str:
+    """Return the noise on gradients, and what epsilon it is to come to, of which unit."""
+    sigma, epsilon = ([getattr(each, x) for each in kind.noise] for x in ("sigma", "epsilon"))
+    (steps,) = {each.steps for each in kind.noise}
+    limit = f"; a device stops training at {privacy.epsilon:g}" if privacy.epsilon else ""
+    return (
+        f"Differential privacy of one training {privacy.dp}, against all who see what its device "
+        f"sends: noise sigma {_between(sigma)}, {steps:,} steps planned, then epsilon "
+        f"{_between(epsilon)} at delta {privacy.delta_told}{limit}"
+    )
 
 
 def _span(sizes: Sequence[int]) -> str:

@@ -49,7 +49,7 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
         about["direct-address"] = str(address)
     if seals(context):
         about[PUBLIC_KEY] = announcement(context, learner.partition.partition_id)
-    if learner.settings.report_classes:
+    if learner.settings.report_classes and learner.mechanism is None:
         labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
         about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()
         if names := learner.partition.class_names:  # Flower cannot count the bytes of an empty list

@@ -28,6 +28,9 @@ from ..payload.copies import Copies
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import averaged, brought, by_courier, passed_on
+from ..privacy.accountant import Ledger
+from ..privacy.noise import poisson_rows
+from ..privacy.options import Mechanism
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
 from .devices import on_device, resolve_device
@@ -45,6 +48,7 @@ from .optimisers import (
     total,
 )
 from .options import Options
+from .per_sample import check_separable
 from .settings import DeviceSettings, FusionChoice
 from .speedometer import SPEEDS, Speedometer
 from .training import train
@@ -54,12 +58,24 @@ IN_A_STACK = {
     "begin", "finish",
 }  # fmt: skip
 """Members with which a method says anew whether it :attr:`~Learner.stacks`."""
+SEES_SAMPLES = {
+    "local_loss", "task_loss", "cross_entropy", "modulate", "batches", "draw", "fixed", "running",
+    "frozen", "statistics", "outgoing", "run_round", "begin", "finish", "after_mixing",
+    "before_training", "after_training", "after_stack",
+}  # fmt: skip
+"""Members with which a method says anew what is :attr:`~Learner.unaccounted`."""
 CourierChoice = Literal["off", "forward", "average"]
 Kept = tuple[Any, ...]
 """What a device keeps besides its parameters."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
 STATISTICS_BYTES = 16 << 20
 """Enough for 100 prototypes of 40,000 numbers."""
+LEDGER = "privacy.ledger"
+"""What a device has spent under ``privacy.dp``, in its ``memory``."""
+EPSILON = "privacy.epsilon"
+"""The same as a metric."""
+SPENT = "privacy.spent"
+"""1 where the budget allows no more such rounds, else 0: a metric."""
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
@@ -126,6 +142,11 @@ class Learner:
     ``local_loss`` and ``modulate`` parameters, ``batch.inputs``, ``batch.labels`` and
     ``batch.given`` have a first dimension more, for the devices, and the loss is ``[device]``.
     A class that overrides one of :data:`IN_A_STACK` says so itself, or is taken one by one."""
+    unaccounted: ClassVar[str] = ""
+    """What it takes from own training samples besides the gradient of each sample's loss, in words
+    such as "prototypes of own samples": ``privacy.dp`` refuses it. Empty if there is nothing. The
+    loss of a mini-batch is then the mean of its samples', and nothing is drawn (``draw``). A class
+    that overrides one of :data:`SEES_SAMPLES` says so itself, or is refused."""
 
     def __init__(
         self,
@@ -211,6 +232,28 @@ class Learner:
         exchange = self.settings.exchange
         make = Copies if self.rule.coded else Compressor
         self.compressor = make(exchange.number_type, exchange.top_k)
+        self.mechanism = self._mechanism()
+        """How gradients get noise; None without ``privacy.dp``."""
+        self.spent = False
+        """Whether the budget of ``privacy.epsilon`` does not allow to train in this round."""
+        self._round_steps = 0  # that it is to take in this round
+
+    def _mechanism(self) -> Mechanism | None:
+        """Return how gradients get noise, if they do.
+
+        Raises
+        ------
+        MethodError
+            The model mixes samples.
+        SettingsError
+            The settings do not fit the number of samples.
+        """
+        privacy, n = self.settings.privacy, len(self.train_data)
+        if not privacy.on:
+            return None
+        for module in self.flat.modules.values():
+            check_separable(module)
+        return Mechanism.of(privacy, n, self.settings.batch_size, self.planned_steps)
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -468,6 +511,10 @@ class Learner:
     def enter(self, plan: Plan) -> None:
         """Take note of a round in which nothing is drawn at random."""
         self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
+        self.spent = False
+        if self.mechanism is not None and plan.iterations:
+            self._round_steps = len(self.steps(self.updates(plan)))
+            self.spent = self.mechanism.would_exceed(self.ledger, self._round_steps)
 
     def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
         """Do the part of a round before training: mix, and evaluate if asked.
@@ -526,6 +573,8 @@ class Learner:
         if plan.evaluate:
             self.flat.attach()
             self.measured |= self.evaluate()
+            if self.mechanism is not None:  # it tells the shares of own classes
+                self.measured.pop("test.accuracy_own_shares", None)
             self._note_best(plan)
 
     def _note_best(self, plan: Plan) -> None:
@@ -565,14 +614,19 @@ class Learner:
         ``taken`` are the steps that it took; None of a device that rests.
         """
         payload = self._publish(plan, inbox, taken)
+        if self.mechanism is not None:
+            more = self.mechanism.would_exceed(self.ledger, self._round_steps)
+            self.measured[EPSILON] = self.ledger.epsilon(self.mechanism.delta)
+            self.measured[SPENT] = float(more)
         if plan.merged:
             return Outcome(payload, self.measured, self.rejected)
         near, wrong = self.speedometer.near(self.modalities, inbox)
         return Outcome(payload, self.measured | near, self.rejected + wrong)
 
     def updates(self, plan: Plan) -> dict[str, int]:
-        """Return how many times a plan trains each owned modality."""
-        return {m: plan.by_modality.get(m, plan.iterations) for m in self.partition.modalities}
+        """Return how many times a plan trains each owned modality: never once it has spent all."""
+        owned = self.partition.modalities
+        return {m: 0 if self.spent else plan.by_modality.get(m, plan.iterations) for m in owned}
 
     def planned(self, plan: Plan) -> dict[str, tuple[float, float]]:
         """Return by block the steps that a plan gives this device, and the mean over its owners.
@@ -636,6 +690,7 @@ class Learner:
             and not self.train_data.present
             and method_stacks(type(self))
             and self._model_stacks
+            and self.mechanism is None
         )
 
     def leads(self, other: "Learner") -> bool:
@@ -681,7 +736,7 @@ class Learner:
             family=settings.optimizer,
             momentum=0.0 if self.rule.momentum == "own" else settings.momentum,
             weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
+            clip_norm=settings.clip_norm if self.mechanism is None else 0.0,
             rates=factors,
         )
         return LocalSteps(
@@ -713,7 +768,9 @@ class Learner:
 
     def note_training(self, loss: float, iterations: int, phases: Mapping[str, LocalPhase]) -> None:
         """Note what came of a round's local iterations."""
-        self.measured |= {"train.loss": loss, "train.iterations": float(iterations)}
+        if self.mechanism is None:
+            self.measured["train.loss"] = loss
+        self.measured["train.iterations"] = float(iterations)
         self.measured |= self.speedometer.take(phases)
 
     def batches(self, iterations: int) -> Iterator[Batch]:
@@ -725,6 +782,32 @@ class Learner:
         """Return which training samples each mini-batch holds, ``[iterations, batch]`` int64."""
         rng, size = self.rng("batches"), self.settings.batch_size
         return draw_rows(len(self.train_data), iterations, size, rng)
+
+    # ---- differential privacy ---------------------------------------------------------------
+
+    @property
+    def planned_steps(self) -> int:
+        """The iterations of a whole run in which each round trains ``local-iterations``."""
+        each = self.settings.local_iterations
+        steps = self.steps(dict.fromkeys(self.partition.modalities, each))
+        return self.settings.num_server_rounds * len(steps)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What has been spent so far in this run."""
+        return Ledger.of(self.memory[LEDGER]) if LEDGER in self.memory else Ledger()
+
+    def charge(self, steps: int) -> None:
+        """Book the iterations of a round, before the first of them."""
+        assert self.mechanism is not None
+        self.memory[LEDGER] = self.mechanism.charged(self.ledger, steps).tensor()
+
+    def drawn(self, iterations: int) -> Iterator[Batch]:
+        """Yield mini-batches that hold each training sample with the same probability."""
+        assert self.mechanism is not None
+        for _ in range(iterations):
+            rows = poisson_rows(len(self.train_data), self.mechanism.rate)
+            yield batch_of(self.train_data.subset(rows))
 
     @property
     def noisy(self) -> list[str]:
@@ -817,6 +900,7 @@ class Learner:
             and isinstance(self.aggregation, Mean | Weighing)
             and type(self.aggregation).__call__ in (Mean.__call__, Weighing.__call__)
             and not self.compressor.active
+            and self.mechanism is None
             and not self.settings.attack.in_payloads
         )
 
@@ -909,3 +993,14 @@ def method_stacks(method: type[Learner]) -> bool:
         if not IN_A_STACK.isdisjoint(vars(kind)):
             return False
     return False
+
+
+def unaccounted(method: type[Learner]) -> str:
+    """Return what ``privacy.dp`` refuses of a method, see :attr:`Learner.unaccounted`."""
+    for kind in method.__mro__:
+        if "unaccounted" in vars(kind):
+            drawn = overrides(method, ("draw",))
+            return method.unaccounted or ("what it draws for each mini-batch" if drawn else "")
+        if not SEES_SAMPLES.isdisjoint(vars(kind)):
+            break
+    return "what it does not say (Learner.unaccounted)"

@@ -23,6 +23,7 @@ from ..gossip.attacks import AttackOptions
 from ..models import EncoderChoice, Fusion
 from ..payload.coding import Precision
 from ..payload.options import ExchangeOptions
+from ..privacy.options import PrivacyOptions
 from .label_shares import Correction
 
 
@@ -220,7 +221,9 @@ class DeviceSettings(Group):
         False, description="compute every device by itself, with torch's own layers and losses"
     )
     report_classes: bool = Field(
-        True, description="devices tell how many samples of each class they have, for the report"
+        True,
+        description="devices tell how many samples of each class they have, for the report; not "
+        "under privacy.dp",
     )
     torch_threads: int = Field(1, ge=1, description="torch threads of a device's training")
     couriers: Literal["auto", "off", "forward", "average"] = Field(
@@ -247,6 +250,7 @@ class DeviceSettings(Group):
     series: SeriesOptions = SeriesOptions()
     exchange: ExchangeOptions = ExchangeOptions()
     attack: AttackOptions = AttackOptions()
+    privacy: PrivacyOptions = PrivacyOptions()
 
     _of_dataset: Group | None = PrivateAttr(None)  # the data set's own options
 
@@ -311,7 +315,10 @@ class DeviceSettings(Group):
     def of_method(self, method: Choices) -> Self:
         """Return the settings with a method's own choices where they say "auto"."""
         own: dict[str, dict[str, Any]] = {"": {}}  # by group
-        for key, choice in choices_of(method).items():
+        choices = choices_of(method)
+        if self.privacy.on:  # both go by all of a device's samples
+            choices |= {"label-correction": "off", "input-noise": 0.0}
+        for key, choice in choices.items():
             group, _, name = key.replace("-", "_").rpartition(".")
             if getattr(getattr(self, group) if group else self, name) == "auto":
                 own.setdefault(group, {})[name] = choice

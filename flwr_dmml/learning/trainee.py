@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..payload.flat import Flat
 from ..payload.plan import Plan
+from ..privacy.options import Mechanism
 from .balance import LocalPhase
 from .batch import Batch, Pool
 from .optimisers import LocalSteps
@@ -88,6 +89,16 @@ class Trainee(Protocol):
 
     def batch_rows(self, iterations: int) -> Tensor:
         """Return which training samples they hold, ``[iterations, batch]``."""
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """How gradients get noise."""
+
+    def charge(self, steps: int) -> None:
+        """Book iterations with noise."""
+
+    def drawn(self, iterations: int) -> Iterator[Batch]:
+        """Yield the mini-batches of these."""
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss."""

@@ -13,6 +13,7 @@ from ..payload.plan import Plan
 from .batch import Batch, mean_over
 from .mixing import Taken
 from .optimisers import Iteration
+from .per_sample import NoisyGradients
 from .trainee import Trainee
 
 Part = tuple[Trainee, Plan]
@@ -197,7 +198,14 @@ def _alone(stack: _Stack) -> None:
     learner.label_shift = learner.shift()
     fixed, running = learner.fixed(), _running([learner])
     running = {name: value[0] for name, value in running.items()}
-    for modalities, batch in zip(steps, learner.batches(len(steps)), strict=True):
+    noisy: NoisyGradients | None = None
+    if learner.mechanism is None:
+        batches = learner.batches(len(steps))
+    else:
+        learner.charge(len(steps))
+        batches = learner.drawn(len(steps))
+        noisy = NoisyGradients(learner, local.trained, learner.mechanism, fixed | running)
+    for modalities, batch in zip(steps, batches, strict=True):
         seen = dict(running)
 
         def loss_of(part: Batch, seen: dict[str, Tensor] = seen) -> Tensor:
@@ -206,9 +214,14 @@ def _alone(stack: _Stack) -> None:
             seen |= given
             return learner.local_loss(replace(part, given=given))
 
-        with learner.precision():
-            loss = mean_over(batch.only(modalities), loss_of)
-        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        gradients: Sequence[Tensor | None]
+        if noisy is None:
+            with learner.precision():
+                loss = mean_over(batch.only(modalities), loss_of)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        else:
+            loss = torch.zeros((), device=learner.device)  # not told
+            gradients = noisy.of(batch, modalities)
         local.take(iteration, gradients)
         resting = _modulate(learner, iteration, modalities, replace(batch, given=fixed | seen))
         iteration.gradients = {i: g[None] for i, g in iteration.gradients.items()}

@@ -61,6 +61,7 @@ class Ccl(Learner):
     paper: ClassVar[str] = "Aketi and Roy, WACV 2024"
     references: ClassVar[tuple[str, ...]] = ("aketi2024cross",)
     options_type: ClassVar[type[Options]] = CclOptions
+    unaccounted: ClassVar[str] = "class means of own samples' features"
     gossip: ClassVar[str] = QgDsgdmNRule.name
     stacks: ClassVar[bool] = True
     options: CclOptions

@@ -72,6 +72,7 @@ class GeneratorDistillation(Learner):
 
     options_type: ClassVar[type[Options]] = DmmlKdOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "a generator that trains on own samples, and label counts"
     options: DmmlKdOptions
 
     def reset(self) -> None:

@@ -71,6 +71,7 @@ class FedCmi(Learner):
     paper: ClassVar[str] = "Fan et al., arXiv 2401.00894, 2024"
     references: ClassVar[tuple[str, ...]] = ("fan2024balanced",)
     options_type: ClassVar[type[Options]] = FedCmiOptions
+    unaccounted: ClassVar[str] = "class means over own samples"
     stacks: ClassVar[bool] = True
     options: FedCmiOptions
     model: TwoProjectorClassifier  # type: ignore[assignment]

@@ -50,6 +50,7 @@ class FedProto(Learner):
     paper: ClassVar[str] = "Tan et al., AAAI 2022"
     references: ClassVar[tuple[str, ...]] = ("tan2022fedproto",)
     options_type: ClassVar[type[Options]] = FedProtoOptions
+    unaccounted: ClassVar[str] = "prototypes of own samples"
     stacks: ClassVar[bool] = True
     options: FedProtoOptions
 

@@ -38,6 +38,7 @@ class FedProx(Learner):
     paper: ClassVar[str] = "Li et al., MLSys 2020"
     references: ClassVar[tuple[str, ...]] = ("li2020federated",)
     options_type: ClassVar[type[Options]] = FedProxOptions
+    unaccounted: ClassVar[str] = ""
     stacks: ClassVar[bool] = True
     options: FedProxOptions
 

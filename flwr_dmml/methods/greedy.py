@@ -47,6 +47,7 @@ class Greedy(Learner):
     paper: ClassVar[str] = "Wu et al., ICML 2022"
     references: ClassVar[tuple[str, ...]] = ("wu2022characterizing",)
     options_type: ClassVar[type[Options]] = GreedyOptions
+    unaccounted: ClassVar[str] = ""
     stacks: ClassVar[bool] = True
     options: GreedyOptions
 

@@ -64,6 +64,7 @@ class Harmony(Staged):
     paper: ClassVar[str] = "Ouyang et al., MobiSys 2023"
     references: ClassVar[tuple[str, ...]] = ("ouyang2023harmony",)
     options_type: ClassVar[type[Options]] = HarmonyOptions
+    unaccounted: ClassVar[str] = ""
     own_weights: ClassVar[bool] = True
     options: HarmonyOptions
 

@@ -57,6 +57,9 @@ class Idkd(Kd):
     paper: ClassVar[str] = "Ravikumar et al., TMLR 2024"
     references: ClassVar[tuple[str, ...]] = ("ravikumar2024homogenizing",)
     options_type: ClassVar[type[Options]] = IdkdOptions
+    unaccounted: ClassVar[str] = (
+        "a threshold found on own samples, and mini-batches with public ones"
+    )
     options: IdkdOptions
 
     def choose(self, logits: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ class Kd(WithPublic):
     references: ClassVar[tuple[str, ...]] = ("ravikumar2024homogenizing",)
     gossip: ClassVar[str] = "qg-dsgdm-n"
     options_type: ClassVar[type[Options]] = KdOptions
+    unaccounted: ClassVar[str] = "mini-batches of own samples together with public ones"
     stacks: ClassVar[bool] = True
 
     # ---- labelling --------------------------------------------------------------------------

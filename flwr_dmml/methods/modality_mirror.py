@@ -99,6 +99,7 @@ class ModalityMirror(Staged):
     paper: ClassVar[str] = "Feng et al., NOSSDAV 2025 (reconstruction)"
     references: ClassVar[tuple[str, ...]] = ("feng2025modalitymirror",)
     options_type: ClassVar[type[Options]] = MirrorOptions
+    unaccounted: ClassVar[str] = "lessons of a teacher for whole mini-batches"
     stacks: ClassVar[bool] = True
     options: MirrorOptions
 

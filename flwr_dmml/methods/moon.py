@@ -51,6 +51,7 @@ class Moon(Learner):
     paper: ClassVar[str] = "Li, He and Song, CVPR 2021"
     references: ClassVar[tuple[str, ...]] = ("li2021model",)
     options_type: ClassVar[type[Options]] = MoonOptions
+    unaccounted: ClassVar[str] = ""
     stacks: ClassVar[bool] = True
     options: MoonOptions
 

@@ -55,6 +55,7 @@ class OgmGe(Learner):
     paper: ClassVar[str] = "Peng et al., CVPR 2022"
     references: ClassVar[tuple[str, ...]] = ("peng2022balanced",)
     options_type: ClassVar[type[Options]] = OgmGeOptions
+    unaccounted: ClassVar[str] = "ratios of scores on own samples, which scale gradients"
     stacks: ClassVar[bool] = True
     options: OgmGeOptions
 

@@ -30,6 +30,7 @@ class Staged(Learner):
     """
 
     options_type: ClassVar[type[Options]] = StagedOptions
+    unaccounted: ClassVar[str] = ""
     stacks: ClassVar[bool] = True
     options: StagedOptions
     model: ModalityNetworks  # type: ignore[assignment]

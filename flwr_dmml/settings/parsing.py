@@ -24,7 +24,7 @@ from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..gossip.aggregation.nnm import NNM
 from ..graph.topology import TopologyError, find_topology, own_fields
-from ..learning.learner import Learner
+from ..learning.learner import Learner, unaccounted
 from ..learning.options import Options
 from .parts import Parts, RunConfig, no_couriers, no_couriers_over
 from .settings import GROUPS, Settings
@@ -120,6 +120,7 @@ def parse_settings(
         for name, needs in chosen.items():
             problems += needs.problems(settings)
             problems += _mismatches(name, config)
+            problems += _unaccounted(name, config) if settings.privacy.on else []
         problems = list(dict.fromkeys(problems))  # two methods may need the same
         problems += _coordinator_problems(config, chosen) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
@@ -219,6 +220,39 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
         problems.append(
             f"exchange.precision = {exchange.precision!r}, exchange.top-k = {exchange.top_k:g}: "
             f"the method {method!r} writes blocks in a format of its own; allowed: float32 and 1"
+        )
+    return problems
+
+
+def _unaccounted(method: str, config: RunConfig) -> list[str]:
+    """Return what a method or a setting takes from samples that ``privacy.dp`` does not account."""
+    settings, methods = config.settings, config.parts.methods
+    asked, problems = f"privacy.dp = {settings.privacy.dp!r}", list[str]()
+    if what := unaccounted(methods[method]):
+        passing = ", ".join(name for name, kind in methods.items() if not unaccounted(kind))
+        problems.append(
+            f"{asked}: the method {method!r} takes more from training samples than clipped "
+            f"gradients: {what}; allowed: {passing}"
+        )
+    if settings.label_correction not in ("auto", "off"):
+        problems.append(
+            f"{asked} with label-correction = {settings.label_correction!r}: it goes by the counts "
+            "of own labels; allowed: auto, off"
+        )
+    if settings.noise:
+        problems.append(
+            f"{asked} with input-noise = {settings.noise:g}: it goes by the deviation of own "
+            "samples; allowed: auto, 0"
+        )
+    if settings.standardise != "off":
+        problems.append(
+            f"{asked} with standardise = {settings.standardise!r}: it goes by the mean and the "
+            "deviation of training samples; allowed: off"
+        )
+    if settings.exchange.transport == "direct":
+        problems.append(
+            f"{asked} with exchange.transport = 'direct': letters leave a device before its ledger "
+            "is kept; allowed: relay"
         )
     return problems
 

@@ -13,6 +13,7 @@ from ..gossip.attacks import AttackOptions
 from ..graph.topology import SHARED, Topology, make_topology
 from ..learning.settings import DeviceSettings
 from ..payload.options import ExchangeOptions
+from ..privacy.options import PrivacyOptions
 
 
 def _number_of_processes(value: object) -> object:
@@ -148,5 +149,6 @@ GROUPS: dict[str, type[Group]] = {
     "series": SeriesOptions,
     "exchange": ExchangeOptions,
     "attack": AttackOptions,
+    "privacy": PrivacyOptions,
 }
 """The groups by their prefix in a run config: ``energy.battery-share`` and so on."""

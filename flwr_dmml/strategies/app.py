@@ -42,6 +42,7 @@ from .direct import DirectExchange
 from .ending import Ends, end_noted, end_of
 from .energy.energy_constrained import EnergyConstrained
 from .energy.shared_band import SharedBandConstrained
+from .epsilons import epsilon_lines
 from .exchange import Exchange, MakeExchange
 from .keeper import Keeper
 from .layout import layout
@@ -147,7 +148,7 @@ def _run(
     trackers: list[Tracker] = [folder, *sinks]
     if isinstance(grid, SimulationGrid):  # with trackers of its own, such as the live table
         trackers += grid.trackers
-    results: dict[str, RoundRecord] = {}
+    results, histories = dict[str, RoundRecord](), dict[str, list[RoundRecord]]()
     if settings.compare_with == settings.method:
         log(INFO, "compare-with names the method itself: it runs once")
     present: int | None = None  # a device lost by the first method is not waited for again
@@ -192,7 +193,7 @@ def _run(
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         ends.begin(name, strategy)
         strategy.start(grid, num_rounds=rounds, timeout=timeout)
-        results[name] = strategy.records[-1]
+        results[name], histories[name] = strategy.records[-1], strategy.records
         present = max(1, len(results[name].nodes))
         battery_j = None if settings.energy.on_mains else energy.battery_j
         left_j = None if battery_j is None else battery_j.tolist()
@@ -200,6 +201,9 @@ def _run(
         folder.finish(name, {"battery_j": left_j, "end": end_here.model_dump(mode="json")})
         ends.done(name, end_here)
     report(settings, results, ends.so_far())
+    for name, records in histories.items():
+        for line in epsilon_lines(name, records, settings.privacy):
+            log(INFO, "%s", line)
     log(INFO, "Run folder: %s", folder.path)
 
 

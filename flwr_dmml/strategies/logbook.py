@@ -17,6 +17,7 @@ from ..tracking.text import describe
 from .energy.energy_constrained import EnergyConstrained
 from .energy.measured import meters_told, read_meter
 from .energy.round_budget import RoundBudget
+from .epsilons import spent_in
 from .member import Member
 from .mixing import separate_groups
 from .replies import Account
@@ -58,6 +59,7 @@ class Logbook:
         self._flat: set[int] = set()
         self._unheard: set[int] = set()
         self._unread: set[int] = set()  # whose meter fails at present
+        self._spent: set[int] = set()  # whose privacy budget allows no more training
 
     def announce(self, method: str, graph: nx.Graph | None, *, couriers: bool) -> None:
         """Say who takes part, and whose owners are not linked in ``graph`` (None: not known)."""
@@ -97,6 +99,7 @@ class Logbook:
         record.seconds, self._flat = float(state["seconds"]), set(state["flat"])
         self._unheard = set(state["unheard"])
         self.records = [*before, record]
+        self._spent = set().union(*(spent_in(record.nodes) for record in self.records))
 
     def open(self, server_round: int) -> RoundRecord:
         """Begin the record of a round."""
@@ -178,6 +181,15 @@ class Logbook:
         """Return who has not got something that it was to mix, since this was last asked."""
         found, self._unheard = self._unheard, set()
         return found
+
+    def spent(self) -> set[int]:
+        """Return who has told, so far, that its privacy budget allows no more training."""
+        for record in self.records[-2:]:
+            for partition in sorted(spent_in(record.nodes) - self._spent):
+                text = "Round %s: node %s trains no more, its privacy budget is spent"
+                log(INFO, text, record.round, partition)
+                self._spent.add(partition)
+        return self._spent
 
     def met(self, plans: Mapping[int, Plan]) -> None:
         """Note what couriers have brought, and who hears liars, by plans that begin with mixing.

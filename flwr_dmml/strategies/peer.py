@@ -304,7 +304,13 @@ class PeerStrategy(Strategy):
                 sizes = self.exchange.expected_sizes(invited)
             resting = set(connected) - set(invited)
             plans, budget = self.planner.plans(
-                t, invited, sizes, speeds, resting=resting, unheard=unheard
+                t,
+                invited,
+                sizes,
+                speeds,
+                resting=resting,
+                parked=self._logbook.spent(),
+                unheard=unheard,
             )
             unheard = set()
             self._logbook.budget(budget)

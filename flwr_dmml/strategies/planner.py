@@ -284,6 +284,7 @@ class RoundPlanner:
         speeds: Mapping[int, Mapping[str, float]],
         *,
         resting: Collection[int] = (),
+        parked: Collection[int] = (),
         unheard: Collection[int] = (),
     ) -> tuple[dict[int, Plan], RoundBudget]:
         """Plan a round for the devices that can be asked, and book its energy.
@@ -300,6 +301,8 @@ class RoundPlanner:
             Training speed of each modality around each device, where known.
         resting : collection of int
             Devices that could be asked, and take no part in this round.
+        parked : collection of int
+            Devices that take part and train nothing.
         unheard : collection of int
             Those that have not got something of what they were to mix in the last round.
         """
@@ -312,6 +315,7 @@ class RoundPlanner:
         if server_round == self._num_rounds + 1:
             bits = 8 * self._whole_bytes()
         trains = self._trains(phase) & (not merges)
+        trains[sorted(parked)] = False
         carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
         for p, more in carrying.bytes_more.items():
             bits[p] += 8 * more

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ..base.text import one_line
 from ..clients.models import HANDED_OVER, Models, read_models
+from ..learning.learner import EPSILON, SPENT
 from ..learning.mixing import DROPPED
 from ..payload.blocks import STATISTICS, carried, is_carried, without_companion
 from ..payload.plan import Plan, mean_of
@@ -53,6 +54,8 @@ RANGES = {
     "train.iterations": COUNTED,
     "speed.": COUNTED,
     "near.": COUNTED,
+    EPSILON: COUNTED,
+    SPENT: SHARE,
     LETTER_BYTES: BYTES,
     LABEL_BYTES: BYTES,
     PAYLOAD_BYTES: BYTES,

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app as cli
-from flwr_dmml.cli.describe import Description, Kind, describe, tables
+from flwr_dmml.cli.describe import Description, Kind, Planned, describe, tables
 from flwr_dmml.clients import DPSGD, make_client_app
 from flwr_dmml.data import DataError
 from flwr_dmml.energy.devices import PROFILES
 from flwr_dmml.engine import AppError, FlowerApp
+from flwr_dmml.privacy.accountant import epsilon_of
 from flwr_dmml.strategies import make_server_app
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 7, "method": "dpsgd"}  # batches of 16
@@ -199,3 +200,16 @@ def test_the_command_says_what_is_wrong_in_one_line() -> None:
     done = run("samples-per-node=100000")
     assert done.exit_code == 1 and "Error: DataError: samples-per-node" in done.output
     assert "Traceback" not in done.output
+
+
+def test_the_noise_and_its_epsilon_are_told_before_a_run() -> None:
+    """Of 36 samples, 16 a batch: 30 rounds of 2 steps, by the accountant's own count."""
+    epsilon = epsilon_of([(2.0, 16 / 36, 60)], 1 / 360)
+    found = described(**{"privacy.dp": "sample", "privacy.sigma": 2.0})
+    assert [each for kind in found.kinds for each in kind.noise] == [Planned(2.0, 60, epsilon)] * 7
+    told = (
+        "Differential privacy of one training sample, against all who see what its device sends: "
+        f"noise sigma 2, 60 steps planned, then epsilon {epsilon:.3g} at delta 1/(10 samples)"
+    )
+    assert shown(found).count(told) == 3
+    assert "rivacy" not in shown(described())

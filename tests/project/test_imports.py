@@ -21,6 +21,7 @@ ORDER = [
     "graph",
     "gossip",
     "energy",
+    "privacy",
     "data",
     "losses",
     "models",

@@ -1,0 +1,1 @@
+"""Differential privacy of single training samples: noise, its accounting, and its settings."""
