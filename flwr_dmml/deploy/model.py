@@ -71,13 +71,21 @@ class TrainedModel(nn.Module):
         Returns
         -------
         Tensor
-            ``[batch, classes]``: logits, or logarithms of probabilities.
+            ``[batch, classes]``: logits, or logarithms of probabilities up to a constant of each
+            sample.
         """
-        if isinstance(self.network, ModalityModel):
-            (logits,) = self.network.logits(inputs, [tuple(inputs)])
-        else:
-            logits = self.network(inputs)
+        scores = (
+            self._scores if self.about.fusion is None else self.about.fusion.scores(self._scores)
+        )
+        (logits,) = scores(inputs, [tuple(inputs)])
         return logits
+
+    def _scores(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        if isinstance(self.network, ModalityModel):
+            return self.network.logits(inputs, subsets)
+        return [self.network({m: inputs[m] for m in own}) for own in subsets]
 
     @torch.no_grad()
     def predict(self, inputs: Mapping[str, Any]) -> Prediction:
