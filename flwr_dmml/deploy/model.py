@@ -74,11 +74,15 @@ class TrainedModel(nn.Module):
             ``[batch, classes]``: logits, or logarithms of probabilities up to a constant of each
             sample.
         """
-        scores = (
-            self._scores if self.about.fusion is None else self.about.fusion.scores(self._scores)
-        )
-        (logits,) = scores(inputs, [tuple(inputs)])
+        (logits,) = self.scores(inputs, [tuple(inputs)])
         return logits
+
+    def scores(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return what :meth:`forward` does, from each of several subsets of the inputs."""
+        late = self.about.fusion
+        return (self._scores if late is None else late.scores(self._scores))(inputs, subsets)
 
     def _scores(
         self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
