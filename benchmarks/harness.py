@@ -21,7 +21,9 @@ from rich.progress import Progress
 
 from flwr_dmml.clients import make_client_app
 from flwr_dmml.data import load_partition
+from flwr_dmml.deploy.model import load_model
 from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.learning.dropped import RATES, accuracy_by_rate, area
 from flwr_dmml.methods.staged import Staged
 from flwr_dmml.methods.teaching import share_right
 from flwr_dmml.settings import find_parts, parse_settings
@@ -105,15 +107,18 @@ class _History:
         self.records.append(record)
 
 
+OF_MODELS = {**{f"dropped {rate:g}": f"{rate:g}" for rate in RATES}, "area": "area"}
+"""Measures that :func:`run_arm` takes from the models that devices keep; their keys in it."""
 OF_STATES = {"averaged model", "audio, image zeroed"}
 """Measures that :func:`run_arm` takes from the devices' states."""
 
 
-def run_arm(settings: Settings, *, states: bool = False) -> Result:
+def run_arm(settings: Settings, *, states: bool = False, models: bool = False) -> Result:
     """Run one arm on the in-process engine and return its result.
 
     With ``states`` devices get messages, as on Flower's own engine, so that their states can be
-    read at the end: the same numbers, in up to twice the time.
+    read at the end: the same numbers, in up to twice the time. With ``models`` the models that
+    devices keep are tested with modalities missing.
     """
     if settings["method"] == "pooled":
         from pooled import run_pooled
@@ -124,10 +129,14 @@ def run_arm(settings: Settings, *, states: bool = False) -> Result:
     devices = _Devices(client_app) if states else None
     app = FlowerApp({}, make_server_app(), devices or client_app)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        run_app(app, settings["num-nodes"], {**settings, "run-dir": folder}, trackers=[history])
+        given = {**settings, "run-dir": folder}
+        run_app(app, settings["num-nodes"], given, trackers=[history])
+        by_rate = dropped(settings, Path(folder)) if models else {}
     result = history.records[-1].to_json()
     if result["failed"] or len(result["nodes"]) != settings["num-nodes"]:
         raise RuntimeError(f"devices failed, the figures would be of the survivors: {result}")
+    if models:
+        result["dropped"] = by_rate
     result["updates"] = {
         m: sum(n.updates.get(m, 0) for r in history.records for n in r.nodes)
         for m in result["accuracy_by_modality"]
@@ -195,12 +204,31 @@ def fused_alone(settings: Settings, states: Mapping[int, RecordDict]) -> dict[st
     return {m: fmean(shares) for m, shares in found.items()}
 
 
+def dropped(settings: Settings, folder: Path) -> dict[str, float]:
+    """Return the accuracy by the rate at which each modality is missing, and the area under it.
+
+    Means over the devices with several modalities, by the models that they keep in a run folder.
+    """
+    options = parse_settings(settings, find_parts()).settings.partition_options()
+    each: list[dict[float, float]] = []
+    for file in sorted(folder.glob("*/*/models/device-???.json")):
+        model = load_model(file)
+        if len(model.modalities) > 1:
+            partition = load_partition(options, model.about.device)
+            each.append(accuracy_by_rate(model.scores, partition, options.seed))
+    if not each:
+        return {}
+    by_rate = {rate: fmean(found[rate] for found in each) for rate in RATES}
+    return {f"{rate:g}": share for rate, share in by_rate.items()} | {"area": area(by_rate)}
+
+
 def run_all(
     arms: Mapping[tuple[str, str], Settings],
     seeds: Sequence[int],
     workers: int,
     *,
     states: bool = False,
+    models: bool = False,
 ) -> dict[tuple[str, str], dict[int, Result]]:
     """Run every arm with every seed, ``workers`` at a time, each in a process of its own."""
     results: dict[tuple[str, str], dict[int, Result]] = {name: {} for name in arms}
@@ -211,7 +239,10 @@ def run_all(
     ):
         task = progress.add_task("runs", total=len(arms) * len(seeds))
         jobs = {
-            pool.submit(run_arm, {**settings, "seed": seed}, states=states): (name, seed)
+            pool.submit(run_arm, {**settings, "seed": seed}, states=states, models=models): (
+                name,
+                seed,
+            )
             for seed in seeds
             for name, settings in arms.items()
         }

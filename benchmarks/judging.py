@@ -4,14 +4,21 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from math import inf, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from harness import CONSOLE, Bar, Case, Result, Runs, Settings
+from harness import CONSOLE, OF_MODELS, Bar, Case, Result, Runs, Settings
 from rich.table import Table
 from scipy import stats
+
+
+def _dropped(key: str, result: Result) -> float:
+    share: float = result["dropped"][key]
+    return share
+
 
 # A measure that a result does not have (KeyError) is shown as "-".
 MEASURES: dict[str, Callable[[Result], float]] = {
@@ -37,10 +44,16 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "skew before": lambda r: r["labels"]["skew-before"][-1],
     "skew after": lambda r: r["labels"]["skew"][-1],
     "label / model bytes": lambda r: r["label_share"],
+    "without audio": lambda r: r["accuracy_without"]["audio"],
+    "without image": lambda r: r["accuracy_without"]["image"],
+    "ECE uncalibrated": lambda r: r["ece_uncalibrated"],
+    "ECE": lambda r: r["ece"],
+    **{name: partial(_dropped, key) for name, key in OF_MODELS.items()},
 }
 ACCURACIES = {
     *("mean", "min", "macro F1", "UAR"),
     *("averaged model", "fused", "audio", "image", "audio, image zeroed"),
+    *("without audio", "without image", "ECE uncalibrated", "ECE", *OF_MODELS),
 }
 OF_GROUP = re.compile(r"(accuracy|macro F1|UAR) of (\S+)")
 """A measure of the devices with exactly these sensors, ``macro F1 of audio+image``: their mean."""

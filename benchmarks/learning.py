@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES, COMMON, DATA
-from harness import OF_STATES, data_folder, run_all
+from harness import OF_MODELS, OF_STATES, data_folder, run_all
 from judging import conclude
 
 from flwr_dmml.base.overrides import parse_override
@@ -62,7 +62,8 @@ def main() -> int:
         if arm in case.only.get(scenario, arms)
     }
     states = not OF_STATES.isdisjoint(case.measures)
-    runs = run_all(settings, seeds, options.workers, states=states)
+    models = not OF_MODELS.keys().isdisjoint(case.measures)
+    runs = run_all(settings, seeds, options.workers, states=states, models=models)
     bars = [b for b in case.bars if {(b.scenario, b.method), (b.scenario, b.baseline)} <= set(runs)]
     limits = [limit for limit in case.limits if (limit.scenario, limit.arm) in runs]
     title = f"{options.case} on {data}: mean over seeds {seeds}"

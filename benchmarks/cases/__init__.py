@@ -9,6 +9,7 @@ from .common import DATA as AUDIO_VISUAL
 from .dmml_kd import DMML_KD_CASE
 from .fedcmi import FEDCMI_CASE
 from .idkd import IDKD_CASE
+from .missing import MISSING
 from .modality_mirror import MODALITY_MIRROR_CASE
 from .sensors import SENSORS_CASE, SP_SW_HAR
 from .suite import SUITE
@@ -24,6 +25,7 @@ CASES: dict[str, Case] = {
     "sensors": SENSORS_CASE,
     "all": ALL,
     "suite": SUITE,
+    "missing": MISSING,
 }
 
 __all__ = ["CASES", "COMMON", "DATA"]

@@ -97,6 +97,7 @@ def _files(learner: Learner, found: Evaluated, kept: str) -> ModelFiles:
         },
         "architecture": None if overrides(type(learner), ("scores",)) else architecture_of(network),
         "network": f"{type(network).__module__}.{type(network).__qualname__}",
+        "fusion": found.fusion,
         "metrics": found.metrics,
         "settings": _settings(learner),
         "versions": versions(),

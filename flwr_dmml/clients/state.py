@@ -53,6 +53,6 @@ def confusion_of(learner: Learner) -> list[int]:
         return []
     learner.flat.attach()
     part, test = learner.partition, learner.test_data
-    found = predictions(learner.scores, test, [part.modalities])[part.modalities]
+    found = predictions(learner.predicted, test, [part.modalities])[part.modalities]
     counts: list[int] = confusion(found, test.labels, part.num_classes).flatten().tolist()
     return counts

@@ -1,11 +1,12 @@
-"""Samples that lack one of their modalities."""
+"""Samples that lack some of their modalities, and devices that have lost one."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from ..base.seeding import numpy_generator
 from .samples import Samples
 
 
@@ -62,3 +63,55 @@ def drop(
         inputs[m] = inputs[m].clone()
         inputs[m][~present[m]] = 0
     return replace(samples, inputs=inputs, present=present)
+
+
+def kept(draws: torch.Tensor, rate: float) -> torch.Tensor:
+    """Return what is left of modalities that are each missing at a rate, but never all.
+
+    A modality stays if its draw is at least ``rate``, and the one with the highest draw does in any
+    case: what is missing at some rate is missing at every higher one.
+
+    Parameters
+    ----------
+    draws : torch.Tensor
+        ``[modality, n]`` in [0, 1), uniform; above 1 for what may not be missing, below 0 for what
+        is not there.
+    rate : float
+        In [0, 1]. Of M modalities a share ``rate - rate**M / M`` is missing.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[modality, n]`` bool.
+    """
+    return (draws >= 0) & ((draws >= rate) | (draws == draws.amax(dim=0)))
+
+
+def lost_by(
+    partition_id: int, modalities: Sequence[str], may_miss: Collection[str], rate: float, seed: int
+) -> list[str]:
+    """Return the modalities that a device has lost: :func:`kept` has one draw for each.
+
+    As in FedMultimodal (Feng et al., KDD 2023), but that a device loses not all, and that the draws
+    of its modalities differ.
+    """
+    draws = [
+        numpy_generator(seed, "lost", partition_id, m).random() if m in may_miss else 2.0
+        for m in modalities
+    ]
+    stays = kept(torch.tensor(draws, dtype=torch.float64)[:, None], rate)[:, 0].tolist()
+    return [m for m, there in zip(modalities, stays, strict=True) if not there]
+
+
+def without(samples: Samples, modalities: Collection[str]) -> Samples:
+    """Return samples that all lack ``modalities``, with zeros for the inputs.
+
+    Those that have nothing else are left out; the tensors given are not written into.
+    """
+    if not modalities:
+        return samples
+    every = torch.ones(len(samples), dtype=torch.bool)
+    before: Mapping[str, torch.Tensor] = samples.present or dict.fromkeys(samples.inputs, every)
+    present = {m: ~every if m in modalities else has for m, has in before.items()}
+    inputs = {m: torch.zeros_like(x) if m in modalities else x for m, x in samples.inputs.items()}
+    return replace(samples, inputs=inputs, present=present).with_any()

@@ -55,6 +55,13 @@ class MissingOptions(Group):
     test_share: float = Field(
         0.0, ge=0, le=1, description="share of the test samples that lack one, in separate metrics"
     )
+    device_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability with which a device has lost each of its modalities in training, "
+        "but never the last",
+    )
     modalities: str = Field(
         "", description="those that may be missing, one per sample: 'audio,image'; empty: any"
     )

@@ -9,7 +9,7 @@ import torch
 from ..base.seeding import numpy_generator
 from .assignment import AUTO, assign_modalities
 from .division import partition_indices, split_validation
-from .missing import draw_present, drop
+from .missing import draw_present, drop, lost_by, without
 from .options import PartitionOptions
 from .registry import find_dataset, load_source
 from .samples import DataError, Partition
@@ -40,6 +40,13 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
     samples, test = source.train.restrict(own), source.test.restrict(own).with_any()
     missing, may_miss = options.missing, options.missing.among(own)
     rng = numpy_generator(options.seed, "missing", partition_id)
+    lost = lost_by(partition_id, own, may_miss, missing.device_rate, options.seed)
+    learned = without(samples.subset(train), lost)
+    if lost and not len(learned):
+        raise DataError(
+            f"missing.device-rate: node {partition_id} loses {', '.join(lost)}, and its training "
+            "samples have nothing else; name in missing.modalities what may be lost"
+        )
     test_present: Mapping[str, torch.Tensor] | None = None
     if missing.test_share:  # the same draw on every node
         test_rng = numpy_generator(options.seed, "missing", "test")
@@ -47,7 +54,7 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
     return Partition(
         partition_id=partition_id,
         modalities=own,
-        train=drop(samples.subset(train), missing.train_share, may_miss, rng),
+        train=drop(learned, missing.train_share, may_miss, rng),
         validation=samples.subset(validation),
         source_modalities=source.modalities,
         num_classes=source.num_classes,

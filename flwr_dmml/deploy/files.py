@@ -19,6 +19,7 @@ from ..data import DataError, Modality
 from ..data.forms import Raw
 from ..data.samples import Kind, Scale
 from ..models import Architecture
+from ..models.late_fusion import LateFusion
 
 SCHEMA = 1
 WEIGHTS, ABOUT = ".safetensors", ".json"
@@ -80,6 +81,9 @@ class About(BaseModel):
         What builds the network; None of a class of somebody's own.
     network : str
         Name of its class, for people.
+    fusion : LateFusion or None
+        How modalities are combined, with their temperatures; None, and not in the file, where the
+        network does it.
     metrics : dict of str to float
         Of its evaluation.
     settings : dict
@@ -102,10 +106,20 @@ class About(BaseModel):
     modalities: dict[str, Input] = Field(min_length=1)
     architecture: Architecture | None
     network: str
+    fusion: LateFusion | None = None
     metrics: dict[str, float]
     settings: dict[str, JsonValue]
     versions: dict[str, str]
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _fuses_its_own(self) -> Self:
+        if self.fusion and self.fusion.temperatures.keys() != self.modalities.keys():
+            raise ValueError(
+                f"fusion: temperatures of {', '.join(self.fusion.temperatures) or 'nothing'}; "
+                f"needed: of {', '.join(self.modalities)}"
+            )
+        return self
 
     @property
     def scales(self) -> dict[str, Scale]:
@@ -120,7 +134,8 @@ class About(BaseModel):
 
     def text(self) -> str:
         """Return what is written."""
-        return self.model_dump_json(indent=2, by_alias=True) + "\n"
+        left_out = set() if self.fusion else {"fusion"}
+        return self.model_dump_json(indent=2, by_alias=True, exclude=left_out) + "\n"
 
 
 @dataclass(frozen=True)

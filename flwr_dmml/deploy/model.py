@@ -71,13 +71,25 @@ class TrainedModel(nn.Module):
         Returns
         -------
         Tensor
-            ``[batch, classes]``: logits, or logarithms of probabilities.
+            ``[batch, classes]``: logits, or logarithms of probabilities up to a constant of each
+            sample.
         """
-        if isinstance(self.network, ModalityModel):
-            (logits,) = self.network.logits(inputs, [tuple(inputs)])
-        else:
-            logits = self.network(inputs)
+        (logits,) = self.scores(inputs, [tuple(inputs)])
         return logits
+
+    def scores(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return what :meth:`forward` does, from each of several subsets of the inputs."""
+        late = self.about.fusion
+        return (self._scores if late is None else late.scores(self._scores))(inputs, subsets)
+
+    def _scores(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        if isinstance(self.network, ModalityModel):
+            return self.network.logits(inputs, subsets)
+        return [self.network({m: inputs[m] for m in own}) for own in subsets]
 
     @torch.no_grad()
     def predict(self, inputs: Mapping[str, Any]) -> Prediction:

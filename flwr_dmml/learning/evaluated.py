@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..models.late_fusion import LateFusion
+
 BEST = "best-validation"
 """Name of the highest validation accuracy so far, in a learner's memory."""
 
@@ -20,8 +22,11 @@ class Evaluated:
         By the parameters' names in the network, on the CPU.
     metrics : dict of str to float
         Of its evaluation.
+    fusion : LateFusion or None
+        How it combined modalities; None where the network does.
     """
 
     server_round: int
     weights: dict[str, Tensor]
     metrics: dict[str, float]
+    fusion: LateFusion | None = None

@@ -1,17 +1,15 @@
 """Evaluation metrics: accuracy, confusion matrix, recall of each class, and macro-F1."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from math import isnan, nan
 
 import torch
 from torch import Tensor
 
 from ..data import Partition, Samples
+from ..models.late_fusion import Scores
 from .batch import every_part
 from .label_shares import LabelShares
-
-Scores = Callable[[Mapping[str, Tensor], Sequence[tuple[str, ...]]], list[Tensor]]
-"""(inputs by modality, subsets of these) -> logits ``[batch, classes]`` from each subset."""
 
 EVALUATION = ("test.", "validation.")
 """Prefixes of metrics that were measured on the model that the round before has left."""

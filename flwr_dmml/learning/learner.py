@@ -20,6 +20,7 @@ from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..losses import cross_entropies, cross_entropy
 from ..models import DecomposedClassifier, Features, Fusion, ModalityModel
+from ..models.late_fusion import LateFusion
 from ..models.stacked import in_words, model_stacks
 from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.coding import Precision
@@ -33,6 +34,7 @@ from ..privacy.noise import poisson_rows
 from ..privacy.options import Mechanism
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
+from .calibration import Calibration, calibration_metrics
 from .devices import on_device, resolve_device
 from .evaluated import BEST, Evaluated
 from .evaluation import EVALUATION, accuracy_metrics
@@ -192,6 +194,12 @@ class Learner:
         correction = self.settings.label_correction
         correction = "off" if correction == "auto" else correction
         self.label_shares = LabelShares(counts, correction, self.aggregation.liars)
+        self.calibration = Calibration(
+            self.settings.test_fusion,
+            self.modalities,
+            self.partition.num_classes,
+            robust=self.aggregation.robust,
+        )
         self.optimizer_state: dict[str, Tensor] = {}  # of the rounds so far, where it is kept
         self.memory: dict[str, Tensor] = {}  # what a method keeps from round to round
         self.rejected: list[str] = []
@@ -480,6 +488,20 @@ class Learner:
         """Return what predicts: the model, set to how it does so now. It is what a run keeps."""
         return self.model
 
+    # ---- predictions ------------------------------------------------------------------------
+
+    @property
+    def late_fusion(self) -> LateFusion | None:
+        """How modalities are combined in predictions; None where :meth:`scores` does."""
+        return self.calibration.fusion(self.partition.modalities)
+
+    def predicted(
+        self, inputs: Mapping[str, Tensor], subsets: Sequence[tuple[str, ...]]
+    ) -> list[Tensor]:
+        """Return what the device predicts by: :meth:`scores`, combined by ``test-fusion``."""
+        late = self.late_fusion
+        return (late.scores(self.scores) if late else self.scores)(inputs, subsets)
+
     # ---- the round --------------------------------------------------------------------------
 
     def run_round(self, plan: Plan, inbox: Inbox) -> Outcome:
@@ -541,6 +563,7 @@ class Learner:
         rejected += wrong
         if plan.iterations:  # a closing message publishes nothing
             rejected += self.label_shares.read(inbox, len(plan.recipients))
+        rejected += self.calibration.read(inbox)
         self.begin_mixed(plan, inbox, apart if plan.neighbours and plan.evaluate else None)
         self.rejected = rejected + self.rejected
         return inbox
@@ -592,7 +615,7 @@ class Learner:
         weights = self.predictor().state_dict()
         metrics = {k: v for k, v in self.measured.items() if k.startswith(EVALUATION)}
         copies = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
-        return Evaluated(plan.server_round - 1, copies, metrics)
+        return Evaluated(plan.server_round - 1, copies, metrics, self.late_fusion)
 
     def take_best(self) -> Evaluated | None:
         """Return the best model of all evaluations if it is newer than the last call."""
@@ -838,7 +861,11 @@ class Learner:
         self.model.eval()
         self.flat.attach()
         samples = self.test_data, self.validation_data
-        return accuracy_metrics(self.scores, self.partition, *samples, self.label_shares)
+        self.calibration.fit(self.scores, self.validation_data, self.label_shares.shift())
+        metrics = accuracy_metrics(self.predicted, self.partition, *samples, self.label_shares)
+        if late := self.late_fusion:
+            metrics |= calibration_metrics(self.scores, late, self.test_data)
+        return metrics
 
     def _publish(self, plan: Plan, inbox: Inbox, taken: Taken | None) -> Payload:
         snapshot, names = self.flat.copy(), self.block_names
@@ -868,17 +895,21 @@ class Learner:
             return {}
         statistics = {STATISTICS + key: value for key, value in self.statistics().items()}
         speeds = {SPEEDS: self.speedometer.report(self.modalities)}
-        return speeds | self.label_shares.payload() | statistics
+        return speeds | self.label_shares.payload() | self.calibration.payload() | statistics
 
     def report(self) -> list[float]:
-        """Return what is published of speeds and label counts, as numbers."""
-        return [*self.speedometer.numbers(self.modalities), *self.label_shares.report()]
+        """Return what is published of speeds, label counts and temperatures, as numbers."""
+        speeds = self.speedometer.numbers(self.modalities)
+        return [*speeds, *self.label_shares.report(), *self.calibration.report()]
 
     def hear(self, reports: Sequence[Sequence[float]], plan: Plan) -> None:
-        """Take up the label counts in neighbours' :meth:`report`."""
+        """Take up the label counts and temperatures in neighbours' :meth:`report`."""
+        labels = len(self.modalities)
+        temperatures = labels + len(self.label_shares.report())
         if self.label_shares.gossips and plan.iterations:
-            told = [report[len(self.modalities) :] for report in reports]
+            told = [report[labels:temperatures] for report in reports]
             self.label_shares.hear(told, len(plan.recipients))
+        self.calibration.hear([report[temperatures:] for report in reports])
 
     def near(self, reports: Sequence[Sequence[float]]) -> dict[str, float]:
         """Return the mean training speeds of a device and its neighbours, as metrics."""
@@ -911,14 +942,16 @@ class Learner:
 
     def kept(self) -> Kept:
         """Return what a device keeps besides its parameters, to :meth:`take_back`."""
-        own = dict(self.optimizer_state), dict(self.memory), self.label_shares.state()
+        told = self.label_shares.state() | self.calibration.state()
+        own = dict(self.optimizer_state), dict(self.memory), told
         return *own, self.mixer.kept(), self.speedometer.state(), self.compressor.state()
 
     def take_back(self, kept: Kept) -> None:
         """Go back to what was :meth:`kept`, after a round that failed."""
-        self.optimizer_state, self.memory, labels, mixer, speeds, compressor = kept
+        self.optimizer_state, self.memory, told, mixer, speeds, compressor = kept
         self._best = None
-        self.label_shares.load_state(labels)
+        self.label_shares.load_state(told)
+        self.calibration.load_state(told)
         self.mixer.take_back(mixer)
         self.speedometer.load_state(speeds)
         self.compressor.load_state(compressor)
@@ -948,7 +981,7 @@ class Learner:
         """Return copies of what must survive besides the blocks."""
         memory = {MEMORY + name: value for name, value in self.memory.items()}
         others = self.optimizer_state | self.speedometer.state() | self.compressor.state() | memory
-        others |= self.label_shares.state()
+        others |= self.label_shares.state() | self.calibration.state()
         copies = {name: value.clone() for name, value in others.items()}
         return self.mixer.state() | copies
 
@@ -965,6 +998,7 @@ class Learner:
         self.speedometer.load_state(state)
         self.compressor.load_state(state)
         self.label_shares.load_state(state)
+        self.calibration.load_state(state)
 
     def block_lengths(self) -> dict[str, int]:
         """Return the length of every block this device publishes."""

@@ -24,6 +24,7 @@ from ..models import EncoderChoice, Fusion
 from ..payload.coding import Precision
 from ..payload.options import ExchangeOptions
 from ..privacy.options import PrivacyOptions
+from .calibration import TestFusion
 from .label_shares import Correction
 
 
@@ -131,6 +132,11 @@ class DeviceSettings(Group):
         "auto",
         description="how several modalities predict: by the sum of their heads, or detached, by "
         "heads that do not train the encoders; auto: the method's",
+    )
+    test_fusion: TestFusion = Field(
+        "trained",
+        description="how modalities are combined in predictions: as trained, or each one's own, "
+        "calibrated on validation samples and weighted by this",
     )
     input_noise: Annotated[Literal["auto"] | float, BeforeValidator(_weight)] = Field(
         "auto",

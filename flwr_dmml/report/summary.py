@@ -117,6 +117,11 @@ def devices(run: Run) -> Table:
     powered = any(value is not None for value in left.values())
     head = ["device", "sensors", *(["samples"] if samples else [])]
     head += [f"{m.name}, accuracy" for m in run.methods]
+    calibrated = [
+        i for i, m in enumerate(run.methods) if any(n.ece is not None for n in m.last.nodes)
+    ]
+    for i in calibrated:
+        head += [f"{run.methods[i].name}, {what}" for what in ("ECE uncalibrated", "ECE")]
     head += [f"{main.name}, joules", f"{main.name}, MB sent"]
     head += [f"{main.name}, battery J"] * powered
     rows = []
@@ -125,6 +130,9 @@ def devices(run: Run) -> Table:
         row += [str(samples.get(partition, "-"))] if samples else []
         nodes = [final.get(partition) for final in finals]
         row += [cell(node.accuracy if node else None) for node in nodes]
+        for found in (nodes[i] for i in calibrated):
+            errors = (found.ece_uncalibrated, found.ece) if found else (None, None)
+            row += map(cell, errors)
         row.append(cell(spent.get(partition), ".4g"))
         row.append(cell(sent[partition] / 1e6 if partition in sent else None, ".4g"))
         row += [cell(left.get(partition), ".4g")] * powered

@@ -311,6 +311,11 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
             "keep-best = True: the best model is found on samples that a device holds out; set "
             "validation-fraction above 0"
         )
+    if settings.test_fusion == "static" and settings.validation_fraction == 0:
+        problems.append(
+            "test-fusion = 'static': modalities are weighed by what they find of the samples that "
+            "a device holds out; set validation-fraction above 0"
+        )
     if settings.quorum > settings.num_nodes:
         problems.append(
             f"min-devices = {settings.min_devices}: there are num-nodes = {settings.num_nodes}"

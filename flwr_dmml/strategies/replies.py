@@ -45,6 +45,9 @@ RANGES = {
     "test.macro_f1": SHARE,
     "test.uar": SHARE,
     "test.missing": SHARE,
+    "test.ece": SHARE,
+    "test.ece_uncalibrated": SHARE,
+    "test.temperature.": COUNTED,
     "test.accuracy.": SHARE,
     "test.without.": SHARE,
     "validation.accuracy": SHARE,
@@ -63,7 +66,7 @@ RANGES = {
 """Ranges of metrics, by name or what a name begins with; of all others -1e30 to 1e30."""
 METER = "energy."
 """What a meter counts is read apart: a broken meter is no broken reply."""
-OF_MODALITIES = "test.accuracy.", "test.without.", "speed.", "near."
+OF_MODALITIES = "test.accuracy.", "test.without.", "test.temperature.", "speed.", "near."
 """After these stands the name of a modality."""
 MOST_METRICS, MOST_NOTES, MOST_CLAIMS = 500, 10, 100
 MOST_ENTRIES = 100_000

@@ -54,6 +54,9 @@ class NodeResult:
     accuracy_without: dict[str, Share] = field(default_factory=dict)  # from all but that one
     accuracy_missing: Share | None = None  # test samples of which a share lacks a modality
     validation_accuracy: Share | None = None
+    ece: Share | None = None  # calibration error of predictions combined by test-fusion
+    ece_uncalibrated: Share | None = None  # the same with temperatures of 1
+    temperature: dict[str, Amount] = field(default_factory=dict)  # of each modality, in these
     disagreement: Amount | None = None  # sum_j w_kj ||x_k - x_j||^2
     bytes_sent: Count = 0
     label_bytes_sent: Count = 0  # of these, soft labels
@@ -102,6 +105,9 @@ class NodeResult:
         self.accuracy_by_modality = under("test.accuracy.", metrics)
         self.accuracy_without = under("test.without.", metrics)
         self.accuracy_missing = metrics.get("test.missing")
+        self.ece = metrics.get("test.ece")
+        self.ece_uncalibrated = metrics.get("test.ece_uncalibrated")
+        self.temperature = under("test.temperature.", metrics)
         self.dropped = under("dropped.", metrics)
         self.own |= _unnamed(metrics, evaluation=True)
 
@@ -109,17 +115,17 @@ class NodeResult:
 KNOWN = {
     "train.loss", "train.iterations", "mix.disagreement", "test.accuracy",
     "test.accuracy_own_shares", "test.macro_f1", "test.uar", "test.missing", "validation.accuracy",
-    "payload.bytes",
+    "payload.bytes", "test.ece", "test.ece_uncalibrated",
 }  # fmt: skip
 """Metrics of a device that have a place of their own in a record."""
 KNOWN_PREFIXES = (
     "test.accuracy.", "test.without.", "speed.", "near.", "labels.", "energy.", "letter.",
-    "dropped.",
+    "dropped.", "test.temperature.",
 )  # fmt: skip
 """So have all that begin with these."""
 OPTIONAL = {
     "measured_j", "measured_s", "total_measured_j", "carried", "claims", "lies",
-    "lying_neighbours", "dropped", "liars",
+    "lying_neighbours", "dropped", "liars", "ece", "ece_uncalibrated", "temperature",
 }  # fmt: skip
 """What is left out of a line where there is nothing to say."""
 
@@ -313,6 +319,16 @@ class RoundRecord:
         return _mean(n.accuracy_missing for n in self.honest)
 
     @property
+    def ece(self) -> float | None:
+        """Mean calibration error over nodes, of predictions combined by ``test-fusion``."""
+        return _mean(n.ece for n in self.honest)
+
+    @property
+    def ece_uncalibrated(self) -> float | None:
+        """The same with temperatures of 1."""
+        return _mean(n.ece_uncalibrated for n in self.honest)
+
+    @property
     def train_loss(self) -> float | None:
         """Mean training loss over nodes and local iterations."""
         return _mean(n.train_loss for n in self.honest)
@@ -413,6 +429,8 @@ class RoundRecord:
             "accuracy_by_modality": self.accuracy_by_modality,
             "accuracy_without": self.accuracy_without,
             "accuracy_missing": self.accuracy_missing,
+            "ece": self.ece,
+            "ece_uncalibrated": self.ece_uncalibrated,
             "consensus_distance": self.consensus_distance,
             "bytes_sent_per_node": self.bytes_sent,
             "label_bytes_sent_per_node": self.label_bytes_sent,

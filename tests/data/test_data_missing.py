@@ -10,7 +10,7 @@ import torch
 
 from flwr_dmml.base.seeding import numpy_generator
 from flwr_dmml.data import Partition, PartitionOptions, Samples, load_partition, load_source
-from flwr_dmml.data.missing import draw_present, drop
+from flwr_dmml.data.missing import draw_present, drop, kept, lost_by, without
 from flwr_dmml.data.options import MissingOptions
 from flwr_dmml.data.partition import divide
 
@@ -265,3 +265,66 @@ def test_only_the_modality_named_is_missing():
     assert bool(part.train.present["audio"].all()) and bool(part.test_present["audio"].all())
     assert int((~part.train.present["image"]).sum()) == 20
     assert int((~part.test_present["image"]).sum()) == round(0.5 * len(part.test))
+
+
+# a device that has lost modalities for good
+
+
+def test_what_is_left_at_a_rate_by_hand():
+    """What has the highest draw of a sample stays; what is gone at a rate is gone above it."""
+    draws = torch.tensor([[0.1, 0.5, 0.3], [0.3, 0.1, 0.2], [0.2, 0.7, 2.0]])
+    assert kept(draws, 0.0).all()
+    assert kept(draws, 0.2).tolist() == [[False, True, True], [True, False, True], [True] * 3]
+    assert kept(draws, 0.4).int().tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 1]]
+    assert kept(draws, 1.0).tolist() == [[False] * 3, [True, False, False], [False, True, True]]
+    draws[1, 0] = -1.0  # is not there
+    assert kept(draws, 1.0)[:, 0].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("names", "rate"), [(NAMES, 0.6), (NAMES[:2], 0.8), (NAMES[:2], 0.2)])
+def test_masks_are_nested_in_the_rate_and_as_frequent_as_said(names, rate):
+    """A share ``r - r^M / M`` is missing: 4 deviations of 20,000 samples."""
+    draws = torch.rand(len(names), 20_000, generator=torch.Generator().manual_seed(0))
+    before = torch.ones_like(draws, dtype=torch.bool)
+    for r in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        now = kept(draws, r)
+        assert now.any(dim=0).all() and not (now & ~before).any()
+        before = now
+    share = float((~kept(draws, rate)).double().mean())
+    assert abs(share - (rate - rate ** len(names) / len(names))) < 4 * 0.5 / 20_000**0.5
+
+
+def test_devices_lose_modalities_one_by_one_and_never_the_last():
+    """At rate 1/2 each of two is lost by 3/8; the draws of a device's modalities differ."""
+    lost = [lost_by(k, NAMES[:2], NAMES, 0.5, seed=3) for k in range(2000)]
+    assert lost == [lost_by(k, NAMES[:2], NAMES, 0.5, seed=3) for k in range(2000)]
+    assert max(map(len, lost)) == 1
+    for m in NAMES[:2]:
+        assert abs(sum(m in own for own in lost) / 2000 - 3 / 8) < 4 * 0.5 / 2000**0.5
+    assert all(len(lost_by(k, NAMES, NAMES, 1.0, seed=0)) == 2 for k in range(20))
+    assert all(lost_by(k, NAMES, ["image"], 1.0, seed=0) == ["image"] for k in range(20))
+    assert lost_by(0, NAMES[:1], NAMES, 1.0, seed=0) == lost_by(0, NAMES, NAMES, 0.0, seed=0) == []
+
+
+def test_a_device_that_has_lost_a_modality_trains_without_and_is_tested_with_it():
+    plain, part = load(2), load(2, device_rate=1.0)
+    (gone,) = (m for m, has in part.train.present.items() if not has.any())
+    (rest,) = {*part.modalities} - {gone}
+    assert part.train.present[rest].all() and len(part.train) == len(plain.train) == 40
+    assert not part.train.inputs[gone].any()
+    assert torch.equal(part.train.inputs[rest], plain.train.inputs[rest])
+    assert part.modalities == plain.modalities
+    assert part.validation.present is part.test.present is part.test_present is None
+    assert load(0, device_rate=1.0).train.present is None, "its only one"
+    assert load(2, device_rate=1.0, modalities="radar").train.present is None
+    both = load(2, device_rate=1.0, train_share=0.5)
+    assert all(torch.equal(x, part.train.present[m]) for m, x in both.train.present.items())
+
+
+def test_samples_with_nothing_else_are_left_out():
+    samples = make(6, NAMES[:2])
+    there = torch.tensor([True, False, True, True, False, True])
+    partly = replace(samples, present={"audio": torch.ones(6, dtype=torch.bool), "image": there})
+    left = without(partly, ["audio"])
+    assert left.labels.tolist() == [0, 2, 3, 5] and left.present["image"].all()
+    assert without(samples, []) is samples and bool(samples.inputs["audio"].all())

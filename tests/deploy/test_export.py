@@ -34,6 +34,7 @@ from flwr_dmml.models import (
     TwoProjectorClassifier,
     architecture_of,
 )
+from flwr_dmml.models.late_fusion import LateFusion, LateRule
 
 FORMS: dict[str, tuple[Any, tuple[int, ...], Raw]] = {
     "mic-1": ("audio", (1, 16, 16), RawSound(rate_hz=8000, seconds=0.25, mels=16)),
@@ -55,7 +56,7 @@ def make_input(kind: Any, shape: tuple[int, ...], raw: Raw) -> Input:
     return Input(kind=kind, shape=shape, raw=raw)
 
 
-def save(model: ModalityModel, stem: Path) -> Path:
+def save(model: ModalityModel, stem: Path, fusion: LateFusion | None = None) -> Path:
     names = list(model.encoders)
     about = About.model_validate(
         {
@@ -68,6 +69,7 @@ def save(model: ModalityModel, stem: Path) -> Path:
             "modalities": {m: make_input(*FORMS[m]) for m in names},
             "architecture": architecture_of(model),
             "network": type(model).__name__,
+            "fusion": fusion,
             "metrics": {},
             "settings": {},
             "versions": {},
@@ -116,6 +118,19 @@ def test_every_architecture_is_read_as_it_was_written(name: str, tmp_path: Path)
     for subset, logits in zip(subsets, model.logits(x, subsets), strict=True):
         assert torch.equal(found({m: x[m] for m in subset}), logits)
     assert {m: form.raw for m, form in found.modalities.items()} == {m: FORMS[m][2] for m in x}
+
+
+@pytest.mark.parametrize("rule", ["uniform", "entropy", "certainty", "energy", "static"])
+def test_modalities_that_are_combined_late_are_exported_so(rule: LateRule, tmp_path: Path):
+    fusion = LateFusion(rule, {"eye": 0.5, "belt": 3.0}, {"eye": 1.0, "belt": 2.0})
+    network = make_model(DecomposedClassifier, "eye", "belt")
+    model = load_model(save(network, tmp_path / "model", fusion))
+    x = {m: torch.randn(4, *form.shape) for m, form in model.modalities.items()}
+    eye, belt = network.eval().logits(x, [("eye",), ("belt",)])
+    assert torch.equal(model(x), fusion({"eye": eye, "belt": belt}))
+    assert torch.equal(model({"eye": x["eye"]}), (eye / 0.5).log_softmax(dim=1))
+    told = export_model(model, tmp_path / "model.pt2", "torch-export")
+    assert told.difference <= exporting.TOLERANCE
 
 
 # ---- front ends -----------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from flwr_dmml.deploy.files import ModelError, ModelFiles, read_model
 from flwr_dmml.deploy.model import TrainedModel
 from flwr_dmml.deploy.runs import find_model
 from flwr_dmml.engine import FlowerApp, load_app, run_app
+from flwr_dmml.learning.calibration import calibration_error
+from flwr_dmml.models.late_fusion import LateFusion
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 from flwr_dmml.strategies import make_server_app
 
@@ -72,7 +74,7 @@ def last_line(run: Path, method: str) -> dict[int, Mapping[str, Any]]:
 def check_models(run: Path, method: str) -> None:
     """Every device's model scores what stands in the last line of ``metrics.jsonl``, exactly."""
     nodes = last_line(run, method)
-    files = sorted((run / method / "models").glob("*.safetensors"))
+    files = sorted((run / method / "models").glob("device-???.safetensors"))
     assert [file.stem for file in files] == [f"device-{p:03d}" for p in sorted(nodes)]
     for p, node in nodes.items():
         model, part = load_model(find_model(run, p, method)), partition_of(run, p)
@@ -120,6 +122,49 @@ def test_models_after_a_final_merge_and_of_detached_fusion(tmp_path: Path):
         modality_pattern="audio+image",
     )
     check_models(run, "dpsgd")
+
+
+def test_models_predict_by_the_fusion_they_were_evaluated_with(tmp_path: Path):
+    """A microphone, a camera, both; each with its own temperatures, in its file."""
+    run = simulate(
+        tmp_path,
+        method="dpsgd",
+        test_fusion="entropy",
+        validation_fraction=0.8,
+        evaluate_every=1,
+        keep_best=True,
+    )
+    check_models(run, "dpsgd")
+    for p, node in last_line(run, "dpsgd").items():
+        model = load_model(find_model(run, p))
+        fusion = model.about.fusion
+        assert fusion is not None and fusion.rule == "entropy"
+        assert fusion.temperatures == node["temperature"]
+        assert set(fusion.temperatures.values()) != {1.0}
+        test = partition_of(run, p).test
+        sure, found = model(test.inputs).softmax(dim=1).max(dim=1)
+        assert calibration_error(sure, found == test.labels) == pytest.approx(node["ece"], abs=1e-6)
+    lines = (run / "dpsgd" / "metrics.jsonl").read_text().splitlines()
+    for p in range(3):
+        best = load_model(find_model(run, p, best=True)).about
+        (node,) = (n for n in json.loads(lines[best.round - 1])["nodes"] if n["partition"] == p)
+        assert best.fusion is not None and best.fusion.temperatures == node["temperature"]
+
+
+def test_a_fusion_that_lacks_a_modality_is_refused_by_name(run: Path, tmp_path: Path):
+    file = find_model(run, 0)
+    about, network = read_model(file)
+    assert about.fusion is None and "fusion" not in json.loads(file.read_bytes())
+    for rule, temperatures, problem in (
+        ("uniform", {"audio": 1.0}, "fusion: temperatures of audio; needed: of audio, image"),
+        ("median", {"audio": 1.0, "image": 1.0}, "does not describe a model: fusion.rule"),
+        ("energy", {"audio": 99.0, "image": 1.0}, "does not describe a model: fusion.temperatures"),
+    ):
+        fusion = LateFusion(rule, temperatures)  # type: ignore[arg-type]
+        changed = about.model_copy(update={"fusion": fusion})
+        ModelFiles.of(network.state_dict(), changed).write(tmp_path / "odd")
+        with pytest.raises(ModelError, match=problem):
+            load_model(tmp_path / "odd")
 
 
 def test_the_best_model_is_that_of_the_best_validated_round(tmp_path: Path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flwr_dmml.base.seeding import numpy_generator
-from flwr_dmml.clients import DPSGD, Learner
+from flwr_dmml.clients import DPSGD, Learner, find_methods
 from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.data.missing import draw_present, drop
 from flwr_dmml.learning import work
@@ -417,3 +417,37 @@ def test_mini_batches_of_public_samples_only_train_as_well(method: str) -> None:
     }
     records = lines(config, num_rounds=4)
     assert all(finite(line) and line["failed"] == {} for line in records)
+
+
+# Devices that have lost a modality for good
+
+
+@pytest.mark.parametrize("method", sorted(find_methods()))
+def test_every_method_trains_devices_that_have_lost_a_modality(method: str) -> None:
+    """What they have lost they take over from others, and are tested with it."""
+    config = {
+        **FAST,
+        "num-nodes": 3,
+        "modality-pattern": "audio+image",
+        "method": method,
+        "topology": "line",
+        "public.samples": 60,
+        "missing.device-rate": 1.0,
+    }
+    records = run_peers(config, num_rounds=2, evaluate_every=1).records
+    assert not any(record.failed for record in records)
+    for node in records[-1].nodes:
+        assert set(node.accuracy_by_modality) == {"audio", "image"}
+        assert node.train_loss is not None and isfinite(node.train_loss)
+
+
+def test_a_device_does_not_train_what_it_has_lost() -> None:
+    config = {**FAST, "num-nodes": 1, "modality-pattern": "audio+image", "method": "local"}
+    learner = make_learner({**config, "missing.device-rate": 1.0})
+    (gone,) = (m for m, has in learner.train_data.present.items() if not has.any())
+    (rest,) = {"audio", "image"} - {gone}
+    before = learner.flat.copy()
+    learner.run_round(Plan(1, 4, num_rounds=2), {})
+    after = learner.flat.copy()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"head.common", f"encoder.{rest}", f"head.{rest}"}

@@ -317,6 +317,24 @@ def test_liars_are_ringed_on_the_map_and_have_a_section(tmp_path: Path) -> None:
     assert page.row("devices", "1")[0] == "image, lies"
 
 
+def test_calibration_errors_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    """Of the second method alone, and a dash for a device that has none."""
+    rounds = {m: [make_round(1, [0.5, 0.9, 0.7])] for m in ("dpsgd", "dmml-kd")}
+    node = rounds["dmml-kd"][0].by_partition[1]
+    node.ece, node.ece_uncalibrated, node.temperature = 0.0625, 0.25, {"image": 1.5}
+    folder = write_run(tmp_path, "calibrated", rounds)
+    line = last_line(folder / "dmml-kd" / "metrics.jsonl")
+    assert (line["ece"], line["ece_uncalibrated"]) == (0.0625, 0.25)
+    assert [n.get("temperature") for n in line["nodes"]] == [None, {"image": 1.5}, None]
+    assert "ece" not in last_line(folder / "dpsgd" / "metrics.jsonl")
+    page = page_of(folder)
+    head = page.tables["devices"][0]
+    assert [name for name in head if "ECE" in name] == ["dmml-kd, ECE uncalibrated", "dmml-kd, ECE"]
+    for device, expected in ((0, ["-", "-"]), (1, ["0.250", "0.062"])):
+        row = dict(zip(head[1:], page.row("devices", str(device)), strict=True))
+        assert [row[name] for name in head if "ECE" in name] == expected
+
+
 def test_devices_that_one_method_lost_are_in_no_accuracy(tmp_path: Path) -> None:
     """Device 2 fails in the second method: both means are over devices 0 and 1."""
     last = make_round(1, [0.6, 0.8, 0.0])
