@@ -380,6 +380,8 @@ LOSSES: dict[str, tuple[tuple[tuple[int, ...], ...], Callable[..., Tensor]]] = {
         ((7, 3), (7, 3), (7, 3), (7, 3)),
         lambda y, *every: losses.similarity_loss(every),
     ),
+    "alignment": (((7, 5), (7, 5)), lambda y, a, b: losses.alignment_loss(a, b, 0.5)),
+    "rank": (((7,), (7,)), lambda y, a, b: losses.rank_loss(a, b)),
     "contrastive": (
         ((7, 5), (7, 5), (7, 5)),
         lambda y, a, b, c: contrastive_loss(a, b, c, 0.5),
@@ -419,10 +421,10 @@ def test_losses(name: str) -> None:
 
 
 def test_every_loss_is_tested() -> None:
-    """Those that say how much, not what is weighed by it."""
-    weighing = {"cross_entropies", "label_weights", "sampling_distribution", "class_temperatures"}
+    """Those that are a loss, not what weighs or scales one."""
+    others = {"cross_entropies", "label_weights", "sampling_distribution", "class_temperatures"}
     words = " ".join(LOSSES).replace("-", "_")
-    for name in set(losses.__all__) - weighing:
+    for name in set(losses.__all__) - others - {"unit"}:
         assert name.removesuffix("_distillation_loss").removesuffix("_loss") in words, name
 
 
