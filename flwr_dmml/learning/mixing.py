@@ -230,7 +230,7 @@ class Mixer:
     @property
     def remembers(self) -> bool:
         """Whether the aggregation rule looks at what training has made of a block."""
-        return isinstance(self._aggregation, Weighing) and self._aggregation.remembers
+        return self._aggregation.remembers
 
     def models(self, block: str, plan: Plan, inbox: Inbox) -> dict[int, Tensor]:
         """Return the models in what neighbours have sent of a block, ``[length]`` by neighbour.

@@ -77,6 +77,7 @@ class CreamFl(StatisticsOnly, WithPublic):
     references: ClassVar[tuple[str, ...]] = ("yu2023multimodal",)
     options_type: ClassVar[type[Options]] = CreamFlOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "mini-batches of own samples together with public ones"
     options: CreamFlOptions
 
     @property

@@ -68,6 +68,7 @@ class DiMml(Prototyped):
     references: ClassVar[tuple[str, ...]] = ("fan2024detached",)
     options_type: ClassVar[type[Options]] = DiMmlOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "feature dimensions chosen on own samples"
     options: DiMmlOptions
     model: ExpertsClassifier  # type: ignore[assignment]
 

@@ -54,6 +54,7 @@ class Mfcpl(StatisticsOnly, Prototyped):
     references: ClassVar[tuple[str, ...]] = ("le2024crossmodal",)
     options_type: ClassVar[type[Options]] = MfcplOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "prototypes of own samples"
     options: MfcplOptions
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:

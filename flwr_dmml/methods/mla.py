@@ -12,7 +12,7 @@ from ..learning.optimisers import total
 from ..learning.options import Options
 from ..learning.settings import DeviceSettings
 from ..losses import cross_entropies, rank_loss
-from ..models.experts import ExpertsClassifier, energy
+from ..models.experts import ExpertsClassifier, confidence
 from ..models.stacked import product
 from ..payload.plan import Inbox, Plan
 
@@ -81,6 +81,7 @@ class Mla(Learner):
     options_type: ClassVar[type[Options]] = MlaOptions
     stagger: ClassVar[float] = 1.0
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "mean features of own samples, which turn gradients"
     options: MlaOptions
     model: ExpertsClassifier  # type: ignore[assignment]
 
@@ -133,7 +134,7 @@ class Mla(Learner):
             loss = loss + self.cross_entropy(self.model.decide(z), y)
             if self.options.rank_weight:
                 loss = loss + self.options.rank_weight * total(
-                    rank_loss(energy(o), cross_entropies(o, y)) for o in alone.values()
+                    rank_loss(confidence(o), cross_entropies(o, y)) for o in alone.values()
                 )
         return loss
 

@@ -52,6 +52,7 @@ class MmPareto(Learner):
     options_type: ClassVar[type[Options]] = MmParetoOptions
     modality_loss: ClassVar[float] = 1.0
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "gradients of several losses over whole mini-batches"
     options: MmParetoOptions
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:

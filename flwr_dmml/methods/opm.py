@@ -59,6 +59,7 @@ class Opm(Learner):
     references: ClassVar[tuple[str, ...]] = ("wei2024onthefly",)
     options_type: ClassVar[type[Options]] = OpmOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "ratios of scores on own samples, which drop features"
     options: OpmOptions
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:

@@ -66,6 +66,7 @@ class Parse(Learner):
     references: ClassVar[tuple[str, ...]] = ("shi2026pid",)
     options_type: ClassVar[type[Options]] = ParseOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "a loss that compares samples of a mini-batch"
     options: ParseOptions
     model: SlicedClassifier  # type: ignore[assignment]
 

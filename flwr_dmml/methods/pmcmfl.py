@@ -59,6 +59,7 @@ class PmcmFl(Prototyped):
     references: ClassVar[tuple[str, ...]] = ("bao2023multimodal",)
     options_type: ClassVar[type[Options]] = PmcmFlOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "prototypes of own samples"
     options: PmcmFlOptions
     model: SlotClassifier  # type: ignore[assignment]
 

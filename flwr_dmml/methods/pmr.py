@@ -60,6 +60,7 @@ class Pmr(Prototyped):
     references: ClassVar[tuple[str, ...]] = ("fan2023pmr",)
     options_type: ClassVar[type[Options]] = PmrOptions
     stacks: ClassVar[bool] = True
+    unaccounted: ClassVar[str] = "prototypes of own samples"
     options: PmrOptions
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -22,9 +22,14 @@ Kind = Literal["image", "audio", "series", "vector"]
 
 
 class Built(BaseModel):
-    """Base of the architectures; ``encoders`` names the encoder of each kind of modality."""
+    """Base of the architectures; ``encoders`` names the encoder of each kind of modality.
+
+    The other fields are attributes of the model and arguments of its class, of the same names.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    model: ClassVar[type[ModalityModel]]
+    """The class of the models."""
 
     encoders: dict[Kind, str]
 
@@ -39,6 +44,24 @@ class Built(BaseModel):
         """
         return EncoderChoice(**self.encoders)
 
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Return that of a model of the class :attr:`model`."""
+        values = {name: getattr(model, name) for name in cls.fields()}
+        return cls(encoders=names(model.choice), **values)
+
+    @classmethod
+    def fields(cls) -> list[str]:
+        """Return the fields besides ``kind`` and ``encoders``."""
+        return [name for name in cls.model_fields if name not in ("kind", "encoders")]
+
+    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
+        """Return a fresh model."""
+        values = {name: getattr(self, name) for name in self.fields()}
+        make: Any = self.model
+        built: ModalityModel = make(modalities, num_classes=classes, choice=self.choice, **values)
+        return built
+
 
 def names(choice: EncoderChoice) -> dict[str, Any]:
     """Return the encoders' names by kind; where their weights began does not matter any more."""
@@ -48,63 +71,34 @@ def names(choice: EncoderChoice) -> dict[str, Any]:
 class Decomposed(Built):
     """The architecture of a :class:`~.decomposed.DecomposedClassifier`."""
 
+    model = DecomposedClassifier
     kind: Literal["decomposed"] = "decomposed"
     common_dim: Width
     specific_dim: Width
     fusion: Fusion
 
-    @classmethod
-    def of(cls, model: DecomposedClassifier) -> Self:
-        """Return that of a model."""
-        return cls(
-            encoders=names(model.choice),
-            common_dim=model.common_dim,
-            specific_dim=model.specific_dim,
-            fusion=model.fusion,
-        )
-
-    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
-        """Return a fresh model."""
-        return DecomposedClassifier(
-            modalities,
-            classes,
-            common_dim=self.common_dim,
-            specific_dim=self.specific_dim,
-            choice=self.choice,
-            fusion=self.fusion,
-        )
-
 
 class TwoProjector(Built):
     """The architecture of a :class:`~.two_projector.TwoProjectorClassifier`."""
 
+    model = TwoProjectorClassifier
     kind: Literal["two-projector"] = "two-projector"
     width: Width
     slots: tuple[str, ...]
     fill: bool
 
-    @classmethod
-    def of(cls, model: TwoProjectorClassifier) -> Self:
-        """Return that of a model."""
-        encoders = names(model.choice)
-        return cls(encoders=encoders, width=model.width, slots=model.slots, fill=model.fill)
-
-    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
-        """Return a fresh model."""
-        given = modalities, self.slots, classes
-        return TwoProjectorClassifier(*given, width=self.width, choice=self.choice, fill=self.fill)
-
 
 class Networks(Built):
     """The architecture of :class:`~.modality_networks.ModalityNetworks`."""
 
+    model = ModalityNetworks
     kind: Literal["networks"] = "networks"
     width: Width
     every: tuple[str, ...]
     fuses: bool
 
     @classmethod
-    def of(cls, model: ModalityNetworks) -> Self:
+    def of(cls, model: Any) -> Self:
         """Return that of a model, with how it predicts now."""
         encoders = names(model.choice)
         return cls(
@@ -123,6 +117,7 @@ class Networks(Built):
 class Experts(Built):
     """The architecture of an :class:`~.experts.ExpertsClassifier`."""
 
+    model = ExpertsClassifier
     kind: Literal["experts"] = "experts"
     width: Width
     own: bool
@@ -130,69 +125,24 @@ class Experts(Built):
     fused: bool
     weighing: Weighing
 
-    @classmethod
-    def of(cls, model: ExpertsClassifier) -> Self:
-        """Return that of a model."""
-        return cls(
-            encoders=names(model.choice),
-            width=model.width,
-            own=model.own,
-            shared=model.shared,
-            fused=model.fused,
-            weighing=model.weighing,
-        )
-
-    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
-        """Return a fresh model."""
-        return ExpertsClassifier(
-            modalities,
-            classes,
-            width=self.width,
-            own=self.own,
-            shared=self.shared,
-            fused=self.fused,
-            weighing=self.weighing,
-            choice=self.choice,
-        )
-
 
 class Slots(Built):
     """The architecture of a :class:`~.slots.SlotClassifier`."""
 
+    model = SlotClassifier
     kind: Literal["slots"] = "slots"
     width: Width
     slots: tuple[str, ...]
     fill: bool
 
-    @classmethod
-    def of(cls, model: SlotClassifier) -> Self:
-        """Return that of a model."""
-        encoders = names(model.choice)
-        return cls(encoders=encoders, width=model.width, slots=model.slots, fill=model.fill)
-
-    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
-        """Return a fresh model."""
-        given = modalities, self.slots, classes
-        return SlotClassifier(*given, width=self.width, fill=self.fill, choice=self.choice)
-
 
 class Sliced(Built):
     """The architecture of a :class:`~.sliced.SlicedClassifier`."""
 
+    model = SlicedClassifier
     kind: Literal["sliced"] = "sliced"
     width: Width
     summed: bool
-
-    @classmethod
-    def of(cls, model: SlicedClassifier) -> Self:
-        """Return that of a model."""
-        return cls(encoders=names(model.choice), width=model.width, summed=model.summed)
-
-    def build(self, modalities: Mapping[str, Modality], classes: int) -> ModalityModel:
-        """Return a fresh model."""
-        return SlicedClassifier(
-            modalities, classes, width=self.width, summed=self.summed, choice=self.choice
-        )
 
 
 Architecture = Annotated[
@@ -200,12 +150,7 @@ Architecture = Annotated[
 ]
 
 _OF: dict[type[nn.Module], Any] = {
-    DecomposedClassifier: Decomposed,
-    TwoProjectorClassifier: TwoProjector,
-    ModalityNetworks: Networks,
-    ExpertsClassifier: Experts,
-    SlotClassifier: Slots,
-    SlicedClassifier: Sliced,
+    kind.model: kind for kind in (Decomposed, TwoProjector, Networks, Experts, Slots, Sliced)
 }
 
 

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..base.seeding import derive_seed
 from ..data import Modality
-from .base import ModalityModel
+from .base import ModalityModel, seeded_blocks
 from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode
@@ -81,11 +80,7 @@ class DecomposedClassifier(ModalityModel):
         self.choice, self.fusion = choice, fusion
         detached = fusion == "detached" and len(modalities) > 1
 
-        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
-
-            def fresh(name: str) -> None:
-                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
-
+        with seeded_blocks(seed) as fresh:
             fresh("head.common")
             self.head_common = Linear(common_dim, num_classes)
             self.encoders = ByName()

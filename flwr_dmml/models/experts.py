@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.seeding import derive_seed
 from ..data import Modality
-from .base import ModalityModel
+from .base import ModalityModel, seeded_blocks
 from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
+from .late_fusion import energy, sureness
 from .stacked import Linear, encode
 
 Weighing = Literal["entropy", "certainty", "energy"]
@@ -25,25 +25,20 @@ def weigh(logits: Sequence[Tensor], how: Weighing) -> Tensor:
 
     - "entropy": ``softmax_e(-H(p_e))`` (MLA);
     - "certainty": ``softmax_e(max p_e)`` (DI-MML);
-    - "energy": :func:`energy`, not normalised (QMF).
+    - "energy": :func:`confidence`, not normalised (QMF).
     """
     given = [o.detach() for o in logits]
     if how == "energy":
-        weights = [energy(o) for o in given]
+        weights = [confidence(o) for o in given]
     else:
-        logs = [F.log_softmax(o, dim=-1) for o in given]
-        sure = (
-            [(p.exp() * p).sum(dim=-1) for p in logs]
-            if how == "entropy"
-            else [p.amax(dim=-1).exp() for p in logs]
-        )
+        sure = [sureness(F.log_softmax(o, dim=-1), how) for o in given]
         weights = list(torch.stack(sure, dim=-1).softmax(dim=-1).unbind(dim=-1))
     return reduce(torch.add, [w[..., None] * o for w, o in zip(weights, logits, strict=True)])
 
 
-def energy(logits: Tensor) -> Tensor:
-    """Return ``max(0, log sum_c exp(o_c)) / 10`` ``[...]`` of logits ``[..., classes]``."""
-    return torch.logsumexp(logits, dim=-1).clamp_min(0.0) / 10
+def confidence(logits: Tensor) -> Tensor:
+    """Return QMF's ``energy / 10`` ``[...]`` of logits ``[..., classes]``, see :func:`.energy`."""
+    return energy(logits) / 10
 
 
 class ExpertsClassifier(ModalityModel):
@@ -88,11 +83,7 @@ class ExpertsClassifier(ModalityModel):
         super().__init__()
         self.width, self.choice, self.weighing = width, choice, weighing
         self.own, self.shared, self.fused = own, shared, fused
-        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
-
-            def fresh(name: str) -> None:
-                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
-
+        with seeded_blocks(seed) as fresh:
             self.encoders, self.heads, self.fusers = ByName(), ByName(), ByName()
             if shared:
                 fresh("head")

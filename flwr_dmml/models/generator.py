@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.seeding import derive_seed
 from ..losses import diversity_loss, ensemble_loss
 from .adam import adam_step
+from .base import seeded_blocks
 from .stacked import LayerNorm, Linear, StandIns, linear
 
 
@@ -48,8 +48,8 @@ class Generator(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.noise_dim = noise_dim
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(seed, "init", "generator"))
+        with seeded_blocks(seed) as fresh:
+            fresh("generator")
             self.layers = nn.Sequential(
                 Linear(noise_dim + num_classes, hidden_dim),
                 LayerNorm(hidden_dim),

@@ -75,12 +75,10 @@ class LateFusion:
 
     def _weights(self, scaled: Tensor, logs: Tensor, modalities: Sequence[str]) -> Tensor:
         """Return weights ``[modality, batch]``, at least 0."""
-        if self.rule == "entropy":
-            return (logs.exp() * logs).sum(dim=-1).exp()
-        if self.rule == "certainty":
-            return logs.amax(dim=-1).exp().exp()
+        if self.rule in ("entropy", "certainty"):
+            return sureness(logs, self.rule).exp()
         if self.rule == "energy":
-            return scaled.logsumexp(dim=-1).clamp(min=0)
+            return energy(scaled)
         every = torch.ones_like(logs[..., 0])
         if self.rule == "static":
             own = [self.weights.get(m, 0.0) for m in modalities]
@@ -103,6 +101,21 @@ def alone(
     """Return the logits ``[batch, classes]`` of each of the modalities alone."""
     names = [*modalities]
     return dict(zip(names, scores(inputs, [(m,) for m in names]), strict=True))
+
+
+def sureness(logs: Tensor, how: LateRule) -> Tensor:
+    """Return how sure predictions with ``log p`` ``[..., classes]`` are, ``[...]``.
+
+    "entropy": ``-H(p)``; "certainty": ``max_c p(c)``.
+    """
+    if how == "entropy":
+        return (logs.exp() * logs).sum(dim=-1)
+    return logs.amax(dim=-1).exp()
+
+
+def energy(logits: Tensor) -> Tensor:
+    """Return ``max(0, log sum_c exp(o_c))`` ``[...]`` of logits ``[..., classes]``."""
+    return logits.logsumexp(dim=-1).clamp_min(0.0)
 
 
 def static_weight(accuracy: float, classes: int) -> float:

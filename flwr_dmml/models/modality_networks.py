@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.seeding import derive_seed
 from ..data import Modality
-from .base import ModalityModel
+from .base import ModalityModel, seeded_blocks
 from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode
@@ -76,11 +75,7 @@ class ModalityNetworks(ModalityModel):
         self.every, self.width, self.choice = tuple(every), width, choice
         self.predicts_fused = False
         """Whether the fusion network is trained, and predicts from several modalities."""
-        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
-
-            def fresh(name: str) -> None:
-                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
-
+        with seeded_blocks(seed) as fresh:
             self.encoders, self.heads = ByName(), ByName()
             for name, modality in modalities.items():
                 fresh(f"encoder.{name}")

@@ -7,9 +7,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ..base.seeding import derive_seed
 from ..data import Modality
-from .base import ModalityModel
+from .base import ModalityModel, seeded_blocks
 from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode
@@ -58,11 +57,7 @@ class SlicedClassifier(ModalityModel):
     ) -> None:
         super().__init__()
         self.width, self.summed, self.choice = width, summed, choice
-        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
-
-            def fresh(name: str) -> None:
-                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
-
+        with seeded_blocks(seed) as fresh:
             fresh("redundant")
             self.redundant = Linear(width, num_classes)
             self.encoders, self.unique, self.synergistic = ByName(), ByName(), ByName()

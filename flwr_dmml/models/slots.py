@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.seeding import derive_seed
 from ..data import Modality
-from .base import ModalityModel
+from .base import ModalityModel, seeded_blocks
 from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .modality_networks import FusionHead
@@ -88,11 +87,7 @@ class SlotClassifier(ModalityModel):
     ) -> None:
         super().__init__()
         self.slots, self.width, self.fill, self.choice = tuple(slots), width, fill, choice
-        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
-
-            def fresh(name: str) -> None:
-                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
-
+        with seeded_blocks(seed) as fresh:
             fresh("fusion")
             self.fusion = FusionHead(slots, width, num_classes)
             self.prototypes = Prototypes(slots, num_classes, width)

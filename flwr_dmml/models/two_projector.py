@@ -7,9 +7,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ..base.seeding import derive_seed
 from ..data import Modality
-from .base import ModalityModel
+from .base import ModalityModel, seeded_blocks
 from .by_name import ByName
 from .encoders import DEFAULT_CHOICE, EncoderChoice, make_encoder
 from .stacked import Linear, encode, linear
@@ -77,11 +76,7 @@ class TwoProjectorClassifier(ModalityModel):
         super().__init__()
         self.slots, self.fill, self.train_filled = tuple(slots), fill, train_filled
         self.width, self.choice = width, choice
-        with torch.random.fork_rng(devices=[]):  # nn.Module initialises from the global generator
-
-            def fresh(name: str) -> None:
-                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
-
+        with seeded_blocks(seed) as fresh:
             fresh("fusion")
             self.fusion = Linear(len(self.slots) * width, num_classes)
             self.encoders, self.projectors = ByName(), ByName()

@@ -449,6 +449,11 @@ def test_a_setting_that_goes_by_all_samples_is_refused(changed: dict[str, Any], 
     assert said in refused({**DP, **changed})
 
 
+@pytest.mark.parametrize("name", find_methods())
+def test_every_built_in_method_says_what_it_takes(name: str):
+    assert "does not say" not in unaccounted(find_methods()[name])
+
+
 def test_a_method_of_ones_own_says_what_it_takes():
     class Quiet(DPSGD):
         name = "quiet"

@@ -17,7 +17,7 @@ from flwr_dmml.learning.work import measure_work
 from flwr_dmml.losses import cross_entropies, rank_loss
 from flwr_dmml.methods.mla import narrowed
 from flwr_dmml.models import weigh
-from flwr_dmml.models.experts import energy
+from flwr_dmml.models.experts import confidence
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import Settings
 
@@ -129,7 +129,7 @@ def test_the_projection_survives_and_rounds_are_the_same(unit: bool):
 
 
 def rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return rank_loss(energy(logits), cross_entropies(logits, labels))
+    return rank_loss(confidence(logits), cross_entropies(logits, labels))
 
 
 def test_the_rank_loss_by_hand():

@@ -36,6 +36,8 @@ class AggregationRule(ABC):
     robust: ClassVar[bool] = False
     """Whether it is meant for neighbours that lie. What a method makes of neighbours' statistics is
     then robust, too."""
+    remembers: ClassVar[bool] = False
+    """Whether it looks at what the device's own training has made of the vector."""
 
     def __init__(self, options: Group, assume_liars: float = ASSUMED) -> None:
         self.options, self.assume_liars = options, assume_liars

@@ -86,9 +86,15 @@ class Around:
         liars = torch.tensor([rule.liars(int(n)) for n in arrived.sum(dim=1)])
         if not bool(liars.any()) and not (rule.alone and rule.assume_liars):
             return None
-        rows = zip(own, near, begun or [None] * len(near), strict=True)
-        found = torch.stack([table_of(*row) for row in rows]).cpu()  # [rows, m + 1, m + 1]
-        table, last = found[:, :-1, :-1], found[:, -1]
+        extra: list[Sequence[Tensor]] = [()] * len(near)
+        if rule.remembers:
+            starts = begun or [None] * len(near)
+            extra = [(x if at is None else at,) for x, at in zip(own, starts, strict=True)]
+        rows = zip(own, near, extra, strict=True)
+        table = torch.stack([table_of(x, others, *at) for x, others, at in rows]).cpu()
+        onward, made = table.new_zeros(table.shape[:2]), table.new_zeros(len(table))
+        if rule.remembers:
+            table, onward, made = table[:, :-1, :-1], table[:, -1, :-1], table[:, -1, -1].sqrt()
         sound = table.diagonal(dim1=1, dim2=2).isfinite()  # the own copy always is
         there = torch.cat([sound[:, :1], arrived & sound[:, 1:]], dim=1)
         if not bool(sound.all()):
@@ -100,9 +106,9 @@ class Around:
         norm, there[:, 0] = table[:, 0, 0].sqrt(), False
         inner = torch.where(there[:, :, None] & there[:, None], table, 0.0)
         along, there[:, 0] = torch.where(there, table[:, 0], 0.0), True
-        onward = torch.where(there, last[:, :-1], 0.0)
+        onward = torch.where(there, onward, 0.0)
         onward[:, 0] = 0.0
-        return cls(inner, there, known, liars, along, norm, onward, last[:, -1].sqrt())
+        return cls(inner, there, known, liars, along, norm, onward, made)
 
     @property
     def count(self) -> Tensor:
@@ -182,8 +188,6 @@ class Weighing(AggregationRule):
     """A rule that gives every copy a weight, by the distances of all."""
 
     robust: ClassVar[bool] = True
-    remembers: ClassVar[bool] = False
-    """Whether it looks at what the device's own training has made of the vector."""
 
     def __call__(
         self,
@@ -228,7 +232,7 @@ class Weighing(AggregationRule):
 
 
 def table_of(own: Tensor, near: Tensor | Sequence[Tensor], begun: Tensor | None = None) -> Tensor:
-    """Return inner products of the own copy and differences from it, ``[m + 1, m + 1]`` float64.
+    """Return inner products of the own copy and all differences from it, ``[m, m]`` float64.
 
     In pieces of a size that depends on the number of neighbours alone: a device's numbers are the
     same whoever else is computed with it.
@@ -240,17 +244,18 @@ def table_of(own: Tensor, near: Tensor | Sequence[Tensor], begun: Tensor | None 
     near : Tensor, or sequence of Tensor
         ``[neighbours, length]``; the differences ``near - own`` are the others.
     begun : Tensor, optional
-        ``[length]``; ``own - begun`` is the last, 0 where that is not known.
+        ``[length]``; ``own - begun`` comes last, and the table is ``[m + 1, m + 1]``.
     """
-    size = 2 + len(near)
-    last = own if begun is None else begun
+    vectors_of = [own, *near] if begun is None else [own, *near, begun]
+    size = len(vectors_of)
     table = own.new_zeros(size, size, dtype=torch.float64)
     step = PIECE // size
     for at in range(0, len(own), step):
         some = slice(at, at + step)
-        vectors = torch.stack([own[some], *(x[some] for x in near), last[some]])
+        vectors = torch.stack([x[some] for x in vectors_of])
         vectors[1:] -= own[some]
-        vectors[-1].neg_()
+        if begun is not None:
+            vectors[-1].neg_()
         found = vectors @ vectors.T
         table += (found + found.T).double() / 2
     return table
