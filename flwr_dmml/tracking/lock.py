@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -69,22 +70,29 @@ class Owner(BaseModel):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Keep others out of a folder while the block runs.
 
     The system lets go of the lock when the process ends, however that happens. Where the file
     system knows no locks, a process that has ended is recognised by its start.
 
+    Parameters
+    ----------
+    folder : Path
+        It exists.
+    wait_s : float, >= 0
+        Seconds in which another process may still let go of the folder.
+
     Raises
     ------
     InUseError
-        Another process has the folder.
+        Another process has the folder, and keeps it.
     WriteError
         The lock's file cannot be written.
     """
     path = folder / NAME
     with writing(path):
-        file = _take(folder, path)
+        file = _take_within(wait_s, folder, path)
         try:
             if left := _owner(file):
                 log(INFO, "%s was left by %s, which has ended", path, left)
@@ -100,6 +108,22 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # before it is let go: nobody can have taken it by then
         file.close()
+
+
+def _take_within(wait_s: float, folder: Path, path: Path) -> TextIO:
+    """Return the lock's file, opened and locked; wait some seconds for it if need be."""
+    deadline = time.monotonic() + wait_s
+    waits = False
+    while True:
+        try:
+            return _take(folder, path)
+        except InUseError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not waits:
+                log(INFO, "%s; up to %.0f s", error, wait_s)
+            waits = True
+            time.sleep(0.2)
 
 
 def _take(folder: Path, path: Path) -> TextIO:

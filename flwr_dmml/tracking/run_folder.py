@@ -20,6 +20,10 @@ from .records import RoundRecord
 END = "end.json"
 """Of the run: how it ended; of a method, in its folder: what it has left, if it came to its end."""
 
+ENDING_S = 20.0
+"""Seconds that a run which goes on waits for the process that had it: an app whose SuperLink was
+killed takes a moment to notice."""
+
 
 def folder_of_runs(run_dir: str | Path) -> Path:
     """Return the folder of all runs that the setting ``run-dir`` names."""
@@ -84,6 +88,8 @@ class RunFolder:
     def in_use(self) -> Iterator[None]:
         """Keep other processes out of the folder while the block runs, and write its log.
 
+        A run that goes on waits ``ENDING_S`` for the process that had it before.
+
         Flower's log goes to ``log.txt``, from the beginning of the block.
 
         Raises
@@ -96,7 +102,7 @@ class RunFolder:
         try:
             with ExitStack() as self._lock:
                 if self._made:
-                    self._lock.enter_context(locked(self.path))
+                    self._lock.enter_context(locked(self.path, ENDING_S))
                 with self._logging():
                     yield
         except WriteError as error:

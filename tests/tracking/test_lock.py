@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from helpers import QUICKSTART
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.strategies import RunStoppedError
-from flwr_dmml.tracking import RunFolder
+from flwr_dmml.tracking import RunFolder, run_folder
 from flwr_dmml.tracking.lock import NAME, InUseError, Owner, locked
 
 HOLDER = """
@@ -135,6 +136,24 @@ def simulate(*arguments: str) -> tuple[int, str]:
     return done.exit_code, " ".join(done.output.split())
 
 
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "ENDING_S", 0.0)
+
+
+def test_a_run_that_goes_on_waits_for_a_process_that_ends(stopped: Path, tmp_path: Path):
+    """As one does whose SuperLink was killed a moment ago."""
+    place = tmp_path / "r"
+    shutil.copytree(stopped, place)
+    with held(place) as process:
+        assert process.stdin is not None
+        Timer(1.0, process.stdin.close).start()
+        with RunFolder.reopen(place).in_use():
+            assert process.wait(timeout=10) == 0
+            assert json.loads((place / NAME).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.usefixtures("no_wait")
 def test_a_run_that_lives_is_not_resumed_beside_it(stopped: Path, tmp_path: Path):
     """Nothing of it is touched. When the other process has ended, it goes on."""
     place = tmp_path / "r"
@@ -152,6 +171,7 @@ def test_a_run_that_lives_is_not_resumed_beside_it(stopped: Path, tmp_path: Path
     assert metrics(place) == metrics(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("no_wait")
 def test_a_run_has_its_folder_for_itself_from_beginning_to_end(tmp_path: Path):
     """A new run as well as one that goes on; stopped, it lets go."""
     tried: list[str] = []
