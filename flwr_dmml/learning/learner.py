@@ -22,7 +22,7 @@ from ..losses import cross_entropies, cross_entropy
 from ..models import DecomposedClassifier, Features, Fusion, ModalityModel
 from ..models.late_fusion import LateFusion
 from ..models.stacked import in_words, model_stacks
-from ..payload.blocks import STATISTICS, check_kept, check_mixable
+from ..payload.blocks import STATISTICS, addressed, check_kept, check_mixable
 from ..payload.coding import Precision
 from ..payload.compression import Compressor
 from ..payload.copies import Copies
@@ -30,6 +30,7 @@ from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import averaged, brought, by_courier, passed_on
 from ..privacy.accountant import Ledger
+from ..privacy.cancelling import cancelling
 from ..privacy.noise import poisson_rows
 from ..privacy.options import Mechanism
 from .balance import LocalPhase, schedule
@@ -222,6 +223,7 @@ class Learner:
             momentum=self.settings.momentum if self.settings.optimizer == "sgd" else 0.0,
             normalises=self.settings.normalises,
             kept=self.settings.exchange.top_k,
+            unicast=self.settings.privacy.unicast,
         )
         plain = DPSGDRule(Group())  # the final merge, but where senders deal out what they have
         others = Mixer(plain, self.aggregation, self.flat, me, nodes)
@@ -880,8 +882,31 @@ class Learner:
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
+        if self.settings.privacy.zip_noise:
+            written = self._for_each(written, plan)
         own = self.compressor.encode(written, self.block_lengths(), plan.resend) | self.extras()
         return own | self._for_others
+
+    def _for_each(self, blocks: Payload, plan: Plan) -> Payload:
+        """Return a copy of the blocks for each recipient, with noise that cancels (Zip-DL).
+
+        A block that nobody else is to mix is not sent.
+        """
+        found: Payload = {}
+        me, deviation = self.partition.partition_id, self.settings.privacy.zip_noise
+        for block, x in blocks.items():
+            row = zip((me, *plan.recipients), plan.shares.get(block, ()), strict=False)
+            weights = {j: weight for j, weight in row if weight > 0}
+            if not len(x) or len(weights) < 2 or me not in weights:
+                self.mixer.keep_sent(block, None)
+                found[block] = x[:0]
+                continue
+            copies = x + cancelling([*weights.values()], len(x), deviation)  # the own one first
+            for j, copy in zip(weights, copies, strict=True):
+                if j != me:
+                    found[addressed(block, j)] = copy
+            self.mixer.keep_sent(block, copies[0])
+        return found
 
     def for_others(self, plan: Plan, inbox: Inbox) -> tuple[Payload, list[str]]:
         """Return what is published as a courier, and what was wrong with what it is made of."""
@@ -932,6 +957,7 @@ class Learner:
             and type(self.aggregation).__call__ in (Mean.__call__, Weighing.__call__)
             and not self.compressor.active
             and self.mechanism is None
+            and not self.settings.privacy.unicast
             and not self.settings.attack.in_payloads
         )
 

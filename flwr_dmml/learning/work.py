@@ -59,7 +59,13 @@ def first_payload(learner: Learner) -> Payload:
     """
     me, nodes = learner.partition.partition_id, learner.settings.num_nodes
     settings, phases = learner.settings, learner.options.phases(learner.settings.num_server_rounds)
-    plan = Plan(1, settings.local_iterations, recipients=((me + 1) % nodes,), phase=phases[0])
+    plan = Plan(
+        1,
+        settings.local_iterations,
+        recipients=((me + 1) % nodes,),
+        shares=dict.fromkeys(learner.block_names, (0.5, 0.5)),
+        phase=phases[0],
+    )
     with learner.in_round(plan):
         learner.begin(plan, {})
         payload = learner.finish(plan, {}, None).payload

@@ -38,6 +38,12 @@ class PrivacyOptions(Group):
     delta: float = Field(
         0.0, ge=0, lt=1, description="delta of a device's epsilon; 0: 1 / (10 training samples)"
     )
+    zip_noise: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation of noise on each neighbour's copy of a model, which "
+        "cancels in the network's mean; 0: none",
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
@@ -49,6 +55,11 @@ class PrivacyOptions(Group):
     def on(self) -> bool:
         """Whether there is noise."""
         return self.dp != "off"
+
+    @property
+    def unicast(self) -> bool:
+        """Whether every neighbour gets another copy of a model."""
+        return self.zip_noise > 0
 
     @property
     def delta_told(self) -> str:

@@ -24,7 +24,7 @@ from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..gossip.aggregation.nnm import NNM
 from ..graph.topology import TopologyError, find_topology, own_fields
-from ..learning.learner import Learner, unaccounted
+from ..learning.learner import Learner, overrides, unaccounted
 from ..learning.options import Options
 from .parts import Parts, RunConfig, no_couriers, no_couriers_over
 from .settings import GROUPS, Settings
@@ -121,6 +121,7 @@ def parse_settings(
             problems += needs.problems(settings)
             problems += _mismatches(name, config)
             problems += _unaccounted(name, config) if settings.privacy.on else []
+            problems += _not_zipped(name, config) if settings.privacy.unicast else []
         problems = list(dict.fromkeys(problems))  # two methods may need the same
         problems += _coordinator_problems(config, chosen) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
@@ -257,6 +258,42 @@ def _unaccounted(method: str, config: RunConfig) -> list[str]:
     return problems
 
 
+def _not_zipped(method: str, config: RunConfig) -> list[str]:
+    """Return where noise would not cancel, or not be on what is sent (``privacy.zip-noise``)."""
+    settings, learner = config.settings, config.parts.methods[method]
+    if not learner.communicates or settings.gossip not in ("auto", *config.parts.gossip):
+        return []
+    asked, problems = f"privacy.zip-noise = {settings.privacy.zip_noise:g}", list[str]()
+    rule, aggregation = config.gossip_of(method), config.aggregation
+    if not rule.sends_models():
+        fit = ", ".join(name for name, kind in config.parts.gossip.items() if kind.sends_models())
+        problems.append(
+            f"{asked}: the gossip rule {rule.name!r} does not just mix the models that are sent; "
+            f"allowed: {fit}"
+        )
+    if learner.own_weights or learner.own_format or overrides(learner, ("mix",)):
+        problems.append(
+            f"{asked}: the method {method!r} mixes in a way of its own, in which the noise does "
+            "not cancel; choose another method"
+        )
+    if aggregation is not None and not aggregation.linear:
+        problems.append(
+            f"{asked}: every neighbour has another copy, which aggregation = "
+            f"{settings.aggregation!r} would take for lies; allowed with it: mean"
+        )
+    if settings.exchange.top_k < 1:
+        problems.append(
+            f"{asked} with exchange.top-k = {settings.exchange.top_k:g}: neighbours get other "
+            "places, where the noise does not cancel; allowed: 1"
+        )
+    if settings.final_merge != "off":
+        problems.append(
+            f"{asked} with final-merge = {settings.final_merge!r}: it sends models as they are; "
+            "allowed: off"
+        )
+    return problems
+
+
 def _validate(
     model: type[GroupT], values: dict[str, Any], prefix: str, problems: list[str]
 ) -> GroupT | None:
@@ -376,6 +413,11 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
         topology.check(settings.num_nodes)
         if settings.couriers == "forward" and (why := no_couriers_over(topology)):
             problems.append(f"{given} couriers = 'forward': {why}; allowed: off")
+        if topology.directed and settings.privacy.unicast:
+            problems.append(
+                f"{given} privacy.zip-noise: its links go one way, and the noise cancels where "
+                "both ends give a link the same weight"
+            )
         for name, options in methods.items():
             graph = topology, settings.num_nodes, settings.seed
             if problem := options.graph_problem(*graph):

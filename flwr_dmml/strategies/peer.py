@@ -131,6 +131,9 @@ class PeerStrategy(Strategy):
         Probability that a message is lost, in [0, 1).
     merge : FinalMerge, optional
         What follows on the last round: all owners of a block average it.
+    shares : bool (default: False)
+        Whether every neighbour gets another copy of a model, so that devices are told how each is
+        to weigh it (``privacy.zip-noise``).
     keep_models : {"auto"} or bool (default: False)
         Whether devices hand over their evaluated models, for the keeper; "auto" where all of them
         take :data:`MODELS_BYTES`, or less.
@@ -161,6 +164,7 @@ class PeerStrategy(Strategy):
         liars: Collection[int] = (),
         loss_rate: float = 0.0,
         merge: FinalMerge | None = None,
+        shares: bool = False,
         keep_models: Literal["auto"] | bool = False,
     ) -> None:
         self.options = options or Options()
@@ -206,6 +210,7 @@ class PeerStrategy(Strategy):
             coded=self.gossip.coded,
             merge=merge,
             resets=self.gossip.resets,
+            shares=shares,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())

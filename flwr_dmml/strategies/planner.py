@@ -64,6 +64,9 @@ class RoundPlanner:
         What follows on the last round.
     resets : bool (default: False)
         Whether the gossip rule starts anew when a block's owners change.
+    shares : bool (default: False)
+        Whether a device is told how its neighbours are to weigh what it sends
+        (:attr:`.Plan.shares`), as it sends each another copy.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class RoundPlanner:
         coded: bool = False,
         merge: FinalMerge | None = None,
         resets: bool = False,
+        shares: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -99,7 +103,8 @@ class RoundPlanner:
         self.local_iterations = local_iterations
         self.evaluate_every = evaluate_every
         self.seed = seed
-        self.addressed, self._pushes, self._resets = addressed, pushes, resets
+        self.addressed, self._pushes, self._resets = addressed or shares, pushes, resets
+        self._shares = shares
         self._losses = losses or Losses(0.0, seed)
         self._gaps = Gaps() if coded and communicates else None
         self._merge = merge if communicates else None
@@ -326,6 +331,7 @@ class RoundPlanner:
         carrying = _reached(carrying, around)
         averages = self._averages(carrying)
         recipients = self._recipients(budget.graph, budget.updates)
+        shares = self._shares_of(budget.graph, budget.updates)
         steps = self._mean_steps(budget.updates) if self.communicates else {}
         anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
         self._asked = set(budget.updates)
@@ -345,6 +351,7 @@ class RoundPlanner:
                 merged=mixed > self._num_rounds,
                 hand_over=self.hand_over,
                 recipients=recipients[p],
+                shares=shares.get(p, {}),
                 far=around[p].far,
                 carries=carrying.by.get(p, ()),
                 averages=averages.get(p, ()),
@@ -468,6 +475,16 @@ class RoundPlanner:
             found = {p: tuple(k for k in sorted(graph[p]) if k in live) for p in live}
             self._told = graph, set(live), found
         return found
+
+    def _shares_of(
+        self, graph: nx.Graph, live: Collection[int]
+    ) -> dict[int, Mapping[str, tuple[float, ...]]]:
+        """Return :attr:`.Plan.shares` by device, if all who are there mix what all send."""
+        if not self._shares:
+            return {}
+        blocks = {p: self._members[p].blocks for p in sorted(live)}
+        found = neighbourhoods(graph, blocks, over=self._by_block, weigh=self._weigh)
+        return {p: near.weights for p, near in found.items()}
 
     def _brought(
         self, graph: nx.Graph, going: Collection[int], published: Collection[int]

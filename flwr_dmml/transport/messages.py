@@ -22,6 +22,7 @@ INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
 _WEIGHTS, _UPDATES, _STEPS, _ANEW = "weights.", "updates.", "steps.", "anew"
+_SHARES = "shares."
 _FAR, _CARRIES, _AVERAGES, _APART = "far.", "carries.", "averages.", "apart."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
@@ -85,8 +86,9 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
         record[_STEPS + modality] = count
     if plan.anew:
         record[_ANEW] = list(plan.anew)
-    for block, weights in plan.weights.items():
-        record[_WEIGHTS + block] = list(weights)
+    for prefix, rows in ((_WEIGHTS, plan.weights), (_SHARES, plan.shares)):
+        for block, weights in rows.items():
+            record[prefix + block] = list(weights)
     for prefix, brought in ((_FAR, plan.far), (_CARRIES, plan.carries)):
         for position, there in enumerate(brought):
             record[f"{prefix}{position}"] = [there.origin, there.via, there.couriers]
@@ -115,11 +117,8 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         merges=bool(record.get("merges", False)),
         merged=bool(record.get("merged", False)),
         hand_over=bool(record.get("hand-over", False)),
-        weights={
-            key.removeprefix(_WEIGHTS): tuple(value)
-            for key, value in record.items()
-            if key.startswith(_WEIGHTS)
-        },
+        weights=_read_rows(record, _WEIGHTS),
+        shares=_read_rows(record, _SHARES),
         by_modality={
             key.removeprefix(_UPDATES): int(value)
             for key, value in record.items()
@@ -139,6 +138,10 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         ),
         apart=tuple(Apart(blocks, tuple(readers)) for readers, blocks in _numbered(record, _APART)),
     )
+
+
+def _read_rows(record: Mapping[str, Any], prefix: str) -> dict[str, tuple[float, ...]]:
+    return {k.removeprefix(prefix): tuple(v) for k, v in record.items() if k.startswith(prefix)}
 
 
 def _read_carried(record: Mapping[str, Any], prefix: str) -> tuple[Carried, ...]:
