@@ -31,7 +31,7 @@ from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import averaged, brought, by_courier, passed_on
 from ..privacy.accountant import Ledger
 from ..privacy.cancelling import cancelling
-from ..privacy.noise import poisson_rows
+from ..privacy.noise import gaussian, poisson_rows
 from ..privacy.options import Mechanism
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
@@ -243,13 +243,14 @@ class Learner:
         make = Copies if self.rule.coded else Compressor
         self.compressor = make(exchange.number_type, exchange.top_k)
         self.mechanism = self._mechanism()
-        """How gradients get noise; None without ``privacy.dp``."""
+        """How gradients, or a round's change, get noise; None without ``privacy.dp``."""
         self.spent = False
         """Whether the budget of ``privacy.epsilon`` does not allow to train in this round."""
-        self._round_steps = 0  # that it is to take in this round
+        self._round_steps = 0  # with noise, that it is to take in this round
+        self._before = torch.empty(0)  # where its training began, if the change is to get noise
 
     def _mechanism(self) -> Mechanism | None:
-        """Return how gradients get noise, if they do.
+        """Return how there is noise, if there is.
 
         Raises
         ------
@@ -261,9 +262,16 @@ class Learner:
         privacy, n = self.settings.privacy, len(self.train_data)
         if not privacy.on:
             return None
-        for module in self.flat.modules.values():
+        for module in self.flat.modules.values() if privacy.dp == "sample" else ():
             check_separable(module)
-        return Mechanism.of(privacy, n, self.settings.batch_size, self.planned_steps)
+        size, nodes = self.settings.batch_size, self.settings.num_nodes
+        return Mechanism.of(privacy, n, size, self.planned_steps, nodes)
+
+    @property
+    def of_samples(self) -> Mechanism | None:
+        """How gradients of samples get noise; None where they get none."""
+        found = self.mechanism
+        return found if found is not None and found.of_samples else None
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -537,7 +545,7 @@ class Learner:
         self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
         self.spent = False
         if self.mechanism is not None and plan.iterations:
-            self._round_steps = len(self.steps(self.updates(plan)))
+            self._round_steps = self._booked(len(self.steps(self.updates(plan))))
             self.spent = self.mechanism.would_exceed(self.ledger, self._round_steps)
 
     def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
@@ -598,9 +606,11 @@ class Learner:
         if plan.evaluate:
             self.flat.attach()
             self.measured |= self.evaluate()
+            self._note_best(plan)
             if self.mechanism is not None:  # it tells the shares of own classes
                 self.measured.pop("test.accuracy_own_shares", None)
-            self._note_best(plan)
+                if not self.mechanism.of_samples:  # and of own samples that were not trained on
+                    self.measured.pop("validation.accuracy", None)
 
     def _note_best(self, plan: Plan) -> None:
         """Keep a copy of what was just evaluated if none so far was better, under ``keep-best``."""
@@ -628,6 +638,8 @@ class Learner:
         """Keep where training begins, if this device does not train as much as the others."""
         if any(own != mean for own, mean in self.planned(plan).values()):
             self.mixer.begin(self.block_names)
+        if self.mechanism is not None and not self.mechanism.of_samples:
+            self._before = self.flat.vector.clone()
 
     def normalise(self, taken: Taken) -> None:
         """Scale what a round's training has come to, under ``gossip-normalise``."""
@@ -638,6 +650,8 @@ class Learner:
 
         ``taken`` are the steps that it took; None of a device that rests.
         """
+        if taken is not None and self.mechanism is not None and not self.mechanism.of_samples:
+            self._add_noise(self.mechanism)
         payload = self._publish(plan, inbox, taken)
         if self.mechanism is not None:
             more = self.mechanism.would_exceed(self.ledger, self._round_steps)
@@ -715,7 +729,7 @@ class Learner:
             and not self.train_data.present
             and method_stacks(type(self))
             and self._model_stacks
-            and self.mechanism is None
+            and self.of_samples is None
         )
 
     def leads(self, other: "Learner") -> bool:
@@ -761,7 +775,7 @@ class Learner:
             family=settings.optimizer,
             momentum=0.0 if self.rule.momentum == "own" else settings.momentum,
             weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm if self.mechanism is None else 0.0,
+            clip_norm=settings.clip_norm if self.of_samples is None else 0.0,
             rates=factors,
         )
         return LocalSteps(
@@ -796,7 +810,10 @@ class Learner:
         if self.mechanism is None:
             self.measured["train.loss"] = loss
         self.measured["train.iterations"] = float(iterations)
-        self.measured |= self.speedometer.take(phases)
+        if (
+            self.mechanism is None or self.mechanism.of_samples
+        ):  # else speeds would be without noise
+            self.measured |= self.speedometer.take(phases)
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
@@ -812,10 +829,14 @@ class Learner:
 
     @property
     def planned_steps(self) -> int:
-        """The iterations of a whole run in which each round trains ``local-iterations``."""
+        """What is to get noise in a whole run in which each round trains ``local-iterations``."""
         each = self.settings.local_iterations
         steps = self.steps(dict.fromkeys(self.partition.modalities, each))
-        return self.settings.num_server_rounds * len(steps)
+        return self.settings.num_server_rounds * self._booked(len(steps))
+
+    def _booked(self, iterations: int) -> int:
+        """Return how many of a round's steps get noise: each, or with ``dp = "device"`` one."""
+        return iterations if self.settings.privacy.dp == "sample" else min(1, iterations)
 
     @property
     def ledger(self) -> Ledger:
@@ -823,9 +844,29 @@ class Learner:
         return Ledger.of(self.memory[LEDGER]) if LEDGER in self.memory else Ledger()
 
     def charge(self, steps: int) -> None:
-        """Book the iterations of a round, before the first of them."""
+        """Book steps with noise, before the first of them is taken."""
         assert self.mechanism is not None
         self.memory[LEDGER] = self.mechanism.charged(self.ledger, steps).tensor()
+
+    @torch.no_grad()
+    def _add_noise(self, how: Mechanism) -> None:
+        """Clip what the round has changed in all that is sent, and add noise, in place.
+
+        ``x + D min(1, C / ||D||) + N(0, sigma^2 C^2)`` with x where training began and D the way
+        from there; by block each of n parts of D is clipped to ``C / sqrt(n)``. The device goes on
+        from that itself: whatever it mixes and sends later has no more of D than its neighbours.
+        """
+        self.charge(1)
+        places = [self.flat.slices[block] for block in self.block_names]
+        parts = [[place] for place in places] if how.by_block else [places]
+        most = how.clip / len(parts) ** 0.5
+        for own in parts:
+            ways = [self.flat.vector[place] - self._before[place] for place in own]
+            norm = total(way.double().square().sum() for way in ways).sqrt()
+            factor = float((most / norm.clamp(min=1e-30)).clamp(max=1.0))
+            for place, way in zip(own, ways, strict=True):
+                noise = how.sigma * how.clip * gaussian(len(way)).to(self.device)
+                self.flat.vector[place] = self._before[place] + factor * way + noise
 
     def drawn(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches that hold each training sample with the same probability."""

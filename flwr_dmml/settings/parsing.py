@@ -250,6 +250,11 @@ def _unaccounted(method: str, config: RunConfig) -> list[str]:
             f"{asked} with standardise = {settings.standardise!r}: it goes by the mean and the "
             "deviation of training samples; allowed: off"
         )
+    if settings.privacy.dp == "device" and settings.test_fusion != "trained":
+        problems.append(
+            f"{asked} with test-fusion = {settings.test_fusion!r}: temperatures of own samples are "
+            "sent; allowed: trained"
+        )
     if settings.exchange.transport == "direct":
         problems.append(
             f"{asked} with exchange.transport = 'direct': letters leave a device before its ledger "

@@ -27,7 +27,7 @@ def epsilon_lines(
         return []
     found = sorted(last.values())
     span = f"{found[0]:.3g} to {found[-1]:.3g} (median {median(found):.3g})"
-    unit = f"one training {privacy.dp}, against all who see what its device sends"
+    unit = f"{privacy.unit}, against all who see what its device sends"
     told = f"differential privacy of {unit}: epsilon {span} at delta {privacy.delta_told}"
     lines = [f"{method}: {told}"]
     before_the_end = [node for record in records[:-1] for node in record.nodes]
