@@ -254,6 +254,8 @@ class _Auditor:
         near = self._neighbours(p)
         inbox = {n: published[n] for n in near}
         opened, _ = learner.compressor.decode(inbox, self._own[p], p)
+        if learner.settings.privacy.secure_sums:
+            return self._of_sums(p, inbox)
         unicast = learner.settings.privacy.unicast
         mixer = Mixer(learner.rule, Mean(Group()), learner.flat, p, self._nodes, unicast=unicast)
         equal = dict.fromkeys(learner.block_names, (1.0, *(1.0 for _ in near)))
@@ -263,6 +265,16 @@ class _Auditor:
             for n, vector in mixer.models(block, plan, opened).items():
                 if block in self._learners[n].block_names:
                     found[n][block] = vector.flatten()
+        return found
+
+    def _of_sums(self, p: int, inbox: Mapping[int, Payload]) -> dict[int, Payload]:
+        """Return the mean of the models whose sum a device has received, for each that is in it."""
+        sums, _ = self._learners[p].sums(dict(inbox), self._checkpoint.server_round)
+        found: dict[int, Payload] = {n: {} for n in inbox}
+        for block, (own, total) in sums.items():
+            for n in inbox:
+                if block in self._learners[n].block_names:
+                    found[n][block] = total / (1 - own)
         return found
 
     def _usable(self, p: int, blocks: Payload) -> tuple[str, ...]:

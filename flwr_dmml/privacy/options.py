@@ -53,10 +53,16 @@ class PrivacyOptions(Group):
         "cancels in the network's mean; 0: none",
     )
 
+    secure_sums: bool = Field(
+        False, description="neighbours learn the weighted sum of all their neighbours' models only"
+    )
+
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if self.on and not (self.sigma or self.epsilon):
             raise ValueError(f"dp = '{self.dp}' needs sigma, or epsilon to find it from; set one")
+        if self.zip_noise and self.secure_sums:
+            raise ValueError("zip-noise and secure-sums: a sum has no copies; set one of them")
         return self
 
     @property
@@ -66,8 +72,8 @@ class PrivacyOptions(Group):
 
     @property
     def unicast(self) -> bool:
-        """Whether every neighbour gets another copy of a model."""
-        return self.zip_noise > 0
+        """Whether every neighbour gets another copy of a model, or another part of a sum."""
+        return self.zip_noise > 0 or self.secure_sums
 
     @property
     def delta_told(self) -> str:

@@ -121,7 +121,7 @@ def parse_settings(
             problems += needs.problems(settings)
             problems += _mismatches(name, config)
             problems += _unaccounted(name, config) if settings.privacy.on else []
-            problems += _not_zipped(name, config) if settings.privacy.unicast else []
+            problems += _not_unicast(name, config) if settings.privacy.unicast else []
         problems = list(dict.fromkeys(problems))  # two methods may need the same
         problems += _coordinator_problems(config, chosen) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
@@ -263,12 +263,14 @@ def _unaccounted(method: str, config: RunConfig) -> list[str]:
     return problems
 
 
-def _not_zipped(method: str, config: RunConfig) -> list[str]:
-    """Return where noise would not cancel, or not be on what is sent (``privacy.zip-noise``)."""
+def _not_unicast(method: str, config: RunConfig) -> list[str]:
+    """Return where noise or masks for each neighbour would not cancel, or not be on all models."""
     settings, learner = config.settings, config.parts.methods[method]
     if not learner.communicates or settings.gossip not in ("auto", *config.parts.gossip):
         return []
-    asked, problems = f"privacy.zip-noise = {settings.privacy.zip_noise:g}", list[str]()
+    sums, noise = settings.privacy.secure_sums, settings.privacy.zip_noise
+    asked = "privacy.secure-sums = true" if sums else f"privacy.zip-noise = {noise:g}"
+    problems = list[str]()
     rule, aggregation = config.gossip_of(method), config.aggregation
     if not rule.sends_models():
         fit = ", ".join(name for name, kind in config.parts.gossip.items() if kind.sends_models())
@@ -278,23 +280,50 @@ def _not_zipped(method: str, config: RunConfig) -> list[str]:
         )
     if learner.own_weights or learner.own_format or overrides(learner, ("mix",)):
         problems.append(
-            f"{asked}: the method {method!r} mixes in a way of its own, in which the noise does "
-            "not cancel; choose another method"
+            f"{asked}: the method {method!r} mixes in a way of its own; choose another method"
         )
     if aggregation is not None and not aggregation.linear:
         problems.append(
-            f"{asked}: every neighbour has another copy, which aggregation = "
-            f"{settings.aggregation!r} would take for lies; allowed with it: mean"
+            f"{asked}: aggregation = {settings.aggregation!r} needs the models of single "
+            "neighbours as they are; allowed with it: mean"
         )
     if settings.exchange.top_k < 1:
         problems.append(
             f"{asked} with exchange.top-k = {settings.exchange.top_k:g}: neighbours get other "
-            "places, where the noise does not cancel; allowed: 1"
+            "places, where nothing cancels; allowed: 1"
         )
     if settings.final_merge != "off":
         problems.append(
             f"{asked} with final-merge = {settings.final_merge!r}: it sends models as they are; "
             "allowed: off"
+        )
+    return problems + (_no_sums(method, config) if sums else [])
+
+
+def _no_sums(method: str, config: RunConfig) -> list[str]:
+    """Return what else keeps neighbours from adding up parts (``privacy.secure-sums``)."""
+    settings, learner = config.settings, config.parts.methods[method]
+    asked, problems = "privacy.secure-sums = true", list[str]()
+    if settings.num_nodes < 3:
+        problems.append(f"{asked} with num-nodes = {settings.num_nodes}: a sum needs 3 devices")
+    if learner.compares:
+        problems.append(
+            f"{asked}: the method {method!r} looks at the models of single neighbours; choose "
+            "another method"
+        )
+    precision = settings.of_method(learner).exchange.precision
+    if precision != "float32":
+        problems.append(
+            f"{asked}: exchange.precision = {precision!r} would round masks; allowed: float32"
+        )
+    if settings.exchange.transport == "direct":
+        problems.append(
+            f"{asked} with exchange.transport = 'direct': not known to work; allowed: relay"
+        )
+    if settings.attack.in_payloads:
+        problems.append(
+            f"{asked} with attack.kind = {settings.attack.kind!r}: a lie is made of single models; "
+            "allowed: none, label-flip"
         )
     return problems
 
@@ -420,8 +449,8 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
             problems.append(f"{given} couriers = 'forward': {why}; allowed: off")
         if topology.directed and settings.privacy.unicast:
             problems.append(
-                f"{given} privacy.zip-noise: its links go one way, and the noise cancels where "
-                "both ends give a link the same weight"
+                f"{given} privacy.zip-noise or privacy.secure-sums: its links go one way, and "
+                "both ends of a link must give it the same weight"
             )
         for name, options in methods.items():
             graph = topology, settings.num_nodes, settings.seed

@@ -15,6 +15,7 @@ from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
 from ..graph.weights import Rows, mixing_rows
 from ..learning.learner import CourierChoice
+from ..payload.blocks import addressed
 from ..payload.plan import Averaged, Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
@@ -67,6 +68,8 @@ class RoundPlanner:
     shares : bool (default: False)
         Whether a device is told how its neighbours are to weigh what it sends
         (:attr:`.Plan.shares`), as it sends each another copy.
+    sums : bool (default: False)
+        Whether that is a part of a sum, which hides it: then also whose else's.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class RoundPlanner:
         merge: FinalMerge | None = None,
         resets: bool = False,
         shares: bool = False,
+        sums: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -104,7 +108,7 @@ class RoundPlanner:
         self.evaluate_every = evaluate_every
         self.seed = seed
         self.addressed, self._pushes, self._resets = addressed or shares, pushes, resets
-        self._shares = shares
+        self._shares, self._sums = shares, sums
         self._losses = losses or Losses(0.0, seed)
         self._gaps = Gaps() if coded and communicates else None
         self._merge = merge if communicates else None
@@ -332,6 +336,7 @@ class RoundPlanner:
         averages = self._averages(carrying)
         recipients = self._recipients(budget.graph, budget.updates)
         shares = self._shares_of(budget.graph, budget.updates)
+        partners = self._partners_of(shares, recipients)
         steps = self._mean_steps(budget.updates) if self.communicates else {}
         anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
         self._asked = set(budget.updates)
@@ -352,6 +357,8 @@ class RoundPlanner:
                 hand_over=self.hand_over,
                 recipients=recipients[p],
                 shares=shares.get(p, {}),
+                partners=partners.get(p, {}),
+                keys=self._keys_of(p, partners.get(p, {})),
                 far=around[p].far,
                 carries=carrying.by.get(p, ()),
                 averages=averages.get(p, ()),
@@ -485,6 +492,34 @@ class RoundPlanner:
         blocks = {p: self._members[p].blocks for p in sorted(live)}
         found = neighbourhoods(graph, blocks, over=self._by_block, weigh=self._weigh)
         return {p: near.weights for p, near in found.items()}
+
+    def _partners_of(
+        self,
+        shares: Mapping[int, Mapping[str, tuple[float, ...]]],
+        recipients: Mapping[int, tuple[int, ...]],
+    ) -> dict[int, dict[str, tuple[int, ...]]]:
+        """Return :attr:`.Plan.partners` by device: nobody is to send the only part of a sum."""
+        found: dict[int, dict[str, tuple[int, ...]]] = {}
+        for receiver, rows in shares.items() if self._sums else ():
+            for block, (_, *others) in rows.items():
+                pairs = zip(recipients[receiver], others, strict=True)
+                senders = tuple(j for j, weight in pairs if weight > 0)
+                for j in senders if len(senders) > 1 else ():
+                    found.setdefault(j, {})[addressed(block, receiver)] = senders
+        return found
+
+    def _keys_of(self, p: int, partners: Mapping[str, tuple[int, ...]]) -> dict[int, bytes]:
+        others = sorted({j for own in partners.values() for j in own if j != p})
+        return {j: self._members[j].mask_key for j in others}
+
+    def only_parts(self) -> dict[str, list[int]]:
+        """Return by block who would get a sum of one part in the first round, if all are there."""
+        found: dict[str, list[int]] = {}
+        for p, rows in self._shares_of(self.graph(1), self._members).items():
+            for block, (_, *others) in rows.items():
+                if sum(weight > 0 for weight in others) == 1:
+                    found.setdefault(block, []).append(p)
+        return found
 
     def _brought(
         self, graph: nx.Graph, going: Collection[int], published: Collection[int]

@@ -115,10 +115,10 @@ def test_it_goes_with_compression_and_with_sample_level_noise(tmp_path: Path):
     [
         ({"gossip": "choco"}, "the gossip rule 'choco' does not just mix"),
         ({"gossip": "relaysgd", "topology": "line"}, "allowed: dpsgd, dsgdm"),
-        ({"aggregation": "median"}, "would take for lies"),
+        ({"aggregation": "median"}, "needs the models of single"),
         ({"exchange.top-k": 0.5}, "exchange.top-k = 0.5"),
         ({"final-merge": "owners"}, "sends models as they are"),
-        ({"couriers": "forward"}, "gives each neighbour a copy for it alone"),
+        ({"couriers": "forward"}, "send what is for one neighbour"),
         ({"topology": "exponential", "topology-directed": True}, "links go one way"),
     ],
 )
