@@ -78,6 +78,8 @@ LEDGER = "privacy.ledger"
 """What a device has spent under ``privacy.dp``, in its ``memory``."""
 EPSILON = "privacy.epsilon"
 """The same as a metric."""
+SIGMA, STEPS = "privacy.sigma", "privacy.steps"
+"""Its noise multiplier, and how many steps with noise it has taken, as metrics."""
 SPENT = "privacy.spent"
 """1 where the budget allows no more such rounds, else 0: a metric."""
 SKIPPED = "privacy.skipped"
@@ -668,6 +670,8 @@ class Learner:
         if self.mechanism is not None:
             more = self.mechanism.would_exceed(self.ledger, self._round_steps)
             self.measured[EPSILON] = self.ledger.epsilon(self.mechanism.delta)
+            self.measured[SIGMA] = self.mechanism.sigma
+            self.measured[STEPS] = float(self.ledger.steps)
             self.measured[SPENT] = float(more)
         if plan.merged:
             return Outcome(payload, self.measured, self.rejected)
