@@ -46,6 +46,11 @@ class PrivacyOptions(Group):
         lt=1,
         description="delta of a device's epsilon; 0: 1 / (10 n) of n training samples, or devices",
     )
+    pacing: bool = Field(
+        False,
+        description="spread a device's budget over all rounds, by fewer iterations in each, and do "
+        "not train until it is spent",
+    )
     zip_noise: float = Field(
         0.0,
         ge=0,
@@ -61,6 +66,11 @@ class PrivacyOptions(Group):
     def _enough(self) -> Self:
         if self.on and not (self.sigma or self.epsilon):
             raise ValueError(f"dp = '{self.dp}' needs sigma, or epsilon to find it from; set one")
+        if self.pacing and not (self.dp == "sample" and self.sigma and self.epsilon):
+            raise ValueError(
+                "pacing needs dp = 'sample', and both sigma and epsilon: otherwise the noise is "
+                "found for all planned steps, and there is nothing to spread"
+            )
         if self.zip_noise and self.secure_sums:
             raise ValueError("zip-noise and secure-sums: a sum has no copies; set one of them")
         return self

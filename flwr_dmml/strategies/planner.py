@@ -173,6 +173,7 @@ class RoundPlanner:
             allocate,
             merging=self.merging,
             merge_bits=8.0 * self._whole_bytes() if self.merging else None,
+            samples={p: member.num_train for p, member in members.items()},
         )
         self._live_graph = self._no_links()  # of the last planned round
         self._by_block = _NONE
