@@ -6,9 +6,10 @@
 installed, and the time with plain SGD's. ``account`` compares the epsilon that a run tells with
 closed cases, and a resumed run with one that was not. ``cancel`` adds up the noise of
 ``privacy.zip-noise``, and masked parts of a sum. ``curve`` is accuracy by epsilon, with few samples
-a device and with many. ``leak`` attacks what neighbours received of a run that has overfitted,
-without and with each mechanism. Needs MNIST and CIFAR-10's test images ($FLWR_DMML_DATA); takes about an hour on one
-core. Prints a line for each bar, and exits with 1 where one is missed. ``--quick`` is a smoke run,
+a device and with many; ``pacing`` by round, with a budget spread over the rounds and not. ``leak``
+attacks what neighbours received of a run that has overfitted, without and with each mechanism.
+Needs MNIST and CIFAR-10's test images ($FLWR_DMML_DATA); takes about half an hour on one core.
+Prints a line for each bar, and exits with 1 where one is missed. ``--quick`` is a smoke run,
 not judged.
 """
 
@@ -65,6 +66,7 @@ class Part(StrEnum):
     account = "account"
     cancel = "cancel"
     curve = "curve"
+    pacing = "pacing"
     leak = "leak"
 
 
@@ -360,6 +362,40 @@ def _learned(samples: int, epsilon: float, seed: int, quick: bool) -> list[Round
         return run_of(_curve_settings(samples, epsilon, seed, quick), Path(place), "run")
 
 
+# ---- a budget spread over the rounds ------------------------------------------------------------
+
+
+def pacing(seeds: Sequence[int], quick: bool) -> tuple[Table, list[Bar]]:
+    """Spend a budget for half of the planned steps at once, or spread over the rounds."""
+    table = Table(
+        "budget", title="MNIST, 400 samples a device, sigma 1, a budget of half the steps"
+    )
+    rounds = 2 if quick else 15
+    shown = [1, 2] if quick else [5, 10, 15]
+    for t in shown:
+        table.add_column(f"accuracy, round {t}", justify="right")
+        table.add_column("most epsilon", justify="right")
+    bars: list[Bar] = []
+    for name, spread in (("until it is spent", False), ("spread", True)):
+        cells: list[list[float]] = []
+        for seed in seeds:
+            settings = _curve_settings(400, 1.0, seed, quick) | {"privacy.sigma": 1.0}
+            samples = 360
+            budget = epsilon_of([(1.0, 32 / samples, 10 * rounds)], 1 / (10 * samples)) * 1.0001
+            settings |= {"privacy.epsilon": budget, "privacy.pacing": spread, "evaluate-every": 1}
+            with tempfile.TemporaryDirectory() as place:
+                records = run_of(settings, Path(place), "run")
+            most = max(node.own[EPSILON] for node in records[-1].nodes)
+            bars.append(Bar(f"epsilon, {name}, at most {budget:.4f}", most, most <= budget))
+            every = [records[t - 1] for t in shown]
+            pairs = [(r.accuracy or 0.0, max(n.own[EPSILON] for n in r.nodes)) for r in every]
+            cells.append([value for pair in pairs for value in pair])
+        means = [fmean(column) for column in zip(*cells, strict=True)]
+        table.add_row(name, *(f"{value:.3f}" for value in means))
+        CONSOLE.print(name, *(f"{value:.3f}" for value in means), highlight=False)
+    return table, bars
+
+
 # ---- leaks --------------------------------------------------------------------------------------
 
 MECHANISMS: dict[str, dict[str, Any]] = {
@@ -434,6 +470,7 @@ def main(
         Part.account: lambda: account(quick),
         Part.cancel: lambda: cancel(quick),
         Part.curve: lambda: curve(chosen, quick),
+        Part.pacing: lambda: pacing(chosen, quick),
         Part.leak: lambda: leak(chosen, quick),
     }
     bars: list[Bar] = []
