@@ -10,6 +10,7 @@ from flwr_dmml.learning.learner import EPSILON, STEPS
 from flwr_dmml.privacy.accountant import Ledger, epsilon_of, steps_within
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
+from flwr_dmml.strategies.energy.shared_band import SharedBandConstrained
 
 SIX = Ledger(((1.0, 16 / 36, 6),)).epsilon(1 / 360)
 DP: dict[str, Any] = {
@@ -33,7 +34,9 @@ def test_the_steps_within_a_budget():
 
 def updates(pacing: bool, rounds: int, **more: Any) -> tuple[list[list[int]], list[float]]:
     config = {**DP, "privacy.pacing": pacing, **more}
-    energy = EnergyConstrained(parse_settings(config, find_parts()).settings)
+    settings = parse_settings(config, find_parts()).settings
+    kind = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
+    energy = kind(settings)
     peers = run_peers(config, num_rounds=rounds, energy=energy)
     taken = [
         [max(node.updates.values(), default=0) for node in record.nodes] for record in peers.records
@@ -53,6 +56,13 @@ def test_what_an_even_share_leaves_is_taken_later():
     """Six steps in four rounds: 1, 1, 2 and 2."""
     taken, steps = updates(True, 4)
     assert taken == [[1] * 3, [1] * 3, [2] * 3, [2] * 3] and steps == [6.0] * 3
+
+
+def test_a_shared_band_keeps_to_it_as_well():
+    """There, the limit is one of the solver's program."""
+    band = {"wireless.enabled": True, "wireless.shared-band-hz": 1e7, "energy.battery-j": 50.0}
+    taken, steps = updates(True, 3, **band)
+    assert max(map(max, taken)) == 2 and 0 < max(steps) <= 6
 
 
 def test_iterations_of_single_modalities_count_as_well():
