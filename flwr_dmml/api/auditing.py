@@ -269,7 +269,7 @@ class _Auditor:
 
     def _of_sums(self, p: int, inbox: Mapping[int, Payload]) -> dict[int, Payload]:
         """Return the mean of the models whose sum a device has received, for each that is in it."""
-        sums, _ = self._learners[p].sums(dict(inbox), self._checkpoint.server_round)
+        sums = self._learners[p].sums(dict(inbox), self._checkpoint.server_round).found
         found: dict[int, Payload] = {n: {} for n in inbox}
         for block, (own, total) in sums.items():
             for n in inbox:

@@ -22,7 +22,7 @@ from ..losses import cross_entropies, cross_entropy
 from ..models import DecomposedClassifier, Features, Fusion, ModalityModel
 from ..models.late_fusion import LateFusion
 from ..models.stacked import in_words, model_stacks
-from ..payload.blocks import STATISTICS, addressed, check_kept, check_mixable, is_statistic
+from ..payload.blocks import STATISTICS, check_kept, check_mixable
 from ..payload.coding import Precision
 from ..payload.compression import Compressor
 from ..payload.copies import Copies
@@ -30,8 +30,6 @@ from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import averaged, brought, by_courier, passed_on
 from ..privacy.accountant import Ledger
-from ..privacy.cancelling import cancelling
-from ..privacy.masks import is_part, masked, summed
 from ..privacy.noise import gaussian, poisson_rows
 from ..privacy.options import Mechanism
 from .balance import LocalPhase, schedule
@@ -56,6 +54,7 @@ from .per_sample import check_separable
 from .settings import DeviceSettings, FusionChoice
 from .speedometer import SPEEDS, Speedometer
 from .training import train
+from .unicast import Sums, noisy_copies, parts_of_sums, sums_of, with_sums
 
 IN_A_STACK = {
     "local_loss", "task_loss", "modulate", "build_model", "batches", "make_optimizer", "run_round",
@@ -84,8 +83,6 @@ SPENT = "privacy.spent"
 """1 where the budget allows no more such rounds, else 0: a metric."""
 SKIPPED = "privacy.skipped"
 """Blocks that were not mixed in a round, as a part of their sum has not come: a metric."""
-SUM = "privacy.sum."
-"""Whose parts a block's sum is of, with their weights, in a device's ``memory``."""
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
@@ -579,8 +576,11 @@ class Learner:
         opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), own, me)
         opened = self.forger.forge(plan, opened, self.mixer, self.memory)
         if self.settings.privacy.secure_sums:
-            plan, opened, more = self._with_sums(plan, opened)
+            sums = self.sums(opened, plan.server_round - 1)
+            plan, opened, more = with_sums(plan, opened, sums)
             wrong += more
+            if sums.missing:
+                self.measured[SKIPPED] = float(len(sums.missing))
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
@@ -939,115 +939,25 @@ class Learner:
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
-        if self.settings.privacy.zip_noise:
-            written = self._for_each(written, plan)
-        elif self.settings.privacy.secure_sums:
-            written = self._parts_of_sums(written, plan)
+        if self.settings.privacy.unicast:
+            written = self._unicast(written, plan)
         own = self.compressor.encode(written, self.block_lengths(), plan.resend) | self.extras()
         return own | self._for_others
 
-    def _for_each(self, blocks: Payload, plan: Plan) -> Payload:
-        """Return a copy of the blocks for each recipient, with noise that cancels (Zip-DL).
+    def _unicast(self, blocks: Payload, plan: Plan) -> Payload:
+        """Return what each recipient gets of the blocks, where that is not the same."""
+        privacy, me = self.settings.privacy, self.partition.partition_id
+        if privacy.secure_sums:
+            return parts_of_sums(blocks, plan, me, self.private_key, self.memory)
+        sent, own = noisy_copies(blocks, plan, me, privacy.zip_noise)
+        for block in blocks:
+            self.mixer.keep_sent(block, own.get(block))
+        return sent
 
-        A block that nobody else is to mix is not sent.
-        """
-        found: Payload = {}
-        me, deviation = self.partition.partition_id, self.settings.privacy.zip_noise
-        for block, x in blocks.items():
-            row = zip((me, *plan.recipients), plan.shares.get(block, ()), strict=False)
-            weights = {j: weight for j, weight in row if weight > 0}
-            if not len(x) or len(weights) < 2 or me not in weights:
-                self.mixer.keep_sent(block, None)
-                found[block] = x[:0]
-                continue
-            copies = x + cancelling([*weights.values()], len(x), deviation)  # the own one first
-            for j, copy in zip(weights, copies, strict=True):
-                if j != me:
-                    found[addressed(block, j)] = copy
-            self.mixer.keep_sent(block, copies[0])
-        return found
-
-    def _parts_of_sums(self, blocks: Payload, plan: Plan) -> Payload:
-        """Return the device's part of each recipient's sum, and note whose parts its own is of.
-
-        A block of which a recipient has no other sender is not sent to it.
-        """
-        found: Payload = {}
-        me = self.partition.partition_id
-        for block, x in blocks.items():
-            own, *others = plan.shares.get(block, (1.0,))
-            weights = {j: w for j, w in zip(plan.recipients, others, strict=False) if w > 0}
-            rows = [(float(plan.server_round), own), *((float(j), w) for j, w in weights.items())]
-            self.memory[SUM + block] = torch.tensor(rows, dtype=torch.float64)
-            sent: Payload = {}
-            for j, weight in weights.items() if len(x) else ():
-                name = addressed(block, j)
-                partners = {
-                    k: plan.keys.get(k, b"") for k in plan.partners.get(name, ()) if k != me
-                }
-                if partners:
-                    what = f"{j} {plan.server_round} {block}"
-                    sent[name] = masked(x, weight, me, partners, self.private_key, what)
-            found |= sent or {block: x[:0]}
-        return found
-
-    def sums(
-        self, inbox: Inbox, server_round: int
-    ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, list[int]]]:
-        """Return what neighbours' parts add up to, and whose parts of which block have not come.
-
-        Parameters
-        ----------
-        inbox : Inbox
-            What has come; not trusted.
-        server_round : int
-            In which it was published. Parts of a round of which the device was not told whose there
-            are cannot be added up.
-
-        Returns
-        -------
-        tuple of dict of str to tuple of float and Tensor, and dict of str to list of int
-            By block, the own weight in the mean, and the sum ``[length]`` that the rest of it is.
-            Blocks that have a single other owner near, or none, are in neither.
-        """
-        found: dict[str, tuple[float, Tensor]] = {}
-        missing: dict[str, list[int]] = {}
-        for block, length in self.block_lengths().items():
-            if SUM + block not in self.memory:
-                continue
-            (noted, own), *others = self.memory[SUM + block].tolist()
-            name = addressed(block, self.partition.partition_id)
-            parts = {int(j): inbox.get(int(j), {}).get(name) for j, _ in others}
-            good = {j: x for j, x in parts.items() if x is not None and is_part(x, length)}
-            if len(parts) < 2:
-                continue
-            if len(good) == len(parts) and noted == server_round:
-                found[block] = own, summed([*good.values()])
-            else:
-                missing[block] = [j for j in parts if j not in good]
-        return found, missing
-
-    def _with_sums(self, plan: Plan, inbox: Inbox) -> tuple[Plan, Inbox, list[str]]:
-        """Return a plan and an inbox in which each sum is the model of one neighbour.
-
-        A block of which a part has not come is not mixed in this round.
-        """
-        sums, missing = self.sums(inbox, plan.server_round - 1)
-        found = {j: {k: x for k, x in own.items() if is_statistic(k)} for j, own in inbox.items()}
-        weights = {block: (1.0,) + (0.0,) * len(plan.neighbours) for block in plan.weights}
-        for block, (own, total_of) in sums.items() if plan.neighbours else ():
-            first = plan.neighbours[0]
-            found.setdefault(first, {})[block] = total_of / (1 - own)
-            weights[block] = (own, 1 - own) + (0.0,) * (len(plan.neighbours) - 1)
-        if missing:
-            self.measured[SKIPPED] = float(len(missing))
-        wrong = [
-            f"{j}: block {block} is missing, so that nothing of it is mixed"
-            for block, absent in missing.items()
-            for j in absent
-            if j in plan.neighbours
-        ]
-        return replace(plan, weights=weights), found, wrong
+    def sums(self, inbox: Inbox, server_round: int) -> Sums:
+        """Return what parts that have come add up to, see :func:`~.unicast.sums_of`."""
+        me, lengths = self.partition.partition_id, self.block_lengths()
+        return sums_of(inbox, server_round, me, lengths, self.memory)
 
     def for_others(self, plan: Plan, inbox: Inbox) -> tuple[Payload, list[str]]:
         """Return what is published as a courier, and what was wrong with what it is made of."""
