@@ -949,7 +949,7 @@ class Learner:
         privacy, me = self.settings.privacy, self.partition.partition_id
         if privacy.secure_sums:
             return parts_of_sums(blocks, plan, me, self.private_key, self.memory)
-        sent, own = noisy_copies(blocks, plan, me, privacy.zip_noise)
+        sent, own = noisy_copies(blocks, plan, privacy.zip_noise)
         for block in blocks:
             self.mixer.keep_sent(block, own.get(block))
         return sent

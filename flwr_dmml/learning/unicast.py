@@ -39,7 +39,7 @@ def _weights(plan: Plan, block: str) -> tuple[float, dict[int, float]]:
 
 
 def noisy_copies(
-    blocks: Payload, plan: Plan, me: int, deviation: float
+    blocks: Payload, plan: Plan, deviation: float
 ) -> tuple[Payload, dict[str, Tensor]]:
     """Return copies of blocks for each recipient, with noise that cancels, and the own ones.
 
@@ -51,8 +51,6 @@ def noisy_copies(
         Flat vectors on the CPU.
     plan : Plan
         With :attr:`~.Plan.shares`.
-    me : int
-        Partition id.
     deviation : float
         See :func:`~.cancelling.cancelling`.
     """
@@ -78,8 +76,10 @@ def parts_of_sums(
 
     Parameters
     ----------
-    blocks, plan, me
+    blocks, plan
         As above, the plan with :attr:`~.Plan.partners` and their keys.
+    me : int
+        Partition id.
     private : bytes
         The own key.
     memory : dict of str to Tensor
