@@ -620,15 +620,15 @@ class Learner:
         if plan.evaluate:
             self.flat.attach()
             self.measured |= self.evaluate()
-            self._note_best(plan)
+            found = self.measured.get("validation.accuracy")
             if self.mechanism is not None:  # it tells the shares of own classes
                 self.measured.pop("test.accuracy_own_shares", None)
                 if not self.mechanism.of_samples:  # and of own samples that were not trained on
                     self.measured.pop("validation.accuracy", None)
+            self._note_best(plan, found)
 
-    def _note_best(self, plan: Plan) -> None:
+    def _note_best(self, plan: Plan, found: float | None) -> None:
         """Keep a copy of what was just evaluated if none so far was better, under ``keep-best``."""
-        found = self.measured.get("validation.accuracy")
         if not self.settings.keep_best or found is None:
             return
         if found >= float(self.memory.get(BEST, -1.0)):
@@ -826,9 +826,7 @@ class Learner:
         if self.mechanism is None:
             self.measured["train.loss"] = loss
         self.measured["train.iterations"] = float(iterations)
-        if (
-            self.mechanism is None or self.mechanism.of_samples
-        ):  # else speeds would be without noise
+        if self.mechanism is None or self.mechanism.of_samples:  # else speeds have no noise
             self.measured |= self.speedometer.take(phases)
 
     def batches(self, iterations: int) -> Iterator[Batch]:
