@@ -71,6 +71,8 @@ def run_peers(
     plan |= {"aggregation": parsed.aggregation}
     plan |= {"liars": parsed.settings.attack.liars(n, parsed.settings.seed)}
     plan |= {"loss_rate": parsed.settings.loss_rate, "merge": merge_of(parsed.settings)}
+    privacy = parsed.settings.privacy
+    plan |= {"shares": privacy.unicast, "sums": privacy.secure_sums}
     peers = kind(
         parsed.settings.make_topology(),
         num_nodes=n,

@@ -85,7 +85,7 @@ LIBRARIES: dict[str, Library] = {
     "pandas": Library("pandas", "the tables of a run in Python", "notebook", beside=("numpy",)),
     "kaleido": Library("kaleido", "figures as files", "report", beside=("plotly",)),
     "zenoh": Library("eclipse-zenoh", "letters from device to device", "direct", beside=()),
-    "cryptography": Library("cryptography", "certificates, sealed payloads", "direct", beside=()),
+    "cryptography": Library("cryptography", "certificates, sealing, sums", "direct", beside=()),
     "tensorboard": Library("tensorboard", "track-with = 'tensorboard'", "tensorboard"),
     "mlflow": Library("mlflow-skinny", "track-with = 'mlflow'", "mlflow", beside=("protobuf",)),
     "onnx": Library("onnx", "export to ONNX", "onnx", beside=("torch", "protobuf")),

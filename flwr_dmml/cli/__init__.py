@@ -16,6 +16,7 @@ from typer.models import CommandInfo, TyperInfo
 
 from .. import __version__
 from . import (
+    audit,
     cache,
     compare,
     data,
@@ -63,6 +64,7 @@ app.command()(simulate.simulate)
 app.command()(status.status)
 app.command()(report.report)
 app.command()(compare.compare)
+app.command()(audit.audit)
 app.command()(sweep.sweep)
 app.command()(models.predict)
 app.command()(models.export)

@@ -53,7 +53,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Planned:
-    """Noise on the gradients of a device, and its epsilon if a whole run goes as planned."""
+    """Noise of a device, and its epsilon if a whole run goes as planned."""
 
     sigma: float
     steps: int
@@ -201,7 +201,7 @@ def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: Fleet
 def _planned(learner: Learner, samples: int) -> Planned:
     """Return what is planned for a device with so many samples and the sensors of a learner."""
     settings, steps = learner.settings, learner.planned_steps
-    how = Mechanism.of(settings.privacy, samples, settings.batch_size, steps)
+    how = Mechanism.of(settings.privacy, samples, settings.batch_size, steps, settings.num_nodes)
     return Planned(how.sigma, steps, how.charged(Ledger(), steps).epsilon(how.delta))
 
 
@@ -285,12 +285,12 @@ def _operations(kind: Kind, batch_size: int) -> Table:
 
 
 def _noise(kind: Kind, privacy: PrivacyOptions) -> str:
-    """Return the noise on gradients, and what epsilon it is to come to, of which unit."""
+    """Return the noise, and what epsilon it is to come to, of which unit."""
     sigma, epsilon = ([getattr(each, x) for each in kind.noise] for x in ("sigma", "epsilon"))
     (steps,) = {each.steps for each in kind.noise}
     limit = f"; a device stops training at {privacy.epsilon:g}" if privacy.epsilon else ""
     return (
-        f"Differential privacy of one training {privacy.dp}, against all who see what its device "
+        f"Differential privacy of {privacy.unit}, against all who see what its device "
         f"sends: noise sigma {_between(sigma)}, {steps:,} steps planned, then epsilon "
         f"{_between(epsilon)} at delta {privacy.delta_told}{limit}"
     )

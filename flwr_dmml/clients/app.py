@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import (
     ArrayRecord,
+    ConfigRecord,
     Context,
     Message,
     MetricRecord,
@@ -22,6 +23,8 @@ from ..transport.messages import (
     CONFUSION,
     INITIAL,
     PLAN,
+    PRIVATE,
+    SECRET,
     STATE,
     add_note,
     pack,
@@ -121,6 +124,8 @@ def _hello(message: Message, context: Context, own: OwnParts) -> Message:
     begin_afresh(learner)
     partition = learner.partition.partition_id
     OwnState(context, learner.name).begin(partition, lambda: pack(learner.state()))
+    if learner.private_key:
+        context.state[SECRET] = ConfigRecord({PRIVATE: learner.private_key})
     return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 

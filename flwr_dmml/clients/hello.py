@@ -6,9 +6,10 @@ from flwr.app import ConfigRecord, Context
 from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
 from ..payload.blocks import digest, unaddressed
+from ..privacy.masks import new_key
 from ..transport import size_bytes
 from ..transport.arrays import serialised_bytes
-from ..transport.messages import FLOPS_IN, PUBLIC_KEY, pack
+from ..transport.messages import FLOPS_IN, MASK_KEY, PUBLIC_KEY, pack
 from .metering import equipment_of
 from .sealing import announcement, seals
 
@@ -49,6 +50,8 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
         about["direct-address"] = str(address)
     if seals(context):
         about[PUBLIC_KEY] = announcement(context, learner.partition.partition_id)
+    if learner.settings.privacy.secure_sums:
+        learner.private_key, about[MASK_KEY] = new_key()
     if learner.settings.report_classes and learner.mechanism is None:
         labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
         about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()

@@ -22,7 +22,8 @@ def limits_of(learner: Learner, lengths: Mapping[str, int]) -> Limits:
     """
     chosen = learner.settings.couriers
     couriers = learner.couriers if chosen == "auto" else chosen
-    several = learner.rule.addressed or learner.rule.coded or couriers != "off"
+    unicast = learner.rule.addressed or learner.settings.privacy.unicast
+    several = unicast or learner.rule.coded or couriers != "off"
     return Limits(
         blocks=dict(lengths) | learner.block_lengths(),
         copies=learner.settings.num_nodes if several else 1,

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from ..learning.evaluation import confusion, predictions
 from ..learning.learner import Learner
-from ..transport.messages import STATE, unpack
+from ..transport.messages import PRIVATE, SECRET, STATE, unpack
 
 _held: WeakKeyDictionary[Learner, ArrayRecord] = WeakKeyDictionary()
 _fresh: WeakSet[Learner] = WeakSet()
@@ -31,6 +31,8 @@ def take_up(learner: Learner, state: RecordDict) -> None:
     A round that fails leaves a learner that holds no known state.
     """
     torch.set_num_threads(learner.settings.torch_threads)
+    secret = state.config_records.get(SECRET)
+    learner.private_key = bytes(secret[PRIVATE]) if secret else b""  # type: ignore[arg-type]
     held, fresh = _held.pop(learner, None), learner in _fresh
     _fresh.discard(learner)
     if STATE not in state.array_records:

@@ -186,6 +186,11 @@ class GossipRule:
     def __init__(self, options: Group) -> None:
         self.options = options
 
+    @classmethod
+    def sends_models(cls) -> bool:
+        """Return whether a neighbour gets the trained model as it is, and nothing else of it."""
+        return cls.publish is GossipRule.publish and not (cls.addressed or cls.coded or cls.pushes)
+
     def graph_problem(self, topology: Topology, num_nodes: int, seed: int) -> str:
         """Return why the rule cannot run on this graph; empty if it can."""
         if self.static and topology.time_varying:

@@ -30,7 +30,7 @@ from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import averaged, brought, by_courier, passed_on
 from ..privacy.accountant import Ledger
-from ..privacy.noise import poisson_rows
+from ..privacy.noise import gaussian, poisson_rows
 from ..privacy.options import Mechanism
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
@@ -54,6 +54,7 @@ from .per_sample import check_separable
 from .settings import DeviceSettings, FusionChoice
 from .speedometer import SPEEDS, Speedometer
 from .training import train
+from .unicast import Sums, noisy_copies, parts_of_sums, sums_of, with_sums
 
 IN_A_STACK = {
     "local_loss", "task_loss", "modulate", "build_model", "batches", "make_optimizer", "run_round",
@@ -76,8 +77,12 @@ LEDGER = "privacy.ledger"
 """What a device has spent under ``privacy.dp``, in its ``memory``."""
 EPSILON = "privacy.epsilon"
 """The same as a metric."""
+SIGMA, STEPS = "privacy.sigma", "privacy.steps"
+"""Its noise multiplier, and how many steps with noise it has taken, as metrics."""
 SPENT = "privacy.spent"
 """1 where the budget allows no more such rounds, else 0: a metric."""
+SKIPPED = "privacy.skipped"
+"""Blocks that were not mixed in a round, as a part of their sum has not come: a metric."""
 MEMORY = "memory."
 """Prefix of what a method keeps, in a learner's state."""
 
@@ -133,6 +138,8 @@ class Learner:
     """The setting ``exchange.precision`` where the run config says "auto"."""
     couriers: ClassVar[CourierChoice] = "off"
     """The setting ``couriers`` where the run config says "auto"."""
+    compares: ClassVar[bool] = False
+    """Whether it looks at the models of single neighbours (``mixer.models``)."""
     own_weights: ClassVar[bool] = False
     """Whether the method changes the mixing weights, from round to round."""
     own_format: ClassVar[bool] = False
@@ -169,6 +176,8 @@ class Learner:
         self.validation_data = on_device(partition.validation, self.device)
         self.test_data = on_device(partition.test, self.device)
         (self.pool,) = pooled([self.train_data])
+        self.private_key = b""
+        """Of masks (``privacy.secure-sums``): its node keeps it, and no state or message has it."""
         self.label_shift: Tensor | None = None
         """Added to logits of own samples ``[..., classes]``, of those whose loss is computed."""
         self.reset()
@@ -222,6 +231,7 @@ class Learner:
             momentum=self.settings.momentum if self.settings.optimizer == "sgd" else 0.0,
             normalises=self.settings.normalises,
             kept=self.settings.exchange.top_k,
+            unicast=self.settings.privacy.zip_noise > 0,
         )
         plain = DPSGDRule(Group())  # the final merge, but where senders deal out what they have
         others = Mixer(plain, self.aggregation, self.flat, me, nodes)
@@ -241,13 +251,14 @@ class Learner:
         make = Copies if self.rule.coded else Compressor
         self.compressor = make(exchange.number_type, exchange.top_k)
         self.mechanism = self._mechanism()
-        """How gradients get noise; None without ``privacy.dp``."""
+        """How gradients, or a round's change, get noise; None without ``privacy.dp``."""
         self.spent = False
         """Whether the budget of ``privacy.epsilon`` does not allow to train in this round."""
-        self._round_steps = 0  # that it is to take in this round
+        self._round_steps = 0  # with noise, that it is to take in this round
+        self._before = torch.empty(0)  # where its training began, if the change is to get noise
 
     def _mechanism(self) -> Mechanism | None:
-        """Return how gradients get noise, if they do.
+        """Return how there is noise, if there is.
 
         Raises
         ------
@@ -259,9 +270,16 @@ class Learner:
         privacy, n = self.settings.privacy, len(self.train_data)
         if not privacy.on:
             return None
-        for module in self.flat.modules.values():
+        for module in self.flat.modules.values() if privacy.dp == "sample" else ():
             check_separable(module)
-        return Mechanism.of(privacy, n, self.settings.batch_size, self.planned_steps)
+        size, nodes = self.settings.batch_size, self.settings.num_nodes
+        return Mechanism.of(privacy, n, size, self.planned_steps, nodes)
+
+    @property
+    def of_samples(self) -> Mechanism | None:
+        """How gradients of samples get noise; None where they get none."""
+        found = self.mechanism
+        return found if found is not None and found.of_samples else None
 
     # ---- what a method overrides ------------------------------------------------------------
 
@@ -535,7 +553,7 @@ class Learner:
         self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
         self.spent = False
         if self.mechanism is not None and plan.iterations:
-            self._round_steps = len(self.steps(self.updates(plan)))
+            self._round_steps = self._booked(len(self.steps(self.updates(plan))))
             self.spent = self.mechanism.would_exceed(self.ledger, self._round_steps)
 
     def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
@@ -557,6 +575,12 @@ class Learner:
             return {}
         opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), own, me)
         opened = self.forger.forge(plan, opened, self.mixer, self.memory)
+        if self.settings.privacy.secure_sums:
+            sums = self.sums(opened, plan.server_round - 1)
+            plan, opened, more = with_sums(plan, opened, sums)
+            wrong += more
+            if sums.missing:
+                self.measured[SKIPPED] = float(len(sums.missing))
         apart, rejected = self.mix(plan, opened)
         rejected = [by_courier(why.get(line, line), plan) for line in rejected]
         inbox = {n: opened[n] for n in inbox}
@@ -596,13 +620,15 @@ class Learner:
         if plan.evaluate:
             self.flat.attach()
             self.measured |= self.evaluate()
+            found = self.measured.get("validation.accuracy")
             if self.mechanism is not None:  # it tells the shares of own classes
                 self.measured.pop("test.accuracy_own_shares", None)
-            self._note_best(plan)
+                if not self.mechanism.of_samples:  # and of own samples that were not trained on
+                    self.measured.pop("validation.accuracy", None)
+            self._note_best(plan, found)
 
-    def _note_best(self, plan: Plan) -> None:
+    def _note_best(self, plan: Plan, found: float | None) -> None:
         """Keep a copy of what was just evaluated if none so far was better, under ``keep-best``."""
-        found = self.measured.get("validation.accuracy")
         if not self.settings.keep_best or found is None:
             return
         if found >= float(self.memory.get(BEST, -1.0)):
@@ -626,6 +652,8 @@ class Learner:
         """Keep where training begins, if this device does not train as much as the others."""
         if any(own != mean for own, mean in self.planned(plan).values()):
             self.mixer.begin(self.block_names)
+        if self.mechanism is not None and not self.mechanism.of_samples:
+            self._before = self.flat.vector.clone()
 
     def normalise(self, taken: Taken) -> None:
         """Scale what a round's training has come to, under ``gossip-normalise``."""
@@ -636,10 +664,14 @@ class Learner:
 
         ``taken`` are the steps that it took; None of a device that rests.
         """
+        if taken is not None and self.mechanism is not None and not self.mechanism.of_samples:
+            self._add_noise(self.mechanism)
         payload = self._publish(plan, inbox, taken)
         if self.mechanism is not None:
             more = self.mechanism.would_exceed(self.ledger, self._round_steps)
             self.measured[EPSILON] = self.ledger.epsilon(self.mechanism.delta)
+            self.measured[SIGMA] = self.mechanism.sigma
+            self.measured[STEPS] = float(self.ledger.steps)
             self.measured[SPENT] = float(more)
         if plan.merged:
             return Outcome(payload, self.measured, self.rejected)
@@ -713,7 +745,7 @@ class Learner:
             and not self.train_data.present
             and method_stacks(type(self))
             and self._model_stacks
-            and self.mechanism is None
+            and self.of_samples is None
         )
 
     def leads(self, other: "Learner") -> bool:
@@ -759,7 +791,7 @@ class Learner:
             family=settings.optimizer,
             momentum=0.0 if self.rule.momentum == "own" else settings.momentum,
             weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm if self.mechanism is None else 0.0,
+            clip_norm=settings.clip_norm if self.of_samples is None else 0.0,
             rates=factors,
         )
         return LocalSteps(
@@ -794,7 +826,8 @@ class Learner:
         if self.mechanism is None:
             self.measured["train.loss"] = loss
         self.measured["train.iterations"] = float(iterations)
-        self.measured |= self.speedometer.take(phases)
+        if self.mechanism is None or self.mechanism.of_samples:  # else speeds have no noise
+            self.measured |= self.speedometer.take(phases)
 
     def batches(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches from reshuffled passes over the device's training samples."""
@@ -810,10 +843,14 @@ class Learner:
 
     @property
     def planned_steps(self) -> int:
-        """The iterations of a whole run in which each round trains ``local-iterations``."""
+        """What is to get noise in a whole run in which each round trains ``local-iterations``."""
         each = self.settings.local_iterations
         steps = self.steps(dict.fromkeys(self.partition.modalities, each))
-        return self.settings.num_server_rounds * len(steps)
+        return self.settings.num_server_rounds * self._booked(len(steps))
+
+    def _booked(self, iterations: int) -> int:
+        """Return how many of a round's steps get noise: each, or with ``dp = "device"`` one."""
+        return iterations if self.settings.privacy.dp == "sample" else min(1, iterations)
 
     @property
     def ledger(self) -> Ledger:
@@ -821,9 +858,29 @@ class Learner:
         return Ledger.of(self.memory[LEDGER]) if LEDGER in self.memory else Ledger()
 
     def charge(self, steps: int) -> None:
-        """Book the iterations of a round, before the first of them."""
+        """Book steps with noise, before the first of them is taken."""
         assert self.mechanism is not None
         self.memory[LEDGER] = self.mechanism.charged(self.ledger, steps).tensor()
+
+    @torch.no_grad()
+    def _add_noise(self, how: Mechanism) -> None:
+        """Clip what the round has changed in all that is sent, and add noise, in place.
+
+        ``x + D min(1, C / ||D||) + N(0, sigma^2 C^2)`` with x where training began and D the way
+        from there; by block each of n parts of D is clipped to ``C / sqrt(n)``. The device goes on
+        from that itself: whatever it mixes and sends later has no more of D than its neighbours.
+        """
+        self.charge(1)
+        places = [self.flat.slices[block] for block in self.block_names]
+        parts = [[place] for place in places] if how.by_block else [places]
+        most = how.clip / len(parts) ** 0.5
+        for own in parts:
+            ways = [self.flat.vector[place] - self._before[place] for place in own]
+            norm = total(way.double().square().sum() for way in ways).sqrt()
+            factor = float((most / norm.clamp(min=1e-30)).clamp(max=1.0))
+            for place, way in zip(own, ways, strict=True):
+                noise = how.sigma * how.clip * gaussian(len(way)).to(self.device)
+                self.flat.vector[place] = self._before[place] + factor * way + noise
 
     def drawn(self, iterations: int) -> Iterator[Batch]:
         """Yield mini-batches that hold each training sample with the same probability."""
@@ -880,8 +937,25 @@ class Learner:
         written = self.outgoing(plan, inbox, blocks)
         if not self.own_format:
             self._check_format(written, blocks)
+        if self.settings.privacy.unicast:
+            written = self._unicast(written, plan)
         own = self.compressor.encode(written, self.block_lengths(), plan.resend) | self.extras()
         return own | self._for_others
+
+    def _unicast(self, blocks: Payload, plan: Plan) -> Payload:
+        """Return what each recipient gets of the blocks, where that is not the same."""
+        privacy, me = self.settings.privacy, self.partition.partition_id
+        if privacy.secure_sums:
+            return parts_of_sums(blocks, plan, me, self.private_key, self.memory)
+        sent, own = noisy_copies(blocks, plan, privacy.zip_noise)
+        for block in blocks:
+            self.mixer.keep_sent(block, own.get(block))
+        return sent
+
+    def sums(self, inbox: Inbox, server_round: int) -> Sums:
+        """Return what parts that have come add up to, see :func:`~.unicast.sums_of`."""
+        me, lengths = self.partition.partition_id, self.block_lengths()
+        return sums_of(inbox, server_round, me, lengths, self.memory)
 
     def for_others(self, plan: Plan, inbox: Inbox) -> tuple[Payload, list[str]]:
         """Return what is published as a courier, and what was wrong with what it is made of."""
@@ -932,6 +1006,7 @@ class Learner:
             and type(self.aggregation).__call__ in (Mean.__call__, Weighing.__call__)
             and not self.compressor.active
             and self.mechanism is None
+            and not self.settings.privacy.unicast
             and not self.settings.attack.in_payloads
         )
 

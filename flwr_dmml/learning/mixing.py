@@ -141,6 +141,8 @@ class Mixer:
         Whether the progress of a round is scaled to what devices make on average.
     kept : float (default: 1)
         The share of a vector's numbers that are sent in a round.
+    unicast : bool (default: False)
+        Whether every neighbour gets another copy of a block, whatever the rule.
     """
 
     def __init__(
@@ -154,7 +156,9 @@ class Mixer:
         momentum: float = 0.0,
         normalises: bool = False,
         kept: float = 1.0,
+        unicast: bool = False,
     ) -> None:
+        self._unicast = unicast or rule.addressed
         self.rule, self._aggregation, self._flat = rule, aggregation, flat
         self._me, self._num_nodes = partition_id, num_nodes
         self._restarted = momentum if rule.momentum == "round" else 0.0
@@ -331,7 +335,7 @@ class Mixer:
 
     def _names(self, block: str) -> dict[int, str]:
         """Return the names in a payload for this device of a block's vectors, by place."""
-        name = addressed(block, self._me) if self.rule.addressed else block
+        name = addressed(block, self._me) if self._unicast else block
         kinds = enumerate(self.rule.sends)
         return {i: f"{name}{COMPANION}{i}" if i else name for i, k in kinds if k == "block"}
 
@@ -459,6 +463,12 @@ class Mixer:
                 payload |= self._written(block, sent)
         self._begun = {}
         return payload
+
+    def keep_sent(self, block: str, vector: Tensor | None) -> None:
+        """Have the own copy of a block be another ``[length]`` than the trained one; None: that."""
+        self._sent.pop(block, None)
+        if vector is not None:
+            self._sent[block] = (vector.to(self._flat.vector.device)[None],)
 
     def _written(self, name: str, sent: Sequence[Tensor]) -> Payload:
         pairs = list(zip(self.rule.sends, sent, strict=True))

@@ -91,8 +91,8 @@ class Trainee(Protocol):
         """Return which training samples they hold, ``[iterations, batch]``."""
 
     @property
-    def mechanism(self) -> Mechanism | None:
-        """How gradients get noise."""
+    def of_samples(self) -> Mechanism | None:
+        """How gradients of samples get noise."""
 
     def charge(self, steps: int) -> None:
         """Book iterations with noise."""

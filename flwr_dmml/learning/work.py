@@ -4,7 +4,9 @@ from dataclasses import replace
 
 from ..base.seeding import global_generator
 from ..energy.costs import Work
+from ..payload.blocks import addressed
 from ..payload.plan import Payload, Plan
+from ..privacy.masks import new_key
 from .flops import FlopCounter
 from .learner import Learner
 from .options import Options
@@ -58,8 +60,20 @@ def first_payload(learner: Learner) -> Payload:
     afterwards.
     """
     me, nodes = learner.partition.partition_id, learner.settings.num_nodes
+    near, far = (me + 1) % nodes, (me + 2) % nodes
     settings, phases = learner.settings, learner.options.phases(learner.settings.num_server_rounds)
-    plan = Plan(1, settings.local_iterations, recipients=((me + 1) % nodes,), phase=phases[0])
+    keys: dict[int, bytes] = {}
+    if settings.privacy.secure_sums:
+        learner.private_key, keys[far] = new_key()
+    plan = Plan(
+        1,
+        settings.local_iterations,
+        recipients=(near,),
+        shares=dict.fromkeys(learner.block_names, (0.5, 0.5)),
+        partners={addressed(block, near): (me, far) for block in learner.block_names},
+        keys=keys,
+        phase=phases[0],
+    )
     with learner.in_round(plan):
         learner.begin(plan, {})
         payload = learner.finish(plan, {}, None).payload

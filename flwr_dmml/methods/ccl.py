@@ -62,6 +62,7 @@ class Ccl(Learner):
     references: ClassVar[tuple[str, ...]] = ("aketi2024cross",)
     options_type: ClassVar[type[Options]] = CclOptions
     unaccounted: ClassVar[str] = "class means of own samples' features"
+    compares: ClassVar[bool] = True
     gossip: ClassVar[str] = QgDsgdmNRule.name
     stacks: ClassVar[bool] = True
     options: CclOptions

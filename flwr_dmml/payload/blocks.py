@@ -34,6 +34,11 @@ def carried(block: str, origin: int) -> str:
     return f"{block}{_OF}{origin}"
 
 
+def is_statistic(name: str) -> bool:
+    """Return whether an entry of a payload is a statistic, and no block's."""
+    return name.startswith(STATISTICS)
+
+
 def is_carried(name: str) -> bool:
     """Return whether an entry of a payload is carried for another device."""
     return _OF in name

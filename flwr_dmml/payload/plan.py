@@ -115,6 +115,14 @@ class Plan:
         What the method is to do in this round besides training; empty for methods without phases.
     recipients : tuple of int
         Partition ids of the devices that this round's payload is for.
+    shares : dict of str to tuple of float
+        For each block, where every neighbour gets another copy: the weight with which this node is
+        to mix its own of this round's, then that of each of ``recipients``; empty otherwise.
+    partners : dict of str to tuple of int
+        For what is addressed to a recipient (``block@3``), where it learns a sum only: partition
+        ids of all whose parts it adds up, this node among them. There are two at least.
+    keys : dict of int to bytes
+        Their public keys, by partition id.
     far : tuple of Carried
         What couriers among the neighbours have brought: it is mixed, too.
     carries : tuple of Carried
@@ -147,6 +155,9 @@ class Plan:
     budget_j: float = inf
     phase: str = ""
     recipients: tuple[int, ...] = ()
+    shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    partners: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    keys: Mapping[int, bytes] = field(default_factory=dict)
     far: tuple[Carried, ...] = ()
     carries: tuple[Carried, ...] = ()
     averages: tuple[Averaged, ...] = ()

@@ -1,1 +1,1 @@
-"""Differential privacy of single training samples: noise, its accounting, and its settings."""
+"""Differential privacy, noise that cancels, and success of attacks: no more than mathematics."""

@@ -90,6 +90,18 @@ def sigma_for(epsilon: float, rate: float, steps: int, delta: float) -> float:
     return ceil(high * _DIGITS) / _DIGITS
 
 
+def steps_within(epsilon: float, sigma: float, rate: float, delta: float, most: int) -> int:
+    """Return how many steps, ``most`` at most, stay within epsilon."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if epsilon_of([(sigma, rate, middle)], delta) <= epsilon:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 @dataclass(frozen=True)
 class Ledger:
     """What a device has spent.

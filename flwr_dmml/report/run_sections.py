@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..tracking.records import RoundRecord
 from ..tracking.tables import ONE_SEED
 from . import curves, maps, summary
+from .leaving import privacy_sections
 from .parts import Cards, Figure, Part, Section
 from .reading import MethodRun, Run
 
@@ -35,6 +36,7 @@ def report_sections(run: Run) -> list[Section]:
         *_devices(methods),
         *_liars(run),
         *_labels(methods),
+        *privacy_sections(run),
         *_own(methods),
         Section(
             "per-device",

@@ -24,7 +24,7 @@ from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
 from ..gossip.aggregation.nnm import NNM
 from ..graph.topology import TopologyError, find_topology, own_fields
-from ..learning.learner import Learner, unaccounted
+from ..learning.learner import Learner, overrides, unaccounted
 from ..learning.options import Options
 from .parts import Parts, RunConfig, no_couriers, no_couriers_over
 from .settings import GROUPS, Settings
@@ -121,6 +121,7 @@ def parse_settings(
             problems += needs.problems(settings)
             problems += _mismatches(name, config)
             problems += _unaccounted(name, config) if settings.privacy.on else []
+            problems += _not_unicast(name, config) if settings.privacy.unicast else []
         problems = list(dict.fromkeys(problems))  # two methods may need the same
         problems += _coordinator_problems(config, chosen) if side != "device" else []
         problems += _device_problems(settings) if side != "coordinator" else []
@@ -249,10 +250,80 @@ def _unaccounted(method: str, config: RunConfig) -> list[str]:
             f"{asked} with standardise = {settings.standardise!r}: it goes by the mean and the "
             "deviation of training samples; allowed: off"
         )
+    if settings.privacy.dp == "device" and settings.test_fusion != "trained":
+        problems.append(
+            f"{asked} with test-fusion = {settings.test_fusion!r}: temperatures of own samples are "
+            "sent; allowed: trained"
+        )
     if settings.exchange.transport == "direct":
         problems.append(
             f"{asked} with exchange.transport = 'direct': letters leave a device before its ledger "
             "is kept; allowed: relay"
+        )
+    return problems
+
+
+def _not_unicast(method: str, config: RunConfig) -> list[str]:
+    """Return where noise or masks for each neighbour would not cancel, or not be on all models."""
+    settings, learner = config.settings, config.parts.methods[method]
+    if not learner.communicates or settings.gossip not in ("auto", *config.parts.gossip):
+        return []
+    sums, noise = settings.privacy.secure_sums, settings.privacy.zip_noise
+    asked = "privacy.secure-sums = true" if sums else f"privacy.zip-noise = {noise:g}"
+    problems = list[str]()
+    rule, aggregation = config.gossip_of(method), config.aggregation
+    if not rule.sends_models():
+        fit = ", ".join(name for name, kind in config.parts.gossip.items() if kind.sends_models())
+        problems.append(
+            f"{asked}: the gossip rule {rule.name!r} does not just mix the models that are sent; "
+            f"allowed: {fit}"
+        )
+    if learner.own_weights or learner.own_format or overrides(learner, ("mix",)):
+        problems.append(
+            f"{asked}: the method {method!r} mixes in a way of its own; choose another method"
+        )
+    if aggregation is not None and not aggregation.linear:
+        problems.append(
+            f"{asked}: aggregation = {settings.aggregation!r} needs the models of single "
+            "neighbours as they are; allowed with it: mean"
+        )
+    if settings.exchange.top_k < 1:
+        problems.append(
+            f"{asked} with exchange.top-k = {settings.exchange.top_k:g}: neighbours get other "
+            "places, where nothing cancels; allowed: 1"
+        )
+    if settings.final_merge != "off":
+        problems.append(
+            f"{asked} with final-merge = {settings.final_merge!r}: it sends models as they are; "
+            "allowed: off"
+        )
+    return problems + (_no_sums(method, config) if sums else [])
+
+
+def _no_sums(method: str, config: RunConfig) -> list[str]:
+    """Return what else keeps neighbours from adding up parts (``privacy.secure-sums``)."""
+    settings, learner = config.settings, config.parts.methods[method]
+    asked, problems = "privacy.secure-sums = true", list[str]()
+    if settings.num_nodes < 3:
+        problems.append(f"{asked} with num-nodes = {settings.num_nodes}: a sum needs 3 devices")
+    if learner.compares:
+        problems.append(
+            f"{asked}: the method {method!r} looks at the models of single neighbours; choose "
+            "another method"
+        )
+    precision = settings.of_method(learner).exchange.precision
+    if precision != "float32":
+        problems.append(
+            f"{asked}: exchange.precision = {precision!r} would round masks; allowed: float32"
+        )
+    if settings.exchange.transport == "direct":
+        problems.append(
+            f"{asked} with exchange.transport = 'direct': not known to work; allowed: relay"
+        )
+    if settings.attack.in_payloads:
+        problems.append(
+            f"{asked} with attack.kind = {settings.attack.kind!r}: a lie is made of single models; "
+            "allowed: none, label-flip"
         )
     return problems
 
@@ -376,6 +447,11 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
         topology.check(settings.num_nodes)
         if settings.couriers == "forward" and (why := no_couriers_over(topology)):
             problems.append(f"{given} couriers = 'forward': {why}; allowed: off")
+        if topology.directed and settings.privacy.unicast:
+            problems.append(
+                f"{given} privacy.zip-noise or privacy.secure-sums: its links go one way, and "
+                "both ends of a link must give it the same weight"
+            )
         for name, options in methods.items():
             graph = topology, settings.num_nodes, settings.seed
             if problem := options.graph_problem(*graph):

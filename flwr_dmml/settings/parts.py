@@ -191,6 +191,8 @@ def no_couriers(
         return ""
     if rule.static or rule.linear or rule.addressed:
         return f"the gossip rule {rule.name!r} needs what all neighbours have now; allowed: off"
+    if config.settings.privacy.unicast:
+        return "privacy.zip-noise and secure-sums send what is for one neighbour; allowed: off"
     if learner.own_format:
         return f"the method {learner.name!r} writes blocks in a format of its own; allowed: off"
     if learner.own_weights:

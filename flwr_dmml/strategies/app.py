@@ -187,6 +187,8 @@ def _run(
             liars=settings.attack.liars(settings.num_nodes, settings.seed),
             loss_rate=settings.loss_rate,
             merge=merge_of(settings),
+            shares=settings.privacy.unicast,
+            sums=settings.privacy.secure_sums,
             keep_models=is_simulated(settings, grid)
             and (settings.keep_models or settings.keep_best),
         )

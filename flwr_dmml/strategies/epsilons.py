@@ -13,21 +13,20 @@ def spent_in(nodes: Iterable[NodeResult]) -> set[int]:
     return {node.partition for node in nodes if node.own.get(SPENT)}
 
 
+def last_of(records: Iterable[RoundRecord], name: str) -> dict[int, float]:
+    """Return the last number that each device has told under a name, by partition id."""
+    nodes = (node for record in records for node in record.nodes)
+    return {node.partition: node.own[name] for node in nodes if name in node.own}
+
+
 def epsilon_lines(
     method: str, records: Sequence[RoundRecord], privacy: PrivacyOptions
 ) -> list[str]:
     """Return what a method has cost, in lines for the log; nothing without ``privacy.dp``."""
-    last = {
-        node.partition: node.own[EPSILON]
-        for record in records
-        for node in record.nodes
-        if EPSILON in node.own
-    }
-    if not last:
+    if not (found := sorted(last_of(records, EPSILON).values())):
         return []
-    found = sorted(last.values())
     span = f"{found[0]:.3g} to {found[-1]:.3g} (median {median(found):.3g})"
-    unit = f"one training {privacy.dp}, against all who see what its device sends"
+    unit = f"{privacy.unit}, against all who see what its device sends"
     told = f"differential privacy of {unit}: epsilon {span} at delta {privacy.delta_told}"
     lines = [f"{method}: {told}"]
     before_the_end = [node for record in records[:-1] for node in record.nodes]

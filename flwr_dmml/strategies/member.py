@@ -51,6 +51,7 @@ class Member:
     address: str = ""  # where its neighbours reach it
     equipment: Equipment = NOT_TOLD
     announced: bytes = b""  # its public key, signed; not told: empty
+    mask_key: bytes = b""  # its public key for sums; not told: empty
 
     def problem_with(self, names: Collection[str]) -> str | None:
         """Say what is wrong with the names in a payload of this device, or return None."""
@@ -104,6 +105,7 @@ def read_member(node_id: int, about: ConfigRecord) -> Member:
         address=told.direct_address,
         equipment=equipment,
         announced=told.public_key,
+        mask_key=told.mask_key,
     )
 
 
@@ -169,6 +171,7 @@ class _Hello(BaseModel):
     meter: Text = ""
     about_meter: Text = ""
     public_key: Annotated[bytes, Field(max_length=MOST_KEY)] = b""
+    mask_key: Annotated[bytes, Field(max_length=32)] = b""
     flops_joint: Flops
     flops_solo: list[Flops]
     flops_per_round: Flops

@@ -131,6 +131,12 @@ class PeerStrategy(Strategy):
         Probability that a message is lost, in [0, 1).
     merge : FinalMerge, optional
         What follows on the last round: all owners of a block average it.
+    shares : bool (default: False)
+        Whether every neighbour gets another copy of a model, so that devices are told how each is
+        to weigh it (``privacy.zip-noise``).
+    sums : bool (default: False)
+        Whether that is a part of a sum (``privacy.secure-sums``): no device may have a single
+        neighbour that has one of its blocks.
     keep_models : {"auto"} or bool (default: False)
         Whether devices hand over their evaluated models, for the keeper; "auto" where all of them
         take :data:`MODELS_BYTES`, or less.
@@ -161,6 +167,8 @@ class PeerStrategy(Strategy):
         liars: Collection[int] = (),
         loss_rate: float = 0.0,
         merge: FinalMerge | None = None,
+        shares: bool = False,
+        sums: bool = False,
         keep_models: Literal["auto"] | bool = False,
     ) -> None:
         self.options = options or Options()
@@ -185,7 +193,7 @@ class PeerStrategy(Strategy):
         self.quorum = quorum
         self.seed = seed
         self.aggregation = aggregation or Mean(Group())
-        self._liars = frozenset(liars)
+        self._liars, self._sums = frozenset(liars), sums
         self.trackers = tuple(trackers)
         self.keeper = keeper
         self._keep_models = keep_models
@@ -206,6 +214,8 @@ class PeerStrategy(Strategy):
             coded=self.gossip.coded,
             merge=merge,
             resets=self.gossip.resets,
+            shares=shares,
+            sums=sums,
         )
         self.roster = Roster({})
         self._logbook = Logbook({}, 0, ())
@@ -410,6 +420,7 @@ class PeerStrategy(Strategy):
             allocate=self._allocation if self._overrides("allocate") else None,
             alike=not unequal_blocks(self.roster.members),
         )
+        self._check_sums()
         trained, last = num_rounds, self.planner.last_round  # others are of the final merge
         self._num_rounds = last
         self._logbook = Logbook(
@@ -484,6 +495,21 @@ class PeerStrategy(Strategy):
             self.keeper.ended(self)
         log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
         return self._logbook.result()
+
+    def _check_sums(self) -> None:
+        """Refuse sums of one part.
+
+        Raises
+        ------
+        TopologyError
+            Names a device and a block.
+        """
+        for block, found in self.planner.only_parts().items() if self._sums else ():
+            raise TopologyError(
+                f"privacy.secure-sums: of the neighbours of device {found[0]} only one has the "
+                f"block {block}, so that its sum would be that one's model ({len(found)} devices); "
+                "allowed: none, two or more, as with topology = 'complete' or a higher degree"
+            )
 
     def _models_wanted(self) -> bool:
         """Return whether devices are to hand over their models; say so if they are too large."""

@@ -15,6 +15,7 @@ from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
 from ..graph.weights import Rows, mixing_rows
 from ..learning.learner import CourierChoice
+from ..payload.blocks import addressed
 from ..payload.plan import Averaged, Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
@@ -64,6 +65,11 @@ class RoundPlanner:
         What follows on the last round.
     resets : bool (default: False)
         Whether the gossip rule starts anew when a block's owners change.
+    shares : bool (default: False)
+        Whether a device is told how its neighbours are to weigh what it sends
+        (:attr:`.Plan.shares`), as it sends each another copy.
+    sums : bool (default: False)
+        Whether that is a part of a sum, which hides it: then also whose else's.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class RoundPlanner:
         coded: bool = False,
         merge: FinalMerge | None = None,
         resets: bool = False,
+        shares: bool = False,
+        sums: bool = False,
     ) -> None:
         for name, value in (
             ("local_iterations", local_iterations),
@@ -99,7 +107,8 @@ class RoundPlanner:
         self.local_iterations = local_iterations
         self.evaluate_every = evaluate_every
         self.seed = seed
-        self.addressed, self._pushes, self._resets = addressed, pushes, resets
+        self.addressed, self._pushes, self._resets = addressed or shares, pushes, resets
+        self._shares, self._sums = shares, sums
         self._losses = losses or Losses(0.0, seed)
         self._gaps = Gaps() if coded and communicates else None
         self._merge = merge if communicates else None
@@ -164,6 +173,7 @@ class RoundPlanner:
             allocate,
             merging=self.merging,
             merge_bits=8.0 * self._whole_bytes() if self.merging else None,
+            samples={p: member.num_train for p, member in members.items()},
         )
         self._live_graph = self._no_links()  # of the last planned round
         self._by_block = _NONE
@@ -326,6 +336,8 @@ class RoundPlanner:
         carrying = _reached(carrying, around)
         averages = self._averages(carrying)
         recipients = self._recipients(budget.graph, budget.updates)
+        shares = self._shares_of(budget.graph, budget.updates)
+        partners = self._partners_of(shares, recipients)
         steps = self._mean_steps(budget.updates) if self.communicates else {}
         anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
         self._asked = set(budget.updates)
@@ -345,6 +357,9 @@ class RoundPlanner:
                 merged=mixed > self._num_rounds,
                 hand_over=self.hand_over,
                 recipients=recipients[p],
+                shares=shares.get(p, {}),
+                partners=partners.get(p, {}),
+                keys=self._keys_of(p, partners.get(p, {})),
                 far=around[p].far,
                 carries=carrying.by.get(p, ()),
                 averages=averages.get(p, ()),
@@ -467,6 +482,44 @@ class RoundPlanner:
         if graph is not graph_before or live_before != set(live):
             found = {p: tuple(k for k in sorted(graph[p]) if k in live) for p in live}
             self._told = graph, set(live), found
+        return found
+
+    def _shares_of(
+        self, graph: nx.Graph, live: Collection[int]
+    ) -> dict[int, Mapping[str, tuple[float, ...]]]:
+        """Return :attr:`.Plan.shares` by device, if all who are there mix what all send."""
+        if not self._shares:
+            return {}
+        blocks = {p: self._members[p].blocks for p in sorted(live)}
+        found = neighbourhoods(graph, blocks, over=self._by_block, weigh=self._weigh)
+        return {p: near.weights for p, near in found.items()}
+
+    def _partners_of(
+        self,
+        shares: Mapping[int, Mapping[str, tuple[float, ...]]],
+        recipients: Mapping[int, tuple[int, ...]],
+    ) -> dict[int, dict[str, tuple[int, ...]]]:
+        """Return :attr:`.Plan.partners` by device: nobody is to send the only part of a sum."""
+        found: dict[int, dict[str, tuple[int, ...]]] = {}
+        for receiver, rows in shares.items() if self._sums else ():
+            for block, (_, *others) in rows.items():
+                pairs = zip(recipients[receiver], others, strict=True)
+                senders = tuple(j for j, weight in pairs if weight > 0)
+                for j in senders if len(senders) > 1 else ():
+                    found.setdefault(j, {})[addressed(block, receiver)] = senders
+        return found
+
+    def _keys_of(self, p: int, partners: Mapping[str, tuple[int, ...]]) -> dict[int, bytes]:
+        others = sorted({j for own in partners.values() for j in own if j != p})
+        return {j: self._members[j].mask_key for j in others}
+
+    def only_parts(self) -> dict[str, list[int]]:
+        """Return by block who would get a sum of one part in the first round, if all are there."""
+        found: dict[str, list[int]] = {}
+        for p, rows in self._shares_of(self.graph(1), self._members).items():
+            for block, (_, *others) in rows.items():
+                if sum(weight > 0 for weight in others) == 1:
+                    found.setdefault(block, []).append(p)
         return found
 
     def _brought(

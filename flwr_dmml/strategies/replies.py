@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ..base.text import one_line
 from ..clients.models import HANDED_OVER, Models, read_models
-from ..learning.learner import EPSILON, SPENT
+from ..learning.learner import EPSILON, SIGMA, SPENT, STEPS
 from ..learning.mixing import DROPPED
 from ..payload.blocks import STATISTICS, carried, is_carried, without_companion
 from ..payload.plan import Plan, mean_of
@@ -58,6 +58,8 @@ RANGES = {
     "speed.": COUNTED,
     "near.": COUNTED,
     EPSILON: COUNTED,
+    SIGMA: COUNTED,
+    STEPS: COUNTED,
     SPENT: SHARE,
     LETTER_BYTES: BYTES,
     LABEL_BYTES: BYTES,

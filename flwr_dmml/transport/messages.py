@@ -22,6 +22,10 @@ INBOX, FLOPS_IN = "inbox.", "flops-in."
 PARTITION = "partition"
 """The reason of a device that fails begins with this and its partition id."""
 _WEIGHTS, _UPDATES, _STEPS, _ANEW = "weights.", "updates.", "steps.", "anew"
+_SHARES, _PARTNERS, _KEYS = "shares.", "partners.", "keys."
+SECRET, PRIVATE = "flwr-dmml.secret", "private-key"
+"""The record of a node's state that never leaves it, and the key in it."""
+MASK_KEY = "mask-key"
 _FAR, _CARRIES, _AVERAGES, _APART = "far.", "carries.", "averages.", "apart."
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
@@ -85,8 +89,12 @@ def write_plan(plan: Plan, method: str) -> ConfigRecord:
         record[_STEPS + modality] = count
     if plan.anew:
         record[_ANEW] = list(plan.anew)
-    for block, weights in plan.weights.items():
-        record[_WEIGHTS + block] = list(weights)
+    for prefix, rows in ((_WEIGHTS, plan.weights), (_SHARES, plan.shares)):
+        for block, weights in rows.items():
+            record[prefix + block] = list(weights)
+    for name, partners in plan.partners.items():
+        record[_PARTNERS + name] = list(partners)
+    record.update({f"{_KEYS}{partition}": key for partition, key in plan.keys.items()})
     for prefix, brought in ((_FAR, plan.far), (_CARRIES, plan.carries)):
         for position, there in enumerate(brought):
             record[f"{prefix}{position}"] = [there.origin, there.via, there.couriers]
@@ -115,10 +123,11 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         merges=bool(record.get("merges", False)),
         merged=bool(record.get("merged", False)),
         hand_over=bool(record.get("hand-over", False)),
-        weights={
-            key.removeprefix(_WEIGHTS): tuple(value)
-            for key, value in record.items()
-            if key.startswith(_WEIGHTS)
+        weights=_read_rows(record, _WEIGHTS),
+        shares=_read_rows(record, _SHARES),
+        partners=_read_rows(record, _PARTNERS),
+        keys={
+            int(k.removeprefix(_KEYS)): bytes(v) for k, v in record.items() if k.startswith(_KEYS)
         },
         by_modality={
             key.removeprefix(_UPDATES): int(value)
@@ -139,6 +148,10 @@ def read_plan(record: Mapping[str, Any]) -> Plan:
         ),
         apart=tuple(Apart(blocks, tuple(readers)) for readers, blocks in _numbered(record, _APART)),
     )
+
+
+def _read_rows(record: Mapping[str, Any], prefix: str) -> dict[str, tuple[Any, ...]]:
+    return {k.removeprefix(prefix): tuple(v) for k, v in record.items() if k.startswith(prefix)}
 
 
 def _read_carried(record: Mapping[str, Any], prefix: str) -> tuple[Carried, ...]:

@@ -40,6 +40,7 @@ NOT_RUN = {
     "--figures": "needs Chrome; test_report_browser.py runs it where there is one",
     "--open": "opens a browser; tests/report/test_report.py writes the same page",
     "flwr-dmml compare": "needs the runs; tests/report/test_comparison.py compares runs",
+    "flwr-dmml audit": "needs the run; tests/api/test_auditing.py audits runs",
     "flwr-dmml predict": "needs the run; tests/project/test_use_a_model.py predicts",
     "flwr-dmml export": "needs the run; tests/project/test_use_a_model.py exports",
     "flwr-dmml sweep": "needs the file; tests/cli/test_sweep.py runs sweeps",

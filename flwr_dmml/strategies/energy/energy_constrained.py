@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...energy.allocation import OBJECTIVES, Allocation, RoundProblem
-from ...energy.costs import FleetCosts, Work
+from ...energy.costs import FleetCosts, Work, split
 from ...energy.equipment import Equipment, equip
 from ...energy.ledger import ROUNDING_J, Floats, Ledger, greedy, pacing
+from ...privacy.accountant import steps_within
+from ...privacy.options import Mechanism
 from ...settings import Settings
 from .measured import MeasuredPrices
 from .round_budget import Decision, Prospect, RoundBudget, Sending, Updates, among
@@ -18,6 +20,8 @@ from .rules import RULES, ruling_speeds
 
 Allocate = Callable[[RoundProblem, int], Allocation]
 """(problem, round from 1) to the iterations of that round."""
+MOST_MODALITIES = 8
+"""Iterations of a round are counted up to so many times those of one modality."""
 _TRIAL_ROUNDS = 10  # whose channels tell what sending takes, before the first round
 
 
@@ -68,6 +72,7 @@ class EnergyConstrained:
         *,
         merging: int = 0,
         merge_bits: Floats | None = None,
+        samples: Mapping[int, int] | None = None,
     ) -> None:
         """Take note of the devices' work; the first plan fills their batteries.
 
@@ -75,12 +80,14 @@ class EnergyConstrained:
         ``phases`` are those of the method's plan, one a round; some cost more than others.
         ``equipment`` is what devices say of themselves; the settings say the rest. ``allocate``
         makes a round's iterations instead of :meth:`by_rule`. The last ``merging`` of the rounds
-        train nothing, and send ``merge_bits`` ``[node]``.
+        train nothing, and send ``merge_bits`` ``[node]``. ``samples`` are the numbers of training
+        samples, from which a budget of ``privacy.epsilon`` follows.
         """
         self._merging, self._merge_bits = merging, merge_bits
         s, self._equipment = self.settings, dict(equipment or {})
         self._allocate = allocate or self.by_rule
         self._num_rounds = num_rounds
+        self._steps_left = self._allowed_steps(num_nodes, samples or {})
         fleet = equip(s.energy.fleet(num_nodes, s.seed), self._equipment)
         costs, phases = FleetCosts.of(fleet, work), phases or [""] * num_rounds
         metered = any(own.has_meter for own in self._equipment.values())
@@ -123,6 +130,9 @@ class EnergyConstrained:
         stagger = self.settings.stagger_share
         compute_j, compute_s = self.prices.bill(server_round, tau, stagger)
         seconds = compute_s + sending.time_s
+        if self._steps_left is not None:
+            joint, solo = split(tau, self.costs.owned, stagger)
+            self._steps_left -= joint + solo.sum(axis=1)
         self._book(compute_j, sending.energy_j, float(seconds.max(initial=0.0)))
         live = sorted(set(present) - set(decision.flat))
         on_air = [k for k in live if sending.graph[k]]
@@ -192,6 +202,8 @@ class EnergyConstrained:
         """Return batteries and what planning remembers, as JSON."""
         ledger = {name: values.tolist() for name, values in self.ledger.state().items()}
         remembered = {"radio_j": self._radio_j.tolist(), "round_s": self._round_s}
+        if self._steps_left is not None:
+            remembered["steps_left"] = self._steps_left.tolist()
         own = {"battery_j": self.battery_j.tolist(), "prices": self.prices.state()}
         return {**own, "ledger": ledger, **remembered}
 
@@ -201,6 +213,8 @@ class EnergyConstrained:
         self.ledger, self._filled = Ledger.from_state(state["ledger"]), True
         self._radio_j = np.array(state["radio_j"]).reshape(-1, len(self.battery_j))
         self._round_s = float(state["round_s"])
+        if self._steps_left is not None:
+            self._steps_left = np.array(state["steps_left"])
         self.prices.load_state(state["prices"])
 
     def _decide(
@@ -307,6 +321,7 @@ class EnergyConstrained:
         if not self._on_mains:
             left_j = self._spendable_j(server_round, sending.energy_j) - overhead.energy_j[:, 0]
             budget_j = np.minimum(budget_j, left_j)
+        most_steps = self._step_limit(server_round)
         return RoundProblem.of(
             ruling_speeds(self.settings, self.costs, server_round, speeds),
             self.costs.planning.energy_j,
@@ -314,9 +329,34 @@ class EnergyConstrained:
             seconds=self.costs.planning.time_s,
             owned=self.costs.owned & np.isin(np.arange(len(budget_j)), sorted(live))[:, None],
             latency_s=allocation.latency_limit_s - sending.time_s - overhead.time_s[:, 0],
-            tau_min=min(allocation.min_iterations, most),
-            tau_max=allocation.max_iterations or 2 * most,
+            tau_min=np.minimum(min(allocation.min_iterations, most), most_steps),
+            tau_max=np.minimum(allocation.max_iterations or 2 * most, most_steps),
         )
+
+    def _allowed_steps(self, num_nodes: int, samples: Mapping[int, int]) -> Floats | None:
+        """Return how many steps each device's budget of epsilon allows; None without pacing."""
+        s = self.settings
+        if not s.privacy.pacing:
+            return None
+        allowed = np.zeros(num_nodes)
+        most = self._num_rounds * 2 * s.local_iterations * MOST_MODALITIES
+        for p, n in samples.items():
+            how = Mechanism.of(s.privacy, n, s.batch_size, most, num_nodes)
+            allowed[p] = steps_within(how.budget, how.sigma, how.rate, how.delta, most)
+        return allowed
+
+    def _step_limit(self, server_round: int) -> Floats | float:
+        """Return the most iterations of a modality in a round, ``[node]``: an even share.
+
+        With ``stagger`` an iteration may be of one modality, so that all of them share it.
+        """
+        if self._steps_left is None:
+            return np.inf
+        rounds = range(server_round, self._num_rounds + 1)
+        training = max(1, sum(self._trains(t) for t in rounds))
+        kinds = self.costs.owned.sum(axis=1) if self.settings.stagger_share else 1
+        limit: Floats = np.floor(self._steps_left / training / np.maximum(kinds, 1))
+        return np.maximum(limit, 0.0)
 
     def _spendable_j(self, server_round: int, radio_j: Floats) -> Floats:
         """Return what computing may take in this round, ``[node]``."""

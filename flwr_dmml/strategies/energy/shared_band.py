@@ -34,6 +34,7 @@ class SharedBandConstrained(EnergyConstrained):
         *,
         merging: int = 0,
         merge_bits: Floats | None = None,
+        samples: Mapping[int, int] | None = None,
     ) -> None:
         """Take note of the devices' work.
 
@@ -43,7 +44,7 @@ class SharedBandConstrained(EnergyConstrained):
             ``allocate`` is given: here shares of the band and iterations are decided together.
         """
         given = work, num_nodes, num_rounds, graph, phases, equipment
-        super().begin(*given, merging=merging, merge_bits=merge_bits)
+        super().begin(*given, merging=merging, merge_bits=merge_bits, samples=samples)
         if allocate is not None:
             raise ValueError("a strategy with an allocation of its own cannot share a radio band")
         rule = self.settings.allocation.rule
