@@ -25,6 +25,7 @@ from . import (
     new,
     partition,
     report,
+    serve,
     simulate,
     status,
     sweep,
@@ -69,6 +70,7 @@ app.command()(models.export)
 app.command()(partition.partition)
 app.add_typer(data.data_app)
 app.command()(cache.cache)
+fleet.fleet_app.command()(serve.serve)
 app.add_typer(fleet.fleet_app)
 app.command()(doctor.doctor)
 
