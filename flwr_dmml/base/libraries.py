@@ -88,6 +88,7 @@ LIBRARIES: dict[str, Library] = {
     "cryptography": Library("cryptography", "certificates, sealing, sums", "direct", beside=()),
     "tensorboard": Library("tensorboard", "track-with = 'tensorboard'", "tensorboard"),
     "mlflow": Library("mlflow-skinny", "track-with = 'mlflow'", "mlflow", beside=("protobuf",)),
+    "prometheus_client": Library("prometheus-client", "metrics-port", "metrics", beside=()),
     "onnx": Library("onnx", "export to ONNX", "onnx", beside=("torch", "protobuf")),
     "onnxscript": Library("onnxscript", "export to ONNX", "onnx", beside=("torch", "onnx")),
     "onnxruntime": Library(

@@ -26,6 +26,7 @@ from . import (
     new,
     partition,
     report,
+    serve,
     simulate,
     status,
     sweep,
@@ -71,6 +72,7 @@ app.command()(models.export)
 app.command()(partition.partition)
 app.add_typer(data.data_app)
 app.command()(cache.cache)
+fleet.fleet_app.command()(serve.serve)
 app.add_typer(fleet.fleet_app)
 app.command()(doctor.doctor)
 

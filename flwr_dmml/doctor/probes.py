@@ -345,6 +345,16 @@ def use_wandb() -> str:
     return "it loads"
 
 
+def use_prometheus_client() -> str:
+    """Write a metric."""
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+    registry = CollectorRegistry()
+    Gauge("probe", "Of doctor", registry=registry).set(1)
+    _check(b"probe 1.0" in generate_latest(registry), "it writes something else")
+    return "a metric is written"
+
+
 PROBES: dict[str, Callable[[], str]] = {
     "torch": use_torch,
     "torchvision": use_torchvision,
@@ -370,6 +380,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "onnxscript": use_onnxscript,
     "onnxruntime": use_onnxruntime,
     "executorch": use_executorch,
+    "prometheus_client": use_prometheus_client,
     "tensorboard": use_tensorboard,
     "mlflow": use_mlflow,
     "wandb": use_wandb,

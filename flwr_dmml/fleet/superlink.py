@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..base.files import write_whole
 from ..base.formats import parse_json
+from ..base.text import one_line
 from .certificates import read_certificate
 from .config import Device, Fleet, FleetError
 from .folder import DEVICES, authority, device_folder
@@ -235,6 +237,18 @@ def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, An
         said = (done.stderr or done.stdout).strip() or f"nothing, exit status {done.returncode}"
         raise FleetError(f"flwr {' '.join(arguments[:2])}: {said}") from error
     return dict(answer)
+
+
+def last_error(fleet: Fleet, folder: Path, run_id: str) -> str:
+    """Return the last line of a run's log that names an error; the last one if none does."""
+    program, environment = flower_program(folder)
+    command = [program, "log", run_id, fleet.name, "--show"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return one_line((errors or lines or ["its log is empty"])[-1])
 
 
 def error_of(answer: dict[str, Any]) -> str:

@@ -102,6 +102,12 @@ class Settings(DeviceSettings):
     track_with: str = Field(
         "", description="also write metrics to tensorboard, mlflow, wandb: 'tensorboard,mlflow'"
     )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="serve the run's metrics to Prometheus on this port; 0: off"
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="address that metrics-port listens on; 0.0.0.0: all"
+    )
     checkpoint_every: int = Field(
         10, ge=0, description="write a checkpoint every this many rounds; 0: only when stopped"
     )

@@ -37,6 +37,7 @@ from ..tracking import (
     verdict,
 )
 from ..tracking.ending import MethodEnd, absence, read_left
+from ..tracking.openmetrics import exposed
 from ..tracking.sinks import closing_all, make_sinks
 from .direct import DirectExchange
 from .ending import Ends, end_noted, end_of
@@ -116,9 +117,10 @@ def make_server_app(
             end_noted(folder) as ends,
             closing_all(sinks),
             engine as arranged,
+            exposed(settings.metrics_host, settings.metrics_port) as shown,
             _stopping(grid) as stopping,
         ):
-            _run(arranged, config, strategy, folder, sinks, stopping, ends)
+            _run(arranged, config, strategy, folder, [*sinks, *shown], stopping, ends)
 
     return app
 

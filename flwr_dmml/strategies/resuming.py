@@ -28,6 +28,8 @@ FREE = {
     "exchange.router",
     "exchange.multicast",
     "track-with",
+    "metrics-port",
+    "metrics-host",
     "keep-models",
 }
 """Settings that may change when a run is resumed: the numbers do not depend on them."""

@@ -154,6 +154,15 @@ def _take(folder: Path, path: Path) -> TextIO:
         file.close()
 
 
+def owner_of(folder: Path) -> Owner | None:
+    """Return the process that writes into a folder, or was killed while it did; None without."""
+    try:
+        with (folder / NAME).open(encoding="utf-8") as file:
+            return _owner(file)
+    except FileNotFoundError:
+        return None
+
+
 def _owner(file: TextIO) -> Owner | None:
     """Return who is written in a lock's file; None where nobody is, or not yet."""
     file.seek(0)

@@ -1,0 +1,272 @@
+"""A run that goes on by itself: started, watched, and resumed after a crash.
+
+The truth about a run is in its folder, which is on this machine: its end (``end.json``), and the
+process that writes it (:mod:`flwr_dmml.tracking.lock`). Flower itself resumes nothing.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..tracking.ending import Ending, read_ending
+from ..tracking.lock import Owner, owner_of
+from ..tracking.run_folder import END
+from .config import Fleet, FleetError
+from .quoting import node_config, unit_word
+from .scripts import RUNS
+from .superlink import error_of, flower, handshake, last_error
+
+TRIES = 5
+POLL_S = 1.0
+"""Seconds between two looks at the run folder."""
+ASK_S = 15.0
+"""Seconds without news from the run folder after which Flower is asked about the run."""
+LONGEST_PAUSE_S = 60.0
+STOPPED = "finished:stopped"
+OURS = "run-name", "run-dir", "resume"
+"""Settings that :func:`serve` gives itself."""
+
+UNIT = """\
+# Made by flwr-dmml fleet serve --unit.
+[Unit]
+Description=Run {name} of the fleet {fleet}
+Wants=network-online.target
+After=network-online.target flwr-dmml-superlink.service
+
+[Service]
+User={user}
+ExecStart={command}
+Restart=on-abnormal
+RestartSec=10
+NoNewPrivileges=yes
+PrivateTmp=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to bring to its end.
+
+    Attributes
+    ----------
+    fleet : Fleet
+        Who takes part.
+    folder : Path
+        What ``fleet init`` has made, on the SuperLink's machine.
+    app : Path
+        The Flower app.
+    name : str
+        The run's, ``run-name``.
+    settings : sequence of str
+        Settings other than the app's, as ``flwr run -c`` takes them.
+    runs : Path, optional
+        Where its run folder is or will be; by default where the SuperLink's own are.
+    """
+
+    fleet: Fleet
+    folder: Path
+    app: Path
+    name: str
+    settings: tuple[str, ...] = ()
+    runs: Path | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return (self.runs or self.folder / "superlink" / RUNS).resolve() / self.name
+
+    def config(self, resume: bool) -> str:
+        """Return what ``flwr run -c`` is given.
+
+        Raises
+        ------
+        FleetError
+            A setting is one that the run is given here anyway.
+        """
+        own: dict[str, Any] = {"run-dir": str(self.run.parent), "run-name": self.name}
+        given = " ".join(self.settings)
+        keys = [word.partition("=")[0] for word in given.split() if "=" in word]
+        if taken := [key for key in keys if key in OURS]:
+            raise FleetError(
+                f"{', '.join(taken)}: fleet serve sets this itself; use --name, --runs"
+            )
+        if "num-nodes" not in keys:
+            own["num-nodes"] = len(self.fleet.devices)
+        if resume:
+            own["resume"] = str(self.run)
+        return f"{node_config(own)} {given}".strip()
+
+
+@dataclass
+class Supervisor:
+    """Starts a run, and resumes it until it has finished.
+
+    Parameters
+    ----------
+    task : Task
+        The run.
+    tell : callable
+        Called with a line for everything that happens.
+    tries : int, >= 1
+        Starts in a row without a new round after which it gives up.
+    pause_s : float
+        Seconds before the second start; doubled each time up to a minute, drawn between half of it
+        and the whole, so that many supervisors do not come at once.
+    """
+
+    task: Task
+    tell: Callable[[str], None]
+    tries: int = TRIES
+    pause_s: float = 1.0
+    _run_id: str = field(default="", init=False)
+
+    def serve(self) -> Ending:
+        """Bring the run to its end; return how it ended: "finished".
+
+        A run of that name that is there already is watched if it is going, resumed if it is not,
+        and left alone if it has finished.
+
+        Raises
+        ------
+        FleetError
+            It was stopped by hand (``flwr stop``), or does not get any further.
+        """
+        task = self.task
+        task.config(resume=False)
+        failures, most = 0, _rounds(task.run)
+        while True:
+            ending, why = self._attempt()
+            if ending is not None and ending.ended == "finished":
+                return ending
+            rounds = _rounds(task.run)
+            failures = 1 if rounds > most else failures + 1
+            most = max(most, rounds)
+            self.tell(f"{task.name}: {why}; {_count(most, 'round')} so far")
+            if failures >= self.tries:
+                tries = _count(failures, "start")
+                raise FleetError(f"{task.name}: gave up after {tries} without a new round: {why}")
+            longest = min(LONGEST_PAUSE_S, self.pause_s * 2 ** (failures - 1))
+            time.sleep(longest * random.uniform(0.5, 1.0))
+
+    def _attempt(self) -> tuple[Ending | None, str]:
+        """Start or resume the run, or find it going; return how it ended, and why not well."""
+        task = self.task
+        there = (task.run / "config.json").exists()
+        before = _Seen.of(task.run)
+        if before.ending is not None and before.ending.ended == "finished":
+            self.tell(f"{task.name}: has finished already")
+            return before.ending, ""
+        if before.owner is not None and not before.owner.has_ended:
+            self.tell(f"{task.name}: is going on in {before.owner}; watching it")
+            return self._watch(_Seen())
+        self._wait_for_superlink()
+        self._stop_what_is_left()
+        command = ["run", str(task.app), task.fleet.name, "-c", task.config(resume=there)]
+        try:
+            started = flower(task.fleet, task.folder, command)
+        except FleetError as error:
+            return None, f"cannot be started: {error}"
+        if not started.get("success"):
+            return None, f"cannot be started: {error_of(started)}"
+        self._run_id = str(started["run-id"])
+        self.tell(
+            f"{task.name}: {'resumed' if there else 'started'} as Flower's run {self._run_id}"
+        )
+        return self._watch(before)
+
+    def _watch(self, before: "_Seen") -> tuple[Ending | None, str]:
+        """Wait for the end of a run, or of the process that writes it."""
+        news = time.monotonic()
+        while True:
+            now = _Seen.of(self.task.run)
+            if now.ending is not None and now.stamp != before.stamp:
+                if now.ending.ended == "interrupted":
+                    self._check_not_stopped()
+                return now.ending, f"{now.ending.ended}: {now.ending.reason or 'no reason given'}"
+            if now.owner is not None and now.owner != before.owner:
+                if now.owner.has_ended:
+                    self._check_not_stopped()
+                    return None, f"{now.owner} has died"
+                news = time.monotonic()
+            elif time.monotonic() - news > ASK_S:
+                status, details = self._status()
+                if status.startswith("finished"):
+                    self._check_not_stopped(status)
+                    return None, f"Flower's run {self._run_id} is {status}: {details}"
+                news = time.monotonic()
+            time.sleep(POLL_S)
+
+    def _wait_for_superlink(self) -> None:
+        pause_s, told = self.pause_s, False
+        while problem := handshake(self.task.fleet, self.task.folder):
+            if not told:
+                self.tell(f"waiting for the SuperLink: {problem}")
+                told = True
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+    def _stop_what_is_left(self) -> None:
+        """Stop Flower's run of the start before, so that devices do not work for it any more."""
+        task, run = self.task, self._run_id
+        if run and not self._status()[0].startswith("finished"):
+            answer = flower(task.fleet, task.folder, ["stop", run, task.fleet.name])
+            if not answer.get("success"):
+                self.tell(f"Flower's run {run} cannot be stopped: {error_of(answer)}")
+        self._run_id = ""
+
+    def _status(self) -> tuple[str, str]:
+        """Return what Flower says of the run, and its last error; nothing where none answers."""
+        task, run = self.task, self._run_id
+        if not run or handshake(task.fleet, task.folder):
+            return "", ""
+        answer = flower(task.fleet, task.folder, ["ls", task.fleet.name, "--run-id", run])
+        runs = answer.get("runs") or [{}]
+        status = str(runs[0].get("status", ""))
+        ended = status.startswith("finished")
+        return status, last_error(task.fleet, task.folder, run) if ended else ""
+
+    def _check_not_stopped(self, status: str | None = None) -> None:
+        if (self._status()[0] if status is None else status) == STOPPED:
+            raise FleetError(
+                f"{self.task.name} was stopped by hand (flwr stop); its folder is kept"
+            )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a run folder says: how the run has ended, when that was written, and who writes."""
+
+    ending: Ending | None = None
+    stamp: int = 0
+    owner: Owner | None = None
+
+    @classmethod
+    def of(cls, run: Path) -> "_Seen":
+        if not (run / "config.json").exists():
+            return cls()
+        try:
+            stamp, ending = (run / END).stat().st_mtime_ns, read_ending(run)
+        except FileNotFoundError:  # not yet, or not any more
+            stamp, ending = 0, None
+        return cls(ending, stamp, owner_of(run))
+
+
+def _rounds(run: Path) -> int:
+    """Return how many rounds a run has written, of all its methods."""
+    return sum(file.read_bytes().count(b"\n") for file in run.glob("*/metrics.jsonl"))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def unit(task: Task, command: list[str], user: str) -> str:
+    """Return a systemd unit that runs a command for a task at every start of the machine."""
+    words = " ".join(unit_word(word) for word in command)
+    return UNIT.format(name=task.name, fleet=task.fleet.name, user=user, command=words)
