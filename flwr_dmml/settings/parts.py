@@ -159,6 +159,7 @@ class RunConfig:
         if chosen != "auto":
             return chosen if learner.communicates else "off"
         why = no_couriers(learner.couriers, learner, self.gossip_of(method), self)
+        why = why or self.settings.rounds == "async"
         return "off" if why or no_couriers_over(topology) else learner.couriers
 
     @property

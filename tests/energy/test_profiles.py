@@ -18,6 +18,7 @@ from flwr_dmml.energy.devices import (
 )
 
 STATED_W = {
+    "raspberry-pi-3": 2.3,  # 3.7 - 1.4
     "raspberry-pi-4": 3.4,  # 5.0 - 1.6
     "raspberry-pi-5": 6.9,  # 9.7 - 2.8
     "jetson-nano": 3.5,
