@@ -134,8 +134,8 @@ def main() -> int:
         if again and runs[method, rounds, seed, True] != runs[method, rounds, seed, False]
     ]
     table = Table(
-        "method", "seed", "accuracy to reach", "sync, s", "async, s", "ratio", "sync, J", "async, J",
-        "at the end: sync", "async", "mean staleness", title="Simulated seconds to an accuracy",
+        "method", "seed", "accuracy to reach", "sync, s", "async, s", "ratio", "sync, J",
+        "async, J", "at the end: sync", "async", "mean staleness", title="Simulated seconds to an accuracy",
     )  # fmt: skip
     for method in given.methods:
         ratios: list[float] = []
