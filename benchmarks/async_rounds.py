@@ -135,7 +135,8 @@ def main() -> int:
     ]
     table = Table(
         "method", "seed", "accuracy to reach", "sync, s", "async, s", "ratio", "sync, J",
-        "async, J", "at the end: sync", "async", "mean staleness", title="Simulated seconds to an accuracy",
+        "async, J", "at the end: sync", "async", "mean staleness",
+        title="Simulated seconds to an accuracy",
     )  # fmt: skip
     for method in given.methods:
         ratios: list[float] = []

@@ -361,9 +361,7 @@ class EventTime:
 
     def _close(self, record: RoundRecord, ended: Sequence[_Turn]) -> None:
         """Let all mix and be evaluated for the last time: what they were training is cut off."""
-        turns = [
-            replace(turn, plan=replace(turn.plan, **_NO_TRAINING)) for turn in self._flying.values()
-        ]
+        turns = [replace(turn, plan=_without_training(turn.plan)) for turn in self._flying.values()]
         for turn in ended:
             plan, letters = self._mixing(turn.device)
             turns.append(replace(turn, plan=plan, letters=letters, asking=[]))
@@ -375,9 +373,8 @@ class EventTime:
         self._exchange.ends(replies)
 
 
-_NO_TRAINING = dict[str, object](
-    iterations=0, by_modality={}, budget_j=0.0, recipients=(), steps={}
-)
+def _without_training(plan: Plan) -> Plan:
+    return replace(plan, iterations=0, by_modality={}, budget_j=0.0, recipients=(), steps={})
 
 
 def _by_sender(letters: Sequence[_Letter], adds_up: bool) -> dict[int, ArrayRecord]:
