@@ -30,6 +30,10 @@ from .replies import Reply
 from .roster import Roster
 
 
+SAME = 1e-9
+"""Relative difference of times that are taken for equal: rounding is not to order events."""
+
+
 @dataclass(frozen=True)
 class _Letter:
     """What has come from a neighbour."""
@@ -160,7 +164,7 @@ class EventTime:
         while self._queue:
             now_s = self._queue[0][0]
             ending: list[_Turn] = []
-            while self._queue and self._queue[0][0] == now_s:
+            while self._queue and self._queue[0][0] <= now_s * (1 + SAME):
                 ending.append(self._flying.pop(heapq.heappop(self._queue)[1]))
             replies, failed = self._ask(ending)
             for turn in ending:
@@ -236,9 +240,8 @@ class EventTime:
         if self._adds_up:
             self._boxes[p] = []
             senders = sorted({letter.sender for letter in box})
-            dealt = {b for letter in box for b in letter.shares}
             weights = {
-                b: (self._kept[p].get(b, 1.0), *(float(b in dealt) for _ in senders))
+                b: (self._kept[p].get(b, 1.0), *(_dealt(box, sender, b) for sender in senders))
                 for b in self._roster.members[p].blocks
             }
             return replace(plan, neighbours=tuple(senders), weights=weights), box
@@ -273,7 +276,7 @@ class EventTime:
         plans = {
             turn.device: replace(turn.plan, evaluate=closing or bool(turn.asking)) for turn in turns
         }
-        letters = {turn.device: _by_sender(turn.letters, self._adds_up) for turn in turns}
+        letters = {turn.device: _by_sender(turn.letters) for turn in turns}
         kind = "evaluate" if closing else "train"
         good, failed = self._exchange.ask(grid, plans, letters, kind, timeout, initial)
         self._logbook.lost -= good.keys()
@@ -377,20 +380,26 @@ def _without_training(plan: Plan) -> Plan:
     return replace(plan, iterations=0, by_modality={}, budget_j=0.0, recipients=(), steps={})
 
 
-def _by_sender(letters: Sequence[_Letter], adds_up: bool) -> dict[int, ArrayRecord]:
-    """Return what a device gets of each sender: its letter, or the sum of the shares in several."""
-    if not adds_up:
-        return {letter.sender: letter.payload for letter in letters}
-    found: dict[int, ArrayRecord] = {}
-    for sender in {letter.sender for letter in letters}:
-        own = [letter for letter in letters if letter.sender == sender]
-        payload = unpack(own[-1].payload)
-        for block in {block for letter in own for block in letter.shares}:
-            parts = [
-                letter.shares[block] * unpack(letter.payload)[block]
-                for letter in own
-                if block in letter.shares
-            ]
-            payload[block] = torch.stack(parts).sum(dim=0)
-        found[sender] = pack(payload)
-    return found
+def _dealt(letters: Sequence[_Letter], sender: int, block: str) -> float:
+    """Return the sum of the shares of a block in a sender's letters."""
+    return sum(letter.shares.get(block, 0.0) for letter in letters if letter.sender == sender)
+
+
+def _by_sender(letters: Sequence[_Letter]) -> dict[int, ArrayRecord]:
+    """Return what a device gets of each sender: its letter, or of several the weighted mean."""
+    return {sender: _together(letters, sender) for sender in {x.sender for x in letters}}
+
+
+def _together(letters: Sequence[_Letter], sender: int) -> ArrayRecord:
+    own = [letter for letter in letters if letter.sender == sender]
+    if len(own) == 1:
+        return own[0].payload
+    each = [unpack(letter.payload) for letter in own]
+    mean = dict(each[-1])
+    for block in {block: None for letter in own for block in letter.shares}:
+        pairs = [
+            (x.shares[block], y[block]) for x, y in zip(own, each, strict=True) if block in x.shares
+        ]
+        parts = [share * vector for share, vector in pairs]
+        mean[block] = torch.stack(parts).sum(dim=0) / _dealt(own, sender, block)
+    return pack(mean)
