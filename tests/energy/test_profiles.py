@@ -59,7 +59,7 @@ def test_costs_of_a_fleet_by_hand() -> None:
 
 @given(
     num_nodes=st.integers(1, 60),
-    weights=st.lists(st.integers(0, 9), min_size=5, max_size=5).filter(any),
+    weights=st.lists(st.integers(0, 9), min_size=len(PROFILES), max_size=len(PROFILES)).filter(any),
     seed=st.integers(0, 2**31),
 )
 def test_fleets_have_the_asked_shares(num_nodes: int, weights: list[int], seed: int) -> None:
