@@ -51,7 +51,8 @@ SETTINGS = {
     "topology-degree": 4,
     "energy.devices": ",".join([FAST] * (DEVICES - 1) + [SLOW]),
     "modality-pattern": "audio+image",
-    "local-iterations": 10,
+    "alpha": 0.1,
+    "local-iterations": 5,
     "evaluate-every": 2,
     "checkpoint-every": 0,
     "keep-models": False,
@@ -106,7 +107,7 @@ def main() -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
-    parser.add_argument("--data", choices=DATA, default="av-digits")
+    parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--set", type=parse_override, nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--json", type=Path, help="write all lines here")
