@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 import networkx as nx
 import torch
@@ -28,7 +29,6 @@ from .mixing import Neighbourhood
 from .planner import RoundPlanner
 from .replies import Reply
 from .roster import Roster
-
 
 SAME = 1e-9
 """Relative difference of times that are taken for equal: rounding is not to order events."""
@@ -111,6 +111,7 @@ class EventTime:
         bits = planner.payload_bits({}, self._graph)
         self._expected = energy.expect(self._graph, bits, self._total)
         self._begun = dict.fromkeys(self._alive, 0)  # rounds
+        self._mean_s = {p: float(energy.full_s[p]) for p in self._alive}  # of a round, a full first
         self._updates: dict[int, Updates] = {
             p: dict.fromkeys(roster.members[p].modalities, planner.local_iterations)
             for p in self._alive
@@ -205,7 +206,7 @@ class EventTime:
         budget = self._energy.one(
             p,
             number,
-            max(1, self._expected[p] - number + 1),
+            self._to_come(p),
             self._graph,
             bits,
             self._exchange.speeds,
@@ -226,7 +227,14 @@ class EventTime:
         )
         turn = _Turn(p, number, now_s, budget, plan, letters)
         self._begun[p], self._flying[p] = number, turn
+        self._mean_s[p] = (float(self._energy.full_s[p]) + turn.end_s) / (1 + number)
         heapq.heappush(self._queue, (turn.end_s, p))
+
+    def _to_come(self, p: int) -> int:
+        """Return how many rounds a device may still do, at its pace: one more than is likely."""
+        pace = {k: 1 / self._mean_s[k] for k in self._alive}
+        left = max(0, self._total - self._done)
+        return ceil(left * pace[p] / sum(pace.values())) + 1
 
     def _mixing(self, p: int) -> tuple[Plan, list[_Letter]]:
         """Return the plan of a device's next round as far as mixing, and the letters for it."""

@@ -57,6 +57,7 @@ class OwnRounds(EnergyConstrained):
     full_s: Floats
     """Seconds of a round in which each modality gets ``local-iterations``, ``[node]``."""
     _rounds_left = 1
+    _sent: dict[int, tuple[int, float]]  # rounds, and what sending took in them on average
     _known: tuple[nx.Graph, bytes, dict[int, Sending]] | None = None
 
     def expect(self, graph: nx.Graph, payload_bits: Floats, rounds: int) -> dict[int, int]:
@@ -78,6 +79,7 @@ class OwnRounds(EnergyConstrained):
         """
         if not self._filled:
             self._fill_batteries(self._sends_over or graph, payload_bits)
+        self._sent = {}
         full = self.costs.owned * self.settings.local_iterations
         _, compute_s = self.prices.bill(1, full, self.settings.stagger_share)
         self.full_s = compute_s + self._sends(1, graph, payload_bits).time_s
@@ -102,7 +104,7 @@ class OwnRounds(EnergyConstrained):
         node, number : int
             Whose round, and which of its own, from 1.
         rounds_left : int
-            That it is expected to do, this one included, >= 1.
+            That it may still do, this one included, >= 1.
         graph : networkx.Graph
             Who sends to whom, of those that have not stopped.
         payload_bits : FloatArray, shape ``[node]``
@@ -120,6 +122,8 @@ class OwnRounds(EnergyConstrained):
             flat = f"its battery holds {left_j:.3g} J, sending takes {radio_j:.3g} J"
             return OwnBudget({}, 0.0, 0.0, 0.0, 0.0, 0.0, (), flat=flat)
         self._rounds_left = rounds_left
+        count, mean_j = self._sent.get(node, (0, 0.0))
+        self._sent[node] = count + 1, mean_j + (radio_j - mean_j) / (count + 1)
         planned = min(number, self._num_rounds)  # all have the same prices
         problem = self._problem(planned, sending, {node}, speeds)
         allocation = self._allocate(problem, planned)
@@ -157,4 +161,6 @@ class OwnRounds(EnergyConstrained):
         left_j = self.ledger.remaining_j
         if not self.settings.energy.pacing:
             return greedy(left_j, radio_j)
-        return np.minimum(pacing(left_j, radio_j, self._rounds_left), greedy(left_j, radio_j))
+        later_j = np.array([self._sent.get(k, (0, 0.0))[1] for k in range(len(left_j))])
+        even = pacing(left_j, radio_j, self._rounds_left, expected_radio_j=later_j)
+        return np.minimum(even, greedy(left_j, radio_j))
