@@ -107,7 +107,7 @@ class EventTime:
         self._size = len(self._alive)  # of a record
         self._links()
         self._sizes: dict[int, int] = {}  # of payloads, by partition
-        self._total = num_rounds * self._size
+        self._num_rounds, self._total = num_rounds, num_rounds * self._size
         bits = planner.payload_bits({}, self._graph)
         self._expected = energy.expect(self._graph, bits, self._total)
         self._begun = dict.fromkeys(self._alive, 0)  # rounds
@@ -190,7 +190,8 @@ class EventTime:
                 if self._queue:
                     self._logbook.open(record.round + 1)
             yield from self._complete()
-        self._logbook.end_at(self._logbook.records[-1].round)
+        if (reached := self._logbook.records[-1].round) != self._num_rounds:
+            self._logbook.end_at(reached)
         yield from self._complete()
 
     def _complete(self) -> Iterator[RoundRecord]:
