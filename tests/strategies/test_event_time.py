@@ -21,9 +21,11 @@ from flwr_dmml.clients import make_client_app
 from flwr_dmml.energy.devices import PROFILES
 from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.gossip.registry import find_gossip
+from flwr_dmml.payload.plan import Inbox, Plan
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy, make_server_app
 from flwr_dmml.strategies.energy.own_rounds import OwnRounds
+from flwr_dmml.strategies.keeper import RunStoppedError
 from flwr_dmml.tracking import RoundRecord
 from flwr_dmml.tracking.events import DeviceRound, EventsError, read_events
 
@@ -218,6 +220,30 @@ def test_push_sum_loses_no_weight(loss_rate: float) -> None:
     assert len({round(Weight.weights[k], 3) for k in range(3)}) > 1
 
 
+class Failing(Weight):
+    """A device fails in its second round."""
+
+    name = "failing"
+
+    def before_training(self, plan: Plan, inbox: Inbox) -> None:
+        if self.partition.partition_id == 1 and plan.server_round == 2:
+            raise RuntimeError("out of luck")
+
+
+def test_a_device_that_fails_costs_its_own_round_only() -> None:
+    """It publishes nothing, and what had come is mixed in its next round: no weight is lost."""
+    config: dict[str, Any] = FAST | {
+        "num-nodes": 3, "topology": "line", "gossip": "sgp", "method": "failing",
+        "modality-pattern": "image",
+    }  # fmt: skip
+    peers, events = run_async(config, Failing, num_rounds=4, evaluate_every=4)
+    assert [(e.device, e.number) for e in events if e.failed] == [(1, 2)]
+    assert "out of luck" in peers.records[1].failed[1] and peers.present == [0, 1, 2]
+    mixed = {(e.device, e.number): sorted(e.letters) for e in events}
+    assert mixed[1, 3] == [(0, 0), (0, 1), (2, 0), (2, 1)] and mixed[0, 3] == []
+    assert sum(Weight.weights[k] for k in range(3)) == pytest.approx(3, rel=1e-5)
+
+
 @pytest.mark.parametrize("rule", ["ios", "trimmed-mean"])
 def test_robust_rules_see_the_letters_that_are_there(rule: str) -> None:
     """One of four sends noise; the others still agree with one another."""
@@ -285,6 +311,15 @@ def test_a_strategy_of_ones_own_ends_it() -> None:
     peers, _ = run_async(FOUR | ONE_SLOW, num_rounds=9, kind=Enough)
     assert peers.num_rounds == len(peers.records) == peers.rounds_done < 9
     assert peers.records[-1].accuracy is not None
+
+
+def test_a_run_that_is_stopped_says_that_it_cannot_go_on(tmp_path: Path) -> None:
+    config = FOUR | {"rounds": "async", "run-dir": str(tmp_path), "run-name": "x"}
+    app = FlowerApp({}, make_server_app(), make_client_app())
+    with pytest.raises(RunStoppedError, match=r"after round 1; .* no checkpoints"):
+        run_app(app, 4, config, stopping=lambda: True)
+    end = json.loads((tmp_path / "x" / "end.json").read_text())
+    assert end["ended"] == "stopped" and (tmp_path / "x" / "dpsgd" / "events.jsonl").exists()
 
 
 class Choosy(PeerStrategy):
