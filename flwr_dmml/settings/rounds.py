@@ -1,8 +1,11 @@
 """Settings that go without a common beat (``rounds = "async"``), and reasons why others do not."""
 
+from collections.abc import Iterator
+
 from ..base.errors import MethodError
 from ..graph.topology import TopologyError
 from .parts import RunConfig
+from .settings import Settings
 
 
 def no_beat_problems(method: str, config: RunConfig) -> list[str]:
@@ -30,26 +33,9 @@ def no_beat_problems(method: str, config: RunConfig) -> list[str]:
             f"{asked}: the method {method!r} has phases, and all devices must be in the same one; "
             "allowed: sync"
         )
-    refused = {
-        f"couriers = {settings.couriers!r}": settings.couriers in ("forward", "average")
-        and "what they carry is counted in common rounds; allowed: auto, off",
-        f"final-merge = {settings.final_merge!r}": settings.final_merge != "off"
-        and "its rounds are common ones; allowed: off",
-        "allocation.rule = 'sync-only'": own.allocation.rule == "sync-only"
-        and "it says in which common rounds nobody trains; allowed: the other rules",
-        f"wireless.shared-band-hz = {settings.wireless.shared_band_hz:g}": settings.wireless.shared
-        and "one band is divided among devices that send at the same time; allowed: 0",
-        f"energy.harvesting-w = {settings.energy.harvesting_w:g}": settings.energy.harvesting_w > 0
-        and "a device whose battery is flat stops for good; allowed: 0",
-        f"energy.meter = {settings.energy.meter!r}": settings.energy.meter != "model"
-        and "seconds and joules are those of the model; allowed: model",
-        f"privacy.dp = {settings.privacy.dp!r}": settings.privacy.on
-        and "noise is planned for num-server-rounds rounds of each device, and a fast one does "
-        "more; allowed: off",
-        f"resume = {settings.resume!r}": bool(settings.resume)
-        and "such a run has no checkpoints; start it again",
-    }
-    problems += [f"{asked} with {key}: {why}" for key, why in refused.items() if why]
+    for is_so, key, value, why in _with_a_beat(settings, own.allocation.rule):
+        if is_so:
+            problems.append(f"{asked} with {key} = {value!r}: {why}")
     try:
         moving = settings.make_topology().time_varying
     except TopologyError:  # which is among the problems already
@@ -60,3 +46,24 @@ def no_beat_problems(method: str, config: RunConfig) -> list[str]:
             "devices are in different ones; allowed: graphs that stay the same"
         )
     return problems
+
+
+def _with_a_beat(settings: Settings, allocation: str) -> Iterator[tuple[bool, str, object, str]]:
+    """Yield what needs common rounds: whether it is set, its key and value, and why it does."""
+    s, energy, band = settings, settings.energy, settings.wireless.shared_band_hz
+    why = "what they carry is counted in common rounds; allowed: auto, off"
+    yield s.couriers in ("forward", "average"), "couriers", s.couriers, why
+    why = "its rounds are common ones; allowed: off"
+    yield s.final_merge != "off", "final-merge", s.final_merge, why
+    why = "it says in which common rounds nobody trains; allowed: the other rules"
+    yield allocation == "sync-only", "allocation.rule", allocation, why
+    why = "one band is divided among devices that send at the same time; allowed: 0"
+    yield s.wireless.shared, "wireless.shared-band-hz", band, why
+    why = "a device whose battery is flat stops for good; allowed: 0"
+    yield energy.harvesting_w > 0, "energy.harvesting-w", energy.harvesting_w, why
+    why = "seconds and joules are those of the model; allowed: model"
+    yield energy.meter != "model", "energy.meter", energy.meter, why
+    why = "noise is planned for num-server-rounds rounds, and fast devices do more; allowed: off"
+    yield s.privacy.on, "privacy.dp", s.privacy.dp, why
+    why = "such a run has no checkpoints; start it again"
+    yield bool(s.resume), "resume", s.resume, why
