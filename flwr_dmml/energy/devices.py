@@ -91,6 +91,18 @@ PROFILES: dict[str, DeviceProfile] = {
     profile.name: profile
     for profile in (
         DeviceProfile(
+            "raspberry-pi-3",
+            frequency_hz=1.2e9,
+            kappa=kappa_from_power(3.7 - 1.4, 1.2e9),  # 2.3 W -> 1.33e-27
+            tx_power_w=_TX_W,
+            battery_j=_BANK_J,
+            flops_per_cycle=2.0,  # assumption: Cortex-A53, half as wide as the others' cores
+            idle_power_w=1.4,
+            source="4 Cortex-A53 at 1.2 GHz. Idle 1.4 W, every core busy 3.7 W: the lower figures "
+            "that pidora.ca gives for a Raspberry Pi 3, not how they were measured. Battery, "
+            "FLOPs a cycle: assumption.",
+        ),
+        DeviceProfile(
             "raspberry-pi-4",
             frequency_hz=1.8e9,
             kappa=kappa_from_power(5.0 - 1.6, 1.8e9),  # 3.4 W -> 5.83e-28

@@ -1,6 +1,6 @@
 """D-PSGD: plain gossip of models."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .rule import GossipRule
 
@@ -20,3 +20,4 @@ class DPSGDRule(GossipRule):
     name: ClassVar[str] = "dpsgd"
     paper: ClassVar[str] = "Lian et al., NeurIPS 2017"
     references: ClassVar[tuple[str, ...]] = ("lian2017can",)
+    letters: ClassVar[Literal["beat", "newest", "every"]] = "newest"

@@ -17,3 +17,4 @@ class DSGDmRule(GossipRule):
     paper: ClassVar[str] = "Lin et al., ICML 2021 (baseline)"
     references: ClassVar[tuple[str, ...]] = ("lin2021quasi",)
     momentum: ClassVar[Literal["round", "kept", "own"]] = "kept"
+    letters: ClassVar[Literal["beat", "newest", "every"]] = "newest"

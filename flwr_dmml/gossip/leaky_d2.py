@@ -59,6 +59,7 @@ class LeakyD2Rule(D2Rule):
     static: ClassVar[bool] = False
     whole: ClassVar[bool] = False
     loss: ClassVar[Literal["own", "pair", "sender"]] = "own"
+    letters: ClassVar[Literal["beat", "newest", "every"]] = "newest"
     options: LeakyD2Options
 
     def weigh(self, weights: Tensor, near: Sequence[Tensor]) -> Tensor:

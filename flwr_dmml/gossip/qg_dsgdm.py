@@ -39,6 +39,7 @@ class QgDsgdmRule(GossipRule):
     references: ClassVar[tuple[str, ...]] = ("lin2021quasi",)
     options_type: ClassVar[type[Group]] = QgOptions
     momentum: ClassVar[Literal["round", "kept", "own"]] = "own"
+    letters: ClassVar[Literal["beat", "newest", "every"]] = "newest"
     nesterov: ClassVar[bool] = False
     options: QgOptions
 

@@ -182,6 +182,10 @@ class GossipRule:
     1 over the receivers, and the rule undoes what is uneven in what arrives."""
     whole: ClassVar[bool] = False
     """Whether a block must be sent whole (``exchange.top-k = 1``)."""
+    letters: ClassVar[Literal["beat", "newest", "every"]] = "beat"
+    """What is mixed where devices do not wait for one another (``rounds = "async"``): the newest
+    letter of each neighbour, again until a newer one comes; or every letter once, as each holds a
+    share of a sum. "beat": the rule needs the same round of all, or does not say."""
 
     def __init__(self, options: Group) -> None:
         self.options = options
@@ -209,6 +213,20 @@ class GossipRule:
                     "with it: sgp"
                 )
         return ""
+
+    def beat_problem(self) -> str:
+        """Return why the rule needs rounds in which all wait for all; empty if it does not."""
+        if self.letters != "beat":
+            return ""
+        if self.addressed:
+            return "each of its messages continues the sums of the round before"
+        if self.coded:
+            return "it sends changes, each of which must be taken up once and in order"
+        if self.linear:
+            return "it keeps a sum over devices, which a letter mixed twice or never changes"
+        if self.static:
+            return "its correction compares models of one round, under weights that stay the same"
+        return "it does not say that it can do without (GossipRule.letters)"
 
     def problem(self, vectors: Sequence[Tensor], num_nodes: int) -> str | None:
         """Return what is wrong with a neighbour's vectors besides type, shape and range.

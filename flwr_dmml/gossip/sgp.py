@@ -42,6 +42,7 @@ class SGPRule(GossipRule):
     pushes: ClassVar[bool] = True
     whole: ClassVar[bool] = True
     loss: ClassVar[Literal["own", "pair", "sender"]] = "sender"
+    letters: ClassVar[Literal["beat", "newest", "every"]] = "every"
 
     def problem(self, vectors: Sequence[Tensor], num_nodes: int) -> str | None:
         """Refuse a weight that there cannot be: over all devices they sum to their number."""

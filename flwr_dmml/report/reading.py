@@ -12,6 +12,7 @@ from ..base.errors import UserError
 from ..base.formats import first_problem, parse_json
 from ..base.options import kebab
 from ..tracking.ending import Ending, MethodEnd, absence, failures_of
+from ..tracking.events import EVENTS, DeviceRound, EventsError, read_events
 from ..tracking.history import read_line
 from ..tracking.records import Count, RoundRecord
 from ..tracking.run_folder import END
@@ -31,6 +32,7 @@ class MethodRun:
     devices: Devices | None = None
     confusion: Confusion | None = None
     noted: MethodEnd | None = None
+    events: list[DeviceRound] = field(default_factory=list)  # of devices that do not wait
 
     @cached_property
     def end(self) -> MethodEnd:
@@ -164,7 +166,13 @@ def _read_method(folder: Path, warnings: list[str]) -> MethodRun:
     rounds = _rounds(folder / "metrics.jsonl", warnings)
     devices = _optional(folder / "devices.json", Devices)
     confusion = _optional(folder / "confusion.json", Confusion)
-    return MethodRun(folder.name, rounds, devices, confusion)
+    method = MethodRun(folder.name, rounds, devices, confusion)
+    if (folder / EVENTS).exists():
+        try:
+            method.events = read_events(folder / EVENTS)
+        except EventsError as error:
+            raise ReportError(str(error)) from error
+    return method
 
 
 def _rounds(path: Path, warnings: list[str]) -> list[RoundRecord]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..tracking.records import RoundRecord
 from ..tracking.tables import ONE_SEED
-from . import curves, maps, summary
+from . import curves, maps, summary, timing
 from .leaving import privacy_sections
 from .parts import Cards, Figure, Part, Section
 from .reading import MethodRun, Run
@@ -33,6 +33,7 @@ def report_sections(run: Run) -> list[Section]:
         *_accuracy(run),
         *_training(methods),
         *_energy(methods),
+        _seconds(methods),
         *_devices(methods),
         *_liars(run),
         *_labels(methods),
@@ -177,6 +178,15 @@ def _energy(methods: Sequence[MethodRun]) -> list[Section]:
             _there([curves.batteries(methods)]),
         ),
     ]
+
+
+def _seconds(methods: Sequence[MethodRun]) -> Section:
+    lead = (
+        "What devices did in their own seconds, by profile and radio. Where nobody waits, a round "
+        "of the other figures is one round a device on average."
+    )
+    parts = [*timing.strips(methods), *_there([timing.staleness(methods)])]
+    return Section("seconds-section", "Simulated seconds", lead, parts)
 
 
 def _devices(methods: Sequence[MethodRun]) -> list[Section]:

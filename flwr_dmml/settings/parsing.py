@@ -27,6 +27,7 @@ from ..graph.topology import TopologyError, find_topology, own_fields
 from ..learning.learner import Learner, overrides, unaccounted
 from ..learning.options import Options
 from .parts import Parts, RunConfig, no_couriers, no_couriers_over
+from .rounds import no_beat_problems
 from .settings import GROUPS, Settings
 
 GroupT = TypeVar("GroupT", bound=Group)
@@ -120,6 +121,7 @@ def parse_settings(
         for name, needs in chosen.items():
             problems += needs.problems(settings)
             problems += _mismatches(name, config)
+            problems += no_beat_problems(name, config)
             problems += _unaccounted(name, config) if settings.privacy.on else []
             problems += _not_unicast(name, config) if settings.privacy.unicast else []
         problems = list(dict.fromkeys(problems))  # two methods may need the same

@@ -159,7 +159,8 @@ class RunConfig:
         if chosen != "auto":
             return chosen if learner.communicates else "off"
         why = no_couriers(learner.couriers, learner, self.gossip_of(method), self)
-        return "off" if why or no_couriers_over(topology) else learner.couriers
+        beat = self.settings.rounds == "sync"
+        return learner.couriers if beat and not (why or no_couriers_over(topology)) else "off"
 
     @property
     def aggregation(self) -> AggregationRule | None:

@@ -42,6 +42,17 @@ class Settings(DeviceSettings):
     evaluate_every: int = Field(
         5, ge=1, description="evaluate every this many rounds, and at the end"
     )
+    rounds: Literal["sync", "async"] = Field(
+        "sync",
+        description="sync: a round of all begins when the slowest is done; async: nobody waits, "
+        "each device mixes what has come (simulations only)",
+    )
+    max_staleness: int = Field(
+        3,
+        ge=0,
+        description="rounds = async: a neighbour's letter is mixed again in so many of the "
+        "receiver's own rounds, until a newer one comes",
+    )
     wait_timeout: float = Field(60.0, gt=0, description="seconds to wait for the devices at start")
     round_timeout: float = Field(600.0, gt=0, description="seconds to wait for a round's replies")
     min_devices: Annotated[int | float, BeforeValidator(_devices)] = Field(

@@ -42,6 +42,7 @@ from ..tracking.sinks import closing_all, make_sinks
 from .direct import DirectExchange
 from .ending import Ends, end_noted, end_of
 from .energy.energy_constrained import EnergyConstrained
+from .energy.own_rounds import OwnRounds
 from .energy.shared_band import SharedBandConstrained
 from .epsilons import epsilon_lines
 from .exchange import Exchange, MakeExchange
@@ -193,6 +194,8 @@ def _run(
             sums=settings.privacy.secure_sums,
             keep_models=is_simulated(settings, grid)
             and (settings.keep_models or settings.keep_best),
+            rounds=settings.rounds,
+            max_staleness=settings.max_staleness,
         )
         rounds, timeout = settings.num_server_rounds, settings.round_timeout
         ends.begin(name, strategy)
@@ -331,6 +334,7 @@ def constrain(
 ) -> EnergyConstrained:
     """Return the energy and the iterations that the settings give to a method's devices."""
     kind = SharedBandConstrained if settings.wireless.shared else EnergyConstrained
+    kind = OwnRounds if settings.rounds == "async" else kind
     return kind(settings.of_method(method), battery_j=battery_j)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from logging import INFO, WARNING
@@ -20,6 +20,7 @@ from ..base.files import sync_file, write_whole, writing
 from ..clients.models import FOLDER, Models
 from ..deploy.files import file_stem
 from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoints, digest
+from ..tracking.events import EVENTS, DeviceRound, lines_of
 from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
 from .member import Member
@@ -55,6 +56,7 @@ class Keeper:
     ) -> None:
         self.folder, self._every, self._stopping = folder, every, stopping
         self._metrics, self._timing = folder / "metrics.jsonl", folder / "timing.jsonl"
+        self._events = folder / EVENTS
         self._models = folder / FOLDER
         self._checkpoints = Checkpoints(folder / "checkpoints", keep)
 
@@ -63,7 +65,7 @@ class Keeper:
 
         The run begins at round 1: what an earlier start has left of it is removed.
         """
-        for path in (self._metrics, self._timing):
+        for path in (self._metrics, self._timing, self._events):
             _cut(path, 0)
         with writing(self._models):
             shutil.rmtree(self._models, ignore_errors=True)
@@ -95,6 +97,29 @@ class Keeper:
         for partition, models in found.items():
             for kept, files in models.items():
                 files.write(self._models / file_stem(partition, kept))
+
+    def happened(self, rounds: Sequence[DeviceRound], server_round: int) -> None:
+        """Write down what devices did that do not wait for one another (``events.jsonl``).
+
+        Parameters
+        ----------
+        rounds : sequence of DeviceRound
+            Since the last call.
+        server_round : int
+            The record that is complete now.
+
+        Raises
+        ------
+        RunStoppedError
+            The run has been asked to stop.
+        """
+        with writing(self._events), self._events.open("a", encoding="utf-8") as file:
+            file.write(lines_of(rounds))
+        if self._stopping():
+            raise RunStoppedError(
+                f"Stopped after round {server_round}; rounds = 'async' has no checkpoints: start "
+                "the run again"
+            )
 
     def ended(self, strategy: PeerStrategy) -> None:
         """Write down which classes were taken for which at the end (``confusion.json``)."""

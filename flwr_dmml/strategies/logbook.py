@@ -9,6 +9,7 @@ from flwr.app import MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp.strategy import Result
 
+from ..energy.ledger import Floats
 from ..payload.blocks import STATISTICS
 from ..payload.plan import Plan
 from ..tracking.history import read_record
@@ -16,6 +17,7 @@ from ..tracking.records import NodeResult, RoundRecord, Shortened, Tracker
 from ..tracking.text import describe
 from .energy.energy_constrained import EnergyConstrained
 from .energy.measured import meters_told, read_meter
+from .energy.own_rounds import OwnBudget
 from .energy.round_budget import RoundBudget
 from .epsilons import spent_in
 from .member import Member
@@ -271,6 +273,43 @@ class Logbook:
         self._flat = set(budget.flat)
         for note in budget.notes:
             log(INFO, "Round %s: allocation: %s", record.round, note)
+
+    def own_round(self, partition: int, budget: OwnBudget, bits: float) -> None:
+        """Note a round that a device has done by itself: the current record has it.
+
+        ``bits`` are what it has put on the air.
+        """
+        record = self.records[-1]
+        node = self.node(record.round, partition)
+        node.updates = {m: node.updates.get(m, 0) + n for m, n in budget.updates.items()}
+        node.compute_j += budget.compute_j
+        node.radio_j += budget.radio_j
+        node.simulated_s += budget.seconds
+        record.total_bits += bits
+        for note in budget.notes:
+            log(INFO, "Round %s: allocation of node %s: %s", record.round, partition, note)
+
+    def close(self, now_s: float, battery_j: Floats | None) -> RoundRecord:
+        """Close the current record at a simulated time, in seconds since the run began."""
+        record, before = self.records[-1], RoundRecord(0)
+        if len(self.records) > 1:
+            before = self.records[-2]
+        for partition in self.present:
+            self.node(record.round, partition)  # known, though it may have done nothing
+        if battery_j is not None:
+            record.battery_j = {p: float(battery_j[p]) for p in self._members}
+        record.total_j = before.total_j + record.compute_j + record.radio_j
+        record.total_simulated_s = now_s
+        record.total_bits += before.total_bits
+        record.failed |= {p: why for p, why in before.failed.items() if p in self._flat}
+        return record
+
+    def leaves(self, partition: int, reason: str) -> None:
+        """Note that a device stops for want of energy."""
+        record = self.records[-1]
+        record.failed[partition] = reason
+        self._flat.add(partition)
+        log(WARNING, "Round %s: node %s leaves: %s", record.round, partition, reason)
 
     def result(self) -> Result:
         """Return the mean training loss and test accuracy of every round, as Flower has them."""

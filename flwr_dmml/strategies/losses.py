@@ -56,7 +56,7 @@ class Losses:
             (sender, p)
             for p, plan in plans.items()
             for sender in plan.neighbours
-            if self._draw(plan.server_round - 1, sender, p) < self.rate
+            if self.loses(plan.server_round - 1, sender, p)
         }
         if self.loss == "pair":
             gone |= {(receiver, sender) for sender, receiver in gone}
@@ -65,9 +65,10 @@ class Losses:
             found.setdefault(receiver, []).append(sender)
         return found
 
-    def _draw(self, server_round: int, sender: int, receiver: int) -> float:
-        """Return a number in [0, 1)."""
-        return derive_seed(self.seed, "loss", server_round, sender, receiver) / 2**63
+    def loses(self, server_round: int, sender: int, receiver: int) -> bool:
+        """Return whether a sender's message of a round does not reach a receiver."""
+        draw = derive_seed(self.seed, "loss", server_round, sender, receiver) / 2**63  # in [0, 1)
+        return draw < self.rate
 
     def left(self, plans: Mapping[int, Plan], lost: Mapping[int, list[int]]) -> dict[int, Plan]:
         """Return the plans with what arrives; what was sent is in :attr:`.Plan.sent`."""

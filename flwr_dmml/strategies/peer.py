@@ -12,6 +12,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from ..base.errors import MethodError
 from ..base.options import Group
 from ..clients.models import Models
 from ..energy.allocation import Allocation, RoundProblem
@@ -26,13 +27,18 @@ from ..graph.topology import Topology, TopologyError
 from ..learning.learner import CourierChoice
 from ..learning.options import Options
 from ..payload.plan import Plan
+from ..settings import Settings
 from ..tracking.checkpoints import Checkpoint
+from ..tracking.events import DeviceRound
 from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
 from .breakdown import held, told
 from .energy.energy_constrained import EnergyConstrained
+from .energy.own_rounds import OwnRounds
+from .event_time import EventTime
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
+from .letters import LetterExchange
 from .logbook import Logbook, unequal_blocks
 from .losses import Losses
 from .merging import FinalMerge
@@ -66,6 +72,9 @@ class RunKeeper(Protocol):
         last: bool = False,
     ) -> None:
         """Write a checkpoint if one is due after these rounds, or if it is the last chance to."""
+
+    def happened(self, rounds: Sequence[DeviceRound], server_round: int) -> None:
+        """Keep what devices did that do not wait for one another, up to a complete record."""
 
     def models(self, found: Mapping[int, Models]) -> None:
         """Keep models that devices have handed over, by partition id."""
@@ -140,6 +149,11 @@ class PeerStrategy(Strategy):
     keep_models : {"auto"} or bool (default: False)
         Whether devices hand over their evaluated models, for the keeper; "auto" where all of them
         take :data:`MODELS_BYTES`, or less.
+    rounds : {"sync", "async"} (default: "sync")
+        Whether all wait for the slowest, or nobody for anybody (:class:`~.event_time.EventTime`):
+        then ``energy`` is :class:`~.energy.own_rounds.OwnRounds`.
+    max_staleness : int (default: 3)
+        In how many of its own rounds more a device mixes a letter again, where nobody waits.
     """
 
     def __init__(
@@ -170,6 +184,8 @@ class PeerStrategy(Strategy):
         shares: bool = False,
         sums: bool = False,
         keep_models: Literal["auto"] | bool = False,
+        rounds: Literal["sync", "async"] = "sync",
+        max_staleness: int = 3,
     ) -> None:
         self.options = options or Options()
         topology.check(num_nodes)
@@ -197,7 +213,10 @@ class PeerStrategy(Strategy):
         self.trackers = tuple(trackers)
         self.keeper = keeper
         self._keep_models = keep_models
+        self.rounds, self.max_staleness = rounds, max_staleness
         self._make_exchange = exchange
+        if rounds == "async":
+            energy = self._without_beat(energy)
         self.planner = RoundPlanner(
             topology,
             num_nodes,
@@ -429,11 +448,12 @@ class PeerStrategy(Strategy):
         given = self.method, self.roster, self._logbook
         self.planner.hand_over = self._models_wanted()
         devices = self._hosted(grid)
-        self.exchange = (
-            HostedExchange(*given, devices, grid.tell)
-            if isinstance(grid, SimulationGrid) and devices
-            else self._make_exchange(*given)
-        )
+        if self.rounds == "async":
+            self.exchange = LetterExchange(*given)
+        elif isinstance(grid, SimulationGrid) and devices:
+            self.exchange = HostedExchange(*given, devices, grid.tell)
+        else:
+            self.exchange = self._make_exchange(*given)
         fixed = self.communicates and not self._time_varying
         graph = self.planner.graph(1) if fixed else None
         self._logbook.announce(self.method, graph, couriers=self.planner.couriers)
@@ -449,6 +469,9 @@ class PeerStrategy(Strategy):
             first = checkpoint.server_round + 1
         elif self.keeper:
             self.keeper.begun(self)
+        if isinstance(self.exchange, LetterExchange):
+            self._run_without_beat(grid, arrays, self.exchange)
+            return self._logbook.result()
         done = first - 1
         while done < last:
             before, begun = done, time.monotonic()
@@ -510,6 +533,71 @@ class PeerStrategy(Strategy):
                 f"block {block}, so that its sum would be that one's model ({len(found)} devices); "
                 "allowed: none, two or more, as with topology = 'complete' or a higher degree"
             )
+
+    def _without_beat(self, energy: EnergyConstrained | None) -> OwnRounds:
+        """Return the energy of devices that do not wait for one another.
+
+        Raises
+        ------
+        MethodError
+            The gossip rule cannot, or a strategy of one's own plans the rounds of all.
+        """
+        hooks = "graph", "participants", "allocate", "configure_train", "aggregate_train"
+        if own := [hook for hook in hooks if self._overrides(hook)]:
+            raise MethodError(
+                f"{type(self).__name__}.{own[0]} is about rounds of all devices, and with rounds = "
+                "'async' there are none; allowed: sync"
+            )
+        if self.communicates and (why := self.gossip.beat_problem()):
+            raise MethodError(f"rounds = 'async': the gossip rule {self.gossip.name!r}: {why}")
+        mains = Settings(local_iterations=self.local_iterations, seed=self.seed)
+        energy = energy or OwnRounds(mains)
+        if not isinstance(energy, OwnRounds):
+            raise MethodError("rounds = 'async' goes with an energy of the kind OwnRounds")
+        return energy
+
+    def _run_without_beat(self, grid: Grid, arrays: ArrayRecord, exchange: LetterExchange) -> None:
+        """Run to the end in the devices' own seconds.
+
+        Raises
+        ------
+        MethodError
+            The devices are real.
+        QuorumError
+            Too few are left.
+        """
+        if not isinstance(grid, SimulationGrid):
+            raise MethodError(
+                "rounds = 'async': the seconds are simulated, and these devices are real; allowed: "
+                "flwr-dmml simulate"
+            )
+        run = EventTime(
+            self.planner,
+            self.roster,
+            self._logbook,
+            exchange,
+            self.gossip,
+            num_rounds=self._num_rounds,
+            max_staleness=self.max_staleness,
+        )
+        for line in run.summary():
+            log(INFO, "%s", line)
+        started = time.monotonic()
+        for record in run.run(grid, arrays, self.timeout):
+            self._take_models()
+            self._complete(record)
+            if self.keeper:
+                self.keeper.happened(run.events, record.round)
+                run.events = []
+            if short := self._short():
+                raise self._too_few(f"round {record.round}", short)
+            if not run.over and (why := self.stop(record)):
+                log(INFO, "The run ends after round %s: %s", record.round, why)
+                run.end()
+        self._num_rounds = self.records[-1].round
+        if self.keeper:
+            self.keeper.ended(self)
+        log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
 
     def _models_wanted(self) -> bool:
         """Return whether devices are to hand over their models; say so if they are too large."""

@@ -20,7 +20,7 @@ from ..payload.plan import Averaged, Plan
 from ..settings import Settings
 from .couriers import Carrying, Couriers
 from .energy.energy_constrained import Allocate, EnergyConstrained
-from .energy.round_budget import RoundBudget, Updates
+from .energy.round_budget import RoundBudget, Updates, among
 from .gaps import Gaps
 from .losses import Losses
 from .member import Member
@@ -109,7 +109,7 @@ class RoundPlanner:
         self.seed = seed
         self.addressed, self._pushes, self._resets = addressed or shares, pushes, resets
         self._shares, self._sums = shares, sums
-        self._losses = losses or Losses(0.0, seed)
+        self.losses = losses or Losses(0.0, seed)
         self._gaps = Gaps() if coded and communicates else None
         self._merge = merge if communicates else None
         self.merging = 0
@@ -132,7 +132,7 @@ class RoundPlanner:
         """Return what is known before the first round, in a few lines for the log."""
         return [
             *graph_lines(self.topology, self.num_nodes, seed=self.seed),
-            *self._losses.summary(),
+            *self.losses.summary(),
             f"Local iterations: {self.local_iterations}",
             *self.energy.summary(),
         ]
@@ -321,10 +321,10 @@ class RoundPlanner:
         self._drawn_for = server_round, sorted(invited)
         merges = server_round > self._num_rounds
         phase = self._phases[min(server_round, self._num_rounds) - 1]
-        bits = self._payload_bits(payload_bytes, graph)
+        bits = self.payload_bits(payload_bytes, graph)
         if server_round == self._num_rounds + 1:
             bits = 8 * self._whole_bytes()
-        trains = self._trains(phase) & (not merges)
+        trains = self.trains(phase) & (not merges)
         trains[sorted(parked)] = False
         carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
         for p, more in carrying.bytes_more.items():
@@ -338,7 +338,7 @@ class RoundPlanner:
         recipients = self._recipients(budget.graph, budget.updates)
         shares = self._shares_of(budget.graph, budget.updates)
         partners = self._partners_of(shares, recipients)
-        steps = self._mean_steps(budget.updates) if self.communicates else {}
+        steps = self.mean_steps(budget.updates) if self.communicates else {}
         anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
         self._asked = set(budget.updates)
         mixed = server_round - 1
@@ -369,7 +369,7 @@ class RoundPlanner:
             )
             for p, updates in budget.updates.items()
         }
-        plans = self._losses.left(plans, self._losses.lost(plans))
+        plans = self.losses.left(plans, self.losses.lost(plans))
         if self._gaps:
             failed = [p for p in plans if p not in payload_bytes]
             plans = self._gaps.plan(plans, {*failed, *unheard})
@@ -397,7 +397,7 @@ class RoundPlanner:
             )
             for p, near in around.items()
         }
-        return self._losses.left(plans, self._losses.lost(plans))
+        return self.losses.left(plans, self.losses.lost(plans))
 
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
@@ -431,7 +431,7 @@ class RoundPlanner:
     def _written(self, edge: tuple[int, int]) -> list[int]:
         return list(edge) if self.topology.directed else sorted(edge)
 
-    def _trains(self, phase: str) -> NDArray[np.bool_]:
+    def trains(self, phase: str) -> NDArray[np.bool_]:
         """Return what is to be trained in a phase, ``[node, modality]``."""
         modalities = self.energy.costs.modalities
         trains = np.zeros((self.num_nodes, len(modalities)), np.bool_)
@@ -440,7 +440,7 @@ class RoundPlanner:
             trains[partition] = [m in trained for m in modalities]
         return trains
 
-    def _payload_bits(self, payload_bytes: Mapping[int, int], graph: nx.Graph) -> Floats:
+    def payload_bits(self, payload_bytes: Mapping[int, int], graph: nx.Graph) -> Floats:
         """Return what each device is to send, ``[node]``: as much as last time, or its blocks."""
         bits = np.zeros(self.num_nodes)
         for partition, member in self._members.items():
@@ -448,8 +448,13 @@ class RoundPlanner:
             bits[partition] = 8 * payload_bytes.get(partition, copies * member.payload_bytes)
         return bits
 
-    def _mean_steps(self, updates: Mapping[int, Updates]) -> dict[str, float]:
-        """Return :attr:`.Plan.steps` of a round with these updates."""
+    def mean_steps(
+        self, updates: Mapping[int, Updates], counts: Mapping[int, float] | None = None
+    ) -> dict[str, float]:
+        """Return :attr:`.Plan.steps` of a round with these updates.
+
+        ``counts`` says how many such rounds each device does in the time of one; by default 1.
+        """
         costs = self.energy.costs
         tau = np.zeros((len(updates), len(costs.modalities)), np.int64)
         for row, own in zip(tau, updates.values(), strict=True):
@@ -458,6 +463,8 @@ class RoundPlanner:
         joint, solo = split(tau, owned, self.energy.settings.stagger_share)
         every = np.column_stack([joint + solo.sum(axis=1), tau])  # [node, 1 + modality]
         trains = np.maximum(1, np.count_nonzero(every, axis=0))
+        if counts is not None:
+            every = every * np.array([[counts[p]] for p in updates])
         means = every.sum(axis=0) / trains
         return {m: float(n) for m, n in zip(("", *costs.modalities), means, strict=True) if n}
 
@@ -588,11 +595,25 @@ class RoundPlanner:
             blocks = {p: self._members[p].blocks for p in owners}
             same = before is not None and set(graph.edges) == set(before.edges)
             if not same or others:
-                self._found = neighbourhoods(
-                    graph, blocks, *brought, over=by_block, weigh=self._weigh
-                )
+                self._found = self._neighbourhoods(graph, by_block, blocks, brought)
             self._known = graph, by_block, owners, brought
         return {p: self._found.get(p, Neighbourhood()) for p in sorted(going)}
+
+    def among(self, alive: Collection[int]) -> tuple[nx.Graph, dict[int, Neighbourhood]]:
+        """Return who sends to whom among these, and who mixes with whom, on links that stay."""
+        links, by_block = self._links(1, alive)
+        graph = among(links, alive)
+        blocks = {p: self._members[p].blocks for p in sorted(alive)}
+        return graph, self._neighbourhoods(graph, by_block, blocks, ({}, {}))
+
+    def _neighbourhoods(
+        self,
+        graph: nx.Graph,
+        by_block: Mapping[str, nx.Graph],
+        blocks: Mapping[int, Collection[str]],
+        brought: Brought,
+    ) -> dict[int, Neighbourhood]:
+        return neighbourhoods(graph, blocks, *brought, over=by_block, weigh=self._weigh)
 
     def _weigh(self, graph: nx.Graph, owners: Collection[int], hubs: Hubs) -> Rows:
         lasting = not (self.topology.time_varying or self._own_graph)

@@ -18,6 +18,7 @@ from flwr_dmml.energy.devices import (
 )
 
 STATED_W = {
+    "raspberry-pi-3": 2.3,  # 3.7 - 1.4
     "raspberry-pi-4": 3.4,  # 5.0 - 1.6
     "raspberry-pi-5": 6.9,  # 9.7 - 2.8
     "jetson-nano": 3.5,
@@ -58,7 +59,7 @@ def test_costs_of_a_fleet_by_hand() -> None:
 
 @given(
     num_nodes=st.integers(1, 60),
-    weights=st.lists(st.integers(0, 9), min_size=5, max_size=5).filter(any),
+    weights=st.lists(st.integers(0, 9), min_size=len(PROFILES), max_size=len(PROFILES)).filter(any),
     seed=st.integers(0, 2**31),
 )
 def test_fleets_have_the_asked_shares(num_nodes: int, weights: list[int], seed: int) -> None:

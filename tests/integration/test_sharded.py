@@ -146,6 +146,16 @@ def test_a_liar_costs_no_more_than_in_one_process(name: str, method: str, tmp_pa
     assert len(lines_of(spread)) == 3
 
 
+def test_devices_that_do_not_wait_do_the_same_in_any_number_of_processes(tmp_path: Path):
+    config = {"rounds": "async", "energy.devices": "phone,raspberry-pi-3", "loss-rate": 0.2}
+    one, spread = (
+        run_four(tmp_path / str(workers), None, workers, method="dmml-kd", **config)
+        for workers in (0, 2)
+    )
+    for name in ("metrics.jsonl", "events.jsonl"):
+        assert (one / name).read_bytes() == (spread / name).read_bytes()
+
+
 def test_a_late_reply_can_be_pulled_later():
     with grid_of(2, 2) as grid:
         grid.send_and_receive(letters(grid))

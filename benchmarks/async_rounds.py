@@ -1,0 +1,181 @@
+"""Rounds without a beat: simulated seconds to an accuracy, with one device four times slower.
+
+    python benchmarks/async_rounds.py [--seeds 0 1 2] [--methods dpsgd dmml-kd] [--json FILE]
+
+Eight devices with both sensors on one graph; one of them has a quarter of the others' clock, so
+that its rounds last four times as long. Each method runs with ``rounds = "sync"`` and ``"async"``.
+Judged is when the mean accuracy first reaches what synchronous D-PSGD has at its end: the
+asynchronous run needs at most 0.6 of the synchronous run's simulated seconds, as the mean of the
+seeds' ratios. It may do half as many rounds more: that is still less time. A short run of each
+method is done twice and must leave the same bytes. Prints a table and a line for each bar that is
+missed, and exits with 1 if there is one. ``--quick`` is a smoke run whose bars are not judged.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import accumulate
+from math import inf
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from cases import COMMON, DATA
+from cases.common import PLAIN
+from harness import CONSOLE, data_folder
+from rich.table import Table
+
+from flwr_dmml.base.overrides import parse_override
+from flwr_dmml.clients import make_client_app
+from flwr_dmml.energy.devices import PROFILES
+from flwr_dmml.engine import FlowerApp, run_app
+from flwr_dmml.strategies import make_server_app
+from flwr_dmml.tracking.events import EVENTS
+
+BAR = 0.6
+FAST = "raspberry-pi-4"
+SLOW = "a-quarter"
+DEVICES = 8
+METHODS = ("dpsgd", "dmml-kd")
+SETTINGS = {
+    "num-nodes": DEVICES,
+    "topology": "random-regular",
+    "topology-degree": 4,
+    "energy.devices": ",".join([FAST] * (DEVICES - 1) + [SLOW]),
+    "modality-pattern": "audio+image",
+    "alpha": 0.1,
+    "local-iterations": 5,
+    "evaluate-every": 2,
+    "checkpoint-every": 0,
+    "keep-models": False,
+}
+ROUNDS = {"sync": 40, "async": 60}
+SHORT = {"num-server-rounds": 4}
+
+Line = dict[str, Any]
+Run = dict[str, Any]
+
+
+def run(settings: Mapping[str, Any]) -> Run:
+    """Run one method; return its lines by round, and what it has left as bytes."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+    PROFILES[SLOW] = replace(
+        PROFILES[FAST], name=SLOW, frequency_hz=PROFILES[FAST].frequency_hz / 4
+    )
+    app = FlowerApp({}, make_server_app(), make_client_app())
+    with tempfile.TemporaryDirectory() as folder:
+        run_app(app, DEVICES, {**settings, "run-dir": folder, "run-name": "run"})
+        left = Path(folder) / "run" / settings["method"]
+        metrics, events = left / "metrics.jsonl", left / EVENTS
+        lines: list[Line] = [json.loads(line) for line in metrics.read_text().splitlines()]
+        written = metrics.read_bytes() + (events.read_bytes() if events.exists() else b"")
+        ages = [
+            age
+            for line in (events.read_text().splitlines() if events.exists() else ())
+            for _, age in json.loads(line).get("letters", ())
+        ]
+    if any(line["failed"] for line in lines):
+        raise RuntimeError(f"devices failed: {lines[-1]['failed']}")
+    return {
+        "accuracy": [line["accuracy"] for line in lines],
+        "worst": [line["min_accuracy"] for line in lines],
+        "seconds": [line["total_simulated_s"] for line in lines],
+        "joules": [line["total_j"] for line in lines],
+        "staleness": fmean(ages) if ages else 0.0,
+        "written": written.hex(),
+    }
+
+
+def reached(run: Run, accuracy: float, cost: str = "seconds") -> float:
+    """Return what a run has cost when its accuracy is first so high; inf where it never is."""
+    best = accumulate((a or 0.0 for a in run["accuracy"]), max)
+    return next((c for a, c in zip(best, run[cost], strict=True) if a >= accuracy), inf)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--data", choices=DATA, default="digits")
+    parser.add_argument("--set", type=parse_override, nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--json", type=Path, help="write all lines here")
+    parser.add_argument("--quick", action="store_true", help="a smoke run, not judged")
+    given = parser.parse_args()
+    common = {k: v for k, v in COMMON.items() if k not in PLAIN}  # methods as they are
+    common |= DATA[given.data] | SETTINGS
+    if given.data != "digits":
+        common["data-path"] = data_folder()
+    seeds: Sequence[int] = given.seeds
+    seeds = seeds[:1] if given.quick else seeds
+    methods = list(dict.fromkeys(["dpsgd", *given.methods]))
+    jobs: dict[tuple[str, str, int], dict[str, Any]] = {
+        (method, rounds, seed): {
+            **common, "num-server-rounds": count, **(SHORT if given.quick else {}),
+            **dict(given.set), "method": method, "rounds": rounds, "seed": seed,
+        }
+        for seed in seeds
+        for method in methods
+        for rounds, count in ROUNDS.items()
+    }  # fmt: skip
+    jobs |= {
+        (method, again, seeds[0]): jobs[method, "async", seeds[0]] | SHORT
+        for method in methods
+        for again in ("first", "second")
+    }
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.workers, mp_context=spawn) as pool:
+        runs = dict(zip(jobs, pool.map(run, jobs.values()), strict=True))
+    wrong = [
+        f"{method}: two runs of seed {seeds[0]} differ"
+        for method in methods
+        if runs[method, "first", seeds[0]] != runs[method, "second", seeds[0]]
+    ]
+    table = Table(
+        "method", "seed", "accuracy to reach", "sync, s", "async, s", "ratio", "sync, J",
+        "async, J", "at the end: sync", "async", "mean staleness",
+        title="Simulated seconds to an accuracy",
+    )  # fmt: skip
+    for method in given.methods:
+        ratios: list[float] = []
+        for seed in seeds:
+            wanted = runs["dpsgd", "sync", seed]["accuracy"][-1]
+            sync, own = (runs[method, rounds, seed] for rounds in ROUNDS)
+            ratios.append(reached(own, wanted) / reached(sync, wanted))
+            cells = [
+                wanted, reached(sync, wanted), reached(own, wanted), ratios[-1],
+                reached(sync, wanted, "joules"), reached(own, wanted, "joules"),
+                sync["accuracy"][-1], own["accuracy"][-1], own["staleness"],
+            ]  # fmt: skip
+            table.add_row(method, str(seed), *(f"{cell:.3f}" for cell in cells))
+        mean = fmean(ratios)
+        if not mean <= BAR:
+            wrong.append(f"{method}: {mean:.3f} of the synchronous run's seconds, allowed {BAR}")
+        table.add_row(method, "mean", "", "", "", f"{mean:.3f}", *[""] * 5, end_section=True)
+    CONSOLE.print(table)
+    if given.json:
+        kept = {" ".join(map(str, key)): value for key, value in runs.items()}
+        for value in kept.values():
+            del value["written"]
+        given.json.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    if given.quick:
+        return 0
+    for line in wrong:
+        print(line)
+    print("as it should be" if not wrong else f"{len(wrong)} of the bars are missed")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
