@@ -153,7 +153,7 @@ def exposed(host: str, port: int) -> Iterator[list[Exposed]]:
     from prometheus_client import CollectorRegistry, start_http_server
 
     tracker, registry = Exposed(), CollectorRegistry()
-    registry.register(tracker)  # type: ignore[arg-type]
+    registry.register(tracker)
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
