@@ -16,6 +16,8 @@ CONFIG = Path("flwr") / "config.toml"
 
 OWN = "state", "flwr", "cache"
 """Folders in which a device or the SuperLink writes."""
+RUN = "run"
+"""One more of a device's: what lives as long as its SuperNode."""
 RUNS = "runs"
 """One more of the SuperLink's: run folders, where the run config does not say another place."""
 
@@ -110,10 +112,10 @@ def superlink_command(fleet: Fleet, folder: str) -> list[str]:
 
 
 def device_command(fleet: Fleet, device: Device) -> list[str]:
-    """Return what starts a device's SuperNode."""
+    """Return what starts a device's SuperNode, and what makes its messages cheap."""
     folder = fleet.folder_of(device)
     return [
-        "flower-supernode",
+        "flwr-dmml", "fleet", "device", *([] if device.zygote else ["--no-zygote"]), "--",
         "--superlink", fleet.superlink.address,
         "--root-certificates", f"{folder}/ca.crt",
         "--auth-supernode-private-key", f"{folder}/node-key",
@@ -174,7 +176,7 @@ def device_files(fleet: Fleet, device: Device) -> dict[str, str]:
     command, folder = device_command(fleet, device), fleet.folder_of(device)
     keys = "ca.crt", "peer.crt", "peer.key", "node-key", "node-key.pub", REVOKED
     name = device.name if NAME in fleet.device_dir else "device"  # of several on one machine
-    return _files(fleet, folder, title, command, name, keys, OWN)
+    return _files(fleet, folder, title, command, name, keys, (*OWN, RUN))
 
 
 def _files(

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..base.errors import MethodError, SettingsError
 from ..base.machine import cores
+from ..base.waits import quicken
 from ..base.stopping import in_main_thread, stop_requests, stop_requests_from_a_thread
 from ..clients.app import PeerClientApp, make_client_app
 from ..data import Dataset
@@ -108,6 +109,8 @@ def make_server_app(
             context.run_config, find_parts(app_of_devices.own), side="coordinator"
         )
         check_attack(config.settings, grid)
+        if not is_simulated(config.settings, grid):
+            quicken("coordinator")
         settings, folder = config.settings, _folder(config)
         sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)
