@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..supernode import RUN
 from .output import errors_in_words, say
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def device(
     ] = True,
     run_dir: Annotated[
         Path, typer.Option(help="Folder of this device's own, for its socket and programs.")
-    ] = Path("run"),
+    ] = Path(RUN),
 ) -> None:
     """Run a device: Flower's SuperNode, with cheap messages. start.sh calls it.
 
@@ -318,10 +319,10 @@ def device(
 
       flwr-dmml fleet device -- --insecure --superlink 10.0.0.1:8000
 
-    [bold]Exit status[/bold]  that of flower-supernode.  1: Flower is not there, or the folder cannot
-    be written; standard error says what.  2: wrong command line.
+    [bold]Exit status[/bold]  that of flower-supernode.  1: Flower is not there, or the folder
+    cannot be written; standard error says what.  2: wrong command line.
     """
-    from ..fleet.device import ready_device
+    from ..supernode.device import ready_device
 
     with errors_in_words():
         run = ready_device(run_dir, arguments, zygote=zygote)

@@ -37,7 +37,7 @@ class LocalFleet:
     variables : mapping of str to mapping, optional
         More environment variables, by the name of a device, or of ``superlink``.
     zygote : bool (default: True)
-        Whether the devices have a zygote (:mod:`~flwr_dmml.fleet.zygote`).
+        Whether the devices have a zygote (:mod:`~flwr_dmml.supernode.zygote`).
     """
 
     def __init__(

@@ -7,6 +7,7 @@ leaves the service's user nothing to write in but folders of its own (:data:`OWN
 import shlex
 from pathlib import Path
 
+from ..supernode import RUN
 from .certificates import REVOKED
 from .config import NAME, Device, Fleet
 from .quoting import node_config, toml_value, unit_path, unit_word
@@ -16,8 +17,6 @@ CONFIG = Path("flwr") / "config.toml"
 
 OWN = "state", "flwr", "cache"
 """Folders in which a device or the SuperLink writes."""
-RUN = "run"
-"""One more of a device's: what lives as long as its SuperNode."""
 RUNS = "runs"
 """One more of the SuperLink's: run folders, where the run config does not say another place."""
 

@@ -16,8 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..base.errors import MethodError, SettingsError
 from ..base.machine import cores
-from ..base.waits import quicken
 from ..base.stopping import in_main_thread, stop_requests, stop_requests_from_a_thread
+from ..base.waits import quicken
 from ..clients.app import PeerClientApp, make_client_app
 from ..data import Dataset
 from ..energy.ledger import Floats

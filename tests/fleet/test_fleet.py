@@ -403,7 +403,9 @@ def test_units(tmp_path: Path):
     assert link["ReadWritePaths"].split() == own
     assert device["ExecStart"] == '/bin/sh "/srv/a b/%%h$$x/start.sh"'
     written = device["ReadWritePaths"]
-    assert written == " ".join(f'"/srv/a b/%%h$x/{one}"' for one in ("state", "flwr", "cache", "run"))
+    assert written == " ".join(
+        f'"/srv/a b/%%h$x/{one}"' for one in ("state", "flwr", "cache", "run")
+    )
     for service in (link, device):
         assert service["User"] == "pi" and service["Restart"] == "always"
         assert service["ProtectSystem"] == "strict" and service["NoNewPrivileges"] == "yes"

@@ -62,7 +62,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def messages(count: int) -> list[Message]:
     with server_identity(1):
-        return [Message(RecordDict({"c": ConfigRecord({"k": k})}), 7, "query") for k in range(count)]
+        return [
+            Message(RecordDict({"c": ConfigRecord({"k": k})}), 7, "query") for k in range(count)
+        ]
 
 
 def test_what_is_there_is_not_waited_for(clock: Clock):

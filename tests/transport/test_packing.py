@@ -168,6 +168,8 @@ def test_a_file_apart_that_is_no_bytes_is_named():
     told[f"{PACKED}.0"] = record_of({"file": NumpyArray(np.zeros(3, np.float32))})
     with pytest.raises(PackingError, match="its file is missing"):
         unpacked(told)
-    told[f"{PACKED}.0"] = ArrayRecord({"file": Array("uint8", (3,), "numpy.ndarray", b"no numbers")})
+    told[f"{PACKED}.0"] = ArrayRecord(
+        {"file": Array("uint8", (3,), "numpy.ndarray", b"no numbers")}
+    )
     with pytest.raises(PackingError, match="its file is missing"):
         unpacked(told)

@@ -17,20 +17,20 @@ from typing import Any
 import pytest
 
 from flwr_dmml.base.programs import ProgramError, program
-from flwr_dmml.fleet.device import CLIENTAPP, put_shim, ready_device
-from flwr_dmml.fleet.zygote import CREDENTIALS, ZygoteError, check_peer, receive, serve
+from flwr_dmml.supernode.device import CLIENTAPP, put_shim, ready_device
+from flwr_dmml.supernode.zygote import CREDENTIALS, ZygoteError, check_peer, receive, serve
 
 SERVER = """
 import json, os, random, signal, sys, threading, time
 from pathlib import Path
-from flwr_dmml.fleet.zygote import serve
+from flwr_dmml.supernode.zygote import serve
 
 def about():
     told = {
         "argv": sys.argv, "cwd": os.getcwd(), "pid": os.getpid(), "parent": os.getppid(),
         "env": {k: v for k, v in os.environ.items() if k.startswith("T_")},
         "stdin": sys.stdin.read(), "draw": random.random(),
-        "signals": [signal.getsignal(s) is signal.SIG_DFL for s in (signal.SIGTERM, signal.SIGCHLD)],
+        "term": signal.getsignal(signal.SIGTERM), "child": signal.getsignal(signal.SIGCHLD),
     }
     print(json.dumps(told))
     print("to stderr", file=sys.stderr)
@@ -53,7 +53,8 @@ def run():
             about()
 
 if "threads" in sys.argv:
-    signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=time.sleep, args=(60,)).start())
+    thread = threading.Thread(target=time.sleep, args=(60,))
+    signal.signal(signal.SIGUSR1, lambda *_: thread.start())
 serve(Path(sys.argv[1]), run)
 """
 REAL = '#!/bin/sh\necho "the real one: $*"\nexit 5\n'
@@ -128,7 +129,7 @@ def test_a_child_takes_the_place_of_the_program(
         assert told["argv"][1:] == ["--token", word]
         assert told["env"] == {"T_OWN": word, "T_ODD": "\udcff"}
         assert told["cwd"] == str(tmp_path) and told["stdin"] == f"{word} in"
-        assert told["parent"] == zygote.pid and told["signals"] == [True, True]
+        assert told["parent"] == zygote.pid and told["term"] == told["child"] == signal.SIG_DFL
         found.append((told["pid"], told["draw"]))
     assert len({pid for pid, _ in found}) == len({draw for _, draw in found}) == 2
 
@@ -188,10 +189,18 @@ def test_without_a_zygote_the_real_program_starts(folder: Path):
         process.kill()
 
 
-def test_a_zygote_that_does_not_answer_is_left(folder: Path, zygote: "subprocess.Popen[str]"):
+def test_a_zygote_that_does_not_answer_is_left(
+    folder: Path, zygote: "subprocess.Popen[str]", tmp_path: Path
+):
     """After 5 s the real program starts; when the zygote wakes up, its child must not run, too."""
     zygote.send_signal(signal.SIGSTOP)
-    check_real(ask(folder, "--token", "x"))
+    out, err = tmp_path / "out", tmp_path / "err"  # no pipes: the zygote still has their ends
+    with out.open("w") as file, err.open("w") as other:
+        command = [str(folder / "bin" / CLIENTAPP), "--token", "x"]
+        done = subprocess.run(command, stdout=file, stderr=other, timeout=60)
+    check_real(
+        subprocess.CompletedProcess(command, done.returncode, out.read_text(), err.read_text())
+    )
     zygote.send_signal(signal.SIGCONT)
     assert ask(folder, "exit", "3").returncode == 3
 

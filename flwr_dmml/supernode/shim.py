@@ -73,7 +73,9 @@ def main() -> None:
     try:
         connection = start(folder, [program, *arguments])
     except OSError as error:
-        print(f"flwr-dmml: no zygote answers ({error}): {program} starts by itself", file=sys.stderr)
+        print(
+            f"flwr-dmml: no zygote answers ({error}): {program} starts by itself", file=sys.stderr
+        )
         sys.stderr.flush()
         os.execv(program, [program, *arguments])
     try:

@@ -1,4 +1,4 @@
-"""Flower's SuperExec with shorter waits: ``python -m flwr_dmml.fleet.superexec ARGUMENTS``."""
+"""Flower's SuperExec with shorter waits: ``python -m flwr_dmml.supernode.superexec ARGUMENTS``."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """A process that has loaded torch, Flower and this package, and forks for every message.
 
-``python -m flwr_dmml.fleet.zygote FOLDER`` listens on a socket in the folder; what asks is
-:mod:`~flwr_dmml.fleet.shim`, in the place of ``flwr-clientapp``. A child lives for one message, as
+``python -m flwr_dmml.supernode.zygote FOLDER`` listens on a socket in the folder; what asks is
+:mod:`~flwr_dmml.supernode.shim`, in the place of ``flwr-clientapp``. A child lives for one message, as
 the real program does: a crash, a hang, a second run or a new app meet no state of another. Only
 the user that runs the zygote can reach it.
 """
@@ -18,8 +18,8 @@ import struct
 import sys
 import threading
 import traceback
-from contextlib import suppress
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from logging import INFO, WARNING
 from pathlib import Path
@@ -206,9 +206,9 @@ def _be_child(
 def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
     """Take the place of the process that asks: its signals, environment, folder and files."""
     _die_with_parent()
-    for number in (*HANDED_ON, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for one in (*HANDED_ON, signal.SIGCHLD):
+        signal.signal(one, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in any Python program
     atexit._clear()  # what the zygote is to do at its end
     for number, file in enumerate(files):
         os.dup2(file, number)

@@ -63,7 +63,10 @@ def ready_device(
         put_shim(folder)
         threading.Thread(target=_keep_zygote, args=(folder,), daemon=True).start()
     if quicken("SuperNode"):
-        _put(folder / "bin" / SUPEREXEC, [sys.executable, "-P", "-m", "flwr_dmml.fleet.superexec"])
+        _put(
+            folder / "bin" / SUPEREXEC,
+            [sys.executable, "-P", "-m", "flwr_dmml.supernode.superexec"],
+        )
     os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.argv = [SUPERNODE, *arguments]
     return run
@@ -90,7 +93,7 @@ def _put(file: Path, command: Sequence[str]) -> None:
 
 def _keep_zygote(folder: Path) -> None:
     """Start the zygote, and start it again when it was killed; without it all goes on, slower."""
-    command = [sys.executable, "-P", "-m", "flwr_dmml.fleet.zygote", str(folder)]
+    command = [sys.executable, "-P", "-m", "flwr_dmml.supernode.zygote", str(folder)]
     alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # it starts threads when it is loaded
     while True:
         status = subprocess.Popen(command, env=alone).wait()
