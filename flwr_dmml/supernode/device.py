@@ -63,10 +63,7 @@ def ready_device(
         put_shim(folder)
         threading.Thread(target=_keep_zygote, args=(folder,), daemon=True).start()
     if quicken("SuperNode"):
-        _put(
-            folder / "bin" / SUPEREXEC,
-            [sys.executable, "-P", "-m", "flwr_dmml.supernode.superexec"],
-        )
+        _put(folder / "bin" / SUPEREXEC, _module("superexec"))
     os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.argv = [SUPERNODE, *arguments]
     return run
@@ -87,13 +84,17 @@ def put_shim(folder: Path, name: str = CLIENTAPP) -> None:
     _put(folder / "bin" / name, command)
 
 
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-P", "-m", f"flwr_dmml.supernode.{name}"]
+
+
 def _put(file: Path, command: Sequence[str]) -> None:
     write_whole(file, WRAPPER.format(command=shlex.join(command)), 0o700)
 
 
 def _keep_zygote(folder: Path) -> None:
     """Start the zygote, and start it again when it was killed; without it all goes on, slower."""
-    command = [sys.executable, "-P", "-m", "flwr_dmml.supernode.zygote", str(folder)]
+    command = [*_module("zygote"), str(folder)]
     alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # it starts threads when it is loaded
     while True:
         status = subprocess.Popen(command, env=alone).wait()

@@ -1,8 +1,8 @@
 """A process that has loaded torch, Flower and this package, and forks for every message.
 
 ``python -m flwr_dmml.supernode.zygote FOLDER`` listens on a socket in the folder; what asks is
-:mod:`~flwr_dmml.supernode.shim`, in the place of ``flwr-clientapp``. A child lives for one message, as
-the real program does: a crash, a hang, a second run or a new app meet no state of another. Only
+:mod:`~flwr_dmml.supernode.shim`, in the place of ``flwr-clientapp``. A child lives for one message,
+as the real program does: a crash, a hang, a second run or a new app meet no state of another. Only
 the user that runs the zygote can reach it.
 """
 
@@ -194,8 +194,10 @@ def _be_child(
         if connection.recv(1) == GO:
             connection.settimeout(None)
             _become(request, files)
-            threading.Thread(target=_obey, args=(connection,), daemon=True).start()
+            done = threading.Event()
+            threading.Thread(target=_obey, args=(connection, done), daemon=True).start()
             status = _status_of(run)
+            done.set()
             connection.sendall(bytes([status]))
     except OSError:  # the shim has given up
         pass
@@ -238,13 +240,15 @@ def _status_of(run: Callable[[], object]) -> int:
     return status & 0xFF
 
 
-def _obey(connection: socket.socket) -> None:
-    """Raise the signals that the shim hands on; end at once when it is gone."""
+def _obey(connection: socket.socket, done: threading.Event) -> None:
+    """Raise the signals that the shim hands on; end at once if it is gone before all is done."""
     while True:
         try:
             told = connection.recv(1)
         except OSError:
             told = b""
+        if done.is_set():
+            return
         os.kill(os.getpid(), told[0] if told else signal.SIGKILL)
 
 
