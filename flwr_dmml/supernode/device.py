@@ -19,8 +19,8 @@ from ..base.waits import quicken
 from . import shim
 
 CLIENTAPP, SUPEREXEC, SUPERNODE = "flwr-clientapp", "flower-superexec", "flower-supernode"
-AGAIN_S = 60.0
-"""Seconds after which a zygote that was killed is started again."""
+READY_S, AGAIN_S = 120.0, 60.0
+"""Seconds that a device waits for its zygote, and after which one that was killed starts again."""
 WRAPPER = """\
 #!/bin/sh
 # Made by flwr-dmml fleet device.
@@ -32,6 +32,8 @@ def ready_device(
     folder: Path, arguments: Sequence[str], *, zygote: bool = True
 ) -> Callable[[], object]:
     """Return what runs a SuperNode in this process, when all that it starts is in place.
+
+    The zygote is waited for: a message that came before would load torch a second time.
 
     Flower starts two programs by name: ``flwr-clientapp`` for every message and once
     ``flower-superexec``. ``folder/bin``, first on ``PATH``, has others in their places: one that
@@ -57,11 +59,16 @@ def ready_device(
     with writing(folder):
         (folder / "bin").mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        for name in (CLIENTAPP, SUPEREXEC):  # of an earlier start
-            (folder / "bin" / name).unlink(missing_ok=True)
+        for old in (f"bin/{CLIENTAPP}", f"bin/{SUPEREXEC}", shim.NAME):
+            (folder / old).unlink(missing_ok=True)
     if zygote:
         put_shim(folder)
-        threading.Thread(target=_keep_zygote, args=(folder,), daemon=True).start()
+        ended, deadline = threading.Event(), time.monotonic() + READY_S
+        threading.Thread(target=_keep_zygote, args=(folder, ended), daemon=True).start()
+        while not ((folder / shim.NAME).exists() or ended.wait(0.1)):
+            if time.monotonic() > deadline:
+                log(WARNING, "The zygote is not ready after %g s: the device starts", READY_S)
+                break
     if quicken("SuperNode"):
         _put(folder / "bin" / SUPEREXEC, _module("superexec"))
     os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -92,12 +99,13 @@ def _put(file: Path, command: Sequence[str]) -> None:
     write_whole(file, WRAPPER.format(command=shlex.join(command)), 0o700)
 
 
-def _keep_zygote(folder: Path) -> None:
+def _keep_zygote(folder: Path, ended: threading.Event) -> None:
     """Start the zygote, and start it again when it was killed; without it all goes on, slower."""
     command = [*_module("zygote"), str(folder)]
     alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # it starts threads when it is loaded
     while True:
         status = subprocess.Popen(command, env=alone).wait()
+        ended.set()
         text = "The zygote has ended (%s): every message loads torch anew"
         if status >= 0:
             log(WARNING, text, f"exit status {status}")

@@ -35,8 +35,8 @@ from .shim import ANSWER_S, GO, HANDED_ON, LENGTH, NAME, READY, in_folder
 MOST_BYTES = 1 << 20
 """Of a request."""
 BACKLOG = 16
-PRELOADED = "torch._dynamo", "torchvision", "flwr_dmml.clients.app"
-"""Modules that an app loads in any case, with all that these load: the last is this package."""
+PRELOADED = "flwr_dmml.clients.app"
+"""What every app loads, and torch with it; what only some need, such as torchvision, they load."""
 PR_SET_PDEATHSIG = 1
 CREDENTIALS = struct.Struct("3i")  # process, user, group
 
@@ -63,8 +63,7 @@ def load() -> Callable[[], object]:
     No torch operator is called, no data are loaded and CUDA is not touched: a child inherits none
     of that in working order.
     """
-    for name in PRELOADED:
-        import_module(name)
+    import_module(PRELOADED)
     run = program("flwr-clientapp")
     quicken("ClientApp")
     return run
