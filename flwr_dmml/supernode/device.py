@@ -61,7 +61,9 @@ def ready_device(
         folder.chmod(0o700)
         for old in (f"bin/{CLIENTAPP}", f"bin/{SUPEREXEC}", shim.NAME):
             (folder / old).unlink(missing_ok=True)
-    if zygote:
+    if zygote and not sys.platform.startswith("linux"):
+        log(WARNING, "No zygote: it needs Linux; every message loads torch anew")
+    elif zygote:
         put_shim(folder)
         ended, deadline = threading.Event(), time.monotonic() + READY_S
         threading.Thread(target=_keep_zygote, args=(folder, ended), daemon=True).start()
