@@ -173,7 +173,10 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
             if not part:
                 raise ValueError("it is cut short")
             parts += part
-        return dict(json.loads(parts)), files
+        request = json.loads(parts)
+        if not isinstance(request, dict):
+            raise ValueError("it is no mapping")
+        return request, files
     except BaseException:
         for file in files:
             os.close(file)
@@ -213,6 +216,7 @@ def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
     atexit._clear()  # what the zygote is to do at its end
     for number, file in enumerate(files):
         os.dup2(file, number)
+        os.close(file)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
