@@ -67,7 +67,7 @@ def test_a_killed_device_comes_back_and_a_killed_superlink_is_resumed(tmp_path: 
 
     A round takes a second or two, and a device several to start: there are rounds enough for that.
     """
-    rounds, name = 40, "killed"
+    rounds, name = 25, "killed"
     settings = {**SETTINGS, "num-server-rounds": rounds, "run-name": name, "checkpoint-every": 2}
     with LocalFleet(tmp_path, parts(tmp_path / "parts")) as fleet:
         run = fleet.submit(FLEET, settings)
