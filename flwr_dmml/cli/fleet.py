@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..supernode import RUN
 from .output import errors_in_words, say
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def _root() -> None:
 
     A device may also have partition-id (by default its place in the file), direct-port (7447),
     runtime-port (9094), profile ("raspberry-pi-4"), battery-j, meter ("none"), device ("cuda"),
-    torch-threads and require-sealed (it takes part in runs with exchange.sealed only).
+    torch-threads, require-sealed (it takes part in runs with exchange.sealed only) and zygote
+    (false: see fleet device).
 
     Optional at the top: device-dir ("/etc/flwr-dmml"; {name} in it is the device's name), venv
     ("/opt/flwr-dmml") and user ("flwr-dmml", of the systemd units). In \[superlink]: dir, where its
@@ -289,6 +291,42 @@ def status(
     if report.problems:
         raise typer.Exit(1)
     say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
+
+
+@fleet_app.command()
+def device(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="-- ARGUMENT...", help="Of flower-supernode.")
+    ],
+    zygote: Annotated[
+        bool, typer.Option(help="Keep torch loaded between messages, in a process of its own.")
+    ] = True,
+    run_dir: Annotated[
+        Path, typer.Option(help="Folder of this device's own, for its socket and programs.")
+    ] = Path(RUN),
+) -> None:
+    """Run a device: Flower's SuperNode, with cheap messages. start.sh calls it.
+
+    Flower starts a process for every message, which would load torch every time. Here a process
+    that has loaded it (the zygote) forks for every message instead. If it does not answer within
+    5 s, Flower's own program starts as usual. --no-zygote turns it off.
+
+    While a run is on, the SuperNode also looks for messages more often than every 3 s, and less
+    often again when none comes. That replaces names private to Flower: if they are not there, the
+    log says "Flower's own waits". FLWR_DMML_FLOWER_WAITS=1 turns it off.
+
+    [bold]Example[/bold]
+
+      flwr-dmml fleet device -- --insecure --superlink 10.0.0.1:8000
+
+    [bold]Exit status[/bold]  that of flower-supernode.  1: Flower is not there, or the folder
+    cannot be written; standard error says what.  2: wrong command line.
+    """
+    from ..supernode.device import ready_device
+
+    with errors_in_words():
+        run = ready_device(run_dir, arguments, zygote=zygote)
+    run()
 
 
 @fleet_app.command(name="pull-models")

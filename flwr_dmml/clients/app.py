@@ -31,6 +31,7 @@ from ..transport.messages import (
     read_plans,
     unpack,
 )
+from ..transport.packing import is_packed, packed, unpacked
 from .hello import introduction
 from .hosted import HostedDevices, Node
 from .hosting import learner_for
@@ -52,7 +53,7 @@ class PeerClientApp(ClientApp):
     """
 
     def __init__(self, own: OwnParts) -> None:
-        super().__init__()
+        super().__init__(mods=[_unpacking])
         self.own = own
 
     def hosted(
@@ -114,6 +115,18 @@ def make_client_app(
         return _round(message, context, own)
 
     return app
+
+
+def _unpacking(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Read a message that came packed, and pack the reply to it."""
+    if not is_packed(message.content):
+        return call_next(message, context)
+    message.content = unpacked(message.content)
+    reply = call_next(message, context)
+    reply.content = packed(reply.content)
+    return reply
 
 
 def _hello(message: Message, context: Context, own: OwnParts) -> Message:

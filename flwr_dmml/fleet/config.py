@@ -129,6 +129,7 @@ class Device(_Table):
     device: Annotated[str, AfterValidator(_torch_device)] | None = None
     torch_threads: int | None = Field(None, ge=1)
     require_sealed: bool = False
+    zygote: bool = True
 
     @property
     def direct_address(self) -> str:

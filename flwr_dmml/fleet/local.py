@@ -35,7 +35,9 @@ class LocalFleet:
     parts : sequence of Path
         The data of each device; device k is ``device-k`` and holds partition k.
     variables : mapping of str to mapping, optional
-        More environment variables, by the name of a device.
+        More environment variables, by the name of a device, or of ``superlink``.
+    zygote : bool (default: True)
+        Whether the devices have a zygote (:mod:`~flwr_dmml.supernode.zygote`).
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class LocalFleet:
         folder: Path,
         parts: Sequence[Path],
         variables: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        zygote: bool = True,
     ) -> None:
         self.folder = folder / "fleet"
         self.logs, self.runs = folder, folder / "runs"
         self.devices = [f"device-{k}" for k in range(len(parts))]
         self.port = free_port()
-        self._variables = variables or {}
+        self._variables, self._zygote = variables or {}, zygote
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "fleet.toml"
@@ -67,6 +71,7 @@ class LocalFleet:
                 f'[[device]]\nname = "{name}"\naddress = "127.0.0.1"',
                 f"direct-port = {free_port()}\nruntime-port = {free_port()}",
                 f"data-path = {toml_value(str(part.resolve()))}",
+                f"zygote = {toml_value(self._zygote)}",
             ]
         return "\n".join(lines) + "\n"
 

@@ -7,6 +7,7 @@ leaves the service's user nothing to write in but folders of its own (:data:`OWN
 import shlex
 from pathlib import Path
 
+from ..supernode import RUN
 from .certificates import REVOKED
 from .config import NAME, Device, Fleet
 from .quoting import node_config, toml_value, unit_path, unit_word
@@ -110,10 +111,10 @@ def superlink_command(fleet: Fleet, folder: str) -> list[str]:
 
 
 def device_command(fleet: Fleet, device: Device) -> list[str]:
-    """Return what starts a device's SuperNode."""
+    """Return what starts a device's SuperNode, and what makes its messages cheap."""
     folder = fleet.folder_of(device)
     return [
-        "flower-supernode",
+        "flwr-dmml", "fleet", "device", *([] if device.zygote else ["--no-zygote"]), "--",
         "--superlink", fleet.superlink.address,
         "--root-certificates", f"{folder}/ca.crt",
         "--auth-supernode-private-key", f"{folder}/node-key",
@@ -174,7 +175,7 @@ def device_files(fleet: Fleet, device: Device) -> dict[str, str]:
     command, folder = device_command(fleet, device), fleet.folder_of(device)
     keys = "ca.crt", "peer.crt", "peer.key", "node-key", "node-key.pub", REVOKED
     name = device.name if NAME in fleet.device_dir else "device"  # of several on one machine
-    return _files(fleet, folder, title, command, name, keys, OWN)
+    return _files(fleet, folder, title, command, name, keys, (*OWN, RUN))
 
 
 def _files(

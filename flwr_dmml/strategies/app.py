@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from ..base.errors import MethodError, SettingsError
 from ..base.machine import cores
 from ..base.stopping import in_main_thread, stop_requests, stop_requests_from_a_thread
+from ..base.waits import quicken
 from ..clients.app import PeerClientApp, make_client_app
 from ..data import Dataset
 from ..energy.ledger import Floats
@@ -110,6 +111,8 @@ def make_server_app(
             context.run_config, find_parts(app_of_devices.own), side="coordinator"
         )
         check_attack(config.settings, grid)
+        if not is_simulated(config.settings, grid):
+            quicken("coordinator")
         settings, folder = config.settings, _folder(config)
         sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)

@@ -8,6 +8,7 @@ from flwr.app import Error, Message, RecordDict
 
 from ..base.text import one_line
 from ..transport.messages import PARTITION
+from ..transport.packing import unpacked
 
 OWN = rf"{PARTITION} (\d{{1,9}}): "
 MOST = 1000
@@ -20,7 +21,7 @@ class ReplyError(ValueError):
 
 
 def opened(reply: Message, read: Callable[[RecordDict], T]) -> T:
-    """Return what ``read`` makes of a reply's content.
+    """Return what ``read`` makes of a reply's content, unpacked.
 
     Raises
     ------
@@ -29,7 +30,7 @@ def opened(reply: Message, read: Callable[[RecordDict], T]) -> T:
     """
     if reply.has_error():
         raise ReplyError(reason_of(reply.error))
-    return guarded(lambda: read(reply.content))
+    return guarded(lambda: read(unpacked(reply.content)))
 
 
 def guarded(read: Callable[[], T]) -> T:

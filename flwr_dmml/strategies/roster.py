@@ -18,6 +18,7 @@ from ..transport.messages import ABOUT, PLAN, STATE
 from .admission import odd_ones
 from .member import Member, read_member
 from .reasons import ReplyError, is_lost_worker, join_reasons, opened, partition_of
+from .sending import send_and_wait
 
 T = TypeVar("T")
 WORKER_LOST = (
@@ -78,7 +79,7 @@ def handshake(
     """
     hello = ConfigRecord({"method": method})
     messages = [Message(RecordDict({PLAN: hello}), n, "query.hello") for n in node_ids]
-    replies = list(grid.send_and_receive(messages, timeout=timeout))
+    replies = send_and_wait(grid, messages, timeout)
     asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
     members: dict[int, Member] = {}
     answers = {asked.pop(r.metadata.reply_to_message_id): r for r in replies}
@@ -189,7 +190,7 @@ class Roster:
 
     def send(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send and wait; remember who has not answered within ``timeout`` seconds."""
-        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        replies = send_and_wait(grid, messages, timeout)
         self._asked = {
             m.metadata.message_id: self.partition_of[m.metadata.dst_node_id] for m in messages
         }

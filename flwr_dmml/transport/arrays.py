@@ -133,7 +133,7 @@ def numbers_in(data: bytes) -> NDArray[Any] | None:
         if np.lib.format.read_magic(file) != (1, 0):
             return None
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if fortran or not _plain(dtype):
+        if fortran or not is_plain(dtype):
             return None
         if len(data) - file.tell() != dtype.itemsize * prod(shape):
             return None
@@ -155,10 +155,10 @@ def array_problem(array: Array) -> str | None:
         dtype = array.numpy().dtype
     except Exception as error:  # as above
         return f"is no array that can be read ({type(error).__name__})"
-    return None if _plain(dtype) else f"holds {one_line(str(dtype), 40)}, which are no numbers"
+    return None if is_plain(dtype) else f"holds {one_line(str(dtype), 40)}, which are no numbers"
 
 
-def _plain(dtype: np.dtype[Any]) -> bool:
+def is_plain(dtype: np.dtype[Any]) -> bool:
     """Return whether these are booleans, integers or floats that any file format can hold."""
     return dtype.kind in "biuf" and dtype.itemsize <= 8
 

@@ -325,8 +325,8 @@ def test_quoting_comes_back(tmp_path: Path, path: str):
     prepare(fleet, tmp_path / "lab")
     script = (tmp_path / "lab" / "devices" / "pi-1" / "start.sh").read_text()
     words = shlex.split(script.partition("\nexec ")[2].replace(" \\\n", " "))
-    assert words[0] == "flower-supernode"
-    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert words[:4] == ["flwr-dmml", "fleet", "device", "--"]
+    options = dict(zip(words[4::2], words[5::2], strict=True))
     assert options["--auth-supernode-private-key"] == f"{path}/pi-1/node-key"
     config = parse_config_args([options["--node-config"]])
     assert config == device_config(fleet, fleet.devices[0])
@@ -356,7 +356,7 @@ def test_scripts_start_what_they_say(tmp_path: Path, name: str):
     """Run with programs that write down how they were called."""
     venv, folder = tmp_path / f"{name} venv", tmp_path / name
     (venv / "bin").mkdir(parents=True)
-    for program in ("flower-superlink", "flower-supernode"):
+    for program in ("flower-superlink", "flwr-dmml"):
         file = venv / "bin" / program
         file.write_text('#!/bin/sh\npwd; echo "$FLWR_HOME"; for w in "$@"; do echo "$w"; done\n')
         file.chmod(0o755)
@@ -378,7 +378,7 @@ def test_scripts_start_what_they_say(tmp_path: Path, name: str):
         "--disable-runtime-dependency-installation", "--database", f"{link}/state/superlink.db",
     ]  # fmt: skip
     assert words(device / "start.sh") == [
-        str(device), f"{device}/flwr", "--superlink", "10.0.0.1:8000",
+        str(device), f"{device}/flwr", "fleet", "device", "--", "--superlink", "10.0.0.1:8000",
         "--root-certificates", f"{device}/ca.crt",
         "--auth-supernode-private-key", f"{device}/node-key", "--port", "9094",
         "--node-config", node_config(device_config(fleet, fleet.devices[1])),
@@ -403,7 +403,9 @@ def test_units(tmp_path: Path):
     assert link["ReadWritePaths"].split() == own
     assert device["ExecStart"] == '/bin/sh "/srv/a b/%%h$$x/start.sh"'
     written = device["ReadWritePaths"]
-    assert written == " ".join(f'"/srv/a b/%%h$x/{one}"' for one in ("state", "flwr", "cache"))
+    assert written == " ".join(
+        f'"/srv/a b/%%h$x/{one}"' for one in ("state", "flwr", "cache", "run")
+    )
     for service in (link, device):
         assert service["User"] == "pi" and service["Restart"] == "always"
         assert service["ProtectSystem"] == "strict" and service["NoNewPrivileges"] == "yes"
@@ -497,7 +499,7 @@ def test_the_service_owns_neither_its_unit_nor_its_scripts(public: Path, name: s
         assert not nobody_may(append, file) and not nobody_may(Path.unlink, file)
     assert not nobody_may(append, own / "new")
     assert not nobody_may(lambda path: path.rename(own / "away"), own / "state")
-    for folder in ("state", "flwr", "cache"):
+    for folder in ("state", "flwr", "cache", "run"):
         assert nobody_may(append, own / folder / "new")
     (own / "state" / "new").unlink()
     (own / "state").rmdir()

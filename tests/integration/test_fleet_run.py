@@ -1,4 +1,4 @@
-"""examples/fleet under Flower's deployment engine: a SuperLink and SuperNodes, on this machine."""
+"""examples/fleet under Flower's deployment engine: a SuperLink and devices, on this machine."""
 
 import json
 import subprocess
@@ -81,12 +81,24 @@ def fleet_run(parts: Path, states: Path) -> Iterator[Run]:
             config = f"data-path='{own}' direct-address='127.0.0.1:{free_port()}'"
             config += f" state-dir='{folder / f'state{node}'}'"
             command = [
-                str(PROGRAMS / "flower-supernode"), "--insecure",
-                "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
-                "--node-config", config,
+                str(PROGRAMS / "flwr-dmml"), "fleet", "device", "--run-dir", f"{folder}/run{node}",
+                "--", "--insecure", "--superlink", f"127.0.0.1:{port}",
+                "--port", str(free_port()), "--node-config", config,
             ]  # fmt: skip
             stack.enter_context(running(command, variables, folder / f"node{node}.log"))
         yield run
+        check_zygotes(folder)
+
+
+def check_zygotes(folder: Path) -> None:
+    """Every message was served by a zygote, and the waits of Flower's were replaced."""
+    for node in range(NODES):
+        said = (folder / f"node{node}.log").read_text()
+        begun, _, ran = said.partition("The zygote is ready")
+        assert "Start `flwr-clientapp` process" not in begun
+        assert ran.count("Start `flwr-clientapp` process") >= 4, said  # hello, two rounds, closing
+        for never in ("no zygote answers", "The zygote has ended", "Flower's own waits", "killed"):
+            assert never not in said, said
 
 
 def simulated(parts: Path, folder: Path, **settings: Any) -> bytes:

@@ -36,6 +36,7 @@ ORDER = [
     "strategies",
     "report",
     "api",
+    "supernode",
     "fleet",
     "doctor",
     "cli",

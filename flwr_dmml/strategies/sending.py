@@ -1,0 +1,39 @@
+"""Sending messages to the devices, and waiting for their replies, on any grid."""
+
+import time
+from collections.abc import Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from ..engine import SimulationGrid
+from ..transport.packing import packed
+
+FIRST_POLL_S, LAST_POLL_S = 0.05, 3.0
+SHARE = 20
+"""A poll comes after one in so many of the seconds that have been waited."""
+
+
+def send_and_wait(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+    """Send messages, and return the replies that come within ``timeout`` seconds.
+
+    An engine of this package hands records on as they are, and waits by itself. Over any other grid
+    the messages are packed (:mod:`~flwr_dmml.transport.packing`), and so are the replies. Flower's
+    own waiting asks every 3 s; here the first replies are looked for at once, and the polls become
+    rarer as the wait becomes longer.
+    """
+    if isinstance(grid, SimulationGrid):
+        return list(grid.send_and_receive(messages, timeout=timeout))
+    for message in messages:
+        message.content = packed(message.content)
+    waiting = {there for there in grid.push_messages(messages) if there}  # None: not accepted
+    begun, replies = time.monotonic(), list[Message]()
+    while waiting:
+        there = list(grid.pull_messages(waiting))
+        replies += there
+        waiting -= {reply.metadata.reply_to_message_id for reply in there}
+        waited = time.monotonic() - begun
+        if not waiting or waited >= timeout:
+            break
+        time.sleep(min(max(waited / SHARE, FIRST_POLL_S), LAST_POLL_S, timeout - waited))
+    return replies
