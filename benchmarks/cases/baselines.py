@@ -53,7 +53,7 @@ NETWORKS: Mapping[str, Network] = {
             "num-server-rounds": 30,
             "modality-mirror.student": PHONE,
         },
-        rates=(0.005, 0.01, 0.02),
+        rates=(0.01, 0.03, 0.1),
     ),
     "sensors": Network(
         SP_SW_HAR
