@@ -82,6 +82,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "creamfl": {"method": "creamfl"},
     "opm": {"method": "opm"},
     "ogm-ge": {"method": "ogm-ge"},
+    "agm": {"method": "agm"},
+    "dpsgd, sheaf-dmfl": {"method": "dpsgd", "gossip": "sheaf-dmfl"},
     "pmr": {"method": "pmr"},
     "idkd": {"method": "idkd"},
     "kd": {"method": "kd"},

@@ -116,6 +116,7 @@ def test_list_methods() -> None:
     result = invoke("--list-methods")
     assert result.exit_code == 0
     assert first_cells(result.stdout) == [
+        "agm",
         "ccl",
         "creamfl",
         "d2",
