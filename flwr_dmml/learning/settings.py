@@ -141,8 +141,8 @@ class DeviceSettings(Group):
     )
     serve: ServeChoice = Field(
         "mixed",
-        description="what a device predicts by: the mixed model, its own (the last one that it "
-        "trained, before mixing), the mean of both, or the one that fits its validation samples",
+        description="model that a device predicts by: mixed, its own as last trained, their mean, "
+        "or the best of them on validation samples",
     )
     input_noise: Annotated[Literal["auto"] | float, BeforeValidator(_weight)] = Field(
         "auto",
