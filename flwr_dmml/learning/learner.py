@@ -1,7 +1,7 @@
 """The base learner: what one device does in a round. A method overrides its loss and its hooks."""
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import inf
 from typing import Any, ClassVar, Literal
@@ -54,8 +54,7 @@ from .optimisers import (
 )
 from .options import Options
 from .per_sample import check_separable
-from .serving import ENOUGH as ENOUGH_TO_CHOOSE
-from .serving import SERVED, SHARES, between
+from .serving import Serving
 from .settings import DeviceSettings, FusionChoice
 from .speedometer import SPEEDS, Speedometer
 from .training import train
@@ -213,8 +212,6 @@ class Learner:
         self.rejected: list[str] = []
         self.measured: dict[str, float] = {}  # in this round; hooks may add to it
         self._best: Evaluated | None = None
-        self._unmixed: Tensor | None = None  # as it was trained last, before mixing
-        self._served: Tensor | None = None  # in this round, where that is not what is mixed
         self._noise_scales: dict[str, Tensor] = {}
         self._for_others: Payload = {}  # in this round, for others
         self._planned: tuple[Plan | None, dict[str, tuple[float, float]]] = None, {}
@@ -222,6 +219,7 @@ class Learner:
         check_mixable(modules)
         check_kept(self.model, modules)
         self.flat = Flat(modules)
+        self.serving = Serving(self.settings.serve, self.flat)
         me, nodes = self.partition.partition_id, self.settings.num_nodes
         self.mixer = Mixer(
             self.rule,
@@ -548,7 +546,8 @@ class Learner:
     def enter(self, plan: Plan) -> None:
         """Take note of a round in which nothing is drawn at random."""
         self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
-        self.spent, self._served = False, None
+        self.spent = False
+        self.serving.forget()
         if self.mechanism is not None and plan.iterations:
             self._round_steps = len(self.steps(self.updates(plan)))
             self.spent = self.mechanism.would_exceed(self.ledger, self._round_steps)
@@ -616,38 +615,17 @@ class Learner:
             self.after_mixing(plan, inbox)
         if plan.evaluate:
             self.flat.attach()
-            self.measured |= self._evaluate_served()
+            self.measured |= self.serving.choose(self._validation_loss, len(self.validation_data))
+            with self.serving.served():
+                self.measured |= self.evaluate()
             if self.mechanism is not None:  # it tells the shares of own classes
                 self.measured.pop("test.accuracy_own_shares", None)
             self._note_best(plan)
 
     def note_own(self, plan: Plan) -> None:
         """Remember the own model before it is mixed, if it may be what is evaluated (``serve``)."""
-        if self.settings.serve != "mixed" and plan.evaluate:
-            self._unmixed = self.flat.vector.clone()
-
-    def _evaluate_served(self) -> dict[str, float]:
-        """Evaluate what the device predicts by, and go on with the mixed model."""
-        if self._unmixed is None:
-            return self.evaluate()
-        mixed, own = self.flat.vector.clone(), self._unmixed
-        share = self._served_share(mixed, own)
-        self._served, self._unmixed = between(mixed, own, share), None
-        with self._serving():
-            return self.evaluate() | {SERVED: share}
-
-    def _served_share(self, mixed: Tensor, own: Tensor) -> float:
-        """Return which share of the own model ``serve`` asks for, or validation samples choose."""
-        if self.settings.serve != "auto":
-            return SHARES[self.settings.serve]
-        if len(self.validation_data) < ENOUGH_TO_CHOOSE:
-            return SHARES["mixed"]
-        losses: dict[float, float] = {}
-        for share in SHARES.values():
-            self._served = between(mixed, own, share)
-            with self._serving():
-                losses[share] = self._validation_loss()
-        return min(losses, key=lambda share: losses[share])
+        if plan.evaluate:
+            self.serving.note()
 
     def _validation_loss(self) -> float:
         """Return the cross-entropy of the own validation samples; inf if none can be predicted."""
@@ -659,19 +637,6 @@ class Learner:
         logits, labels = (torch.cat(x) for x in zip(*noted, strict=True))
         shift = self.label_shares.shift()
         return float(cross_entropy(logits if shift is None else logits + shift, labels))
-
-    @contextmanager
-    def _serving(self) -> Iterator[None]:
-        """Be what is served, if that is not the mixed model."""
-        if self._served is None:
-            yield
-            return
-        mixed = self.flat.vector.clone()
-        self.flat.vector.copy_(self._served)
-        try:
-            yield
-        finally:
-            self.flat.vector.copy_(mixed)
 
     def _note_best(self, plan: Plan) -> None:
         """Keep a copy of what was just evaluated if none so far was better, under ``keep-best``."""
@@ -686,7 +651,7 @@ class Learner:
         """Return the model that a plan has evaluated, if it has trained nothing since."""
         self.flat.attach()
         metrics = {k: v for k, v in self.measured.items() if k.startswith(EVALUATION)}
-        with self._serving():
+        with self.serving.served():
             weights = self.predictor().state_dict()
             copies = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
         return Evaluated(plan.server_round - 1, copies, metrics, self.late_fusion)
