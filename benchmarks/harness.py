@@ -113,6 +113,15 @@ OF_STATES = {"averaged model", "audio, image zeroed"}
 """Measures that :func:`run_arm` takes from the devices' states."""
 
 
+class FailedDevicesError(RuntimeError):
+    """Devices have failed, or have diverged."""
+
+
+def made(settings: Settings) -> dict[str, Any]:
+    """Return settings with the values of those that have to be made first, such as data."""
+    return {key: value() if callable(value) else value for key, value in settings.items()}
+
+
 def run_arm(settings: Settings, *, states: bool = False, models: bool = False) -> Result:
     """Run one arm on the in-process engine and return its result.
 
@@ -134,7 +143,7 @@ def run_arm(settings: Settings, *, states: bool = False, models: bool = False) -
         by_rate = dropped(settings, Path(folder)) if models else {}
     result = history.records[-1].to_json()
     if result["failed"] or len(result["nodes"]) != settings["num-nodes"]:
-        raise RuntimeError(f"devices failed, the figures would be of the survivors: {result}")
+        raise FailedDevicesError(f"the figures would be of the survivors: {result['failed']}")
     if models:
         result["dropped"] = by_rate
     result["updates"] = {
@@ -152,6 +161,7 @@ def run_arm(settings: Settings, *, states: bool = False, models: bool = False) -
     }
     labels = sum(r.label_bytes_sent for r in history.records)
     models = sum(r.bytes_sent - r.label_bytes_sent for r in history.records)
+    result["bytes_a_round"] = fmean(r.bytes_sent for r in history.records)
     if labels:
         result["label_share"] = labels / models
     return result

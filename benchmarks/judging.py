@@ -32,6 +32,7 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "image": lambda r: r["accuracy_by_modality"]["image"],
     "audio, image zeroed": lambda r: r["fused_alone"]["audio"],
     "kB sent a round": lambda r: r["bytes_sent_per_node"] / 1e3,
+    "kB a round": lambda r: r["bytes_a_round"] / 1e3,
     "audio / image updates": lambda r: r["updates"]["audio"] / r["updates"]["image"],
     "balance": lambda r: r["mean_balance"],
     "joules": lambda r: r["total_j"],

@@ -1,21 +1,25 @@
 """What methods learn: compare them on the same data, model, optimiser and iterations.
 
     python benchmarks/learning.py --case dmml-kd --data av-digits [--seeds 0 1 2] [--json FILE]
+    python benchmarks/learning.py --case baselines --json FILE [--arms A --scenarios S --rounds R]
 
 Prints tables, ends with a line for each bar that names the gain, and exits with 0 if all bars are
-met, 1 if not. ``--quick`` is a smoke run, whose bars are not judged.
+met, 1 if not. ``--quick`` is a smoke run, whose bars are not judged. ``--case baselines`` has no
+bars; it writes every run to the file when it is done, and what is in the file is not run again.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import baselines
 from cases import CASES, COMMON, DATA
-from harness import OF_MODELS, OF_STATES, data_folder, run_all
+from cases.baselines import METHODS, NETWORKS
+from harness import OF_MODELS, OF_STATES, data_folder, made, run_all
 from judging import conclude
 
 from flwr_dmml.base.overrides import parse_override
@@ -25,11 +29,14 @@ QUICK = {"num-server-rounds": 3, "evaluate-every": 3}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, default="dmml-kd")
+    parser.add_argument("--case", choices=[*CASES, "baselines"], default="dmml-kd")
     parser.add_argument("--data", choices=DATA, help="another data set than the case's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", help="only these arms; bars on others are not judged")
-    parser.add_argument("--scenarios", nargs="+", help="only these scenarios")
+    parser.add_argument(
+        "--arms", "--methods", nargs="+", help="only these arms; bars on others are not judged"
+    )
+    parser.add_argument("--scenarios", "--networks", nargs="+", help="only these scenarios")
+    parser.add_argument("--rounds", type=int, help="of baselines, where not the network's own")
     parser.add_argument("--full", action="store_true", help="also the case's other scenarios")
     parser.add_argument(
         "--set",
@@ -44,6 +51,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smoke run; the bar is not judged")
     options = parser.parse_args()
 
+    if options.case == "baselines":
+        _check(parser, "network", NETWORKS, options.scenarios)
+        _check(parser, "method", METHODS, options.arms)
+        return baselines.run(options)
     case = CASES[options.case]
     known = {**case.scenarios, **(case.full if options.full else {})}
     scenarios = _chosen(parser, "scenario", known, options.scenarios)
@@ -77,16 +88,17 @@ def main() -> int:
     )
 
 
-def made(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the values of those that have to be made first, such as data."""
-    return {key: value() if callable(value) else value for key, value in settings.items()}
+def _check(
+    parser: argparse.ArgumentParser, what: str, known: Collection[str], names: list[str] | None
+) -> None:
+    if unknown := set(names or []) - set(known):
+        parser.error(f"no {what} {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
 
 
 def _chosen(
     parser: argparse.ArgumentParser, what: str, known: Mapping[str, Any], names: list[str] | None
 ) -> dict[str, Any]:
-    if unknown := set(names or []) - set(known):
-        parser.error(f"no {what} {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    _check(parser, what, known, names)
     return {name: known[name] for name in known if not names or name in names}
 
 

@@ -188,7 +188,8 @@ def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: Fleet
     for phase, flops in work.in_phase.items():
         if flops:
             prices.append(price(f"more in phase '{phase}'", flops, costs.in_phase[phase]))
-    sent, kept = _lengths(learner.blocks()), _lengths(learner.private_blocks())
+    kept = _lengths(learner.flat.modules)
+    sent = {block: kept.pop(block) for block in learner.block_names}
     payload, wire = first_payload(learner), dict.fromkeys(sent, 0)
     for name, numbers in payload.items():
         if (block := unaddressed(name)) in wire:

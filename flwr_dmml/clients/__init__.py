@@ -3,6 +3,7 @@
 from ..learning.batch import Batch
 from ..learning.learner import Learner
 from ..learning.nonfinite import NonFiniteModelError
+from ..methods.agm import Agm, AgmOptions
 from ..methods.ccl import Ccl, CclOptions
 from ..methods.creamfl import CreamFl, CreamFlOptions
 from ..methods.di_mml import DiMml, DiMmlOptions
@@ -34,6 +35,8 @@ from .app import make_client_app
 __all__ = [
     "D2",
     "DPSGD",
+    "Agm",
+    "AgmOptions",
     "Batch",
     "Ccl",
     "CclOptions",

@@ -36,7 +36,7 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
             "block-lengths": list(lengths.values()),
             "payload-bytes": size_bytes(payload),
             "block-bytes": list(sizes.values()),
-            "block-digests": [digest(module) for module in learner.blocks().values()],
+            "block-digests": [digest(learner.flat.modules[block]) for block in lengths],
             "num-train": len(learner.train_data),
             **_data_told(learner),
             "flops-joint": work.joint,

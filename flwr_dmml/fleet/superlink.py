@@ -240,15 +240,22 @@ def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, An
 
 
 def last_error(fleet: Fleet, folder: Path, run_id: str) -> str:
-    """Return the last line of a run's log that names an error; the last one if none does."""
+    """Return the last error in a run's log, of several lines maybe; the last line if none does."""
     program, environment = flower_program(folder)
     command = [program, "log", run_id, fleet.name, "--show"]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
-    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return one_line((errors or lines or ["its log is empty"])[-1])
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    named = [k for k, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    if not named:
+        return one_line((lines or ["its log is empty"])[-1])
+    text = lines[named[-1]]
+    for line in lines[named[-1] + 1 :]:
+        if not line.startswith("  "):  # what belongs to it is indented
+            break
+        text += f" {line.strip()}"
+    return one_line(text)
 
 
 def error_of(answer: dict[str, Any]) -> str:

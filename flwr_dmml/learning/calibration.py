@@ -22,6 +22,8 @@ ENOUGH = 30
 TEMPERATURES: tuple[float, ...] = tuple(LOWEST * (HIGHEST / LOWEST) ** (k / 40) for k in range(41))
 """Those that are tried: 41 from 0.1 to 10, in equal ratios."""
 BINS = 15
+Noted = list[tuple[Tensor, Tensor]]
+"""Logits ``[n, classes]`` and labels ``[n]``, part by part."""
 REPORT = STATISTICS + "temperatures"
 """Name of a device's report in a payload, ``[3 * modalities]``."""
 OWN, NEAR = "temperatures.own", "temperatures.near"
@@ -187,6 +189,33 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     bins = (sure * BINS).ceil().long().clamp(1, BINS) - 1
     gaps = torch.bincount(bins, right.double().cpu() - sure, minlength=BINS)
     return float(gaps.abs().sum() / len(sure)) if len(sure) else float("nan")
+
+
+def errors_of(test: Noted, validation: Noted, shift: Tensor | None = None) -> dict[str, float]:
+    """Return calibration errors of one prediction: ``test.ece_uncalibrated``, and ``test.ece``.
+
+    The latter with the :func:`fitted_temperature` of the validation samples, if there are
+    :data:`ENOUGH`. A temperature changes no predicted class.
+
+    Parameters
+    ----------
+    test, validation : list of (Tensor, Tensor)
+        Logits ``[n, classes]`` and labels ``[n]``, part by part.
+    shift : Tensor, optional
+        See :func:`fitted_temperature`.
+    """
+    if not test:
+        return {}
+    logits, labels = (torch.cat(x) for x in zip(*test, strict=True))
+    temperatures = {"test.ece_uncalibrated": 1.0}
+    if sum(len(y) for _, y in validation) >= ENOUGH:
+        own, theirs = (torch.cat(x) for x in zip(*validation, strict=True))
+        temperatures["test.ece"] = fitted_temperature(own, theirs, shift)
+    found: dict[str, float] = {}
+    for name, temperature in temperatures.items():
+        sure, guessed = (logits / temperature).softmax(dim=1).max(dim=1)
+        found[name] = calibration_error(sure, guessed == labels)
+    return found
 
 
 @torch.no_grad()

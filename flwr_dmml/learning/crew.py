@@ -101,6 +101,8 @@ class Crew:
         passing: dict[int, Payload] = {}
         if plain:
             passing = self._for_others(plans)
+            for p, plan in plans.items():
+                self.learners[p].note_own(plan)
             self._mix(plans)
         for p, learner in self.learners.items():
             go = learner.flat.stand_at if plain else learner.flat.move_to

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..data import Partition, Samples
 from ..models.late_fusion import Scores
 from .batch import every_part
+from .calibration import Noted, errors_of
 from .label_shares import LabelShares
 
 EVALUATION = ("test.", "validation.")
@@ -25,12 +26,13 @@ def predictions(
     data: Samples,
     subsets: Sequence[tuple[str, ...]],
     shift: Tensor | None = None,
+    noted: Noted | None = None,
 ) -> dict[tuple[str, ...], Tensor]:
     """Return the classes found from each subset of the modalities, ``[n]`` int64.
 
     Each sample is predicted from those of a subset that it has: :data:`NOTHING` if it has none.
     With a ``shift`` ``[classes]`` of the logits there is what comes of it, too, from the first
-    subset: :data:`SHIFTED`.
+    subset: :data:`SHIFTED`. ``noted`` gets the logits from the first subset.
     """
     asked_for = [*subsets, *([SHIFTED] if shift is not None else [])]
     found = {subset: torch.full_like(data.labels, NOTHING) for subset in asked_for}
@@ -42,6 +44,8 @@ def predictions(
         for subset, kept in there.items():
             if kept:
                 found[subset][rows] = answers[kept].argmax(dim=1)
+        if noted is not None and (kept := there[subsets[0]]):
+            noted.append((answers[kept].cpu(), data.labels[rows].cpu()))
         if shift is not None and (kept := there[subsets[0]]):
             found[SHIFTED][rows] = (answers[kept] + shift.to(rows.device)).argmax(dim=1)
     return found
@@ -57,7 +61,8 @@ def accuracy_metrics(
     """Return what a device measures, see :class:`~flwr_dmml.payload.plan.Outcome`.
 
     Accuracies are shares of the samples that have something to be predicted from; one without such
-    samples is left out. ``test.macro_f1`` and ``test.uar`` are of all own modalities.
+    samples is left out. ``test.macro_f1`` and ``test.uar`` are of all own modalities, and so are
+    the calibration errors (:func:`~.calibration.errors_of`).
 
     Parameters
     ----------
@@ -75,7 +80,9 @@ def accuracy_metrics(
     others = {m: tuple(o for o in owned if o != m) for m in owned} if len(owned) > 1 else {}
     subsets = list(dict.fromkeys([owned, *((m,) for m in owned), *others.values()]))
     classes, shift = partition.num_classes, label_shares.shift()
-    found = predictions(scores, test, subsets, shift)
+    of_test: Noted = []
+    of_own: Noted = []
+    found = predictions(scores, test, subsets, shift, of_test)
     table = confusion(found[owned], test.labels, classes)
     own = confusion(found[SHIFTED], test.labels, classes) if SHIFTED in found else table
     metrics = {"test.accuracy": accuracy(found[owned], test.labels)}
@@ -90,9 +97,10 @@ def accuracy_metrics(
             taken = ~has if test.present is None else ~has & test.present[m].to(has.device)
             left = torch.where(taken.to(left.device), found[rest], left)
         metrics["test.missing"] = accuracy(left, test.labels)
-    own_samples = predictions(scores, validation, [owned], shift)
+    own_samples = predictions(scores, validation, [owned], shift, of_own)
     held_out = own_samples.get(SHIFTED, own_samples[owned])
     metrics["validation.accuracy"] = accuracy(held_out, validation.labels)
+    metrics |= errors_of(of_test, of_own, shift)
     return {name: value for name, value in metrics.items() if not isnan(value)}
 
 

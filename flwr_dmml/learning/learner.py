@@ -3,6 +3,7 @@
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +17,7 @@ from ..gossip.aggregation.mean import Mean
 from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.aggregation.weighing import Weighing
 from ..gossip.attacks import IN_DATA
+from ..gossip.coupling import CouplingRule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..losses import cross_entropies, cross_entropy
@@ -34,10 +36,11 @@ from ..privacy.noise import gaussian, poisson_rows
 from ..privacy.options import Mechanism
 from .balance import LocalPhase, schedule
 from .batch import Batch, batch_of, draw_rows, pooled
-from .calibration import Calibration, calibration_metrics
+from .calibration import Calibration, Noted, calibration_metrics
+from .coupled import Coupled
 from .devices import on_device, resolve_device
 from .evaluated import BEST, Evaluated
-from .evaluation import EVALUATION, accuracy_metrics
+from .evaluation import EVALUATION, accuracy_metrics, predictions
 from .forging import Forger
 from .label_shares import Correction, LabelShares
 from .mixing import Mixer, Taken, hooks
@@ -51,6 +54,7 @@ from .optimisers import (
 )
 from .options import Options
 from .per_sample import check_separable
+from .serving import Serving
 from .settings import DeviceSettings, FusionChoice
 from .speedometer import SPEEDS, Speedometer
 from .training import train
@@ -142,6 +146,9 @@ class Learner:
     """Whether it looks at the models of single neighbours (``mixer.models``)."""
     own_weights: ClassVar[bool] = False
     """Whether the method changes the mixing weights, from round to round."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of blocks that the method reads of its neighbours', besides mixing
+    them: a gossip rule with which they stay (:class:`.CouplingRule`) does not go with it."""
     own_format: ClassVar[bool] = False
     """Whether ``outgoing`` writes blocks in a format of the method's own, and ``mix`` reads it:
     such a method is neither compressed (``exchange.precision``, ``exchange.top-k``) nor run with
@@ -221,6 +228,7 @@ class Learner:
         check_mixable(modules)
         check_kept(self.model, modules)
         self.flat = Flat(modules)
+        self.serving = Serving(self.settings.serve, self.flat)
         me, nodes = self.partition.partition_id, self.settings.num_nodes
         self.mixer = Mixer(
             self.rule,
@@ -244,7 +252,12 @@ class Learner:
             self.settings.speed_metric,
             robust=self.aggregation.robust,
         )
-        self.block_names = tuple(self.blocks())
+        rule = self.rule
+        self.coupled = Coupled(rule, self.flat, me) if isinstance(rule, CouplingRule) else None
+        """The blocks that stay here, coupled to the neighbours'; None where the rule has none."""
+        stay = self.coupled.names if self.coupled else ()
+        self.block_names = tuple(name for name in self.blocks() if name not in stay)
+        self._recipients: Sequence[int] = ()  # of what this round publishes
         self._model_stacks = model_stacks(self.model)
         self._kinds: dict[str, str] = {}
         exchange = self.settings.exchange
@@ -552,6 +565,7 @@ class Learner:
         """Take note of a round in which nothing is drawn at random."""
         self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
         self.spent = False
+        self.serving.forget()
         if self.mechanism is not None and plan.iterations:
             self._round_steps = self._booked(len(self.steps(self.updates(plan))))
             self.spent = self.mechanism.would_exceed(self.ledger, self._round_steps)
@@ -562,6 +576,7 @@ class Learner:
         Returns what the neighbours published, as it is once nothing of it is compressed.
         """
         self.flat.attach()
+        self.note_own(plan)
         self._for_others, wrong = self.for_others(plan, inbox)
         own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         me = self.partition.partition_id
@@ -615,17 +630,41 @@ class Learner:
             self.measured["mix.disagreement"] = apart
         if self.listens:
             self.flat.attach()
+        self._recipients = plan.recipients
+        if self.coupled and not plan.merged:
+            found, wrong = self.coupled.couple(inbox, plan.neighbours, self.memory)
+            self.measured |= found
+            self.rejected += wrong
         if not plan.merged:
             self.after_mixing(plan, inbox)
         if plan.evaluate:
             self.flat.attach()
-            self.measured |= self.evaluate()
-            found = self.measured.get("validation.accuracy")
+            self.measured |= self.serving.choose(self._validation_loss, len(self.validation_data))
+            with self.serving.served():
+                self.measured |= self.evaluate()
+            held_out = self.measured.get("validation.accuracy")
             if self.mechanism is not None:  # it tells the shares of own classes
                 self.measured.pop("test.accuracy_own_shares", None)
                 if not self.mechanism.of_samples:  # and of own samples that were not trained on
-                    self.measured.pop("validation.accuracy", None)
-            self._note_best(plan, found)
+                    for name in ("validation.accuracy", "test.ece"):
+                        self.measured.pop(name, None)
+            self._note_best(plan, held_out)
+
+    def note_own(self, plan: Plan) -> None:
+        """Remember the own model before it is mixed, if it may be what is evaluated (``serve``)."""
+        if plan.evaluate:
+            self.serving.note()
+
+    def _validation_loss(self) -> float:
+        """Return the cross-entropy of the own validation samples; inf if none can be predicted."""
+        self.model.eval()
+        noted: Noted = []
+        predictions(self.predicted, self.validation_data, [self.partition.modalities], noted=noted)
+        if not noted:
+            return inf
+        logits, labels = (torch.cat(x) for x in zip(*noted, strict=True))
+        shift = self.label_shares.shift()
+        return float(cross_entropy(logits if shift is None else logits + shift, labels))
 
     def _note_best(self, plan: Plan, found: float | None) -> None:
         """Keep a copy of what was just evaluated if none so far was better, under ``keep-best``."""
@@ -638,9 +677,10 @@ class Learner:
     def evaluated(self, plan: Plan) -> Evaluated:
         """Return the model that a plan has evaluated, if it has trained nothing since."""
         self.flat.attach()
-        weights = self.predictor().state_dict()
         metrics = {k: v for k, v in self.measured.items() if k.startswith(EVALUATION)}
-        copies = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
+        with self.serving.served():
+            weights = self.predictor().state_dict()
+            copies = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
         return Evaluated(plan.server_round - 1, copies, metrics, self.late_fusion)
 
     def take_best(self) -> Evaluated | None:
@@ -969,7 +1009,10 @@ class Learner:
             return {}
         statistics = {STATISTICS + key: value for key, value in self.statistics().items()}
         speeds = {SPEEDS: self.speedometer.report(self.modalities)}
-        return speeds | self.label_shares.payload() | self.calibration.payload() | statistics
+        others = self.label_shares.payload() | self.calibration.payload() | statistics
+        if self.coupled:
+            others |= self.coupled.payload(self._recipients, self.memory)
+        return speeds | others
 
     def report(self) -> list[float]:
         """Return what is published of speeds, label counts and temperatures, as numbers."""
@@ -1012,8 +1055,8 @@ class Learner:
 
     @property
     def listens(self) -> bool:
-        """Whether the method does something with what its neighbours publish besides mixing it."""
-        return overrides(type(self), HOOKS)
+        """Whether it does something with what its neighbours publish besides mixing it."""
+        return overrides(type(self), HOOKS) or self.coupled is not None
 
     def kept(self) -> Kept:
         """Return what a device keeps besides its parameters, to :meth:`take_back`."""

@@ -26,6 +26,7 @@ from ..payload.options import ExchangeOptions
 from ..privacy.options import PrivacyOptions
 from .calibration import TestFusion
 from .label_shares import Correction
+from .serving import ServeChoice
 
 
 def _share(value: object) -> object:
@@ -137,6 +138,11 @@ class DeviceSettings(Group):
         "trained",
         description="how modalities are combined in predictions: as trained, or each one's own, "
         "calibrated on validation samples and weighted by this",
+    )
+    serve: ServeChoice = Field(
+        "mixed",
+        description="model that a device predicts by: mixed, its own as last trained, their mean, "
+        "or the best of them on validation samples",
     )
     input_noise: Annotated[Literal["auto"] | float, BeforeValidator(_weight)] = Field(
         "auto",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ..base.options import Group
 from ..base.seeding import global_generator
 from ..energy.costs import Work
 from ..payload.blocks import addressed
@@ -12,7 +13,7 @@ from .learner import Learner
 from .options import Options
 from .settings import DeviceSettings
 
-_Key = tuple[type[Learner], DeviceSettings, Options, tuple[str, ...], tuple[int, int]]
+_Key = tuple[type[Learner], DeviceSettings, Options, Group, tuple[str, ...], tuple[int, int]]
 _measured: dict[_Key, Work] = {}  # devices of one process with the same model count once
 
 
@@ -22,8 +23,9 @@ def measure_work(learner: Learner) -> Work:
     The count covers matrix products, convolutions and attention, as in ``torch.utils.flop_counter``
     (a multiply-add is 2). It does not cover biases, norms, activations, element-wise losses and the
     optimiser, which are small beside them, nor recurrent layers that the counter cannot see into
-    (such as an LSTM on the CPU). A round's own work is counted as in round 2, without neighbours,
-    and once more in each of the phases of the method's rounds.
+    (such as an LSTM on the CPU). A round's own work is counted as in round 2, without neighbours
+    (coupling with :data:`~.coupled.LINKS`), and once more in each of the phases of the method's
+    rounds.
 
     Samples that lack a modality count as if they were complete: which of them a mini-batch holds is
     by chance, and the cost must not depend on whom it is measured on.
@@ -37,7 +39,7 @@ def measure_work(learner: Learner) -> Work:
     """
     settings, modalities = learner.settings, learner.partition.modalities
     sizes = len(learner.train_data), len(learner.validation_data)  # a method may go over them all
-    key = (type(learner), settings, learner.options, modalities, sizes)
+    key = (type(learner), settings, learner.options, learner.rule.options, modalities, sizes)
     if key not in _measured:
         train, held_out = learner.train_data, learner.validation_data
         try:
@@ -110,4 +112,5 @@ def _measure(learner: Learner) -> Work:
         learner.after_training(plan, {})
     phases = filter(None, dict.fromkeys(learner.options.phases(learner.settings.num_server_rounds)))
     more = {phase: max(0.0, preparation(replace(plan, phase=phase)) - before) for phase in phases}
-    return Work(joint, solo, before + float(after.flops), more)
+    coupling = learner.coupled.flops() if learner.coupled else 0.0
+    return Work(joint, solo, before + float(after.flops) + coupling, more)

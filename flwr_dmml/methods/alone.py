@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..learning.batch import Batch
+from ..learning.learner import Learner
 from ..learning.optimisers import total
+from ..payload.plan import Inbox, Plan
 
 Against = Literal["mean", "sum", "weakest"]
 """What a modality's score stands against: the others' mean, sum or minimum. Of two, all are one."""
@@ -39,3 +42,31 @@ def leads(scores: Mapping[str, Tensor], against: Against = "mean") -> dict[str, 
         number = len(others) if against == "mean" else 1
         found[m] = own * number / rival.clamp_min(1e-12)
     return found
+
+
+class Watched(Learner):
+    """Plain gossip that watches how sure each modality is by itself, in each joint iteration."""
+
+    def before_training(self, plan: Plan, inbox: Inbox) -> None:
+        """Begin without scores."""
+        self._scores: dict[str, list[Tensor]] = {}  # of the iteration under way
+
+    def local_loss(self, batch: Batch) -> Tensor:
+        """Return the task's loss, and note how sure each modality is of the true classes."""
+        features = self.model.encode(batch.inputs)
+        if len(features.common) > 1:
+            with torch.no_grad():
+                for m in features.common:
+                    alone = self.model.fuse(features.only([m]))
+                    true = true_probabilities(alone, batch.labels)
+                    self._scores.setdefault(m, []).append(true)
+        return self.task_loss(features, batch.labels)
+
+    def watched(self) -> dict[str, Tensor]:
+        """Return the true classes' probabilities ``[..., rows]`` by modality, and forget them.
+
+        Of the rows of two or more modalities that have it.
+        """
+        found = {m: torch.cat(true, dim=-1) for m, true in self._scores.items()}
+        self._scores = {}
+        return found

@@ -71,6 +71,7 @@ class GeneratorDistillation(Learner):
     """
 
     options_type: ClassVar[type[Options]] = DmmlKdOptions
+    reads: ClassVar[tuple[str, ...]] = (HEAD,)
     stacks: ClassVar[bool] = True
     unaccounted: ClassVar[str] = "a generator that trains on own samples, and label counts"
     options: DmmlKdOptions

@@ -9,11 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learning.batch import Batch
-from ..learning.learner import Learner
 from ..learning.options import Options
-from ..models import Features
 from ..payload.plan import Inbox, Plan
-from .alone import Against, leads, true_probabilities
+from .alone import Against, Watched, leads
 
 
 class OgmGeOptions(Options):
@@ -26,7 +24,7 @@ class OgmGeOptions(Options):
     )
 
 
-class OgmGe(Learner):
+class OgmGe(Watched):
     """Plain gossip with on-the-fly gradient modulation and generalisation enhancement.
 
     In a joint iteration, with logits_m of modality m alone::
@@ -61,8 +59,8 @@ class OgmGe(Learner):
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Start the noise of this round."""
+        super().before_training(plan, inbox)
         self._rng = self.rng("noise")
-        self._scores: dict[str, list[Tensor]] = {}  # of the iteration under way
         weights = {m: encoder.parameters() for m, encoder in self.encoders().items()}
         self._shapes = {m: [w.shape for w in own if w.dim() == 4] for m, own in weights.items()}
 
@@ -75,24 +73,10 @@ class OgmGe(Learner):
         parts = torch.split(noise, list(lengths.values()))
         return {f"noise.{m}": own for m, own in zip(lengths, parts, strict=True)}
 
-    def local_loss(self, batch: Batch) -> Tensor:
-        """Return the task's loss, and note how well each modality does alone."""
-        features = self.model.encode(batch.inputs)
-        if len(features.common) > 1:
-            self._note(features, batch.labels)
-        return self.task_loss(features, batch.labels)
-
-    @torch.no_grad()
-    def _note(self, features: Features, labels: Tensor) -> None:
-        for m in features.common:
-            true = true_probabilities(self.model.fuse(features.only([m])), labels)
-            self._scores.setdefault(m, []).append(true)
-
     @torch.no_grad()
     def modulate(self, modalities: tuple[str, ...], batch: Batch) -> None:
         """Scale the gradients of the encoders that are ahead."""
-        scores = {m: torch.cat(true, dim=-1).mean(dim=-1) for m, true in self._scores.items()}
-        self._scores = {}
+        scores = {m: true.mean(dim=-1) for m, true in self.watched().items()}
         for m, k in coefficients(scores, self.options.alpha, self.options.against).items():
             if bool((k < 1).any()):
                 self._hold_back(m, k, batch)

@@ -221,10 +221,10 @@ class Outcome:
         all own modalities),
         ``test.accuracy.<modality>`` (from it alone), ``validation.accuracy``, of
         a device with several modalities ``test.without.<modality>`` (from all its others), and with
-        ``missing.test-share`` ``test.missing`` (each sample from what it then has); with
-        ``test-fusion`` ``test.ece``, ``test.ece_uncalibrated`` and ``test.temperature.<modality>``
-        (:func:`~flwr_dmml.learning.calibration.calibration_metrics`). A number that does not exist,
-        NaN or infinite, is left out.
+        ``missing.test-share`` ``test.missing`` (each sample from what it then has); ``test.ece``
+        and ``test.ece_uncalibrated`` (:func:`~flwr_dmml.learning.calibration.errors_of`), with
+        ``test-fusion`` ``test.temperature.<modality>``; with ``serve`` ``serve.own``. A
+        number that does not exist, NaN or infinite, is left out.
     rejected : list of str
         What was wrong with neighbours' payloads, for the log.
     meter_problem : str

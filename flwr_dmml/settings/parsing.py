@@ -22,7 +22,9 @@ from ..base.options import Group, kebab
 from ..base.overrides import with_overrides
 from ..data import DataError, assign_modalities, find_dataset
 from ..energy.radio import WirelessError
+from ..gossip.aggregation.mean import Mean
 from ..gossip.aggregation.nnm import NNM
+from ..gossip.coupling import CouplingRule
 from ..graph.topology import TopologyError, find_topology, own_fields
 from ..learning.learner import Learner, overrides, unaccounted
 from ..learning.options import Options
@@ -152,6 +154,22 @@ def _of_named(run_config: Mapping[str, Any], parts: Parts) -> dict[str, type[Gro
     return found
 
 
+def _uncoupled(learner: type[Learner], rule: CouplingRule, settings: Settings) -> list[str]:
+    """Return why a method cannot be run with a rule by which some blocks stay on their devices."""
+    problems, asked = list[str](), f"gossip = {settings.gossip!r}"
+    if any(name.startswith(rule.coupled) for name in learner.reads):
+        problems.append(
+            f"{asked}: the method {learner.name!r} reads its neighbours' blocks '{rule.coupled}…', "
+            "which stay with them; choose another rule"
+        )
+    if settings.aggregation != Mean.name:
+        problems.append(
+            f"aggregation = {settings.aggregation!r}: it does not see what the gossip rule "
+            f"{rule.name!r} couples, so a liar could pull the heads; allowed with it: mean"
+        )
+    return problems
+
+
 def _mismatches(method: str, config: RunConfig) -> list[str]:
     """Return why a method cannot be run with the gossip rule, the aggregation and the exchange."""
     settings, learner = config.settings, config.parts.methods[method]
@@ -188,6 +206,8 @@ def _mismatches(method: str, config: RunConfig) -> list[str]:
             f"aggregation = {settings.aggregation!r}: the gossip rule {rule.name!r} keeps a sum "
             "over all devices; allowed with it: mean"
         )
+    if isinstance(rule, CouplingRule):
+        problems += _uncoupled(learner, rule, settings)
     if learner.own_format and settings.attack.in_payloads:
         problems.append(
             f"attack.kind = {settings.attack.kind!r}, attack.payload = {settings.attack.payload!r}:"
@@ -383,6 +403,21 @@ def _conflicts(settings: Settings, parts: Parts) -> list[str]:
         problems.append(
             "keep-best = True: the best model is found on samples that a device holds out; set "
             "validation-fraction above 0"
+        )
+    if settings.serve != "mixed" and settings.final_merge != "off":
+        problems.append(
+            f"serve = '{settings.serve}': the rounds of final-merge = '{settings.final_merge}' "
+            "train no model of a device's own; allowed with it: mixed"
+        )
+    if settings.serve != "mixed" and settings.privacy.dp == "device":
+        problems.append(
+            f"serve = '{settings.serve}' with privacy.dp = 'device': metrics of the own model tell "
+            "of a round's change before it has noise; allowed: mixed"
+        )
+    if settings.serve == "auto" and settings.validation_fraction == 0:
+        problems.append(
+            "serve = 'auto': the model is chosen by validation samples, and validation-fraction = "
+            "0 holds none out; set it above 0"
         )
     if settings.test_fusion == "static" and settings.validation_fraction == 0:
         problems.append(

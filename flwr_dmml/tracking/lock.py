@@ -173,9 +173,13 @@ def _owner(file: TextIO) -> Owner | None:
 
 
 def _ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None where there is none."""
+    """Return when a process started, in clock ticks since boot; None where none runs.
+
+    One that has ended, and for which its parent has not waited yet, does not run.
+    """
     try:
         told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return int(told.rpartition(")")[2].split()[19])  # field 22; the name before may have spaces
+    state, *fields = told.rpartition(")")[2].split()  # field 3; the name before may have spaces
+    return None if state in "ZX" else int(fields[18])  # field 22

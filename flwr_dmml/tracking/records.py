@@ -54,7 +54,7 @@ class NodeResult:
     accuracy_without: dict[str, Share] = field(default_factory=dict)  # from all but that one
     accuracy_missing: Share | None = None  # test samples of which a share lacks a modality
     validation_accuracy: Share | None = None
-    ece: Share | None = None  # calibration error of predictions combined by test-fusion
+    ece: Share | None = None  # calibration error of predictions
     ece_uncalibrated: Share | None = None  # the same with temperatures of 1
     temperature: dict[str, Amount] = field(default_factory=dict)  # of each modality, in these
     disagreement: Amount | None = None  # sum_j w_kj ||x_k - x_j||^2

@@ -116,6 +116,7 @@ def test_list_methods() -> None:
     result = invoke("--list-methods")
     assert result.exit_code == 0
     assert first_cells(result.stdout) == [
+        "agm",
         "ccl",
         "creamfl",
         "d2",
@@ -194,7 +195,7 @@ def test_a_wrong_option_is_a_usage_error(arguments: list[str]) -> None:
         (["num-nodes=many"], ["num-nodes = 'many': Input should be a valid integer"]),
         (
             ["method=fedavg"],
-            ["method = 'fedavg': there are ccl, creamfl, d2, di-mml, dmml, dmml-kd, dpsgd"],
+            ["method = 'fedavg': there are agm, ccl, creamfl, d2, di-mml, dmml, dmml-kd, dpsgd"],
         ),
         (["topology=torus", "num-nodes=13"], ["nearest allowed: 12 and 14"]),
         (["dmml-kd.generator=false"], ["distillation = true needs generator = true"]),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite, isnan
+from math import e, isfinite, isnan
 from typing import Any
 
 import numpy as np
@@ -204,10 +204,11 @@ def test_shares_are_of_the_rows_that_have_something_by_hand() -> None:
 
     From A: rows 0 and 2; from B: 0 and 1; from C: 0, 1 and 3. Without A: rows 0 (B, C: right), 1
     (right), 3 (C: right). Without B: 0 (A, C: wrong), 1 (C: right), 2 (A: right), 3 (right).
-    Without C: 0 (wrong), 1 (B: wrong), 2 (A: right).
+    Without C: 0 (wrong), 1 (B: wrong), 2 (A: right). Logits are 1 and 0.
     """
     metrics = measure((A, B, C), HAS)
     assert metrics == {
+        "test.ece_uncalibrated": pytest.approx(1 - e / (e + 1)),
         "test.accuracy": 1.0,
         "test.accuracy_own_shares": 1.0,
         "test.accuracy.audio": 1 / 2,
@@ -235,7 +236,7 @@ def test_a_modality_that_no_row_has_has_no_share() -> None:
     metrics = measure((A, B), {A: [1, 1, 1, 1], B: [0, 0, 0, 0]})
     assert set(metrics) == {
         "test.accuracy", "test.accuracy_own_shares", "test.accuracy.audio", "test.without.image",
-        "test.macro_f1", "test.uar",
+        "test.macro_f1", "test.uar", "test.ece_uncalibrated",
     }  # fmt: skip
     assert metrics["test.accuracy"] == metrics["test.accuracy.audio"] == 1 / 4
 

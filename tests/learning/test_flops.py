@@ -39,6 +39,7 @@ def test_pooling_is_not_counted() -> None:
         {"method": "dmml-kd"},
         {"method": "fedproto"},
         {"method": "ogm-ge"},
+        {"method": "agm"},
         {"method": "mmpareto"},
         {"method": "dpsgd", "modality-pattern": "image", "image-encoder": "resnet20"},
     ],

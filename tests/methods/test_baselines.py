@@ -19,7 +19,7 @@ from flwr_dmml.settings import Settings
 from flwr_dmml.tracking.records import RoundRecord
 
 BASELINES = (
-    *("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge"),
+    *("fedgen", "fedproto", "fedprox", "greedy", "modality-dropout", "moon", "ogm-ge", "agm"),
     *("creamfl", "mfcpl", "opm", "pmr"),
 )
 CONFIG: dict[str, Any] = {
@@ -95,6 +95,7 @@ def plain_dpsgd() -> tuple[list[RoundRecord], dict[int, dict[str, Any]]]:
         ("modality-dropout", {"p": 0.0}),
         ("moon", {"mu": 0.0}),
         ("ogm-ge", {"alpha": 0.0}),
+        ("agm", {"alpha": 0.0}),
         ("opm", {"p": 0.0}),
         ("pmr", {"alpha": 0.0}),
     ],
@@ -120,7 +121,7 @@ def test_with_its_defaults_each_is_something_else(method: str):
     assert any(not torch.equal(final[2][name], plain[2][name]) for name in plain[2])
 
 
-@pytest.mark.parametrize("method", ["greedy", "modality-dropout", "ogm-ge", "opm"])
+@pytest.mark.parametrize("method", ["agm", "greedy", "modality-dropout", "ogm-ge", "opm"])
 def test_what_balances_modalities_leaves_devices_with_one_alone(method: str):
     """Four rounds of a device with a microphone are those of D-PSGD."""
     config = {**CONFIG, "modality-pattern": "audio"}
@@ -143,7 +144,7 @@ def test_the_second_round_goes_on_from_the_state(method: str):
     assert all(torch.equal(a.payload[name], b.payload[name]) for name in a.payload)
 
 
-@pytest.mark.parametrize("method", ["mfcpl", "ogm-ge", "opm", "pmr"])
+@pytest.mark.parametrize("method", ["agm", "mfcpl", "ogm-ge", "opm", "pmr"])
 def test_three_modalities_of_which_samples_lack_some(method: str):
     """Three rounds; the numbers of a second device with the same data are the same."""
     source = {m: Modality("vector", (3,)) for m in "abc"}

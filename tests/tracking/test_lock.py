@@ -136,6 +136,18 @@ def simulate(*arguments: str) -> tuple[int, str]:
     return done.exit_code, " ".join(done.output.split())
 
 
+def test_a_process_that_nobody_has_waited_for_has_ended():
+    process = subprocess.Popen(["sleep", "100"])
+    ticks = int(Path(f"/proc/{process.pid}/stat").read_text().split()[21])
+    owner = Owner.this_process().model_copy(update={"pid": process.pid, "ticks": ticks})
+    assert not owner.has_ended
+    process.kill()
+    while " Z " not in Path(f"/proc/{process.pid}/stat").read_text():
+        pass
+    assert owner.has_ended
+    process.wait()
+
+
 @pytest.fixture
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "ENDING_S", 0.0)
