@@ -31,6 +31,7 @@ import torch
 from cases import COMMON, DATA
 from cases.common import PLAIN
 from harness import CONSOLE, data_folder
+from judging import verdict
 from rich.table import Table
 
 from flwr_dmml.base.overrides import parse_override
@@ -171,10 +172,7 @@ def main() -> int:
         given.json.write_text(json.dumps(kept) + "\n", encoding="utf-8")
     if given.quick:
         return 0
-    for line in wrong:
-        print(line)
-    print("as it should be" if not wrong else f"{len(wrong)} of the bars are missed")
-    return int(bool(wrong))
+    return verdict(wrong)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import gossip_learning
 import torch
 from gossip_optimum import ENTRIES, GRAPHS, tables
 from harness import CONSOLE
+from judging import verdict
 
 
 def main() -> int:
@@ -44,10 +45,7 @@ def main() -> int:
         wrong += missed
     if given.quick:
         return 0
-    for line in wrong:
-        print(line)
-    print("as it should be" if not wrong else f"{len(wrong)} of the bars are missed")
-    return int(bool(wrong))
+    return verdict(wrong)
 
 
 if __name__ == "__main__":

@@ -207,3 +207,11 @@ def conclude(
         }
         json_file.write_text(json.dumps(write, indent=2) + "\n", encoding="utf-8")
     return 0 if passed or not judged else 1
+
+
+def verdict(wrong: Sequence[str]) -> int:
+    """Print which bars were missed, a line each, and return the exit status."""
+    for line in wrong:
+        print(line)
+    print("as it should be" if not wrong else f"{len(wrong)} of the bars are missed")
+    return int(bool(wrong))

@@ -34,7 +34,7 @@ def serve(
         bool, typer.Option("--unit", help="Print a systemd unit that does this, and exit.")
     ] = False,
 ) -> None:
-    r"""Bring a run to its end: start it, watch it, and resume it after every crash.
+    """Bring a run to its end: start it, watch it, and resume it after every crash.
 
     Run it on the SuperLink's machine: it watches the run folder. When the coordinator's process
     dies, it resumes the run from the newest checkpoint (set checkpoint-every). When the SuperLink
@@ -50,10 +50,9 @@ def serve(
 
     [bold]Examples[/bold]
 
-      flwr-dmml fleet serve fleet.toml examples/fleet -o lab --name monday -c "checkpoint-every=1"
+      flwr-dmml fleet serve fleet.toml app -o lab --name r -c "seed=1"
 
-      flwr-dmml fleet serve fleet.toml examples/fleet -o lab --name monday --unit \\
-        | sudo tee /etc/systemd/system/flwr-dmml-run.service
+      flwr-dmml fleet serve fleet.toml app -o lab --name r --unit > run.service
 
     [bold]Exit status[/bold]  0: the run has finished.  1: it gave up; standard error says why.
     2: wrong command line.  130, 143: it was stopped; the run goes on.

@@ -19,6 +19,10 @@ class CouplingRule(GossipRule, ABC):
     coupled: ClassVar[str]
     """What the names of the blocks that stay begin with."""
 
+    def beat_problem(self) -> str:
+        """Return why it needs rounds in which all wait for all."""
+        return "its maps belong to messages of one round"
+
     @property
     @abstractmethod
     def dim(self) -> int:

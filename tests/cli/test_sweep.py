@@ -136,7 +136,7 @@ def test_all_settings_are_checked_before_anything_runs(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("method", "problem"),
-    [("dpsdg", "method = 'dpsdg': there are ccl, "), ("dmml-kd", "topology = 'rign'")],
+    [("dpsdg", "method = 'dpsdg': there are agm, ccl, "), ("dmml-kd", "topology = 'rign'")],
 )
 def test_a_dry_run_checks_every_setting(method: str, problem: str, tmp_path: Path):
     wrong = SETTINGS + ('topology = "rign"\n' if method == "dmml-kd" else "")

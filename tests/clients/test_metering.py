@@ -334,7 +334,7 @@ def test_on_mains_power_there_is_no_battery(sysfs: Path) -> None:
 
 
 WRONG = [
-    ({"profile": "pi"}, "profile = 'pi': allowed: raspberry-pi-4, raspberry-pi-5"),
+    ({"profile": "pi"}, "profile = 'pi': allowed: raspberry-pi-3, raspberry-pi-4"),
     ({"battery-j": -1.0}, "battery-j = -1.0: must be from 0 to 1e+06 J"),
     ({"battery-j": float("nan")}, "battery-j = nan: must be from 0 to 1e+06 J"),
     ({"battery-j": "full"}, "battery-j = 'full': must be a number of joules"),

@@ -600,7 +600,7 @@ MISTAKES = [
     ("10.0.0.11", "*.org", "device pi-1: address = '*.org': an IP address"),
     ("/data/part-000", "part", "device pi-1: data-path = 'part': the whole path, beginning with /"),
     ("/data/part-000", "/a\\nb", "device pi-1: data-path = '/a\\nb': the whole path"),
-    ("raspberry-pi-4", "pi-4", "device pi-1: profile = 'pi-4': there are raspberry-pi-4, rasp"),
+    ("raspberry-pi-4", "pi-4", "device pi-1: profile = 'pi-4': there are raspberry-pi-3, rasp"),
     ('"cuda"', '"gpu"', "device pi-2: device = 'gpu': auto, cpu, cuda, or cuda:1"),
     ("= 3", "= 0", "device pi-2: torch-threads = 0: Input should be greater than or equal to 1"),
     ("= 3", '= "3"', "device pi-2: torch-threads = '3': Input should be a valid integer"),

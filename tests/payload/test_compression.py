@@ -514,7 +514,7 @@ def test_the_first_round_is_billed_by_the_bytes_that_it_sends():
         peers = run_peers(config, num_rounds=1)
         learner: Learner = make_learner(config)
         members = peers.roster.members
-        bits_planned = peers.planner._payload_bits({}, Ring().graph(3))
+        bits_planned = peers.planner.payload_bits({}, Ring().graph(3))
         payload = learner.run_round(Plan(1, 1), {}).payload
         sent = size_bytes(pack(payload))
         assert [members[p].payload_bytes for p in range(3)] == [sent] * 3

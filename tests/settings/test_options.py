@@ -124,7 +124,7 @@ def test_groups_are_values_that_cannot_change() -> None:
         ("energy.batery-share", 0.5, "unknown setting; did you mean 'energy.battery-share'?"),
         ("allocation.max-iteration", 5, "did you mean 'allocation.max-iterations'?"),
         ("wireless.bandwith-hz", 1e6, "did you mean 'wireless.bandwidth-hz'?"),
-        ("power.watts", 1.0, "no method or rule 'power'; there are balance, beer, ccl, choco,"),
+        ("power.watts", 1.0, "no method or rule 'power'; there are agm, balance, beer, ccl,"),
         ("power.watts", 1.0, "and the groups energy, allocation, wireless"),
         # Wrong types
         ("energy.devices", 3, "Input should be a valid string"),

@@ -342,6 +342,7 @@ REFUSED = {
     "beer": "'beer': it sends changes",
     "motef": "'motef': it sends changes",
     "decentlam": "'decentlam': its correction compares",
+    "sheaf-dmfl": "'sheaf-dmfl': its maps belong to messages of one round",
 }
 
 
