@@ -150,7 +150,8 @@ class Crew:
             mixers[p].shares = shares.get(p, {})
             if mixers[p].remembers:
                 matrix, row = self.rows.next(p)
-                mixers[p].mixed = self.rows.blocks(p, matrix[row].clone())
+                for block, vector in self.rows.blocks(p, matrix[row]).items():
+                    mixers[p].note_mixed(block, vector)
 
     def _train(
         self,

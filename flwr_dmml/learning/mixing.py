@@ -29,6 +29,8 @@ GOSSIP = "gossip."
 """Prefix of what a gossip rule keeps, in a learner's state."""
 _SENT = "sent."
 _MIXED = "last mixed"
+SLOWLY = 0.1
+"""Weight of a round in the slow mean of what mixing has made: it is of about ten rounds."""
 DROPPED = "dropped."
 """Prefix of the shares of a neighbour's numbers that were dropped, in a learner's metrics."""
 
@@ -167,8 +169,8 @@ class Mixer:
         self._sent: dict[str, tuple[Tensor, ...]] = {}  # where that is not the model
         self._begun: dict[str, Tensor] = {}
         self.mixed: dict[str, Tensor] = {}
-        """What the last mixing has made of each block ``[length]``, for an aggregation rule that
-        looks at what training has made of that."""
+        """What the last mixing has made of each block, and a slow mean of that, ``[2, length]``:
+        for an aggregation rule that looks at what training has made of it, and at its drift."""
         self._publishes = type(rule).publish is not GossipRule.publish
         self._slots: list[int] = []
         self.shares: dict[str, dict[int, float]] = {}
@@ -226,10 +228,16 @@ class Mixer:
             self._states[block] = self.rule.start(mixed) if block in anew else state
             x.copy_(mixed)
             if self.remembers:
-                self.mixed[block] = x[0].clone()
+                self.note_mixed(block, x[0])
             if self._publishes:
                 self._begun[block] = mixed if mixed is not x else x.clone()
         return apart, rejected
+
+    def note_mixed(self, block: str, vector: Tensor) -> None:
+        """Remember what mixing has made of a block ``[length]``, and the slow mean of that."""
+        before = self.mixed.get(block)
+        slow = vector if before is None else before[1].lerp(vector, SLOWLY)
+        self.mixed[block] = torch.stack([vector, slow])
 
     @property
     def remembers(self) -> bool:

@@ -196,7 +196,7 @@ class Rows:
         plans: Mapping[int, Plan],
         brought: Mapping[int, Payload],
         rule: AggregationRule,
-        begun: Mapping[int, Mapping[str, Tensor]],
+        past: Mapping[int, Mapping[str, Tensor]],
     ) -> dict[int, dict[str, dict[int, float]]]:
         """Write the weighted means of rows into the next matrices; others stay as they are.
 
@@ -208,7 +208,7 @@ class Rows:
             What couriers have published for others, of every process.
         rule : AggregationRule
             The mean, or one that finds weights.
-        begun : mapping of int to mapping of str to Tensor
+        past : mapping of int to mapping of str to Tensor
             What :attr:`.Mixer.mixed` holds, of every own device.
 
         Returns
@@ -226,7 +226,7 @@ class Rows:
                     parts.append(torch.stack([brought[r][name] for r, name in mixing.far]))
                 weights = mixing.weights
                 if isinstance(rule, Weighing) and any(mixing.sources):
-                    last = [begun[p].get(mixing.block) for p in kind.own]
+                    last = [past[p].get(mixing.block) for p in kind.own]
                     weights = _weighed(mixing, parts, rule, last)
                     for p, near, old, new in zip(
                         kind.own, mixing.sources, mixing.weights, weights, strict=True
@@ -333,7 +333,7 @@ Far = dict[tuple[int, str], int]
 
 
 def _weighed(
-    mixing: _Mixing, parts: Sequence[Tensor], rule: Weighing, begun: Sequence[Tensor | None]
+    mixing: _Mixing, parts: Sequence[Tensor], rule: Weighing, past: Sequence[Tensor | None]
 ) -> Tensor:
     """Return the weights that a rule gives ``[own device, 1 + sources]``.
 
@@ -349,7 +349,7 @@ def _weighed(
         copies = [[vectors[i] for i in rows[k][: 1 + count]] for k in devices]
         own, others = [x for x, *_ in copies], [x for _, *x in copies]
         chosen = weights[devices, : 1 + count]
-        last = [begun[k] for k in devices]
+        last = [past[k] for k in devices]
         weights[devices, : 1 + count] = rule.weigh(own, others, chosen, last)
     return weights
 

@@ -19,7 +19,7 @@ from flwr_dmml.gossip.aggregation.monna import Monna
 from flwr_dmml.gossip.aggregation.rule import AggregationRule
 from flwr_dmml.gossip.aggregation.scclip import Scclip, ScclipOptions
 from flwr_dmml.gossip.aggregation.trimmed_mean import TrimmedMean, TrimmedMeanOptions
-from flwr_dmml.gossip.aggregation.weighing import PIECE, Weighing, table_of
+from flwr_dmml.gossip.aggregation.weighing import PIECE, Around, Weighing, table_of
 from flwr_dmml.gossip.registry import find_aggregation, make_aggregation
 from flwr_dmml.settings import find_parts, parse_settings
 
@@ -360,13 +360,13 @@ def test_the_assumed_number() -> None:
 @pytest.mark.parametrize("length", [10, PIECE // 3 + 7])
 def test_inner_products_in_pieces(length: int) -> None:
     own, near, _ = drawn(1, 3, length, seed=7)
-    begun = drawn(1, 1, length, seed=8)[0]
-    vectors = torch.cat([own, near[0] - own, own - begun]).double()
-    table = table_of(own[0], near[0], begun[0])
+    begun, slow = past = drawn(2, 1, length, seed=8)[0]
+    vectors = torch.cat([own, near[0] - own, own - begun, (begun - slow)[None]]).double()
+    table = table_of(own[0], near[0], past)
     assert torch.allclose(table, vectors @ vectors.T, rtol=1e-4, atol=1e-1)
-    assert torch.equal(table_of(own[0], list(near[0]), begun[0]), table)
+    assert torch.equal(table_of(own[0], list(near[0]), past), table)
     without = table_of(own[0], near[0])
-    assert without.shape == (4, 4) and torch.allclose(without, table[:-1, :-1], rtol=1e-5)
+    assert without.shape == (4, 4) and torch.allclose(without, table[:-2, :-2], rtol=1e-5)
 
 
 def test_weights_are_all_that_a_weighing_rule_finds() -> None:
@@ -418,7 +418,7 @@ def test_what_is_ahead_of_the_own_progress_is_dropped() -> None:
 
     Without the progress nothing tells which of the two is the lie, and it takes the wrong one.
     """
-    own, begun = torch.tensor([[5.0, 0.0]]), [torch.tensor([4.0, 0.0])]
+    own, begun = torch.tensor([[5.0, 0.0]]), [torch.tensor([4.0, 0.0]).expand(2, -1)]
     honest, mirror = torch.tensor([4.0, 1.0]), torch.tensor([6.0, -1.0])
     near, weights = torch.stack([honest, mirror])[None], torch.full((1, 3), 1 / 3)
     rule = make("gated-ios", 0.2)
@@ -429,10 +429,28 @@ def test_what_is_ahead_of_the_own_progress_is_dropped() -> None:
     assert torch.allclose(rule(own, near, weights, begun), (own + honest) / 2)
     off = GatedIos(GatedIosOptions(ahead=1), 0.2)
     assert torch.equal(off.weigh(own, near, weights, begun), blind)
-    rests = rule.weigh(own, near, weights, [own[0]])  # no progress, nothing to tell by
+    rests = rule.weigh(
+        own, near, weights, [own[0].expand(2, -1)]
+    )  # no progress, nothing to tell by
     assert torch.equal(rests, blind)
     odd = mirror.expand(1, 3, 2)  # all are ahead: the own copy is the odd one
     assert rule.weigh(own, odd, torch.full((1, 4), 0.25), begun).tolist() == [[0.25] * 4]
+
+
+def test_what_lags_behind_the_own_drift_is_dropped() -> None:
+    """A slow mean at (10, 0), and mixing came to (12, 0): the drift is (2, 0). From (12, 1), where
+    training went, a copy at (11, 0) lacks half of it, and one at (10, 0.5) all."""
+    own, past = torch.tensor([[12.0, 1.0]]), [torch.tensor([[12.0, 0.0], [10.0, 0.0]])]
+    honest, old = torch.tensor([11.0, 0.0]), torch.tensor([10.0, 0.5])
+    near, weights = torch.stack([honest, old])[None], torch.full((1, 3), 1 / 3)
+    rule = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2)
+    around = Around.of(rule, own, near, weights, past)
+    assert around is not None and around.behind[0].tolist() == [0.0, 0.5, 1.0]
+    assert rule.weigh(own, near, weights, past).tolist() == [[0.5, 0.5, 0.0]]
+    off = GatedIos(GatedIosOptions(reach=0, ahead=1, behind=0), 0.2)
+    assert off.weigh(own, near, weights, past)[0, 2] > 0
+    first = [torch.tensor([[12.0, 0.0], [11.5, 0.0]])]  # it has drifted less than it has trained
+    assert torch.equal(rule.weigh(own, near, weights, first), off.weigh(own, near, weights, first))
 
 
 def test_what_is_out_of_reach_is_dropped_where_nobody_can_be_outvoted() -> None:
@@ -446,7 +464,9 @@ def test_what_is_out_of_reach_is_dropped_where_nobody_can_be_outvoted() -> None:
             weights = torch.full((1, 1 + near.shape[1]), 1 / (1 + near.shape[1]))
             found = rule.weigh(own, near, weights)[0].tolist()
             assert found == pytest.approx([1 / (1 + truths)] * (1 + truths) + [0.0] * lies)
-            blind = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2).weigh(own, near, weights)
+            blind = GatedIos(GatedIosOptions(reach=0, ahead=1, behind=0), 0.2).weigh(
+                own, near, weights
+            )
             assert blind[0, -1] > 0
         trusting = GatedIos(GatedIosOptions(), 0).weigh(own, near, weights)
         assert torch.equal(trusting, weights)

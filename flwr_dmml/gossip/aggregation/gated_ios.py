@@ -37,6 +37,11 @@ class GatedIosOptions(Group):
         le=1,
         description="drop what lies ahead: cosine to the own progress above this; 1: off",
     )
+    behind: float = Field(
+        0.9,
+        ge=0,
+        description="drop what lacks more than this share of the own drift over ten rounds; 0: off",
+    )
     reach: float = Field(
         0.9,
         ge=0,
@@ -48,7 +53,7 @@ class GatedIos(Ios):
     """As ios, but take back what is not far, and drop what pulls against or along the model.
 
     Dropping is only spent on what does harm: to drop an honest neighbour on data that differ costs
-    more than a liar does that stays among the honest ones. Five kinds do harm.
+    more than a liar does that stays among the honest ones. Six kinds do harm.
 
     *Out of reach.* Devices that train a model together stay within a part of its norm; noise,
     zeros, and flipped or scaled models do not. What is farther from the own copy than ``reach``
@@ -61,6 +66,12 @@ class GatedIos(Ios):
     One above ``ahead`` pushes on where the device has gone by itself. That is what a lie does that
     keeps it from learning of others, or drives it apart from them, and it tells which is the lie
     even between a liar and one honest neighbour. It is dropped, too, however many these are.
+
+    *Behind.* A device remembers where it was, as a slow mean over about ten rounds of where its
+    training began; d is what it has drifted since. Neighbours that learn drift with it. A copy that
+    lacks more than ``behind`` times d, ``-(x_j - own) . d > behind |d|^2``, is an old one, and
+    holds all back; it is dropped, too. Not before the drift is longer than the last progress: in
+    the first rounds one's own progress makes up most of it.
 
     *Far.* Of what ios drops of the rest, comes back what is up to ``gate`` times as far as the
     farthest that is kept, the own copy among them, from the mean of what is kept; of three
@@ -95,8 +106,9 @@ class GatedIos(Ios):
 
     @property
     def alone(self) -> bool:
-        """Whether it compares copies with the own one, or its progress."""
-        return self.options.reach > 0 or self.options.ahead < 1
+        """Whether it compares copies with the own one, its progress, or its drift."""
+        o = self.options
+        return o.reach > 0 or o.ahead < 1 or o.behind > 0
 
     def most(self, neighbours: int) -> int:
         """Return how many may lie: half, as the own copy is honest."""
@@ -130,11 +142,13 @@ class GatedIos(Ios):
         return around.away > self.options.reach * around.norm[:, None]
 
     def within(self, around: Around) -> Around:
-        """Return the same without those out of reach or ahead, each a liar that has been found."""
+        """Return the same without those out of reach, ahead or behind: liars that are found."""
         far = torch.zeros_like(around.there)
         if self.options.reach:
             far |= self.far(around)
         far |= around.ahead > self.options.ahead
+        if self.options.behind:
+            far |= around.behind > self.options.behind
         far &= around.there
         far &= ((around.there & ~far).sum(dim=1) + (around.count < 4) > 1)[:, None]
         if not bool(far.any()):

@@ -45,6 +45,10 @@ class Around:
         Inner products of the differences with the own last progress p, ``[rows, m]``.
     made : Tensor
         Norms of that progress, ``[rows]``; 0 where nothing is known of it.
+    trend : Tensor
+        Inner products of the differences with the own drift d over the last rounds, ``[rows, m]``.
+    drifted : Tensor
+        Norms of that drift, ``[rows]``; 0 where nothing is known of it.
     """
 
     gram: Tensor
@@ -55,6 +59,8 @@ class Around:
     norm: Tensor
     onward: Tensor
     made: Tensor
+    trend: Tensor
+    drifted: Tensor
 
     @classmethod
     def of(
@@ -63,7 +69,7 @@ class Around:
         own: Tensor | Sequence[Tensor],
         near: Tensor | Sequence[Sequence[Tensor]],
         weights: Tensor,
-        begun: Sequence[Tensor | None] | None = None,
+        past: Sequence[Tensor | None] | None = None,
     ) -> "Around | None":
         """Return what a rule is to know; None where it could take nobody for a liar.
 
@@ -77,9 +83,9 @@ class Around:
         own, near, weights : Tensor
             See :class:`AggregationRule`; ``own`` and ``near`` may be sequences of vectors
             ``[length]`` as well, by row, and by row and neighbour.
-        begun : sequence of Tensor or None, optional
-            By row, where the training that led to the own copy began ``[length]``, where that is
-            known.
+        past : sequence of Tensor or None, optional
+            By row, ``[2, length]``: where the training that led to the own copy began, and a slow
+            mean of where it began in the rounds up to then; where that is known.
         """
         known = weights.detach().cpu().double()
         arrived = known[:, 1:] > 0
@@ -88,13 +94,18 @@ class Around:
             return None
         extra: list[Sequence[Tensor]] = [()] * len(near)
         if rule.remembers:
-            starts = begun or [None] * len(near)
-            extra = [(x if at is None else at,) for x, at in zip(own, starts, strict=True)]
+            before = past or [None] * len(near)
+            extra = [
+                (x.expand(2, -1) if at is None else at,) for x, at in zip(own, before, strict=True)
+            ]
         rows = zip(own, near, extra, strict=True)
         table = torch.stack([table_of(x, others, *at) for x, others, at in rows]).cpu()
         onward, made = table.new_zeros(table.shape[:2]), table.new_zeros(len(table))
+        trend, drifted = onward, made
         if rule.remembers:
-            table, onward, made = table[:, :-1, :-1], table[:, -1, :-1], table[:, -1, -1].sqrt()
+            onward, made = table[:, -2, :-2], table[:, -2, -2].sqrt()
+            trend, drifted = table[:, -1, :-2], table[:, -1, -1].sqrt()
+            table = table[:, :-2, :-2]
         sound = table.diagonal(dim1=1, dim2=2).isfinite()  # the own copy always is
         there = torch.cat([sound[:, :1], arrived & sound[:, 1:]], dim=1)
         if not bool(sound.all()):
@@ -106,9 +117,9 @@ class Around:
         norm, there[:, 0] = table[:, 0, 0].sqrt(), False
         inner = torch.where(there[:, :, None] & there[:, None], table, 0.0)
         along, there[:, 0] = torch.where(there, table[:, 0], 0.0), True
-        onward = torch.where(there, onward, 0.0)
-        onward[:, 0] = 0.0
-        return cls(inner, there, known, liars, along, norm, onward, made)
+        onward, trend = (torch.where(there, x, 0.0) for x in (onward, trend))
+        onward[:, 0] = trend[:, 0] = 0.0
+        return cls(inner, there, known, liars, along, norm, onward, made, trend, drifted)
 
     @property
     def count(self) -> Tensor:
@@ -130,6 +141,15 @@ class Around:
     def ahead(self) -> Tensor:
         """Cosines between ``x_j - own`` and the own progress, ``[rows, m]``; 0 if either is 0."""
         return self.onward / (self.away * self.made[:, None]).clamp(min=1e-300)
+
+    @property
+    def behind(self) -> Tensor:
+        """Share of the own drift that a copy lacks, ``[rows, m]``; 0 of a drift below the progress.
+
+        ``-(x_j - own) . d / |d|^2``: 1 of a copy that stands where the own one came from.
+        """
+        found = -self.trend / self.drifted.square().clamp(min=1e-300)[:, None]
+        return torch.where((self.drifted > self.made)[:, None], found, 0.0)
 
     def squares_to(self, shares: Tensor) -> Tensor:
         """Return squared distances ``[rows, m]`` to the mean with shares ``[rows, m]``.
@@ -179,9 +199,10 @@ class Around:
         gram = whole - first[:, None] - first[:, :, None] + centre[:, None, None]
         along = (to * self.along[:, None]).sum(dim=2)  # with the own copy that was
         norm = (self.norm.square() + 2 * along[:, 0] + centre).clamp(min=0).sqrt()
-        along, onward = along + first, (to * self.onward[:, None]).sum(dim=2)
-        along, onward = along - along[:, :1], onward - onward[:, :1]
-        return replace(self, gram=gram, along=along, norm=norm, onward=onward)
+        along = along + first
+        onward, trend = ((to * x[:, None]).sum(dim=2) for x in (self.onward, self.trend))
+        along, onward, trend = (x - x[:, :1] for x in (along, onward, trend))
+        return replace(self, gram=gram, along=along, norm=norm, onward=onward, trend=trend)
 
 
 class Weighing(AggregationRule):
@@ -194,10 +215,10 @@ class Weighing(AggregationRule):
         own: Tensor,
         near: Tensor,
         weights: Tensor,
-        begun: Sequence[Tensor | None] | None = None,
+        past: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """Return the mean ``[rows, length]`` with the weights of :meth:`weigh`."""
-        found = self.weigh(own, near, weights, begun)
+        found = self.weigh(own, near, weights, past)
         unused = found[:, 1:] == 0
         if bool(unused.any()) and not bool(near[unused].isfinite().all()):
             near = torch.where(unused[:, :, None], own[:, None], near)  # 0 NaN is NaN
@@ -208,14 +229,14 @@ class Weighing(AggregationRule):
         own: Tensor | Sequence[Tensor],
         near: Tensor | Sequence[Sequence[Tensor]],
         weights: Tensor,
-        begun: Sequence[Tensor | None] | None = None,
+        past: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """Return the weights ``[rows, 1 + neighbours]`` of the aggregate, of ``weights``' type.
 
         See :meth:`Around.of`. A row in which no liar is assumed keeps its weights, unless the rule
         compares copies with the own one alone.
         """
-        around = Around.of(self, own, near, weights, begun)
+        around = Around.of(self, own, near, weights, past)
         if around is None:
             return weights
         found = self.shares(around)
@@ -231,7 +252,7 @@ class Weighing(AggregationRule):
         """
 
 
-def table_of(own: Tensor, near: Tensor | Sequence[Tensor], begun: Tensor | None = None) -> Tensor:
+def table_of(own: Tensor, near: Tensor | Sequence[Tensor], past: Tensor | None = None) -> Tensor:
     """Return inner products of the own copy and all differences from it, ``[m, m]`` float64.
 
     In pieces of a size that depends on the number of neighbours alone: a device's numbers are the
@@ -243,10 +264,11 @@ def table_of(own: Tensor, near: Tensor | Sequence[Tensor], begun: Tensor | None 
         ``[length]``; the first in the table.
     near : Tensor, or sequence of Tensor
         ``[neighbours, length]``; the differences ``near - own`` are the others.
-    begun : Tensor, optional
-        ``[length]``; ``own - begun`` comes last, and the table is ``[m + 1, m + 1]``.
+    past : Tensor, optional
+        ``[2, length]``; ``own - past[0]`` and ``past[0] - past[1]`` come last, and the table is
+        ``[m + 2, m + 2]``.
     """
-    vectors_of = [own, *near] if begun is None else [own, *near, begun]
+    vectors_of = [own, *near] if past is None else [own, *near, *past]
     size = len(vectors_of)
     table = own.new_zeros(size, size, dtype=torch.float64)
     step = PIECE // size
@@ -254,8 +276,9 @@ def table_of(own: Tensor, near: Tensor | Sequence[Tensor], begun: Tensor | None 
         some = slice(at, at + step)
         vectors = torch.stack([x[some] for x in vectors_of])
         vectors[1:] -= own[some]
-        if begun is not None:
-            vectors[-1].neg_()
+        if past is not None:
+            vectors[-1] = vectors[-2] - vectors[-1]
+            vectors[-2].neg_()
         found = vectors @ vectors.T
         table += (found + found.T).double() / 2
     return table
