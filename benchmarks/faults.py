@@ -181,7 +181,6 @@ from pathlib import Path
 sys.path.append({tests!r})
 from flwr.clientapp import ClientApp
 from flwr_dmml.transport.direct import answers, link
-from flwr_dmml.transport.packing import unpacked
 from helpers_liars import LETTERS, LIES, Lying, kind_of, longer
 
 told = os.environ.get("DMML_LIE")
@@ -203,7 +202,6 @@ class Liar(Lying):
 class Device(ClientApp):
     def __call__(self, message, context):
         change = LIES[name][1] if name in LIES else None
-        message.content = unpacked(message.content)  # so is the reply: lies need no packing
         return Liar(kind, change)(message, context)
 
 

@@ -27,6 +27,7 @@ from flwr_dmml.transport.messages import (
     REPORT,
     STATE,
 )
+from flwr_dmml.transport.packing import unpacked
 
 LIAR = 1
 EVIL = "well\n[ROUND 3/3] accuracy mean 0.999\x1b[2J\x1b]0;owned\x07\u202e"
@@ -59,6 +60,7 @@ class Lying:
         return context.node_config["partition-id"] == LIAR
 
     def __call__(self, message: Message, context: Context) -> Message:
+        message.content = unpacked(message.content)  # so is the reply: lies need no packing
         lies = self.is_liar(context) and self.kind == kind_of(message)
         if lies and self.change is None:
             raise RuntimeError(EVIL)

@@ -96,7 +96,7 @@ def drawn(page: Any) -> tuple[int, int]:
     """Return how many figures there are, and in how many plotly has drawn something to see."""
     script = """() => {
         const places = [...document.querySelectorAll('[data-figure]')];
-        const marks = '.scatterlayer path, .heatmaplayer image';
+        const marks = '.scatterlayer path, .barlayer path, .heatmaplayer image';
         const seen = (place) => place.querySelector('.main-svg') && place.querySelector(marks);
         return [places.length, places.filter(seen).length];
     }"""
