@@ -38,7 +38,7 @@ class GatedIosOptions(Group):
         description="drop what lies ahead: cosine to the own progress above this; 1: off",
     )
     behind: float = Field(
-        0.9,
+        0.0,
         ge=0,
         description="drop what lacks more than this share of the own drift over ten rounds; 0: off",
     )
@@ -53,7 +53,7 @@ class GatedIos(Ios):
     """As ios, but take back what is not far, and drop what pulls against or along the model.
 
     Dropping is only spent on what does harm: to drop an honest neighbour on data that differ costs
-    more than a liar does that stays among the honest ones. Six kinds do harm.
+    more than a liar does that stays among the honest ones. Five kinds do harm, and a sixth may.
 
     *Out of reach.* Devices that train a model together stay within a part of its norm; noise,
     zeros, and flipped or scaled models do not. What is farther from the own copy than ``reach``
@@ -67,7 +67,7 @@ class GatedIos(Ios):
     keeps it from learning of others, or drives it apart from them, and it tells which is the lie
     even between a liar and one honest neighbour. It is dropped, too, however many these are.
 
-    *Behind.* A device remembers where it was, as a slow mean over about ten rounds of where its
+    *Behind*, where that is asked for. A device remembers where it was, as a slow mean over about ten rounds of where its
     training began; d is what it has drifted since. Neighbours that learn drift with it. A copy that
     lacks more than ``behind`` times d, ``-(x_j - own) . d > behind |d|^2``, is an old one, and
     holds all back; it is dropped, too. Not before the drift is longer than the last progress: in
