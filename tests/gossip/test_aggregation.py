@@ -443,11 +443,11 @@ def test_what_lags_behind_the_own_drift_is_dropped() -> None:
     own, past = torch.tensor([[12.0, 1.0]]), [torch.tensor([[12.0, 0.0], [10.0, 0.0]])]
     honest, old = torch.tensor([11.0, 0.0]), torch.tensor([10.0, 0.5])
     near, weights = torch.stack([honest, old])[None], torch.full((1, 3), 1 / 3)
-    rule = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2)
+    rule = GatedIos(GatedIosOptions(reach=0, ahead=1, behind=0.9), 0.2)
     around = Around.of(rule, own, near, weights, past)
     assert around is not None and around.behind[0].tolist() == [0.0, 0.5, 1.0]
     assert rule.weigh(own, near, weights, past).tolist() == [[0.5, 0.5, 0.0]]
-    off = GatedIos(GatedIosOptions(reach=0, ahead=1, behind=0), 0.2)
+    off = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2)
     assert off.weigh(own, near, weights, past)[0, 2] > 0
     first = [torch.tensor([[12.0, 0.0], [11.5, 0.0]])]  # it has drifted less than it has trained
     assert torch.equal(rule.weigh(own, near, weights, first), off.weigh(own, near, weights, first))
@@ -464,9 +464,7 @@ def test_what_is_out_of_reach_is_dropped_where_nobody_can_be_outvoted() -> None:
             weights = torch.full((1, 1 + near.shape[1]), 1 / (1 + near.shape[1]))
             found = rule.weigh(own, near, weights)[0].tolist()
             assert found == pytest.approx([1 / (1 + truths)] * (1 + truths) + [0.0] * lies)
-            blind = GatedIos(GatedIosOptions(reach=0, ahead=1, behind=0), 0.2).weigh(
-                own, near, weights
-            )
+            blind = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2).weigh(own, near, weights)
             assert blind[0, -1] > 0
         trusting = GatedIos(GatedIosOptions(), 0).weigh(own, near, weights)
         assert torch.equal(trusting, weights)
