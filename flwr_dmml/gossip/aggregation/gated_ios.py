@@ -68,10 +68,10 @@ class GatedIos(Ios):
     even between a liar and one honest neighbour. It is dropped, too, however many these are.
 
     *Behind*, where that is asked for. A device remembers where it was, as a slow mean over about
-    ten rounds of where its training began; d is what it has drifted since. Neighbours that learn drift with it. A copy that
-    lacks more than ``behind`` times d, ``-(x_j - own) . d > behind |d|^2``, is an old one, and
-    holds all back; it is dropped, too. Not before the drift is longer than the last progress: in
-    the first rounds one's own progress makes up most of it.
+    ten rounds of where its training began; d is what it has drifted since. Neighbours that learn
+    drift with it. A copy that lacks more than ``behind`` times d, ``-(x_j - own) . d > behind
+    |d|^2``, is an old one, and holds all back; it is dropped, too. Not before the drift is longer
+    than the last progress: in the first rounds one's own progress makes up most of it.
 
     *Far.* Of what ios drops of the rest, comes back what is up to ``gate`` times as far as the
     farthest that is kept, the own copy among them, from the mean of what is kept; of three
