@@ -444,6 +444,7 @@ class Kills:
         row, ends = Row("kill -9, SuperNode", f"{times} kills"), list[str]()
         own = self.folder / "devices"
         given = OF_FLEET | {"num-server-rounds": 5, "round-timeout": 120.0, "run-name": "whole"}
+        given |= {"wait-timeout": 150.0}  # a killed device is sent away for up to a minute
         with fleet_of(own) as fleet:
             whole, begun = on_parts(own, given), time.monotonic()
             fleet.submit(FLEET, given).communicate(timeout=LONGEST_S)
@@ -454,7 +455,7 @@ class Kills:
                 run = fleet.submit(FLEET, given | {"run-name": name})
                 time.sleep(self.draw.uniform(0, taken))
                 fleet.kill(f"device-{victim}")
-                fleet.start(f"device-{victim}")
+                fleet.start(f"device-{victim}", again=True)
                 said = run.communicate(timeout=2 * LONGEST_S)[0]
                 method = fleet.runs / name / "dpsgd"
                 text = f"{number}: device {victim} killed"

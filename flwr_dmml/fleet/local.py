@@ -21,6 +21,8 @@ from .superlink import register_devices
 
 START_S = 60.0
 """Seconds that the SuperLink is given to listen."""
+AGAIN = 'until sh "$0"; do sleep 5; done'
+"""Starts a script again whenever it ends with an error, as a unit does."""
 
 
 class LocalFleet:
@@ -114,15 +116,18 @@ class LocalFleet:
             time.sleep(0.1)
         raise FleetError(f"the SuperLink does not listen:\n{self.said('superlink')}")
 
-    def start(self, name: str) -> None:
-        """Start a device's SuperNode."""
-        self._start(name, self.folder / "devices" / name / "start.sh")
+    def start(self, name: str, *, again: bool = False) -> None:
+        """Start a device's SuperNode, ``again`` whenever it ends with an error.
 
-    def _start(self, name: str, script: Path) -> None:
+        For up to a minute after it was killed Flower takes it for online, and sends it away.
+        """
+        self._start(name, self.folder / "devices" / name / "start.sh", again=again)
+
+    def _start(self, name: str, script: Path, *, again: bool = False) -> None:
         # A session of its own, so that all that it starts can be killed with it.
         with (self.logs / f"{name}.log").open("ab") as file:
             self._running[name] = subprocess.Popen(
-                ["sh", str(script)],
+                ["sh", *(["-c", AGAIN] if again else []), str(script)],
                 env={**self.environment, **self._variables.get(name, {})},
                 stdout=file,
                 stderr=file,

@@ -169,8 +169,8 @@ class Mixer:
         self._sent: dict[str, tuple[Tensor, ...]] = {}  # where that is not the model
         self._begun: dict[str, Tensor] = {}
         self.mixed: dict[str, Tensor] = {}
-        """What the last mixing has made of each block, and a slow mean of that, ``[2, length]``:
-        for an aggregation rule that looks at what training has made of it, and at its drift."""
+        """What :meth:`note_mixed` remembers of each block, for an aggregation rule that looks at
+        it."""
         self._publishes = type(rule).publish is not GossipRule.publish
         self._slots: list[int] = []
         self.shares: dict[str, dict[int, float]] = {}
@@ -234,14 +234,19 @@ class Mixer:
         return apart, rejected
 
     def note_mixed(self, block: str, vector: Tensor) -> None:
-        """Remember what mixing has made of a block ``[length]``, and the slow mean of that."""
-        before = self.mixed.get(block)
-        slow = vector if before is None else before[1].lerp(vector, SLOWLY)
-        self.mixed[block] = torch.stack([vector, slow])
+        """Remember what mixing has made of a block ``[length]``, and maybe a slow mean of that.
+
+        As ``[1, length]`` or ``[2, length]``, as much as the aggregation rule remembers.
+        """
+        rows = [vector]
+        if self.remembers > 1:
+            before = self.mixed.get(block)
+            rows.append(vector if before is None else before[1].lerp(vector, SLOWLY))
+        self.mixed[block] = torch.stack(rows)
 
     @property
-    def remembers(self) -> bool:
-        """Whether the aggregation rule looks at what training has made of a block."""
+    def remembers(self) -> int:
+        """As much as the aggregation rule: :attr:`.AggregationRule.remembers`."""
         return self._aggregation.remembers
 
     def models(self, block: str, plan: Plan, inbox: Inbox) -> dict[int, Tensor]:

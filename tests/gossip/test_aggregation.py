@@ -365,6 +365,8 @@ def test_inner_products_in_pieces(length: int) -> None:
     table = table_of(own[0], near[0], past)
     assert torch.allclose(table, vectors @ vectors.T, rtol=1e-4, atol=1e-1)
     assert torch.equal(table_of(own[0], list(near[0]), past), table)
+    shorter = table_of(own[0], near[0], past[:1])
+    assert torch.allclose(shorter, table[:-1, :-1], rtol=1e-5)
     without = table_of(own[0], near[0])
     assert without.shape == (4, 4) and torch.allclose(without, table[:-2, :-2], rtol=1e-5)
 
@@ -449,6 +451,7 @@ def test_what_lags_behind_the_own_drift_is_dropped() -> None:
     assert rule.weigh(own, near, weights, past).tolist() == [[0.5, 0.5, 0.0]]
     off = GatedIos(GatedIosOptions(reach=0, ahead=1), 0.2)
     assert off.weigh(own, near, weights, past)[0, 2] > 0
+    assert rule.remembers == 2 and off.remembers == 0
     first = [torch.tensor([[12.0, 0.0], [11.5, 0.0]])]  # it has drifted less than it has trained
     assert torch.equal(rule.weigh(own, near, weights, first), off.weigh(own, near, weights, first))
 

@@ -102,7 +102,11 @@ class GatedIos(Ios):
     references: ClassVar[tuple[str, ...]] = ("wu2023byzantine",)
     options_type: ClassVar[type[Group]] = GatedIosOptions
     options: GatedIosOptions
-    remembers: ClassVar[bool] = True
+
+    @property
+    def remembers(self) -> int:
+        """Where training began, and for ``behind`` a slow mean of that."""
+        return 2 if self.options.behind else int(self.options.ahead < 1)
 
     @property
     def alone(self) -> bool:

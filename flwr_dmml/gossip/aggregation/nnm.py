@@ -40,8 +40,8 @@ class Nnm(Weighing):
         self.rule = rule
 
     @property
-    def remembers(self) -> bool:  # type: ignore[override]
-        """Whether the rule does."""
+    def remembers(self) -> int:
+        """As much as the rule."""
         return self.rule.remembers
 
     def __str__(self) -> str:

@@ -36,8 +36,6 @@ class AggregationRule(ABC):
     robust: ClassVar[bool] = False
     """Whether it is meant for neighbours that lie. What a method makes of neighbours' statistics is
     then robust, too."""
-    remembers: ClassVar[bool] = False
-    """Whether it looks at what the device's own training has made of the vector."""
 
     def __init__(self, options: Group, assume_liars: float = ASSUMED) -> None:
         self.options, self.assume_liars = options, assume_liars
@@ -45,6 +43,11 @@ class AggregationRule(ABC):
     def __str__(self) -> str:
         """Return the name in a run config."""
         return self.name
+
+    @property
+    def remembers(self) -> int:
+        """How much of a device's past it looks at: see :meth:`.Mixer.note_mixed`."""
+        return 0
 
     @property
     def alone(self) -> bool:

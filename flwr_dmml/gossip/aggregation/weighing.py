@@ -84,28 +84,25 @@ class Around:
             See :class:`AggregationRule`; ``own`` and ``near`` may be sequences of vectors
             ``[length]`` as well, by row, and by row and neighbour.
         past : sequence of Tensor or None, optional
-            By row, ``[2, length]``: where the training that led to the own copy began, and a slow
-            mean of where it began in the rounds up to then; where that is known.
+            By row, as much as the rule remembers of ``[2, length]``: where the training that led
+            to the own copy began, and a slow mean of where it began in the rounds up to then; None
+            where that is not known.
         """
         known = weights.detach().cpu().double()
         arrived = known[:, 1:] > 0
         liars = torch.tensor([rule.liars(int(n)) for n in arrived.sum(dim=1)])
         if not bool(liars.any()) and not (rule.alone and rule.assume_liars):
             return None
-        extra: list[Sequence[Tensor]] = [()] * len(near)
-        if rule.remembers:
-            before = past or [None] * len(near)
-            extra = [
-                (x.expand(2, -1) if at is None else at,) for x, at in zip(own, before, strict=True)
-            ]
-        rows = zip(own, near, extra, strict=True)
-        table = torch.stack([table_of(x, others, *at) for x, others, at in rows]).cpu()
-        onward, made = table.new_zeros(table.shape[:2]), table.new_zeros(len(table))
-        trend, drifted = onward, made
-        if rule.remembers:
-            onward, made = table[:, -2, :-2], table[:, -2, -2].sqrt()
-            trend, drifted = table[:, -1, :-2], table[:, -1, -1].sqrt()
-            table = table[:, :-2, :-2]
+        kept = rule.remembers
+        tables = [
+            table_of(x, others, x.expand(kept, -1) if at is None else at[:kept])
+            for x, others, at in zip(own, near, past or [None] * len(near), strict=True)
+        ]
+        whole = torch.stack(tables).cpu()
+        m = whole.shape[1] - kept
+        table, nothing = whole[:, :m, :m], whole.new_zeros(len(whole), m)
+        moves = [(whole[:, k, :m], whole[:, k, k].sqrt()) for k in range(m, m + kept)]
+        (onward, made), (trend, drifted), *_ = [*moves, *[(nothing, nothing[:, 0])] * 2]
         sound = table.diagonal(dim1=1, dim2=2).isfinite()  # the own copy always is
         there = torch.cat([sound[:, :1], arrived & sound[:, 1:]], dim=1)
         if not bool(sound.all()):
@@ -252,7 +249,9 @@ class Weighing(AggregationRule):
         """
 
 
-def table_of(own: Tensor, near: Tensor | Sequence[Tensor], past: Tensor | None = None) -> Tensor:
+def table_of(
+    own: Tensor, near: Tensor | Sequence[Tensor], past: Tensor | Sequence[Tensor] = ()
+) -> Tensor:
     """Return inner products of the own copy and all differences from it, ``[m, m]`` float64.
 
     In pieces of a size that depends on the number of neighbours alone: a device's numbers are the
@@ -264,21 +263,22 @@ def table_of(own: Tensor, near: Tensor | Sequence[Tensor], past: Tensor | None =
         ``[length]``; the first in the table.
     near : Tensor, or sequence of Tensor
         ``[neighbours, length]``; the differences ``near - own`` are the others.
-    past : Tensor, optional
-        ``[2, length]``; ``own - past[0]`` and ``past[0] - past[1]`` come last, and the table is
-        ``[m + 2, m + 2]``.
+    past : sequence of Tensor, optional
+        Up to two of ``[length]``; ``own - past[0]`` and ``past[0] - past[1]`` come last, and the
+        table is larger by so many.
     """
-    vectors_of = [own, *near] if past is None else [own, *near, *past]
+    vectors_of = [own, *near, *past]
     size = len(vectors_of)
+    begun = size - len(past)
     table = own.new_zeros(size, size, dtype=torch.float64)
     step = PIECE // size
     for at in range(0, len(own), step):
         some = slice(at, at + step)
         vectors = torch.stack([x[some] for x in vectors_of])
         vectors[1:] -= own[some]
-        if past is not None:
+        if len(past) == 2:
             vectors[-1] = vectors[-2] - vectors[-1]
-            vectors[-2].neg_()
+        vectors[begun : begun + 1].neg_()
         found = vectors @ vectors.T
         table += (found + found.T).double() / 2
     return table
