@@ -19,7 +19,6 @@ from .quoting import node_config, unit_word
 from .scripts import RUNS
 from .superlink import error_of, flower, handshake, last_error
 
-TRIES = 5
 POLL_S = 1.0
 """Seconds between two looks at the run folder."""
 ASK_S = 15.0
@@ -122,7 +121,7 @@ class Supervisor:
 
     task: Task
     tell: Callable[[str], None]
-    tries: int = TRIES
+    tries: int
     pause_s: float = 1.0
     _run_id: str = field(default="", init=False)
 
