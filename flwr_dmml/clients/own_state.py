@@ -8,12 +8,13 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from ..base.errors import SettingsError
 from ..base.files import WriteError, write_whole, writing
 from ..base.machine import expanded
+from ..base.tensors import read_tensors
 from ..transport.arrays import NumpyArray, record_of
 from ..transport.messages import PARTITION, STATE
 
@@ -141,14 +142,14 @@ class OwnState:
                 f"{NODE_KEY} in its node config, so that it keeps it on disk"
             )
         try:
+            tensors = read_tensors(self.file.read_bytes())
             with safe_open(self.file, framework="numpy") as file:
                 about = file.metadata() or {}
-                arrays = {about[key]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            arrays = {about[key]: tensors[key] for key in sorted(tensors, key=int)}
             method, when, node = about["method"], about["when"], about["node"]
         except FileNotFoundError as error:
             raise StateLostError(f"{self.file} is gone, with what it knew of this run") from error
-        except (SafetensorError, KeyError, OSError, TypeError, AttributeError) as error:
-            # the last two: numbers of a kind that NumPy lacks
+        except (ValueError, KeyError, OSError) as error:
             raise StateLostError(f"{self.file} is damaged: {error}") from error
         if method != self._method:
             raise StateLostError(f"{self.file} is of the method {method!r}")

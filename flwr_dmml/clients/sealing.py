@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common.logger import log
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from ..base.errors import SettingsError
 from ..base.overrides import with_overrides
+from ..base.tensors import read_tensors
 from ..learning.learner import Learner
 from ..methods.soft_labels import LABELS
 from ..payload.blocks import COMPANION, carried, is_carried
@@ -243,7 +244,7 @@ def unlock_state(context: Context, state: ArrayRecord) -> ArrayRecord:
 
     secret = own_secret(_tls(context).key, "states")
     data = unlock(secret, state[LOCKED_STATE].numpy().tobytes(), LOCKED_STATE)
-    return record_of({name: NumpyArray(numbers) for name, numbers in load(data).items()})
+    return record_of({name: NumpyArray(numbers) for name, numbers in read_tensors(data).items()})
 
 
 def _tls(context: Context) -> Tls:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, StrictInt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from ..base.errors import UserError
 from ..base.files import WriteError, sync_folder, write_whole, writing
 from ..base.log import log
+from ..base.tensors import read_tensors
 
 SCHEMA = 2
 Arrays = dict[str, NDArray[Any]]
@@ -229,8 +229,6 @@ def _load(place: Path) -> Checkpoint:
         raise
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{_STATE}: {error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(str(error)) from error
     return Checkpoint(read.round, read.about, nodes, payloads)
 
 
@@ -242,7 +240,7 @@ def _read(path: Path, digests: Mapping[str, bytes]) -> bytes:
 
 
 def _unpack(data: bytes, group: _Group) -> dict[int, Arrays]:
-    flat = load(data)
+    flat = read_tensors(data)
     return {
         p: {name: flat[f"{p}/{i}"].reshape(group.shapes[p][i]) for i, name in enumerate(own)}
         for p, own in group.names.items()

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..base.tensors import is_plain
 from ..base.text import one_line
 
 
@@ -156,11 +157,6 @@ def array_problem(array: Array) -> str | None:
     except Exception as error:  # as above
         return f"is no array that can be read ({type(error).__name__})"
     return None if is_plain(dtype) else f"holds {one_line(str(dtype), 40)}, which are no numbers"
-
-
-def is_plain(dtype: np.dtype[Any]) -> bool:
-    """Return whether these are booleans, integers or floats that any file format can hold."""
-    return dtype.kind in "biuf" and dtype.itemsize <= 8
 
 
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:

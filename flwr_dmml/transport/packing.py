@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
+from ..base.tensors import TensorsError, read_tensors
 from ..base.text import one_line
-from .arrays import NumpyArray, is_plain, numbers_in, record_of
+from .arrays import NumpyArray, numbers_in, record_of
 
 PACKED = "packed"
 """Name of the record; a file apart is the only array of ``packed.0``, by the record's position."""
@@ -121,15 +121,11 @@ def _read_arrays(entries: Mapping[str, Any], apart: ArrayRecord) -> ArrayRecord:
     if not isinstance(file, bytes):
         raise PackingError("its file is missing")
     try:
-        tensors = load(file)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        # the last three: numbers of a kind that NumPy lacks
+        tensors = read_tensors(file)
+    except TensorsError as error:
         raise PackingError(f"its file is damaged: {error}") from error
     if tensors.keys() != set(map(str, range(len(names)))):
         raise PackingError(f"its file holds {len(tensors)} arrays for {len(names)} names")
     if len(set(names)) < len(names):
         raise PackingError("a name is there twice")
-    for name, array in zip(names, map(tensors.get, map(str, range(len(names)))), strict=True):
-        if array is None or not is_plain(array.dtype):
-            raise PackingError(f"{one_line(name, 60)!r} holds no plain numbers")
     return record_of({name: NumpyArray(tensors[str(k)]) for k, name in enumerate(names)})

@@ -1,6 +1,7 @@
 """What runs and devices keep on disk to go on from: damaged, it is refused, and never another."""
 
 import logging
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def test_a_device_s_state(memory: Path, own: OwnState, pytestconfig: pytest.Conf
 def test_numbers_of_a_kind_that_numpy_lacks(
     memory: Path, own: OwnState, saved: Path, kind: torch.dtype
 ) -> None:
+    import_module("ml_dtypes")  # with it NumPy knows them: it makes no difference
     odd = torch.ones(2).to(kind)
     about = {"method": "dpsgd", "when": "after round 3", "node": "5", "0": "x"}
     own.file.write_bytes(save_torch({"0": odd}, metadata=about))

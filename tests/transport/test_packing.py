@@ -155,11 +155,11 @@ def test_an_entry_of_no_record_is_named():
 
 def test_complex_numbers_are_refused():
     file = FILE.replace(b'"F32"', b'"C64"').replace(b'"shape":[3]', b'"shape":[1]')
-    with pytest.raises(PackingError, match=r"damaged|holds no plain numbers"):
+    with pytest.raises(PackingError, match="its file is damaged"):
         unpacked(damaged(file))
     from safetensors.numpy import save
 
-    with pytest.raises(PackingError, match="'x' holds no plain numbers"):
+    with pytest.raises(PackingError, match="'0' holds complex64, which are no plain numbers"):
         unpacked(damaged(save({"0": np.zeros(2, np.complex64)})))
 
 
