@@ -304,7 +304,12 @@ def digits(options: argparse.Namespace) -> int:
     file, found = options.json, dict[str, float]()
     if file is not None and file.exists():
         found = json.loads(file.read_text())
-    names = {(*arm, str(s)): " | ".join((*arm, f"seed {s}")) for arm in arms for s in options.seeds}
+    form = [name for name in ("full", "quick") if getattr(options, name)]
+    names = {
+        (*arm, str(s)): " | ".join((*arm, f"seed {s}", *form))
+        for arm in arms
+        for s in options.seeds
+    }
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         running = {
             pool.submit(honest_accuracy, {**arms[key[:-1]], "seed": int(key[-1])}): name
