@@ -28,8 +28,8 @@ class Batch:
     others : tuple of Batch
         Further rows of the same mini-batch, with other modalities or labels of another kind.
     given : dict of str to Tensor
-        What the method's :meth:`~.learner.Learner.fixed`, :meth:`~.learner.Learner.running` and
-        :meth:`~.learner.Learner.draw` return.
+        What the method's :meth:`~.hooks.Hooks.fixed`, :meth:`~.hooks.Hooks.running` and
+        :meth:`~.hooks.Hooks.draw` return.
     """
 
     inputs: dict[str, Tensor]

@@ -3,8 +3,9 @@
 from typing import ClassVar
 
 from ..gossip.leaky_d2 import LeakyD2Rule
+from ..learning.hooks import CourierChoice
 from ..learning.label_shares import Correction
-from ..learning.learner import CourierChoice, Learner
+from ..learning.learner import Learner
 from ..learning.settings import FusionChoice
 from ..payload.coding import Precision
 

@@ -13,7 +13,8 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.registry import find_aggregation, find_gossip, make_aggregation
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, add_topologies
-from ..learning.learner import CourierChoice, Learner
+from ..learning.hooks import CourierChoice
+from ..learning.learner import Learner
 from ..learning.options import Options
 from ..methods.registry import find_methods
 from .settings import GROUPS, Settings

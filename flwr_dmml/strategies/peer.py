@@ -24,7 +24,7 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.dpsgd import DPSGDRule
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, TopologyError
-from ..learning.learner import CourierChoice
+from ..learning.hooks import CourierChoice
 from ..learning.options import Options
 from ..payload.plan import Plan
 from ..settings import Settings

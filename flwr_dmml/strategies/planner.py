@@ -14,7 +14,7 @@ from ..graph.couriers import Hub
 from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
 from ..graph.weights import Rows, mixing_rows
-from ..learning.learner import CourierChoice
+from ..learning.hooks import CourierChoice
 from ..payload.blocks import addressed
 from ..payload.plan import Averaged, Plan
 from ..settings import Settings
