@@ -79,10 +79,13 @@ class Left:
         That they had done: it says which of two matrices holds their rows.
     kept : dict of str to NDArray
         See :meth:`HostedDevices.kept`.
+    closed : bool
+        Whether nothing was published in the last of these rounds.
     """
 
     rounds: int
     kept: dict[str, NDArray[Any]]
+    closed: bool
 
 
 class HostedDevices:
@@ -182,7 +185,8 @@ class HostedDevices:
             for key, numbers in left.kept.items():
                 partition, _, name = key.partition("/")
                 kept.setdefault(int(partition), {})[name] = torch.from_numpy(numbers)
-        self._crew = Crew(self._learners, every, make, None if left is None else left.rounds)
+        before = None if left is None else (left.rounds, left.closed)
+        self._crew = Crew(self._learners, every, make, before)
         for p, learner in self._learners.items() if left is not None else ():
             own = kept.get(p, dict[str, Tensor]())
             learner.load_state({k: x for k, x in own.items() if not k.startswith(PUBLISHED)})

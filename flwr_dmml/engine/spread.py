@@ -1,6 +1,7 @@
 """The devices of all workers of the sharded engine, whose rounds run without a message for each."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
@@ -59,7 +60,7 @@ class SpreadDevices:
         self._entries: dict[int, dict[str, int]] = {}
         self._published: list[Any] = []  # ObjectRefs, a worker each
         self._kept: list[Any] = []
-        self._sound = True
+        self._sound, self._closed = True, False
 
     def takes(self, method: str) -> bool:
         """Return whether rounds of a method can be run so."""
@@ -109,6 +110,7 @@ class SpreadDevices:
         self._published = [result[1] for result in results if result]
         self._kept = [result[2] for result in results if result]
         self._rounds, self._sound = self._rounds + 1, sound
+        self._closed = not any(plan.iterations for plan in plans.values())
         return dict(sorted(replies.items()))
 
     def _send(
@@ -160,45 +162,43 @@ class SpreadDevices:
             return
         self._method, self._workers, self._home = method, workers, homes
         self._divisions += 1
-        self._rounds, self._sound = 0, True
+        self._rounds, self._sound, self._closed = 0, True, False
         self._weights, self._entries = {}, {}
         self._published, self._kept = [], []
+        self._every = []
         found: dict[int, Any] = {}
         self._machines = []
-        for machine, some in ray.get([worker.actor.begin.remote(method) for worker in workers]):
+        for machine, some in self._asked(lambda k: workers[k].actor.begin.remote(method)):
             self._machines.append(machine)
             found |= some
         order = [p for k in range(len(workers)) for p in sorted(found) if homes[p] == k]
-        self._every = layouts(found, order)
-        self._mapped([w.actor.enter.remote(*self._division(k)) for k, w in enumerate(workers)])
+        every = layouts(found, order)
+        with _room_for(every):
+            self._asked(lambda k: workers[k].actor.enter.remote(*self._division(k, every)))
+        self._every = every
         if len(set(self._machines)) > 1:
             text = "Devices are on %s machines; rows that neighbours need travel once a round"
             log(INFO, text, len(set(self._machines)))
 
-    def _mapped(self, calls: list[Any]) -> None:
-        """Wait until workers have their rows.
+    def _asked(self, ask: Callable[[int], Any]) -> list[Any]:
+        """Return what all workers answer; one that dies is started again, and asked again."""
+        asked = [ask(k) for k in range(len(self._workers))]
+        return [self._answer(k, first, ask) for k, first in enumerate(asked)]
 
-        Raises
-        ------
-        EngineError
-            There is no room for them in a machine's shared memory.
-        """
-        try:
-            ray.get(calls)
-        except RayTaskError as error:
-            if not isinstance(error.cause, WriteError):
-                raise
-            size = sum(2 * 4 * len(alike.partitions) * alike.width for alike in self._every)
-            raise EngineError(
-                f"{error.cause}; the devices' rows need {size / 1e6:.1f} MB there (more room in a "
-                "container: docker run --shm-size=2g), or run in one process (workers = 0)"
-            ) from error
+    def _answer(self, k: int, asked: Any, ask: Callable[[int], Any]) -> Any:
+        for _ in range(MOST_DEATHS):
+            try:
+                return ray.get(asked)
+            except RayActorError as error:
+                self._revive(k, error)
+                asked = ask(k)
+        return ray.get(asked)
 
-    def _division(self, k: int) -> tuple[int, list[Layout], frozenset[int]]:
+    def _division(self, k: int, every: list[Layout]) -> tuple[int, list[Layout], frozenset[int]]:
         """Return what a worker has to know of the others."""
         here = self._machines[k]
         abroad = frozenset(p for p, w in self._home.items() if self._machines[w] != here)
-        return self._divisions, self._every, abroad
+        return self._divisions, every, abroad
 
     def _revive(self, k: int, error: RayActorError) -> None:
         """Start a worker again, its devices as after the last round."""
@@ -206,15 +206,18 @@ class SpreadDevices:
         text = "A worker died (%s); it is started again, its %s nodes as after their last round"
         log(WARNING, text, str(error).strip().splitlines()[0], len(worker.nodes))
         worker.restart()
+        if not self._every:  # nobody has rows yet
+            return
         ray.get(worker.actor.begin.remote(self._method))
         left = None
         if self._rounds:
             try:
-                left = Left(self._rounds, ray.get(self._kept[k]))
+                left = Left(self._rounds, ray.get(self._kept[k]), self._closed)
             except RayError as lost:
                 text = "The states of these nodes are lost with the machine that held them: %s"
                 log(WARNING, text, str(lost).strip().splitlines()[-1])
-        self._mapped([worker.actor.enter.remote(*self._division(k), left)])
+        with _room_for(self._every):
+            ray.get(worker.actor.enter.remote(*self._division(k, self._every), left))
 
     # ---- states and payloads ----------------------------------------------------------------
 
@@ -224,7 +227,7 @@ class SpreadDevices:
     def payloads(self) -> dict[int, ArrayRecord]:
         """Return what the devices published in the last round, by partition id."""
         found: dict[int, ArrayRecord] = {}
-        for some in ray.get([worker.actor.payloads.remote() for worker in self._workers]):
+        for some in self._asked(lambda k: self._workers[k].actor.payloads.remote()):
             found |= {
                 p: record_of({k: NumpyArray(v) for k, v in own.items()}) for p, own in some.items()
             }
@@ -236,8 +239,28 @@ class SpreadDevices:
         own: list[dict[int, Any]] = [{} for _ in self._workers]
         for p, record in payloads.items():
             own[self._home[p]][p] = _numbers(record)
-        pairs = zip(self._workers, own, strict=True)
-        self._published = [worker.actor.load.remote(method, some) for worker, some in pairs]
+        self._published = self._asked(lambda k: self._workers[k].actor.load.remote(method, own[k]))
+
+
+@contextmanager
+def _room_for(every: Iterable[Layout]) -> Iterator[None]:
+    """Say what is wrong if a machine's shared memory has no room for these rows.
+
+    Raises
+    ------
+    EngineError
+        It has none.
+    """
+    try:
+        yield
+    except RayTaskError as error:
+        if not isinstance(error.cause, WriteError):
+            raise
+        size = sum(2 * 4 * len(alike.partitions) * alike.width for alike in every)
+        raise EngineError(
+            f"{error.cause}; the devices' rows need {size / 1e6:.1f} MB there (more room in a "
+            "container: docker run --shm-size=2g), or run in one process (workers = 0)"
+        ) from error
 
 
 def _given_up(plans: Mapping[int, Plan], error: Exception) -> dict[int, Reply]:

@@ -34,9 +34,9 @@ class Crew:
         Those of all processes' devices; by default of these alone.
     make : callable, optional
         Makes or opens the matrices.
-    rounds : int, optional
-        The matrices hold the devices' rows already, after so many rounds; otherwise the learners'
-        numbers are copied there.
+    before : (int, bool), optional
+        The matrices hold the devices' rows already, after so many rounds, in the last of which
+        nothing was published, or something was; otherwise the learners' numbers are copied there.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Crew:
         learners: Mapping[int, Learner],
         every: Sequence[Layout] | None = None,
         make: MakeMatrix | None = None,
-        rounds: int | None = None,
+        before: tuple[int, bool] | None = None,
     ) -> None:
         self.learners = dict(sorted(learners.items()))
         self.published: dict[int, Payload] = {}
@@ -56,11 +56,11 @@ class Crew:
         self._carried_sound = True
         if every is None:
             every = layouts({p: layout_of(x) for p, x in self.learners.items()}, self.learners)
-        self.rows = Rows(every, self.learners, make or self._matrices, rounds or 0)
+        self.rows = Rows(every, self.learners, make or self._matrices, *(before or (0, False)))
         for own in self.rows.own:
             for p in own:
                 flat = self.learners[p].flat
-                stay = flat.move_to if rounds is None else flat.stand_at
+                stay = flat.move_to if before is None else flat.stand_at
                 stay(*self.rows.now(p))
                 flat.attach()  # what it had before is let go
             self._pool([self.learners[p] for p in own])

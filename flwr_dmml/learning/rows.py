@@ -76,7 +76,6 @@ class _Kind:
     sent: Tensor = field(init=False)  # the matrix that holds what was last published
 
     def __post_init__(self) -> None:
-        self.sent = self.now
         self.row = {partition: k for k, partition in enumerate(self.layout.partitions)}
         first = self.row[self.own[0]] if self.own else 0
         self.mine = slice(first, first + len(self.own))
@@ -112,10 +111,17 @@ class Rows:
         Makes or opens the matrices.
     rounds : int
         Rounds that the devices have run in these matrices.
+    closed : bool
+        Whether nothing was published in the last of them.
     """
 
     def __init__(
-        self, every: Sequence[Layout], own: Collection[int], make: MakeMatrix, rounds: int
+        self,
+        every: Sequence[Layout],
+        own: Collection[int],
+        make: MakeMatrix,
+        rounds: int,
+        closed: bool,
     ) -> None:
         self._kinds: list[_Kind] = []
         self._kind_of: dict[int, _Kind] = {}
@@ -123,6 +129,7 @@ class Rows:
             pair = make(number, layout)
             mine = [p for p in layout.partitions if p in own]
             kind = _Kind(layout, *(pair[::-1] if rounds % 2 else pair), mine)
+            kind.sent = kind.next if closed else kind.now
             self._kind_of |= dict.fromkeys(layout.partitions, kind)
             self._kinds.append(kind)
 

@@ -5,16 +5,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from helpers_disk import disk
 from spread_app import run
 
 from flwr_dmml.engine import EngineError, server_identity, sharded
 from flwr_dmml.engine.cluster import connect
+from flwr_dmml.engine.spread import SpreadDevices
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
@@ -66,6 +68,19 @@ def test_a_worker_that_dies_costs_nothing() -> None:
     assert mark.exists(), "nobody has died"
     assert died == run("killed", 2, couriers="forward")
     assert died[1] == run("dpsgd", 0, couriers="forward")[1] != run("dpsgd", 0)[1]
+
+
+@pytest.mark.parametrize("when", ["_begin", "payloads"])
+def test_a_worker_may_die_whatever_it_is_asked(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has rows, and when it is asked for what its devices have published."""
+    asked: Callable[..., Any] = getattr(SpreadDevices, when)
+
+    def dying(devices: SpreadDevices, *given: str) -> Any:
+        ray.kill(devices._workers_of()[0].actor)
+        return asked(devices, *given)
+
+    monkeypatch.setattr(SpreadDevices, when, dying)
+    assert run("dpsgd", 2) == run("dpsgd", 0)
 
 
 def test_full_shared_memory_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
