@@ -97,7 +97,7 @@ class SpreadDevices:
                     replies |= _given_up(orders[k].plans, error)
                     orders[k] = replace(orders[k], plans={})
                 else:
-                    orders[k] = self._order(k, plans, initial, afresh=True)
+                    orders[k] = self._order(k, plans, initial)
                 self._send(k, orders, come, pending, results)
                 continue
             sound = sound and report.sound
@@ -127,19 +127,14 @@ class SpreadDevices:
         pending[refs[0]] = k
 
     def _order(
-        self,
-        k: int,
-        plans: Mapping[int, Plan],
-        initial: Mapping[int, ArrayRecord],
-        *,
-        afresh: bool = False,
+        self, k: int, plans: Mapping[int, Plan], initial: Mapping[int, ArrayRecord]
     ) -> Order:
         """Return a worker's order; it is sent weights once, as long as they stay the same."""
         own: dict[int, Plan] = {}
         for p, plan in plans.items():
             if self._home[p] != k:
                 continue
-            same = not afresh and self._weights.get(p) is plan.weights
+            same = self._weights.get(p) is plan.weights
             own[p] = replace(plan, weights=SAME) if same else plan
             self._weights[p] = plan.weights
         numbers = {p: _numbers(initial[p]) for p in initial if self._home[p] == k}
@@ -206,6 +201,8 @@ class SpreadDevices:
         text = "A worker died (%s); it is started again, its %s nodes as after their last round"
         log(WARNING, text, str(error).strip().splitlines()[0], len(worker.nodes))
         worker.restart()
+        for p in [p for p, home in self._home.items() if home == k]:
+            self._weights.pop(p, None)  # it has heard of none
         if not self._every:  # nobody has rows yet
             return
         ray.get(worker.actor.begin.remote(self._method))

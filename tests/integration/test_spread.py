@@ -70,14 +70,18 @@ def test_a_worker_that_dies_costs_nothing() -> None:
     assert died[1] == run("dpsgd", 0, couriers="forward")[1] != run("dpsgd", 0)[1]
 
 
-@pytest.mark.parametrize("when", ["_begin", "payloads"])
+@pytest.mark.parametrize("when", ["_begin", "payloads", "run"])
 def test_a_worker_may_die_whatever_it_is_asked(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it has rows, and when it is asked for what its devices have published."""
+    """Before it has rows, between rounds, and for what its devices have published at the end."""
     asked: Callable[..., Any] = getattr(SpreadDevices, when)
 
-    def dying(devices: SpreadDevices, *given: str) -> Any:
+    def dying(devices: SpreadDevices, *given: Any) -> Any:
+        found = asked(devices, *given) if when == "run" else None
         ray.kill(devices._workers_of()[0].actor)
-        return asked(devices, *given)
+        if when != "run":
+            return asked(devices, *given)
+        devices.payloads()  # as a checkpoint reads them: the next round finds a new worker
+        return found
 
     monkeypatch.setattr(SpreadDevices, when, dying)
     assert run("dpsgd", 2) == run("dpsgd", 0)
