@@ -194,7 +194,7 @@ def _by_opacus(learner: Learner, trained: Sequence[int]) -> dict[int, torch.Tens
     except ImportError:
         return None
     assert learner.mechanism is not None
-    hooked = GradSampleModule(learner.model)
+    hooked = GradSampleModule(learner.model, loss_reduction="sum")
     samples = learner.train_data.subset(torch.arange(32))
     logits = hooked(dict(samples.inputs))
     torch.nn.functional.cross_entropy(logits, samples.labels, reduction="sum").backward()
