@@ -28,6 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from drawing import Line, Panel, Points, chart
 from harness import CONSOLE, data_folder
 from rich.table import Table
 
@@ -365,7 +366,9 @@ def _learned(samples: int, epsilon: float, seed: int, quick: bool) -> list[Round
 # ---- a budget spread over the rounds ------------------------------------------------------------
 
 
-def pacing(seeds: Sequence[int], quick: bool) -> tuple[Table, list[Bar]]:
+def pacing(
+    seeds: Sequence[int], quick: bool, figure: Path | None = None
+) -> tuple[Table, list[Bar]]:
     """Spend a budget for half of the planned steps at once, or spread over the rounds."""
     table = Table(
         "budget", title="MNIST, 400 samples a device, sigma 1, a budget of half the steps"
@@ -376,6 +379,7 @@ def pacing(seeds: Sequence[int], quick: bool) -> tuple[Table, list[Bar]]:
         table.add_column(f"accuracy, round {t}", justify="right")
         table.add_column("most epsilon", justify="right")
     bars: list[Bar] = []
+    drawn: dict[str, dict[str, Points]] = {title: {} for title in _PACED}
     for name, spread in (("until it is spent", False), ("spread", True)):
         cells: list[list[float]] = []
         for seed in seeds:
@@ -387,13 +391,39 @@ def pacing(seeds: Sequence[int], quick: bool) -> tuple[Table, list[Bar]]:
                 records = run_of(settings, Path(place), "run")
             most = max(node.own[EPSILON] for node in records[-1].nodes)
             bars.append(Bar(f"epsilon, {name}, at most {budget:.4f}", most, most <= budget))
+            if seed == seeds[0]:
+                for title, told in drawn.items():
+                    told[name] = [(r.round, _PACED[title](r)) for r in records]
             every = [records[t - 1] for t in shown]
-            pairs = [(r.accuracy or 0.0, max(n.own[EPSILON] for n in r.nodes)) for r in every]
+            pairs = [tuple(of(r) for of in _PACED.values()) for r in every]
             cells.append([value for pair in pairs for value in pair])
         means = [fmean(column) for column in zip(*cells, strict=True)]
         table.add_row(name, *(f"{value:.3f}" for value in means))
         CONSOLE.print(name, *(f"{value:.3f}" for value in means), highlight=False)
+    if figure is not None:
+        figure.write_text(_paced(drawn), encoding="utf-8")
     return table, bars
+
+
+_PACED: Mapping[str, Callable[[RoundRecord], float]] = {
+    "accuracy": lambda record: record.accuracy or 0.0,
+    "epsilon": lambda record: max(node.own[EPSILON] for node in record.nodes),
+}
+"""What is told of each round."""
+
+
+def _paced(drawn: Mapping[str, Mapping[str, Points]]) -> str:
+    """Return a picture of accuracy and epsilon by round."""
+    panels = [
+        Panel(title, {name.split()[0]: points for name, points in curves.items()}, 0.0, high, ticks)
+        for (title, curves), high, ticks in zip(
+            drawn.items(), (0.4, 8.0), ((0.1, 0.2, 0.3), (2.0, 4.0, 6.0)), strict=True
+        )
+    ]
+    lines = {"spread": Line("spread (privacy.pacing)", "1", 2.5)}
+    lines |= {"until": Line("until spent", "muted", 2, "5 4")}
+    label = "Accuracy and epsilon by round, with the budget spread over the rounds and not"
+    return chart(lines, panels, label, "over rounds; mean over devices, highest epsilon of all")
 
 
 # ---- leaks --------------------------------------------------------------------------------------
@@ -459,6 +489,7 @@ def main(
     parts: Annotated[list[Part] | None, typer.Option(help="Which; all by default.")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Of curve and leak.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures there.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw pacing there, as SVG.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run, not judged.")] = False,
 ) -> None:
     """Check privacy, its cost, and what neighbours still learn."""
@@ -470,7 +501,7 @@ def main(
         Part.account: lambda: account(quick),
         Part.cancel: lambda: cancel(quick),
         Part.curve: lambda: curve(chosen, quick),
-        Part.pacing: lambda: pacing(chosen, quick),
+        Part.pacing: lambda: pacing(chosen, quick, figure),
         Part.leak: lambda: leak(chosen, quick),
     }
     bars: list[Bar] = []
