@@ -381,7 +381,7 @@ def pacing(
     bars: list[Bar] = []
     drawn: dict[str, dict[str, Points]] = {title: {} for title in _PACED}
     for name, spread in (("until it is spent", False), ("spread", True)):
-        cells: list[list[float]] = []
+        cells, runs = list[list[float]](), list[list[RoundRecord]]()
         for seed in seeds:
             settings = _curve_settings(400, 1.0, seed, quick) | {"privacy.sigma": 1.0}
             samples = 360
@@ -391,12 +391,13 @@ def pacing(
                 records = run_of(settings, Path(place), "run")
             most = max(node.own[EPSILON] for node in records[-1].nodes)
             bars.append(Bar(f"epsilon, {name}, at most {budget:.4f}", most, most <= budget))
-            if seed == seeds[0]:
-                for title, told in drawn.items():
-                    told[name] = [(r.round, _PACED[title](r)) for r in records]
+            runs.append(records)
             every = [records[t - 1] for t in shown]
             pairs = [tuple(of(r) for of in _PACED.values()) for r in every]
             cells.append([value for pair in pairs for value in pair])
+        for title, told in drawn.items():
+            each = zip(*runs, strict=True)
+            told[name] = [(same[0].round, fmean(map(_PACED[title], same))) for same in each]
         means = [fmean(column) for column in zip(*cells, strict=True)]
         table.add_row(name, *(f"{value:.3f}" for value in means))
         CONSOLE.print(name, *(f"{value:.3f}" for value in means), highlight=False)

@@ -18,7 +18,7 @@ from ..payload.limits import Limits
 from ..payload.options import ExchangeOptions
 from ..payload.plan import Outcome, Payload, Plan
 from ..transport.direct.tls import Tls
-from ..transport.letter import Letter
+from ..transport.letter import Letter, name_of_run
 from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.relay import own_bytes
 from .metering import NodeConfig, run_metered
@@ -160,7 +160,7 @@ def open_link(
             "reach this device, or exchange.router or exchange.multicast in the run config"
         )
     return DirectLink(
-        str(context.run_id),
+        name_of_run(context.run_id),
         partition,
         listen=listen,
         tls=read_tls(context),

@@ -12,6 +12,7 @@ from torch import Tensor, equal
 from ..learning.learner import Learner
 from ..payload.plan import Outcome, Payload, Plan
 from ..transport.arrays import record_of
+from ..transport.letter import name_of_run
 from ..transport.messages import (
     METRICS,
     PAYLOAD,
@@ -110,7 +111,7 @@ class Direct:
         if warning := in_the_clear(context, peers):
             log(WARNING, "This device %s", warning)
         with open_link(context, exchange, me, limits_of(learner, shared)) as link:
-            run, own = str(context.run_id), context.node_config
+            run, own = name_of_run(context.run_id), context.node_config
             outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own, shared)
         metrics = MetricRecord(join(outcome.metrics for outcome in outcomes))
         reply = RecordDict({METRICS: metrics})

@@ -77,7 +77,7 @@ class Letter:
     Attributes
     ----------
     run : str
-        Id of the run.
+        See :func:`name_of_run`.
     sender : int
         Partition id, at least 0.
     server_round : int
@@ -90,6 +90,11 @@ class Letter:
     sender: int
     server_round: int
     tensors: Mapping[str, Tensor]
+
+
+def name_of_run(run_id: int) -> str:
+    """Return what letters call a run: as long for every id, so that equal runs send equal bytes."""
+    return f"{run_id:016x}"
 
 
 def write_letter(letter: Letter) -> bytes:
