@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from flwr_dmml.transport.letter import (
     _digest,
     guarded,
     letter_bytes,
+    name_of_run,
     read_letter,
     write_letter,
 )
@@ -34,6 +36,14 @@ TENSORS = {
 }
 LETTER = Letter("run-7", 3, 12, TENSORS)
 DATA = write_letter(LETTER)
+
+
+def test_equal_runs_send_equal_bytes() -> None:
+    """Flower draws a run's id: how many digits it has makes no letter longer."""
+    sizes = {
+        len(write_letter(replace(LETTER, run=name_of_run(run_id)))) for run_id in (0, 7, 2**64 - 1)
+    }
+    assert len(sizes) == 1
 
 
 def forged(header: bytes, body: bytes = b"", version: int = VERSION, magic: bytes = MAGIC) -> bytes:
