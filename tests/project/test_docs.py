@@ -84,6 +84,7 @@ RUN_AS_A_WHOLE = {
     "published-recordings.md",
     "from-flower.md",
     "use-a-model.md",
+    "twenty-boards.md",
 }
 """Pages that are run from start to end: here, and in other tests of this folder."""
 RUN = [
