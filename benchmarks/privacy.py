@@ -436,6 +436,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "zip-noise 0.2": {"privacy.zip-noise": 0.2},
     "sample-level DP, epsilon 50": {"privacy.dp": "sample", "privacy.epsilon": 50.0, **WITH_NOISE},
     "sample-level DP, epsilon 8": {"privacy.dp": "sample", "privacy.epsilon": 8.0, **WITH_NOISE},
+    "device-level DP, epsilon 50": {"privacy.dp": "device", "privacy.epsilon": 50.0},
 }
 
 
