@@ -228,7 +228,8 @@ def supernodes(folder: Path, quick: bool) -> list[Row]:
     kinds = {name: (kind, words) for name, (kind, _, words) in LIES.items()}
     kinds |= {name: ("letter", words) for name, (_, words) in LETTERS.items()}
     rows, silent = list[Row](), dict[str, tuple[Path, float]]()
-    with fleet_of(folder, {f"device-{LIAR}": {"DMML_LIE": str(lie)}}) as fleet:
+    variables = {f"device-{LIAR}": {"DMML_LIE": str(lie)}}
+    with fleet_of(folder, variables=variables) as fleet:
 
         def run(kind: str, name: str, row: Row) -> tuple[Path, float] | None:
             lie.write_text(f"{kind}: {name}")
@@ -272,10 +273,10 @@ OF_FLEET: dict[str, Any] = {
 }
 
 
-def fleet_of(folder: Path, variables: dict[str, dict[str, str]] | None = None) -> LocalFleet:
-    """Return a fleet of SuperNodes, not yet started."""
+def fleet_of(folder: Path, **options: Any) -> LocalFleet:
+    """Return a fleet of SuperNodes, not yet started; the options are those of the fleet."""
     cut_parts(folder / "parts", SUPERNODES)
-    return LocalFleet(folder, sorted((folder / "parts").iterdir()), variables)
+    return LocalFleet(folder, sorted((folder / "parts").iterdir()), **options)
 
 
 # ---- parsers ------------------------------------------------------------------------------------
@@ -445,7 +446,7 @@ class Kills:
         own = self.folder / "devices"
         given = OF_FLEET | {"num-server-rounds": 5, "round-timeout": 120.0, "run-name": "whole"}
         given |= {"wait-timeout": 150.0}  # a killed device is sent away for up to a minute
-        with fleet_of(own) as fleet:
+        with fleet_of(own, again=True) as fleet:
             whole, begun = on_parts(own, given), time.monotonic()
             fleet.submit(FLEET, given).communicate(timeout=LONGEST_S)
             taken = time.monotonic() - begun
@@ -455,7 +456,7 @@ class Kills:
                 run = fleet.submit(FLEET, given | {"run-name": name})
                 time.sleep(self.draw.uniform(0, taken))
                 fleet.kill(f"device-{victim}")
-                fleet.start(f"device-{victim}", again=True)
+                fleet.start(f"device-{victim}")
                 said = run.communicate(timeout=2 * LONGEST_S)[0]
                 method = fleet.runs / name / "dpsgd"
                 text = f"{number}: device {victim} killed"
