@@ -429,7 +429,6 @@ def rehearse(folder: Path, devices: int, events: Sequence[Event], seed: int) -> 
             served = fleet.serve(app, RUN, given)
             rehearsal = Rehearsal(fleet, site, lan, folder, served)
             rehearsal.wait_for_rounds(2)
-            undisturbed = rehearsal.note()
             with monitor.looking():
                 rehearsal.disturb(events)
                 rehearsal.wait_for_all()
@@ -445,7 +444,7 @@ def rehearse(folder: Path, devices: int, events: Sequence[Event], seed: int) -> 
     here |= {"num-server-rounds": len(rehearsal.lines()) + 1, "run-name": RUN}
     sets = [word for key, value in here.items() for word in ("--set", f"{key}={value}")]
     flwr_dmml("simulate", FLEET, "--workers", 0, *sets)
-    return Outcome(rehearsal, monitor, undisturbed, said, seconds, orphans, folder)
+    return Outcome(rehearsal, monitor, said, seconds, orphans, folder)
 
 
 class Bar(NamedTuple):
@@ -461,7 +460,6 @@ class Outcome:
 
     rehearsal: Rehearsal
     monitor: Monitor
-    undisturbed: int
     said: str
     seconds: float
     orphans: list[str]
@@ -474,13 +472,14 @@ class Outcome:
         self.accuracy, self.undisturbed_accuracy = map(last_accuracy, (self.lines, expected))
         self.recoveries = [recovery(one, self.lines) for one in self.rehearsal.happened]
         self.unexplained = unexplained(self.rehearsal.happened, self.lines)
+        self.undisturbed = min(one.begun for one in self.rehearsal.happened)
         self.wrong = wrong_lines(self.text, whole, self.undisturbed) + impossible(self.lines)
         self.growths = growths(self.monitor.processes.values())
         self.parts = [str(file) for file in self.folder.rglob("*.part")]
         saved = self.rehearsal.run / METHOD / "checkpoints"
         newest = max(int(place.name[-5:]) for place in saved.glob("round-?????"))
         found = Checkpoints(saved, keep=1).latest()
-        self.checkpoint = found is not None and found.server_round == newest == len(self.lines)
+        self.checkpoint = found is not None and found.server_round == newest == len(self.lines) + 1
 
     def back_s(self, one: Recovery) -> float:
         """Return the seconds from when an event was mended to the end of the first round after."""
@@ -511,13 +510,13 @@ class Outcome:
 # ---- the tables ---------------------------------------------------------------------------------
 
 
-def report(outcome: Outcome, without: dict[Kind, str], to_json: Path | None) -> bool:
+def report(
+    outcome: Outcome, kinds: Sequence[Kind], without: dict[Kind, str], to_json: Path | None
+) -> bool:
     """Print what has come of it, and write it; return whether it meets the bars."""
     console = Console(width=120)
     table = Table("", "events", "recovered", "rounds lost", "s until it went on, median (most)")
-    for kind in Kind:
-        if kind in without:
-            continue
+    for kind in kinds:
         own = [one for one in outcome.recoveries if one.event.kind is kind]
         took = [outcome.back_s(one) for one in own if one.round is not None]
         middle = f"{statistics.median(took):.0f} ({max(took):.0f})" if took else "-"
@@ -531,7 +530,7 @@ def report(outcome: Outcome, without: dict[Kind, str], to_json: Path | None) -> 
     rounds, starts = len(outcome.lines), outcome.said.count("as Flower's run")
     console.print(
         f"{rounds} rounds in {outcome.seconds:.0f} s, {starts} starts of the coordinator, at most "
-        f"{outcome.monitor.most} processes"
+        f"{outcome.monitor.most} processes; {outcome.undisturbed} rounds before the first event"
     )
     for reason, count in outcome.unexplained.most_common():
         console.print(f"nothing of its own was broken, {count} times: {reason}", markup=False)
@@ -579,7 +578,7 @@ def main(
             ERR.print(f"left out: {kind}: {why}", markup=False)
         kinds = [kind for kind in asked if kind not in without]
         outcome = rehearse(folder, devices, plan(seed, devices, minutes, kinds), seed)
-        if not report(outcome, without, to_json):
+        if not report(outcome, kinds, without, to_json):
             raise typer.Exit(1)
 
 

@@ -11,6 +11,8 @@ from soak_plan import Event
 Lines = Sequence[Mapping[str, Any]]
 QUIET_ROUNDS = 5
 """Rounds after the last recovery, over which accuracies are compared."""
+AHEAD = 2
+"""Rounds by which a run is ahead of its complete ones: one is evaluated, the next one trained."""
 MOST_LESS = 0.05
 """Of accuracy, than in the undisturbed run."""
 MOST_MB, MOST_FILES = 1.0, 1.0
@@ -57,10 +59,11 @@ def takes_part(line: Mapping[str, Any], device: int) -> bool:
 def recovery(one: Happened, lines: Lines) -> Recovery:
     """Return when what an event has disturbed went on."""
     device = one.event.device
-    after = (
-        line["round"] for line in lines[one.ended :] if device is None or takes_part(line, device)
-    )
-    back = next(after, None)
+    if device is None:
+        new = lines[one.ended :]
+    else:  # it may have done its part of those on their way before
+        new = [line for line in lines[one.ended + AHEAD :] if takes_part(line, device)]
+    back = new[0]["round"] if new else None
     concerned = lines[one.begun : back]
     lost = 0 if device is None else sum(not takes_part(line, device) for line in concerned)
     return Recovery(one.event, back, lost)
