@@ -64,6 +64,7 @@ from soak_bars import (
 )
 from soak_plan import Event, Kind, plan
 
+from flwr_dmml.base.stopping import sigterm_exits
 from flwr_dmml.fleet.config import SUPERLINK
 from flwr_dmml.fleet.local import LocalFleet, Loopback, Network
 from flwr_dmml.tracking.checkpoints import Checkpoints
@@ -569,7 +570,7 @@ def main(
     """Rehearse a fleet in which something breaks all the time."""
     if sys.platform != "linux":
         raise SystemExit("soak.py reads /proc: it needs Linux")
-    with ExitStack() as stack:
+    with sigterm_exits(), ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         folder.mkdir(parents=True, exist_ok=True)
         asked = only or list(Kind)

@@ -22,8 +22,8 @@ from .superlink import register_devices
 
 START_S = 60.0
 """Seconds that the SuperLink is given to listen."""
-AGAIN = 'until sh "$0"; do sleep 5; done'
-"""Starts a script again whenever it ends with an error, as a unit does."""
+AGAIN = 'while :; do sh "$0"; sleep 5; done'
+"""Starts a script again whenever it ends, as a unit does."""
 
 
 class Network(Protocol):
@@ -74,8 +74,8 @@ class LocalFleet:
     zygote : bool (default: True)
         Whether the devices have a zygote (:mod:`~flwr_dmml.supernode.zygote`).
     again : bool (default: False)
-        Whether a SuperNode is started again whenever it ends with an error, as its unit does. For
-        up to a minute after it was killed Flower takes it for online, and sends it away.
+        Whether a SuperNode is started again whenever it ends, as its unit does. For up to a minute
+        after it was killed Flower takes it for online, and sends it away.
     network : Network, optional
         Where the members are; by default all on the loopback.
     """
