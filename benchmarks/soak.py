@@ -492,20 +492,23 @@ class Outcome:
         events = len(self.recoveries)
         back = sum(one.round is not None for one in self.recoveries)
         less = self.undisturbed_accuracy - self.accuracy
-        mb = max((one.mb for one in self.growths.values()), default=0.0)
-        files = max((one.files for one in self.growths.values()), default=0.0)
         left = len(self.orphans) + len(self.parts)
         told = f"{self.accuracy:.3f}, undisturbed {self.undisturbed_accuracy:.3f}"
         newest = "whole, of the last round" if self.checkpoint else "not that of the last round"
-        return [
+        bars = [
             Bar("events after which all went on", f"{back} of {events}", "all", back == events),
             Bar("accuracy", told, f"{MOST_LESS:g} less", less <= MOST_LESS),
             Bar("wrong rounds", str(self.wrong), "0", self.wrong == 0),
             Bar("last checkpoint", newest, "whole", self.checkpoint),
-            Bar("MB a minute, a process", f"{mb:.2f}", f"{MOST_MB:g}", mb <= MOST_MB),
-            Bar("open files a minute", f"{files:.2f}", f"{MOST_FILES:g}", files <= MOST_FILES),
             Bar("processes and unfinished files left", str(left), "0", left == 0),
         ]
+        if grown := self.growths.values():
+            mb, files = max(one.mb for one in grown), max(one.files for one in grown)
+            bars += [
+                Bar("MB a minute, a process", f"{mb:.2f}", f"{MOST_MB:g}", mb <= MOST_MB),
+                Bar("open files, the same", f"{files:.2f}", f"{MOST_FILES:g}", files <= MOST_FILES),
+            ]
+        return bars
 
 
 # ---- the tables ---------------------------------------------------------------------------------
@@ -524,10 +527,13 @@ def report(
         lost = str(sum(one.lost for one in own)) if own and own[0].event.device is not None else "-"
         table.add_row(kind, str(len(own)), str(len(took)), lost, middle)
     console.print(table)
-    table = Table("processes", "there for two minutes", "MB a minute, most", "open files a minute")
+    table = Table("processes", "of five minutes", "MB a minute, most", "open files a minute, most")
     for what, one in outcome.growths.items():
         table.add_row(what, str(one.processes), f"{one.mb:.2f}", f"{one.files:.2f}")
-    console.print(table)
+    if outcome.growths:
+        console.print(table)
+    else:
+        console.print("growth of processes: not measured, none was there for five minutes")
     rounds, starts = len(outcome.lines), outcome.said.count("as Flower's run")
     console.print(
         f"{rounds} rounds in {outcome.seconds:.0f} s, {starts} starts of the coordinator, at most "

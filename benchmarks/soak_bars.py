@@ -17,7 +17,7 @@ MOST_LESS = 0.05
 """Of accuracy, than in the undisturbed run."""
 MOST_MB, MOST_FILES = 1.0, 1.0
 """By which a process may grow in a minute."""
-SETTLES_S, LONG_S = 60.0, 60.0
+SETTLES_S, LONG_S = 120.0, 180.0
 """Seconds of a process before its growth counts, and least seconds over which it is measured."""
 
 

@@ -269,7 +269,7 @@ class Keeper:
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
         asked = strategy.method, strategy.timeout
         absent: dict[int, str] | None = None
-        deadline = time.monotonic() + strategy.wait_timeout
+        told, deadline = "", time.monotonic() + strategy.wait_timeout
         while True:
             _, absent = strategy.roster.ask(
                 grid, "query.restore", *asked, lambda _, content: None, states, absent
@@ -277,7 +277,9 @@ class Keeper:
             late = time.monotonic() > deadline or isinstance(grid, SimulationGrid)
             if not absent or late:
                 break
-            log(INFO, "Waiting for devices of the run: %s", join_reasons(absent))
+            if (why := join_reasons(absent)) != told:
+                log(INFO, "Waiting for devices of the run: %s", why)
+                told = why
             time.sleep(AGAIN_S)
         for p, why in absent.items():
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")

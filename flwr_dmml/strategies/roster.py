@@ -94,14 +94,16 @@ def handshake(
         Nobody is left; the message says why.
     """
     members: dict[int, Member] = {}
-    deadline = time.monotonic() + wait_s
+    deadline, told = time.monotonic() + wait_s, None
     while True:
         problems, partitions = _introduce(grid, node_ids, num_nodes, method, timeout, members)
         missing = sorted(set(needed) - members.keys())
         if not missing or time.monotonic() > deadline:
             break
         why = join_reasons(problems, partitions) or "not connected"
-        log(INFO, "Waiting for devices %s of the run: %s", ", ".join(map(str, missing)), why)
+        if (missing, why) != told:
+            log(INFO, "Waiting for devices %s of the run: %s", ", ".join(map(str, missing)), why)
+            told = missing, why
         time.sleep(AGAIN_S)
         there = {member.node_id for member in members.values()}
         node_ids = sorted(set(grid.get_node_ids()) - there)

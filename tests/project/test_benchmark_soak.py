@@ -92,12 +92,12 @@ def test_a_round_is_wrong_if_it_differs_is_missing_or_comes_twice() -> None:
     assert soak_bars.impossible(lied) == 1
 
 
-def test_growth_is_the_slope_after_the_first_minute() -> None:
-    grows = soak_bars.Process("zygote", [(t, 100 + t / 30, 10) for t in range(0, 301, 5)])
-    loads = soak_bars.Process("zygote", [(t, min(t, 60) * 10, 5) for t in range(0, 301, 5)])
-    brief = soak_bars.Process("zygote", [(t, 50 * t, t) for t in range(0, 100, 5)])
+def test_growth_is_the_slope_after_the_first_two_minutes() -> None:
+    grows = soak_bars.Process("zygote", [(t, 100 + t / 30, 10) for t in range(0, 401, 5)])
+    loads = soak_bars.Process("zygote", [(t, min(t, 120) * 10, 5) for t in range(0, 401, 5)])
+    brief = soak_bars.Process("zygote", [(t, 50 * t, t) for t in range(0, 290, 5)])
     found = soak_bars.growths([grows, loads, brief])
     assert set(found) == {"zygote"} and found["zygote"].processes == 2
     assert found["zygote"].mb == pytest.approx(2.0) and found["zygote"].files == 0
-    leaks = soak_bars.Process("SuperNode", [(t, 100, t // 10) for t in range(0, 301, 10)])
+    leaks = soak_bars.Process("SuperNode", [(t, 100, t // 10) for t in range(0, 401, 10)])
     assert soak_bars.growths([leaks])["SuperNode"].files == pytest.approx(6.0)
