@@ -1,6 +1,7 @@
-"""A rehearsal: a fleet on a poor network, in which something breaks every 20 seconds or so.
+"""A rehearsal: a fleet on a poor network, in which something breaks all the time.
 
     python benchmarks/soak.py --devices 5 --minutes 3
+    python benchmarks/soak.py --devices 5 --minutes 8 --gap 45
     python benchmarks/soak.py --devices 20 --minutes 30
 
 SuperLink and SuperNodes are real processes with TLS and node keys, each in a network namespace of
@@ -568,6 +569,7 @@ def report(
 def main(
     devices: Annotated[int, typer.Option(min=3, max=200, help="Devices.")] = 5,
     minutes: Annotated[float, typer.Option(min=0.5, help="Minutes in which things break.")] = 3.0,
+    gap: Annotated[float, typer.Option(min=5, help="Mean seconds between two of them.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Draws what breaks, and when.")] = 0,
     only: Annotated[list[Kind] | None, typer.Option(help="These events; again for more.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep all files there.")] = None,
@@ -584,7 +586,7 @@ def main(
         for kind, why in without.items():
             ERR.print(f"left out: {kind}: {why}", markup=False)
         kinds = [kind for kind in asked if kind not in without]
-        outcome = rehearse(folder, devices, plan(seed, devices, minutes, kinds), seed)
+        outcome = rehearse(folder, devices, plan(seed, devices, minutes, gap, kinds), seed)
         if not report(outcome, kinds, without, to_json):
             raise typer.Exit(1)
 

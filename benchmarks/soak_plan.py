@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-GAP_S = 20.0
-"""Mean seconds from one event to the next."""
 REST_S = 45.0
 """Seconds in which a device that was disturbed is left in peace, where others can be chosen."""
 
@@ -67,9 +65,13 @@ class Event:
 
 
 def plan(
-    seed: int, devices: int, minutes: float, kinds: Sequence[Kind] = tuple(Kind)
+    seed: int,
+    devices: int,
+    minutes: float,
+    gap_s: float = 20.0,
+    kinds: Sequence[Kind] = tuple(Kind),
 ) -> list[Event]:
-    """Return what happens to some devices in some minutes, in order.
+    """Return what happens to some devices in some minutes, in order, every ``gap_s`` on average.
 
     Every kind comes once before one comes again, in an order that is drawn each time.
     """
@@ -77,7 +79,7 @@ def plan(
     peace = dict.fromkeys(range(devices), 0.0)
     events: list[Event] = []
     deck: list[Kind] = []
-    at_s = draw.uniform(0.25, 0.75) * GAP_S
+    at_s = draw.uniform(0.25, 0.75) * gap_s
     while at_s < 60 * minutes:
         if not deck:
             deck = draw.sample(list(kinds), len(kinds))
@@ -89,5 +91,5 @@ def plan(
             device = draw.choice(free or [min(peace, key=lambda k: peace[k])])
             peace[device] = at_s + lasts_s + REST_S
         events.append(Event(at_s, lasts_s, kind, device, draw.choice(HOW.get(kind, ("",)))))
-        at_s += draw.uniform(0.5, 1.5) * GAP_S
+        at_s += draw.uniform(0.5, 1.5) * gap_s
     return events

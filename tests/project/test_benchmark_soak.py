@@ -38,7 +38,7 @@ def test_a_plan_is_its_seeds_and_disturbs_everyone_in_turn() -> None:
 
 
 def test_a_plan_of_few_devices_and_kinds_is_full_all_the_same() -> None:
-    events = soak_plan.plan(3, 3, 2, [Kind.PARTITION, Kind.COORDINATOR])
+    events = soak_plan.plan(3, 3, 2, 20.0, [Kind.PARTITION, Kind.COORDINATOR])
     assert {one.kind for one in events} == {Kind.PARTITION, Kind.COORDINATOR}
     assert 4 <= len(events) <= 12
 
