@@ -559,6 +559,7 @@ def report(
                        for one, found in happened],
             "accuracy": outcome.accuracy, "undisturbed_accuracy": outcome.undisturbed_accuracy,
             "growths": {what: asdict(one) for what, one in outcome.growths.items()},
+            "processes": [asdict(one) for one in outcome.monitor.processes.values() if one.growth()],
             "unexplained": outcome.unexplained, "not_tried": without,
             "bars": [bar._asdict() for bar in bars], "load": os.getloadavg(),
         }  # fmt: skip
