@@ -553,13 +553,14 @@ def report(
         console.print(f"left: {line}", markup=False)
     if to_json is not None:
         happened = zip(outcome.rehearsal.happened, outcome.recoveries, strict=True)
+        looked_at = outcome.monitor.processes.values()
         figures = {
             "rounds": rounds, "seconds": outcome.seconds, "starts": starts,
             "events": [asdict(one) | {"back": found.round, "lost": found.lost}
                        for one, found in happened],
             "accuracy": outcome.accuracy, "undisturbed_accuracy": outcome.undisturbed_accuracy,
             "growths": {what: asdict(one) for what, one in outcome.growths.items()},
-            "processes": [asdict(one) for one in outcome.monitor.processes.values() if one.growth()],
+            "processes": [asdict(one) for one in looked_at if one.growth()],
             "unexplained": outcome.unexplained, "not_tried": without,
             "bars": [bar._asdict() for bar in bars], "load": os.getloadavg(),
         }  # fmt: skip
