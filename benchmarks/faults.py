@@ -15,6 +15,8 @@ What each row tries:
 - *kills*: ``kill -9`` of the driver, a worker, or a SuperNode, at times that the seed draws. A
   resumed run must write the same metrics, byte for byte, or be refused with a reason; one whose
   SuperNode was killed may differ if it names the device.
+- *serve*: ``kill -9`` of the coordinator, at times that the seed draws, of a run that ``fleet
+  serve`` brings to its end. Each must end without help, with the same metrics, byte for byte.
 - *second process*: ``--resume`` of a run that lives must be refused by name.
 
 Ends with status 1 where a row falls short. The lies and the helpers are those of the tests.
@@ -54,6 +56,7 @@ from helpers_signals import SETTINGS, metrics, run_here, start, wait_for  # noqa
 
 from flwr_dmml.cli import app  # noqa: E402
 from flwr_dmml.fleet.local import LocalFleet  # noqa: E402
+from flwr_dmml.tracking.lock import owner_of  # noqa: E402
 
 DEVICES, SUPERNODES = 6, 3
 MOST_MB = 200.0
@@ -71,6 +74,7 @@ class Part(StrEnum):
     FUZZING = "fuzzing"
     SIGTERM = "sigterm"
     KILLS = "kills"
+    SERVE = "serve"
     SECOND = "second"
 
 
@@ -175,60 +179,71 @@ def lies(folder: Path) -> list[Row]:
 LYING_APP = """
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-sys.path.append({tests!r})
 from flwr.clientapp import ClientApp
-from flwr_dmml.transport.direct import answers, link
-from helpers_liars import LETTERS, LIES, Lying, kind_of, longer
+from flwr_dmml.clients import make_client_app
 
 told = os.environ.get("DMML_LIE")
 kind, _, name = Path(told).read_text().partition(": ") if told else ("none", "", "")
-write, send = link.write_letter, answers.Answers._send
+app = make_client_app()
 
+if kind != "none":
+    sys.path.append({tests!r})
+    from helpers_liars import LETTERS, LIES, Lying, kind_of, longer
 
-class Liar(Lying):
-    def is_liar(self, context):
-        return True
+    class Liar(Lying):
+        def is_liar(self, context):
+            return True
 
-    def __call__(self, message, context):
-        reply = super().__call__(message, context)
-        if self.kind == "letter" and kind_of(message) == "hello":
-            longer(reply.content)  # so that it says what its letters may hold
-        return reply
+        def __call__(self, message, context):
+            reply = super().__call__(message, context)
+            if self.kind == "letter" and kind_of(message) == "hello":
+                longer(reply.content)  # so that it says what its letters may hold
+            return reply
 
+    class Device(ClientApp):
+        def __call__(self, message, context):
+            change = LIES[name][1] if name in LIES else None
+            return Liar(kind, change)(message, context)
 
-class Device(ClientApp):
-    def __call__(self, message, context):
-        change = LIES[name][1] if name in LIES else None
-        return Liar(kind, change)(message, context)
-
-
-def lying(letter):
-    data = write(letter)
-    return data if letter.server_round < 2 else LETTERS[name][0](data) if name else b""
-
+    app = Device()
 
 if kind == "letter":  # of any length, whatever is asked for
+    from dataclasses import replace
+
+    from flwr_dmml.transport.direct import answers, link
+
+    write, send = link.write_letter, answers.Answers._send
+
+    def lying(letter):
+        data = write(letter)
+        return data if letter.server_round < 2 else LETTERS[name][0](data) if name else b""
+
     link.write_letter = lying
     answers.Answers._send = lambda self, query, question, *letter: send(
         self, query, replace(question, limit=1 << 30), *letter
     )
-app = Device()
 """
+
+
+def lying_app(folder: Path) -> Path:
+    """Write the fleet's app in which a device lies as the file says that ``DMML_LIE`` names."""
+    app = shutil.copytree(FLEET, folder / "app")
+    (app / "fleet" / "client_app.py").write_text(LYING_APP.format(tests=str(ROOT / "tests")))
+    return app
 
 
 def supernodes(folder: Path, quick: bool) -> list[Row]:
     """Lie on a SuperNode: in its replies, then in its letters to the others."""
     lie = folder / "lie"
     lie.write_text("none")
-    liar = shutil.copytree(FLEET, folder / "app")
-    (liar / "fleet" / "client_app.py").write_text(LYING_APP.format(tests=str(ROOT / "tests")))
+    liar = lying_app(folder)
     kinds = {name: (kind, words) for name, (kind, _, words) in LIES.items()}
     kinds |= {name: ("letter", words) for name, (_, words) in LETTERS.items()}
     rows, silent = list[Row](), dict[str, tuple[Path, float]]()
-    with fleet_of(folder, {f"device-{LIAR}": {"DMML_LIE": str(lie)}}) as fleet:
+    variables = {f"device-{LIAR}": {"DMML_LIE": str(lie)}}
+    with fleet_of(folder, variables=variables) as fleet:
 
         def run(kind: str, name: str, row: Row) -> tuple[Path, float] | None:
             lie.write_text(f"{kind}: {name}")
@@ -272,10 +287,10 @@ OF_FLEET: dict[str, Any] = {
 }
 
 
-def fleet_of(folder: Path, variables: dict[str, dict[str, str]] | None = None) -> LocalFleet:
-    """Return a fleet of SuperNodes, not yet started."""
+def fleet_of(folder: Path, **options: Any) -> LocalFleet:
+    """Return a fleet of SuperNodes, not yet started; the options are those of the fleet."""
     cut_parts(folder / "parts", SUPERNODES)
-    return LocalFleet(folder, sorted((folder / "parts").iterdir()), variables)
+    return LocalFleet(folder, sorted((folder / "parts").iterdir()), **options)
 
 
 # ---- parsers ------------------------------------------------------------------------------------
@@ -445,7 +460,7 @@ class Kills:
         own = self.folder / "devices"
         given = OF_FLEET | {"num-server-rounds": 5, "round-timeout": 120.0, "run-name": "whole"}
         given |= {"wait-timeout": 150.0}  # a killed device is sent away for up to a minute
-        with fleet_of(own) as fleet:
+        with fleet_of(own, again=True) as fleet:
             whole, begun = on_parts(own, given), time.monotonic()
             fleet.submit(FLEET, given).communicate(timeout=LONGEST_S)
             taken = time.monotonic() - begun
@@ -455,7 +470,7 @@ class Kills:
                 run = fleet.submit(FLEET, given | {"run-name": name})
                 time.sleep(self.draw.uniform(0, taken))
                 fleet.kill(f"device-{victim}")
-                fleet.start(f"device-{victim}", again=True)
+                fleet.start(f"device-{victim}")
                 said = run.communicate(timeout=2 * LONGEST_S)[0]
                 method = fleet.runs / name / "dpsgd"
                 text = f"{number}: device {victim} killed"
@@ -500,6 +515,44 @@ def kills(folder: Path, times: int, seed: int) -> Iterator[Row]:
     yield made.of_device(of_devices)
 
 
+def serve(folder: Path, times: int, seed: int) -> list[Row]:
+    """Kill coordinators under ``fleet serve``, one a run."""
+    draw, row = random.Random(seed), Row("kill -9, coordinator, fleet serve", f"{times} kills")
+    given = OF_FLEET | {"num-server-rounds": 12}
+    with fleet_of(folder) as fleet:
+
+        def run(name: str, wait_s: float | None) -> tuple[str, bytes]:
+            """Bring a run to its end, its coordinator killed after some seconds."""
+            served, killed = fleet.serve(FLEET, name, given), False
+            while wait_s is not None and not killed and served.poll() is None:
+                if (owner := owner_of(fleet.runs / name)) is None:
+                    time.sleep(0.05)
+                    continue
+                time.sleep(wait_s)
+                with suppress(ProcessLookupError):
+                    os.kill(owner.pid, signal.SIGKILL)
+                    killed = True
+            said = served.communicate(timeout=LONGEST_S)[0]
+            row.check(served.returncode == 0, f"{name}: {said[-1000:]}")
+            starts = said.count("as Flower's run")
+            row.check(starts == 1 + killed, f"{name}: {starts} starts: {said[-1000:]}")
+            row.check(killed or wait_s is None, f"{name}: it had ended by itself")
+            return said, (fleet.runs / name / "dpsgd" / "metrics.jsonl").read_bytes()
+
+        _, whole = run("whole", None)
+        timing = fleet.runs / "whole" / "dpsgd" / "timing.jsonl"
+        taken = sum(json.loads(line)["seconds"] for line in timing.read_text().splitlines())
+        equal, times_s = 0, sorted(draw.uniform(0, taken) for _ in range(times))
+        for number, wait_s in enumerate(times_s):
+            said, found = run(f"killed-{number}", wait_s)
+            row.check(found == whole, f"{number}: other bytes: {said[-1000:]}")
+            equal += found == whole
+            so_far = re.findall(r"(\d+) rounds? so far", said)
+            ERR.print(f"{row.what}: after {wait_s:.1f} of {taken:.1f} s, {so_far} rounds")
+    row.found = f"{equal} equal bytes"
+    return [row]
+
+
 def second(folder: Path) -> list[Row]:
     row = Row("a second process on a live run", "1 run")
     process = start(folder, "--workers", "0", **{**SETTINGS, "run-name": "r"})
@@ -541,6 +594,7 @@ def main(
         Part.SECOND: second,
         Part.SIGTERM: sigterm,
         Part.KILLS: lambda folder: kills(folder, times, seed),
+        Part.SERVE: lambda folder: serve(folder, max(1, times // 4), seed),
         Part.SUPERNODES: lambda folder: supernodes(folder, quick),
         Part.FUZZING: lambda folder: fuzzing(fuzz_seconds),
     }

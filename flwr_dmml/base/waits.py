@@ -26,8 +26,7 @@ SHARE = 50
 """A wait is at least :data:`QUICK_S`, and one in so many of the seconds since the last message: at
 most 0.4 s for 20 s, and Flower's 3 s after two and a half minutes."""
 BACKOFF = {"initial_backoff": 0.05, "backoff_cap": 1.0, "max_tries_per_object": None}
-"""For an object that is not there yet: seconds between tries. Flower's limit on all of them, two
-hours, stays."""
+"""For an object that is not there yet: seconds between tries."""
 Part = Literal["coordinator", "SuperNode", "SuperExec", "ClientApp"]
 _quick: set[Part] = set()
 
@@ -54,14 +53,23 @@ class UnexpectedError(RuntimeError):
     """Something of Flower's that is not as it was; the message says what."""
 
 
-def quicken(part: Part) -> bool:
-    """Replace the waits of a part of Flower in this process; return whether they are replaced."""
+def quicken(part: Part, longest_s: float | None = None) -> bool:
+    """Replace the waits of a part of Flower in this process; return whether they are replaced.
+
+    Parameters
+    ----------
+    part : str
+        Which.
+    longest_s : float, optional
+        The coordinator's: seconds from when a reply is announced until all of it must be there. A
+        device that has died in between fails then; Flower's own limit is three minutes.
+    """
     if os.environ.get(FLOWERS_OWN):
         return False
     if part in _quick:
         return True
     try:
-        for replace in _prepared(part):
+        for replace in _prepared(part, longest_s):
             replace()
     except (ImportError, UnexpectedError) as error:
         log(INFO, "Flower's own waits, in its %s: %s", part, error)
@@ -70,7 +78,7 @@ def quicken(part: Part) -> bool:
     return True
 
 
-def _prepared(part: Part) -> list[Callable[[], None]]:
+def _prepared(part: Part, longest_s: float | None) -> list[Callable[[], None]]:
     """Return what replaces the waits of a part, when all of it has been checked.
 
     Raises
@@ -79,7 +87,8 @@ def _prepared(part: Part) -> list[Callable[[], None]]:
         Flower is not as expected.
     """
     if part == "coordinator":
-        return [_short_backoff("flwr.superlink.grid.http_grid", "pull_objects")]
+        most = {} if longest_s is None else {"max_time": longest_s}
+        return [_short_backoff("flwr.superlink.grid.http_grid", "pull_objects", **most)]
     if part == "ClientApp":
         name = "pull_and_inflate_object_from_tree"
         return [_short_backoff("flwr.supernode.runtime.run_clientapp", name)]
@@ -116,13 +125,13 @@ def _quick_sleep(
     return replace
 
 
-def _short_backoff(where: str, name: str) -> Callable[[], None]:
-    """Return what makes a function of a module ask again sooner."""
+def _short_backoff(where: str, name: str, **more: float) -> Callable[[], None]:
+    """Return what makes a function of a module ask again sooner, and gives it ``more``."""
     module = import_module(where)
-    pull = _function(module, name)
-    if missing := BACKOFF.keys() - inspect.signature(pull).parameters.keys():
+    pull, given = _function(module, name), {**BACKOFF, **more}
+    if missing := given.keys() - inspect.signature(pull).parameters.keys():
         raise UnexpectedError(f"{where}.{name} takes no {min(missing)}")
-    return partial(setattr, module, name, partial(pull, **BACKOFF))
+    return partial(setattr, module, name, partial(pull, **given))
 
 
 def _check_code(module: ModuleType, name: str, *used: str) -> None:

@@ -5,6 +5,7 @@ Flower keeps what a device knows from round to round in the SuperNode's memory o
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from pydantic import BaseModel, ValidationError
@@ -108,7 +109,7 @@ class OwnState:
         with writing(self.mark):
             try:
                 with self.mark.open("x", encoding="utf-8") as file:
-                    file.write(own.model_dump_json())
+                    self._sign(file, own)
                 return
             except FileExistsError:
                 found = self.mark.read_text(encoding="utf-8", errors="replace")
@@ -120,6 +121,15 @@ class OwnState:
             whose = f"device {other.partition} (node {other.node})" if other else "another device"
             raise self._wrong(partition, f"is the folder of {whose} in this run: {_APART}")
         write_whole(self.mark, own.model_dump_json())
+
+    def _sign(self, file: TextIO, own: _Mark) -> None:
+        """Write whose it is; a mark that says nothing would be another's, once the disk is free."""
+        try:
+            file.write(own.model_dump_json())
+            file.flush()
+        except OSError:
+            self.mark.unlink()
+            raise
 
     def _wrong(self, partition: int, said: str) -> SettingsError:
         where = f"node config {NODE_KEY} = {str(self.file.parent)!r}"

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from .config import FleetError, read_fleet
+from .config import SUPERLINK, FleetError, read_fleet
 from .folder import prepare
 from .quoting import toml_value
 from .scripts import CONFIG
@@ -21,8 +22,40 @@ from .superlink import register_devices
 
 START_S = 60.0
 """Seconds that the SuperLink is given to listen."""
-AGAIN = 'until sh "$0"; do sleep 5; done'
-"""Starts a script again whenever it ends with an error, as a unit does."""
+AGAIN = 'while :; do sh "$0"; sleep 5; done'
+"""Starts a script again whenever it ends, as a unit does."""
+
+
+class Network(Protocol):
+    """Where the members of a fleet are: ``superlink`` and the devices, by name."""
+
+    def address(self, name: str) -> str:
+        """Return the address at which the others reach a member."""
+        ...
+
+    def command(self, name: str, argv: Sequence[str]) -> list[str]:
+        """Return what runs a program on a member, in the process that starts it."""
+        ...
+
+    def inside(self, name: str) -> AbstractContextManager[None]:
+        """Give this thread a member's network."""
+        ...
+
+
+class Loopback:
+    """All members at one address, a :class:`Network`."""
+
+    def address(self, name: str) -> str:
+        """Return the loopback's."""
+        return "127.0.0.1"
+
+    def command(self, name: str, argv: Sequence[str]) -> list[str]:
+        """Return the command as it is."""
+        return list(argv)
+
+    def inside(self, name: str) -> AbstractContextManager[None]:
+        """Change nothing."""
+        return nullcontext()
 
 
 class LocalFleet:
@@ -40,6 +73,11 @@ class LocalFleet:
         More environment variables, by the name of a device, or of ``superlink``.
     zygote : bool (default: True)
         Whether the devices have a zygote (:mod:`~flwr_dmml.supernode.zygote`).
+    again : bool (default: False)
+        Whether a SuperNode is started again whenever it ends, as its unit does. For up to a minute
+        after it was killed Flower takes it for online, and sends it away.
+    network : Network, optional
+        Where the members are; by default all on the loopback.
     """
 
     def __init__(
@@ -49,12 +87,15 @@ class LocalFleet:
         variables: Mapping[str, Mapping[str, str]] | None = None,
         *,
         zygote: bool = True,
+        again: bool = False,
+        network: Network | None = None,
     ) -> None:
         self.folder = folder / "fleet"
         self.logs, self.runs = folder, folder / "runs"
         self.devices = [f"device-{k}" for k in range(len(parts))]
         self.port = free_port()
-        self._variables, self._zygote = variables or {}, zygote
+        self._variables, self._zygote, self._again = variables or {}, zygote, again
+        self._network = network or Loopback()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "fleet.toml"
@@ -66,11 +107,11 @@ class LocalFleet:
             'name = "local"',
             f"device-dir = {toml_value(str(self.folder.resolve() / 'devices' / '{name}'))}",
             f"venv = {toml_value(sys.prefix)}",
-            f'[superlink]\nhost = "127.0.0.1"\nport = {self.port}',
+            f'[superlink]\nhost = "{self._network.address(SUPERLINK)}"\nport = {self.port}',
         ]
         for name, part in zip(self.devices, parts, strict=True):
             lines += [
-                f'[[device]]\nname = "{name}"\naddress = "127.0.0.1"',
+                f'[[device]]\nname = "{name}"\naddress = "{self._network.address(name)}"',
                 f"direct-port = {free_port()}\nruntime-port = {free_port()}",
                 f"data-path = {toml_value(str(part.resolve()))}",
                 f"zygote = {toml_value(self._zygote)}",
@@ -80,9 +121,9 @@ class LocalFleet:
     def __enter__(self) -> Self:
         try:
             self.start_superlink()
-            if failed := [
-                r for r in register_devices(read_fleet(self.file), self.folder) if r.failed
-            ]:
+            with self._network.inside(SUPERLINK):
+                registered = register_devices(read_fleet(self.file), self.folder)
+            if failed := [one for one in registered if one.failed]:
                 raise FleetError(f"{failed[0].device}: {failed[0].said}")
             for name in self.devices:
                 self.start(name)
@@ -107,27 +148,26 @@ class LocalFleet:
         FleetError
             It does not.
         """
-        self._start("superlink", self.folder / "superlink" / "start.sh")
+        self._start(SUPERLINK, self.folder / "superlink" / "start.sh")
+        address = self._network.address(SUPERLINK), self.port
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            with contextlib.suppress(OSError), self._network.inside(SUPERLINK):
+                socket.create_connection(address, 1).close()
                 return
             time.sleep(0.1)
-        raise FleetError(f"the SuperLink does not listen:\n{self.said('superlink')}")
+        raise FleetError(f"the SuperLink does not listen:\n{self.said(SUPERLINK)}")
 
-    def start(self, name: str, *, again: bool = False) -> None:
-        """Start a device's SuperNode, ``again`` whenever it ends with an error.
-
-        For up to a minute after it was killed Flower takes it for online, and sends it away.
-        """
-        self._start(name, self.folder / "devices" / name / "start.sh", again=again)
+    def start(self, name: str) -> None:
+        """Start a device's SuperNode."""
+        self._start(name, self.folder / "devices" / name / "start.sh", again=self._again)
 
     def _start(self, name: str, script: Path, *, again: bool = False) -> None:
+        command = ["sh", *(["-c", AGAIN] if again else []), str(script)]
         # A session of its own, so that all that it starts can be killed with it.
         with (self.logs / f"{name}.log").open("ab") as file:
             self._running[name] = subprocess.Popen(
-                ["sh", *(["-c", AGAIN] if again else []), str(script)],
+                self._network.command(name, command),
                 env={**self.environment, **self._variables.get(name, {})},
                 stdout=file,
                 stderr=file,
@@ -179,16 +219,33 @@ class LocalFleet:
     def submit(self, app: Path, settings: Mapping[str, Any]) -> subprocess.Popen[str]:
         """Run an app on the fleet, its log streamed; return at once. Its runs are in ``runs``."""
         values = {"run-dir": str(self.runs), "num-nodes": len(self.devices), **settings}
-        given = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
-        command = ["flwr", "run", str(app), "local", "--stream", "-c", given]
+        return self._on_superlink(
+            "flwr", "run", str(app), "local", "--stream", "-c", _config(values)
+        )
+
+    def serve(
+        self, app: Path, name: str, settings: Mapping[str, Any], *options: str
+    ) -> subprocess.Popen[str]:
+        """Start ``flwr-dmml fleet serve`` for a run of an app; return at once."""
+        return self._on_superlink(
+            sys.executable, "-m", "flwr_dmml.cli", "fleet", "serve", str(self.file), str(app),
+            "-o", str(self.folder), "--name", name, "--runs", str(self.runs),
+            "-c", _config(settings), *options,
+        )  # fmt: skip
+
+    def _on_superlink(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command,
+            self._network.command(SUPERLINK, command),
             env=self.environment,
             cwd=self.logs,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+def _config(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
 
 
 def free_port() -> int:

@@ -112,7 +112,7 @@ def make_server_app(
         )
         check_attack(config.settings, grid)
         if not is_simulated(config.settings, grid):
-            quicken("coordinator")
+            quicken("coordinator", config.settings.round_timeout)
         settings, folder = config.settings, _folder(config)
         sinks = make_sinks(settings.track_with, folder.path, config.resolved())
         engine = _engine(grid, context, settings, app_of_devices)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -19,13 +20,16 @@ from ..base.errors import UserError
 from ..base.files import sync_file, write_whole, writing
 from ..clients.models import FOLDER, Models
 from ..deploy.files import file_stem
+from ..engine import SimulationGrid
 from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoints, digest
 from ..tracking.events import EVENTS, DeviceRound, lines_of
 from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
 from .member import Member
 from .peer import PeerStrategy
+from .reasons import join_reasons
 from .replies import read_state
+from .roster import AGAIN_S
 
 
 class RunStoppedError(Exception):
@@ -237,9 +241,21 @@ class Keeper:
             )
         return None
 
+    def members_of(self, checkpoint: Checkpoint) -> set[int]:
+        """Return the devices of a run, by partition id.
+
+        Raises
+        ------
+        ResumeError
+            The checkpoint is not what this version writes.
+        """
+        with _as_written(checkpoint):
+            return {int(p) for p in checkpoint.about["members"]}
+
     def restore(self, strategy: PeerStrategy, grid: Grid, checkpoint: Checkpoint) -> None:
         """Take a strategy that has met its devices back to a checkpoint.
 
+        A real device that cannot be taken back is asked again, for up to ``wait_timeout`` seconds.
         The method's files are then cut back to the rounds before it.
 
         Raises
@@ -252,9 +268,19 @@ class Keeper:
             _same_devices(checkpoint.about["members"], strategy.roster.members)
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
         asked = strategy.method, strategy.timeout
-        _, absent = strategy.roster.ask(
-            grid, "query.restore", *asked, lambda _, content: None, states
-        )
+        absent: dict[int, str] | None = None
+        told, deadline = "", time.monotonic() + strategy.wait_timeout
+        while True:
+            _, absent = strategy.roster.ask(
+                grid, "query.restore", *asked, lambda _, content: None, states, absent
+            )
+            late = time.monotonic() > deadline or isinstance(grid, SimulationGrid)
+            if not absent or late:
+                break
+            if (why := join_reasons(absent)) != told:
+                log(INFO, "Waiting for devices of the run: %s", why)
+                told = why
+            time.sleep(AGAIN_S)
         for p, why in absent.items():
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
         complete = checkpoint.server_round - 1

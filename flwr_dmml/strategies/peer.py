@@ -59,6 +59,9 @@ class RunKeeper(Protocol):
     def begun(self, strategy: "PeerStrategy") -> None:
         """Take note of who takes part in a run that begins."""
 
+    def members_of(self, checkpoint: Checkpoint) -> set[int]:
+        """Return the devices of a run, by partition id."""
+
     def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
         """Take a strategy that has met its devices back to a checkpoint."""
 
@@ -107,7 +110,7 @@ class PeerStrategy(Strategy):
     evaluate_every : int (default: 5)
         Evaluate every so many rounds; the last round always is.
     wait_timeout : float (default: 60)
-        Seconds to wait for the devices before round 1.
+        Seconds to wait for the devices before round 1, or for those of a run that is resumed.
     min_nodes : int, optional
         Begin with so many devices instead of all; the others' places stay empty.
     quorum : int (default: 1)
@@ -426,8 +429,13 @@ class PeerStrategy(Strategy):
         started = time.monotonic()
         self.timeout = timeout
         checkpoint = self.keeper.load() if self.keeper else None
-        node_ids = wait_for_nodes(grid, self.min_nodes, self.wait_timeout)
-        self.roster = Roster(handshake(grid, node_ids, self.num_nodes, self.method, timeout))
+        how = self.num_nodes, self.method, timeout
+        if self.keeper and checkpoint and not isinstance(grid, SimulationGrid):
+            needed = self.keeper.members_of(checkpoint)  # not all of them at once
+            met = handshake(grid, grid.get_node_ids(), *how, needed, self.wait_timeout)
+        else:
+            met = handshake(grid, wait_for_nodes(grid, self.min_nodes, self.wait_timeout), *how)
+        self.roster = Roster(met)
         if len(self.roster.members) < self.quorum:
             can = f"{len(self.roster.members)} devices can take part"
             raise NoDevicesError(f"min-devices asks for {self.quorum}, and only {can}")

@@ -29,6 +29,8 @@ WORKER_LOST = (
 )
 _POLL_S = 0.1
 _REMIND_S = 10.0
+AGAIN_S = 2.0
+"""Pause before a device that a resumed run needs is asked again."""
 
 
 class NoDevicesError(UserError, RuntimeError):
@@ -64,7 +66,13 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float) -> list[int]:
 
 
 def handshake(
-    grid: Grid, node_ids: Iterable[int], num_nodes: int, method: str, timeout: float
+    grid: Grid,
+    node_ids: Iterable[int],
+    num_nodes: int,
+    method: str,
+    timeout: float,
+    needed: Collection[int] = (),
+    wait_s: float = 0.0,
 ) -> dict[int, Member]:
     """Ask every node who it is; return the members by partition id.
 
@@ -72,19 +80,63 @@ def handshake(
     holds data of another form than most (:func:`~flwr_dmml.strategies.admission.odd_ones`) is left
     out and named in the log.
 
+    Parameters
+    ----------
+    grid, node_ids, num_nodes, method, timeout
+        Whom to ask, about what, and for how many seconds.
+    needed : collection of int
+        Partitions without which the run cannot go on: while one is missing, the nodes that are no
+        members are asked again, for up to ``wait_s`` seconds.
+
     Raises
     ------
     NoDevicesError
         Nobody is left; the message says why.
     """
+    members: dict[int, Member] = {}
+    deadline, told = time.monotonic() + wait_s, None
+    while True:
+        problems, partitions = _introduce(grid, node_ids, num_nodes, method, timeout, members)
+        missing = sorted(set(needed) - members.keys())
+        if not missing or time.monotonic() > deadline:
+            break
+        why = join_reasons(problems, partitions) or "not connected"
+        if (missing, why) != told:
+            log(INFO, "Waiting for devices %s of the run: %s", ", ".join(map(str, missing)), why)
+            told = missing, why
+        time.sleep(AGAIN_S)
+        there = {member.node_id for member in members.values()}
+        node_ids = sorted(set(grid.get_node_ids()) - there)
+    for partition, problem in odd_ones(members).items():
+        node_id = members.pop(partition).node_id
+        problems[node_id], partitions[node_id] = problem, partition
+    together = join_reasons(problems, partitions) or "none is connected"
+    if not members:
+        raise NoDevicesError(f"no device can take part: {together}")
+    if problems:
+        log(WARNING, "Left out of the run: %s", together)
+    return dict(sorted(members.items()))
+
+
+def _introduce(
+    grid: Grid,
+    node_ids: Iterable[int],
+    num_nodes: int,
+    method: str,
+    timeout: float,
+    members: dict[int, Member],
+) -> tuple[dict[int, str], dict[int, int]]:
+    """Ask nodes who they are; add the members, return what is wrong with others, by node id.
+
+    And their partitions, where they are known.
+    """
     hello = ConfigRecord({"method": method})
     messages = [Message(RecordDict({PLAN: hello}), n, "query.hello") for n in node_ids]
-    replies = send_and_wait(grid, messages, timeout)
+    replies = send_and_wait(grid, messages, timeout) if messages else []
     asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-    members: dict[int, Member] = {}
     answers = {asked.pop(r.metadata.reply_to_message_id): r for r in replies}
     problems = dict.fromkeys(asked.values(), "no answer")
-    partitions: dict[int, int] = {}  # of those with a problem, where it is known
+    partitions: dict[int, int] = {}
     for node_id, reply in sorted(answers.items()):
         try:
             member = opened(reply, partial(_introduced, node_id))
@@ -101,16 +153,7 @@ def handshake(
         taken = members.setdefault(member.partition_id, member)
         if taken is not member:
             problems[node_id] = f"partition {member.partition_id} is node {taken.node_id}'s"
-    members = dict(sorted(members.items()))
-    for partition, problem in odd_ones(members).items():
-        node_id = members.pop(partition).node_id
-        problems[node_id], partitions[node_id] = problem, partition
-    together = join_reasons(problems, partitions)
-    if not members:
-        raise NoDevicesError(f"no device can take part: {together}")
-    if problems:
-        log(WARNING, "Left out of the run: %s", together)
-    return members
+    return problems, partitions
 
 
 def _introduced(node_id: int, content: RecordDict) -> Member:
@@ -204,17 +247,21 @@ class Roster:
         timeout: float,
         read: Callable[[int, RecordDict], T],
         states: Mapping[int, ArrayRecord] | None = None,
+        whom: Collection[int] | None = None,
     ) -> tuple[dict[int, T], dict[int, str]]:
         """Ask all members who are there something outside of a round; return as :meth:`sort` does.
 
-        ``states`` go with the messages, by partition.
+        ``states`` go with the messages, by partition. With ``whom``, only these members are asked.
 
         Raises
         ------
         NoDevicesError
-            Not one reply is good.
+            Not one reply is good, and all were asked; or nobody is there.
         """
         invited, absent = self.invite(grid)
+        if whom is not None:
+            invited = [p for p in invited if p in whom]
+            absent = {p: why for p, why in absent.items() if p in whom}
         messages: list[Message] = []
         for partition in invited:
             content = RecordDict({PLAN: ConfigRecord({"method": method})})
@@ -222,7 +269,8 @@ class Roster:
                 content[STATE] = states.get(partition, ArrayRecord())
             messages.append(Message(content, self.members[partition].node_id, kind))
         good, failed = self.sort(self.send(grid, messages, timeout), read)
-        require_some(good, failed)
+        if whom is None:
+            require_some(good, failed)
         return good, absent | failed
 
     def sort(

@@ -111,5 +111,21 @@ def test_another_flower_keeps_its_own_waits(
     assert line.startswith(f"Flower's own waits, in its {part}: ") and said in line
 
 
+def test_a_reply_that_was_announced_and_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    """Its sender has died in between: Flower makes an error of it, not a wait of hours."""
+    grid = importlib.import_module("flwr.superlink.grid.http_grid")
+    inflatable = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+    monkeypatch.delenv(FLOWERS_OWN, raising=False)
+    monkeypatch.setattr(grid, "pull_objects", grid.pull_objects)  # so that it is put back
+    monkeypatch.setattr(waits, "_quick", set())
+
+    def never(object_id: str) -> bytes:
+        raise inflatable.ObjectUnavailableError(object_id)
+
+    assert quicken("coordinator", longest_s=0.2)
+    with pytest.raises(grid.ObjectPullError, match="timeout or retry limit reached"):
+        grid.pull_objects(["x"], never)
+
+
 def test_nothing_is_short_before_the_first_message():
     assert Polling()._last == -inf

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from helpers_disk import disk
 from safetensors.numpy import save
 
 from flwr_dmml.base.errors import SettingsError
@@ -149,6 +151,18 @@ def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"state-dir = .*must be a folder"):
         begun(tmp_path / "file" / "state")
+
+
+def test_a_full_disk_keeps_a_device_out_only_while_it_is_full(tmp_path: Path):
+    with disk(tmp_path / "disk", kilobytes=64) as folder:
+        with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(512))
+        with pytest.raises(SettingsError, match=r"run-1\.device cannot be written: No space left"):
+            begun(folder)
+        (folder / "filler").unlink()
+        begun(folder)
+        assert OwnState(context(folder), "dpsgd").recover() == "before round 1"
 
 
 def test_numbers_do_not_change_on_disk(tmp_path: Path):

@@ -3,34 +3,22 @@
 import itertools
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_helpers import (
-    FLEET,
-    NODES,
-    PROGRAMS,
-    SETTINGS,
-    cut_parts,
-    environment,
-    running,
-    wait_for_port,
-)
+from fleet_helpers import FLEET, NODES, SETTINGS, cut_parts, learned
 from lan import Lan, why_not
-from test_fleet_run import learned
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
+from flwr_dmml.fleet.local import LocalFleet
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 pytest.importorskip("zenoh", reason='devices need pip install "flwr-dmml[direct]" for that')
 
-LINK = "superlink"
 DEVICES = [f"device-{number}" for number in range(NODES)]
 PAIRS = list(itertools.permutations(DEVICES, 2))
 SHAPE = {"delay_s": 0.01, "loss": 0.005, "bytes_per_s": 10e6}
@@ -41,44 +29,28 @@ DIRECT = {
     "exchange.precision": "float32",  # much goes from device to device
 }
 TIMEOUT_S = 20.0  # far longer than one device may begin after another
-TOP = """name = "lab"
-device-dir = "{folder}/devices/{{name}}"
-venv = "{venv}"
-[superlink]
-host = "{host}"
-"""
-DEVICE = """[[device]]
-name = "{name}"
-address = "{address}"
-data-path = "{data}"
-"""
 Metrics = list[dict[str, Any]]
 
 
 class Fleet:
     """A running fleet."""
 
-    def __init__(self, lan: Lan, folder: Path) -> None:
-        self.lan, self.folder = lan, folder
+    def __init__(self, lan: Lan, local: LocalFleet) -> None:
+        self.lan, self._local = lan, local
 
     def run(self, name: str, meanwhile: Callable[[Path], None], **settings: Any) -> str:
         """Run the app, and something beside it that is told the metrics file; return the log."""
-        config = {**DIRECT, "run-dir": str(self.folder), "run-name": name, **settings}
-        given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-        command = [str(PROGRAMS / "flwr"), "run", str(FLEET), "lab", "--stream", "-c", given]
-        log = self.folder / f"{name}.log"
-        variables = environment(self.folder / "lab" / "flwr")
-        with running(self.lan.command(LINK, command), variables, log) as process:
-            meanwhile(self.metrics(name))
-            process.wait(timeout=400)
-        assert self.metrics(name).exists(), self.logs()
-        return log.read_text()
+        process = self._local.submit(FLEET, {**DIRECT, "run-name": name, **settings})
+        meanwhile(self.metrics(name))
+        log = process.communicate(timeout=400)[0]
+        assert self.metrics(name).exists(), log + self.logs()
+        return log
 
     def metrics(self, name: str) -> Path:
-        return self.folder / name / "dmml-kd" / "metrics.jsonl"
+        return self._local.runs / name / "dmml-kd" / "metrics.jsonl"
 
     def logs(self) -> str:
-        return "\n".join(path.read_text()[-3000:] for path in self.folder.glob("*.log"))
+        return "\n".join(self._local.said(name) for name in ("superlink", *DEVICES))
 
 
 @pytest.fixture(scope="module")
@@ -91,28 +63,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fleet(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A fleet with TLS by its own scripts, each member at its own address."""
-    folder = tmp_path_factory.mktemp("lan")
-    lab, file, log = folder / "lab", folder / "fleet.toml", folder / "superlink.log"
-    with ExitStack() as stack:
-        lan = stack.enter_context(Lan([LINK, *DEVICES], **SHAPE))
-        text = TOP.format(folder=lab, venv=sys.prefix, host=lan.address(LINK))
-        for number, name in enumerate(DEVICES):
-            data = parts / f"part-{number:03d}"
-            text += DEVICE.format(name=name, address=lan.address(name), data=data)
-        file.write_text(text)
-        made = CliRunner().invoke(app, ["fleet", "init", str(file), "-o", str(lab)])
-        assert made.exit_code == 0, made.output
-        variables = environment(folder / "flwr")
-        start = lan.command(LINK, ["sh", str(lab / "superlink" / "start.sh")])
-        stack.enter_context(running(start, variables, log))
-        with lan.inside(LINK):
-            wait_for_port(8000, log, lan.address(LINK))
-            done = CliRunner().invoke(app, ["fleet", "register", str(file), "-o", str(lab)])
-        assert done.exit_code == 0, done.output
-        for name in DEVICES:
-            start = lan.command(name, ["sh", str(lab / "devices" / name / "start.sh")])
-            stack.enter_context(running(start, variables, folder / f"{name}.log"))
-        yield Fleet(lan, folder)
+    with (
+        Lan(["superlink", *DEVICES], **SHAPE) as lan,
+        LocalFleet(tmp_path_factory.mktemp("lan"), sorted(parts.iterdir()), network=lan) as local,
+    ):
+        yield Fleet(lan, local)
 
 
 def read(metrics: Path) -> Metrics:

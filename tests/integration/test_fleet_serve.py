@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,20 +13,16 @@ from fleet_helpers import FLEET, cut_parts
 from flwr_dmml.fleet.local import LocalFleet
 
 ROUNDS = 12
-SETTINGS = f"num-server-rounds={ROUNDS} local-iterations=4 evaluate-every=1 checkpoint-every=1"
+SETTINGS = {
+    "num-server-rounds": ROUNDS,
+    "local-iterations": 4,
+    "evaluate-every": 1,
+    "checkpoint-every": 1,
+}
 
 
 def serve(fleet: LocalFleet, name: str, *options: str) -> subprocess.Popen[str]:
-    """Start ``flwr-dmml fleet serve`` for a run of that name."""
-    command = [sys.executable, "-m", "flwr_dmml.cli", "fleet", "serve", str(fleet.file), str(FLEET)]
-    command += ["-o", str(fleet.folder), "--name", name, "--runs", str(fleet.runs)]
-    return subprocess.Popen(
-        [*command, "-c", SETTINGS, *options],
-        env=fleet.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return fleet.serve(FLEET, name, SETTINGS, *options)
 
 
 def metrics(fleet: LocalFleet, name: str) -> bytes:
