@@ -69,5 +69,3 @@ def _with_a_beat(settings: Settings, allocation: str) -> Iterator[tuple[bool, st
     yield s.privacy.zip_noise > 0, "privacy.zip-noise", s.privacy.zip_noise, why
     why = "the parts of a sum are of a common round; allowed: false"
     yield s.privacy.secure_sums, "privacy.secure-sums", True, why
-    why = "such a run has no checkpoints; start it again"
-    yield bool(s.resume), "resume", s.resume, why
