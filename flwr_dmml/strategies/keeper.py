@@ -123,7 +123,8 @@ class Keeper:
     ) -> None:
         """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
 
-        It always is where this is the ``last`` chance to.
+        It always is where this is the ``last`` chance to, and never if the strategy is not
+        ``resumable``.
 
         Raises
         ------
@@ -132,11 +133,13 @@ class Keeper:
         """
         stopping = self._stopping()
         due = self._every and server_round // self._every > before // self._every
-        if stopping or due or last:
+        if strategy.resumable and (stopping or due or last):
             self._save(strategy, grid, server_round)
         if stopping:
-            run = self.folder.parent
-            raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
+            go_on = "real devices without a beat leave no checkpoints: start the run again"
+            if strategy.resumable:
+                go_on = f"go on with --resume {self.folder.parent}"
+            raise RunStoppedError(f"Stopped after round {server_round}; {go_on}")
 
     def _save(self, strategy: PeerStrategy, grid: Grid, server_round: int) -> None:
         asked = strategy.method, strategy.timeout

@@ -100,9 +100,14 @@ class OwnPlans:
             hand_over=self._planner.hand_over,
         )
 
-    def budget(self, p: int, speeds: Mapping[int, Mapping[str, float]]) -> OwnBudget:
-        """Return what a device's next round may take; nothing is booked."""
-        number, rounds_left = self.begun[p] + 1, self.to_come(p)
+    def budget(
+        self, p: int, speeds: Mapping[int, Mapping[str, float]], *, ahead: int = 0
+    ) -> OwnBudget:
+        """Return what a device's next round may take; nothing is booked.
+
+        ``ahead`` are rounds before it that the device has been given and that are not over.
+        """
+        number, rounds_left = self.begun[p] + 1, max(1, self.to_come(p) - ahead)
         return self.energy.one(
             p, number, rounds_left, self.graph, self.bits, speeds, self._planner.trains("")
         )

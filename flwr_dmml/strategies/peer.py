@@ -627,6 +627,11 @@ class PeerStrategy(Strategy):
 
     # ---- checkpoints ------------------------------------------------------------------------
 
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a state to go on from: not of real devices that do not wait."""
+        return not self._timing or self._timing.resumable
+
     def state(self) -> dict[str, Any]:
         """Return what the next round depends on besides devices and payloads, as JSON."""
         own = {
@@ -637,7 +642,7 @@ class PeerStrategy(Strategy):
         return own | ({"timing": self._timing.state()} if self._timing else {})
 
     @property
-    def payloads(self) -> dict[int, ArrayRecord]:
+    def payloads(self) -> Mapping[int, ArrayRecord]:
         """What devices have published that is still to be mixed, by partition."""
         return (self._timing or self.exchange).payloads
 
@@ -711,14 +716,15 @@ class PeerStrategy(Strategy):
         lost, of = self._logbook.lost, len(self.roster.members)
         if of - len(lost) >= self.quorum:
             return ""
-        failed = self.records[-1].failed
-        why = join_reasons({p: failed[p] for p in lost})
+        why = join_reasons(
+            {p: next(r.failed[p] for r in reversed(self.records) if p in r.failed) for p in lost}
+        )
         return (
             f"{of - len(lost)} of {of} devices are left, min-devices asks for {self.quorum}: {why}"
         )
 
     def _too_few(self, after: str, short: str) -> QuorumError:
-        go_on = "; the run can be resumed" if self.keeper else ""
+        go_on = "; the run can be resumed" if self.keeper and self.resumable else ""
         return QuorumError(f"Stopped after {after}: {short}{go_on}")
 
     def _complete(self, record: RoundRecord) -> None:

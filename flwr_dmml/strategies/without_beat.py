@@ -12,6 +12,7 @@ from ..gossip.rule import GossipRule
 from ..settings import Settings
 from ..tracking.events import DeviceRound
 from ..tracking.records import RoundRecord
+from .direct import SpanExchange
 from .energy.energy_constrained import EnergyConstrained
 from .energy.own_rounds import OwnRounds
 from .event_time import EventTime
@@ -19,6 +20,7 @@ from .exchange import Exchange, MakeExchange
 from .letters import LetterExchange
 from .logbook import Logbook
 from .planner import RoundPlanner
+from .real_time import RealTime
 from .roster import Roster
 
 OF_ALL = "graph", "participants", "allocate", "configure_train", "aggregate_train"
@@ -28,6 +30,8 @@ OF_ALL = "graph", "participants", "allocate", "configure_train", "aggregate_trai
 class Timing(Protocol):
     """When each device does its rounds, and what it mixes then."""
 
+    resumable: bool
+    """Whether there is a state between two records from which it can go on."""
     events: list[DeviceRound]
     """Rounds that devices have ended since this was last emptied."""
 
@@ -36,7 +40,7 @@ class Timing(Protocol):
         """Whether no device is in a round any more."""
 
     @property
-    def payloads(self) -> dict[int, ArrayRecord]:
+    def payloads(self) -> Mapping[int, ArrayRecord]:
         """What devices have published and somebody may still mix, by partition."""
 
     def summary(self) -> list[str]:
@@ -110,13 +114,16 @@ def timing_of(
     Raises
     ------
     MethodError
-        The devices are real.
+        The devices are real, and payloads do not go directly from one to the other.
     """
     counts = {"num_rounds": num_rounds, "max_staleness": max_staleness}
-    if not isinstance(grid, SimulationGrid):
+    if isinstance(grid, SimulationGrid):
+        letters = LetterExchange(method, roster, logbook)
+        return EventTime(planner, roster, logbook, letters, rule, **counts), letters
+    exchange = make_exchange(method, roster, logbook)
+    if not isinstance(exchange, SpanExchange):
         raise MethodError(
-            "rounds = 'async': the seconds are simulated, and these devices are real; allowed: "
-            "flwr-dmml simulate"
+            "rounds = 'async': these devices are real, and by relay they would wait for their "
+            "messages; allowed: exchange.transport = 'direct', or flwr-dmml simulate"
         )
-    exchange = LetterExchange(method, roster, logbook)
-    return EventTime(planner, roster, logbook, exchange, rule, **counts), exchange
+    return RealTime(planner, roster, logbook, exchange, **counts), exchange
