@@ -164,9 +164,10 @@ class RealTime:
         self._given = grid, initial, timeout
         self._began = self._heard = time.monotonic()
         self._logbook.open(1)
-        self._start(self._there(self._plans.alive))
+        self._there(self._plans.alive)
         written = self._began
-        while self._flying:
+        while self._goes_on():
+            time.sleep(pause_s(time.monotonic() - self._heard))
             for p, reply in self._pull().items():
                 self._take(p, reply)
             again = False
@@ -177,10 +178,6 @@ class RealTime:
             if again:
                 there = self._there(self._failed)
                 self._failed = {p: why for p, why in self._failed.items() if p not in there}
-            self._start(self._plans.alive)
-            if not self._flying and self._left > 0 and self._failed:
-                raise NoDevicesError(f"every device failed: {join_reasons(self._failed)}")
-            time.sleep(pause_s(time.monotonic() - self._heard) if self._flying else 0)
         if (reached := self._logbook.records[-1].round) != self._num_rounds:
             self._logbook.end_at(reached)
         record = self._close()
@@ -200,6 +197,19 @@ class RealTime:
     @property
     def _busy(self) -> Iterable[_Span]:
         return self._flying.values()
+
+    def _goes_on(self) -> bool:
+        """Start whoever has nothing to do; return whether a device is in a round then.
+
+        Raises
+        ------
+        NoDevicesError
+            There are rounds to do, and all have failed.
+        """
+        self._start(self._plans.alive)
+        if not self._flying and self._left > 0 and self._failed:
+            raise NoDevicesError(f"every device failed: {join_reasons(self._failed)}")
+        return bool(self._flying)
 
     # ---- spans ------------------------------------------------------------------------------
 
