@@ -92,8 +92,6 @@ class EventTime:
         In how many of its own rounds more a device mixes a letter again, until a newer one comes.
     """
 
-    resumable = True
-
     def __init__(
         self,
         planner: RoundPlanner,

@@ -33,6 +33,7 @@ from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
 from .breakdown import held, told
 from .energy.energy_constrained import EnergyConstrained
+from .event_time import EventTime
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
 from .logbook import Logbook, unequal_blocks
@@ -630,7 +631,7 @@ class PeerStrategy(Strategy):
     @property
     def resumable(self) -> bool:
         """Whether there is a state to go on from: not of real devices that do not wait."""
-        return not self._timing or self._timing.resumable
+        return self._timing is None or isinstance(self._timing, EventTime)
 
     def state(self) -> dict[str, Any]:
         """Return what the next round depends on besides devices and payloads, as JSON."""
@@ -639,12 +640,15 @@ class PeerStrategy(Strategy):
             "logbook": self._logbook.state(self.rounds_done),
             "exchange": self.exchange.state(),
         }
-        return own | ({"timing": self._timing.state()} if self._timing else {})
+        if isinstance(self._timing, EventTime):
+            own["timing"] = self._timing.state()
+        return own
 
     @property
     def payloads(self) -> Mapping[int, ArrayRecord]:
         """What devices have published that is still to be mixed, by partition."""
-        return (self._timing or self.exchange).payloads
+        own = self._timing if isinstance(self._timing, EventTime) else self.exchange
+        return own.payloads
 
     def load_state(
         self,
@@ -656,9 +660,10 @@ class PeerStrategy(Strategy):
         self.rounds_done = len(before)
         self.planner.load_state(state["planner"])
         self._logbook.load_state(state["logbook"], before)
-        self.exchange.load_state(state["exchange"], {} if self._timing else payloads)
-        if self._timing:
+        if isinstance(self._timing, EventTime):
             self._timing.load_state(state["timing"], payloads)
+            payloads = {}
+        self.exchange.load_state(state["exchange"], payloads)
 
     def _invite(self, grid: Grid) -> list[int]:
         """Return who can be asked now; the others are named in the log."""

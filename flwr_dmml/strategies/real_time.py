@@ -2,11 +2,10 @@
 
 import heapq
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message
@@ -78,6 +77,8 @@ class RealTime:
     complete; the rounds of the failed span are billed and not counted. The last spans are cut to
     what each device is likely to do in the time that is left, and no span is cut short.
 
+    There are no checkpoints: devices are never all between two rounds.
+
     Parameters
     ----------
     planner : RoundPlanner
@@ -89,10 +90,6 @@ class RealTime:
     max_staleness : int
         In how many of its own rounds more a device mixes a letter again, until a newer one comes.
     """
-
-    resumable = False
-    """Devices are never all between two rounds, so that there is nothing to go on from."""
-    payloads: Mapping[int, ArrayRecord] = {}
 
     def __init__(
         self,
@@ -135,14 +132,6 @@ class RealTime:
     def end(self) -> None:
         """Let no device be given another round."""
         self._plans.end()
-
-    def state(self) -> dict[str, Any]:
-        """Refuse: there are no checkpoints."""
-        raise NotImplementedError
-
-    def load_state(self, state: Mapping[str, Any], payloads: Mapping[int, ArrayRecord]) -> None:
-        """Refuse: there are no checkpoints."""
-        raise NotImplementedError
 
     def run(self, grid: Grid, initial: ArrayRecord, timeout: float) -> Iterator[RoundRecord]:
         """Run to the end; yield each record when it is complete, in order.
@@ -192,11 +181,8 @@ class RealTime:
     @property
     def _left(self) -> int:
         """Rounds that no device has been given."""
-        return self._plans.total - self._plans.done - sum(len(s.rounds) for s in self._busy)
-
-    @property
-    def _busy(self) -> Iterable[_Span]:
-        return self._flying.values()
+        given = sum(len(span.rounds) for span in self._flying.values())
+        return self._plans.total - self._plans.done - given
 
     def _goes_on(self) -> bool:
         """Start whoever has nothing to do; return whether a device is in a round then.
@@ -314,7 +300,7 @@ class RealTime:
 
     def _records(self) -> Iterator[RoundRecord]:
         """Yield the records that are complete now, but for the last one of the run."""
-        known_s = min((span.sent_s for span in self._busy), default=inf)
+        known_s = min((span.sent_s for span in self._flying.values()), default=inf)
         while self._ended and self._ended[0].end_s <= known_s:
             self._note(heapq.heappop(self._ended))
             number = self._logbook.records[-1].round

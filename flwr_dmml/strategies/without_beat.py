@@ -1,7 +1,7 @@
 """Runs in which devices do not wait for one another: what they need, and what times them."""
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator
+from typing import Protocol
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
@@ -30,18 +30,12 @@ OF_ALL = "graph", "participants", "allocate", "configure_train", "aggregate_trai
 class Timing(Protocol):
     """When each device does its rounds, and what it mixes then."""
 
-    resumable: bool
-    """Whether there is a state between two records from which it can go on."""
     events: list[DeviceRound]
     """Rounds that devices have ended since this was last emptied."""
 
     @property
     def over(self) -> bool:
         """Whether no device is in a round any more."""
-
-    @property
-    def payloads(self) -> Mapping[int, ArrayRecord]:
-        """What devices have published and somebody may still mix, by partition."""
 
     def summary(self) -> list[str]:
         """Return what is known before the first round, in a few lines for the log."""
@@ -51,12 +45,6 @@ class Timing(Protocol):
 
     def end(self) -> None:
         """Let no device begin another round."""
-
-    def state(self) -> dict[str, Any]:
-        """Return what goes on from here besides the payloads, as JSON."""
-
-    def load_state(self, state: Mapping[str, Any], payloads: Mapping[int, ArrayRecord]) -> None:
-        """Go on from what :meth:`state` gave, and the payloads of that time."""
 
 
 def own_rounds(

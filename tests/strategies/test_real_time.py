@@ -147,7 +147,7 @@ def test_nobody_waits_for_the_slow_one() -> None:
 def test_no_device_spends_more_than_it_has() -> None:
     """One has energy for a few rounds only; what a span may take is set aside before it begins."""
     config = CONFIG | {"energy.battery-j": 1.0}
-    battery_j = np.array([0.05, 0.05, 0.011])
+    battery_j = np.array([0.05, 0.05, 0.03])
     settings = parse_settings(config, find_parts(OwnParts((Paced,)))).settings
     energy = OwnRounds(settings, battery_j=battery_j)
     peers, events = run(config, 6, energy=energy)
