@@ -10,6 +10,8 @@ ASK_S = 600.0
 """For how long a neighbour holds a question; then it is asked again."""
 PAUSE_S = 1.0
 """After what is no letter; the next one may be."""
+LEAST_S = 0.02
+"""After a letter: a neighbour that writes without end takes no more of this device than that."""
 
 Fetch = Callable[[int, int, float], Letter]
 """(neighbour, number, deadline) -> its newest letter, of this number at least."""
@@ -60,3 +62,4 @@ class Listener:
             number = letter.server_round
             with self._lock:
                 self._letters[peer] = letter
+            self._closed.wait(LEAST_S)
