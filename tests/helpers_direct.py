@@ -1,6 +1,6 @@
 """A link without a network, and plans for devices that exchange letters themselves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flwr_dmml.clients import Learner
 from flwr_dmml.payload.plan import Plan
@@ -12,12 +12,14 @@ class Shelf:
 
     def __init__(self, letters: Mapping[tuple[int, int], Letter]) -> None:
         self.letters, self.published = dict(letters), list[Letter]()
+        self.readers = list[Collection[int] | None]()
         self.asked: list[tuple[list[int], int]] = []
         self.spare: list[float] = []
         self.lingered: tuple[list[int], int] = ([], -1)
 
-    def publish(self, letter: Letter) -> int:
+    def publish(self, letter: Letter, readers: Collection[int] | None = None) -> int:
         self.published.append(letter)
+        self.readers.append(readers)
         return 100
 
     def collect(

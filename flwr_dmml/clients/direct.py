@@ -1,10 +1,10 @@
 """Rounds over the direct transport: devices exchange letters themselves, many rounds a message."""
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import ConfigRecord, Context
 from torch import Tensor
@@ -23,6 +23,9 @@ from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.relay import own_bytes
 from .metering import NodeConfig, run_metered
 
+if TYPE_CHECKING:
+    from ..transport.direct.link import DirectLink
+
 _WHY_NOT = (
     "whoever reaches its port gets its letters, and nothing proves who wrote those that it reads. "
     "Give it tls-ca, tls-certificate and tls-key"
@@ -39,8 +42,8 @@ TLS_REVOKED = "tls-revoked"
 class Link(Protocol):
     """Carrier of letters, see :class:`~flwr_dmml.transport.direct.link.DirectLink`."""
 
-    def publish(self, letter: Letter) -> int:
-        """Hold a letter ready for the neighbours; return its bytes."""
+    def publish(self, letter: Letter, readers: Collection[int] | None = None) -> int:
+        """Hold a letter ready for these neighbours, or all; return its bytes."""
         ...
 
     def collect(
@@ -108,18 +111,31 @@ def run_directly(
         outcome = run_metered(learner, plan.without(missing), inbox, node_config or {})
         outcome.rejected.extend(f"{n}: {gone[n]}" for n in missing)
         if outcome.payload:
-            own = outcome.payload if shared is None else in_letters(outcome.payload, shared)
-            sent = {name: tensor.cpu() for name, tensor in own.items()}
-            outcome.metrics[LETTER_BYTES] = float(
-                link.publish(Letter(run, me, plan.server_round, sent))
-            )
-            outcome.metrics[LABEL_BYTES] = float(_label_bytes(sent))
-            outcome.metrics[PAYLOAD_BYTES] = float(own_bytes(pack(outcome.payload)))
+            sent = publish(outcome, Letter(run, me, plan.server_round, {}), link, shared)
         outcomes.append(outcome)
     last = plans[-1]
     still_there = [n for n in last.neighbours if n not in gone]
     link.linger(still_there, last.server_round - 1, timeout_s)
     return outcomes, sent
+
+
+def publish(
+    outcome: Outcome,
+    about: Letter,
+    link: Link,
+    shared: Collection[str] | None = None,
+    readers: Collection[int] | None = None,
+) -> Payload:
+    """Publish what a round has made as a letter, and note its bytes; return what it holds.
+
+    ``about`` is the letter without its tensors; ``shared`` and ``readers`` are all by default.
+    """
+    own = outcome.payload if shared is None else in_letters(outcome.payload, shared)
+    sent = {name: tensor.cpu() for name, tensor in own.items()}
+    outcome.metrics[LETTER_BYTES] = float(link.publish(replace(about, tensors=sent), readers))
+    outcome.metrics[LABEL_BYTES] = float(_label_bytes(sent))
+    outcome.metrics[PAYLOAD_BYTES] = float(own_bytes(pack(outcome.payload)))
+    return sent
 
 
 def in_letters(payload: Payload, shared: Collection[str]) -> Payload:
@@ -139,9 +155,16 @@ def _label_bytes(payload: Mapping[str, Tensor]) -> int:
 
 
 def open_link(
-    context: Context, exchange: ExchangeOptions, partition: int, limits: Limits
-) -> AbstractContextManager[Link]:
+    context: Context,
+    exchange: ExchangeOptions,
+    partition: int,
+    limits: Limits,
+    *,
+    newest: bool = False,
+) -> "DirectLink":
     """Return the link of a device, by its node config, for letters within some limits.
+
+    ``newest`` says whether devices do not wait for one another.
 
     ``direct-address`` ("host:port") is where neighbours reach it; for the certificates see
     :func:`read_tls`.
@@ -167,6 +190,7 @@ def open_link(
         router=exchange.router,
         multicast=exchange.multicast,
         limits=limits,
+        newest=newest,
     )
 
 

@@ -14,7 +14,9 @@ from ..payload.plan import Outcome, Payload, Plan
 from ..transport.arrays import record_of
 from ..transport.letter import name_of_run
 from ..transport.messages import (
+    MAX_STALENESS,
     METRICS,
+    OWN_PACE,
     PAYLOAD,
     PEERS,
     REPORT,
@@ -31,6 +33,7 @@ from ..transport.messages import (
 from .direct import SENT, in_the_clear, open_link, run_directly
 from .limits import limits_of
 from .metering import run_metered
+from .own_pace import run_at_own_pace
 from .sealing import run_sealed, seals
 
 
@@ -56,6 +59,8 @@ class Transport(Protocol):
 
 def transport_of(content: RecordDict, context: Context) -> Transport:
     """Return the transport that a message asks for."""
+    if OWN_PACE in content.config_records:
+        return OwnPace(context)
     if PEERS in content.config_records:
         return Direct(context)
     return Sealed(context) if seals(context) else Relayed(context)
@@ -113,13 +118,44 @@ class Direct:
         with open_link(context, exchange, me, limits_of(learner, shared)) as link:
             run, own = name_of_run(context.run_id), context.node_config
             outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own, shared)
-        metrics = MetricRecord(join(outcome.metrics for outcome in outcomes))
-        reply = RecordDict({METRICS: metrics})
-        if report := join(map(write_report, outcomes)):
-            reply[REPORT] = ConfigRecord(report)
-        if warning:
-            add_note(reply, warning)
-        return reply, pack(learner.state() | {SENT + k: v for k, v in sent.items()})
+        kept = {SENT + k: v for k, v in sent.items()}
+        return _told(outcomes, warning), pack(learner.state() | kept)
+
+
+@dataclass(frozen=True)
+class OwnPace:
+    """As :class:`Direct`, but a device mixes what has come, and waits for nobody."""
+
+    context: Context
+
+    def run(
+        self, learner: Learner, plans: Sequence[Plan], content: RecordDict
+    ) -> tuple[RecordDict, ArrayRecord]:
+        """See :class:`Transport`."""
+        context = self.context
+        before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
+        me, exchange = learner.partition.partition_id, learner.settings.exchange
+        peers, shared = read_peers(content), read_blocks(content)
+        most = int(str(content.config_records[OWN_PACE][MAX_STALENESS]))
+        if warning := in_the_clear(context, peers):
+            log(WARNING, "This device %s", warning)
+        limits = limits_of(learner, shared)
+        with open_link(context, exchange, me, limits, newest=True) as link:
+            run, own = str(context.run_id), context.node_config
+            outcomes, kept = run_at_own_pace(
+                learner, plans, peers, link, run, before, most, own, shared
+            )
+        return _told(outcomes, warning), pack(learner.state() | kept)
+
+
+def _told(outcomes: Sequence[Outcome], warning: str) -> RecordDict:
+    """Write what a device tells of the rounds of a message."""
+    reply = RecordDict({METRICS: MetricRecord(join(outcome.metrics for outcome in outcomes))})
+    if report := join(map(write_report, outcomes)):
+        reply[REPORT] = ConfigRecord(report)
+    if warning:
+        add_note(reply, warning)
+    return reply
 
 
 def records(outcome: Outcome, state: Payload) -> tuple[RecordDict, ArrayRecord]:

@@ -48,6 +48,38 @@ def no_beat_problems(method: str, config: RunConfig) -> list[str]:
     return problems
 
 
+def no_beat_problems_of_real_devices(method: str, config: RunConfig) -> list[str]:
+    """Return why real devices cannot run a method without a beat, a line each.
+
+    That is besides what :func:`no_beat_problems` has to say.
+    """
+    return [
+        f"rounds = 'async' on real devices with {key} = {value!r}: {why}"
+        for is_so, key, value, why in _on_real_devices(config, method)
+        if is_so
+    ]
+
+
+def _on_real_devices(config: RunConfig, method: str) -> Iterator[tuple[bool, str, object, str]]:
+    """Yield as :func:`_with_a_beat` does what does not go with real devices."""
+    s, rule, transport = (
+        config.settings,
+        config.gossip_of(method),
+        config.settings.exchange.transport,
+    )
+    why = "the relay hands letters on with messages, which are waited for; allowed: direct"
+    yield transport != "direct", "exchange.transport", transport, why
+    why = (
+        "a letter that is replaced before it is fetched would take its share of the sum with it; "
+        "allowed: rules that mix the newest letter"
+    )
+    yield rule.letters == "every", "gossip", rule.name, why
+    why = "messages are lost by the network alone; allowed: 0"
+    yield s.loss_rate > 0, "loss-rate", s.loss_rate, why
+    why = "such a run has no checkpoints; allowed: none, and start it again"
+    yield bool(s.resume), "resume", s.resume, why
+
+
 def _with_a_beat(settings: Settings, allocation: str) -> Iterator[tuple[bool, str, object, str]]:
     """Yield what needs common rounds: whether it is set, its key and value, and why it does."""
     s, energy, band = settings, settings.energy, settings.wireless.shared_band_hz
@@ -69,5 +101,3 @@ def _with_a_beat(settings: Settings, allocation: str) -> Iterator[tuple[bool, st
     yield s.privacy.zip_noise > 0, "privacy.zip-noise", s.privacy.zip_noise, why
     why = "the parts of a sum are of a common round; allowed: false"
     yield s.privacy.secure_sums, "privacy.secure-sums", True, why
-    why = "such a run has no checkpoints; start it again"
-    yield bool(s.resume), "resume", s.resume, why

@@ -27,6 +27,7 @@ from ..gossip.rule import GossipRule
 from ..graph.topology import Topology
 from ..learning.learner import Learner
 from ..settings import RunConfig, Settings, find_parts, parse_settings
+from ..settings.rounds import no_beat_problems_of_real_devices
 from ..tracking import (
     RoundRecord,
     RunFolder,
@@ -40,7 +41,7 @@ from ..tracking import (
 from ..tracking.ending import MethodEnd, absence, read_left
 from ..tracking.openmetrics import exposed
 from ..tracking.sinks import closing_all, make_sinks
-from .direct import DirectExchange
+from .direct import DirectExchange, SpanExchange
 from .ending import Ends, end_noted, end_of
 from .energy.energy_constrained import EnergyConstrained
 from .energy.own_rounds import OwnRounds
@@ -111,6 +112,7 @@ def make_server_app(
             context.run_config, find_parts(app_of_devices.own), side="coordinator"
         )
         check_attack(config.settings, grid)
+        check_rounds(config, grid)
         if not is_simulated(config.settings, grid):
             quicken("coordinator", config.settings.round_timeout)
         settings, folder = config.settings, _folder(config)
@@ -235,6 +237,30 @@ def check_attack(settings: Settings, grid: Grid) -> None:
         )
 
 
+def check_rounds(config: RunConfig, grid: Grid) -> None:
+    """Refuse rounds without a beat where nothing can time them.
+
+    Raises
+    ------
+    SettingsError
+        The devices are those of Flower's simulation, or are real and have settings that do not go
+        with it.
+    """
+    settings = config.settings
+    ours = isinstance(grid, SimulationGrid) or settings.engine == "sharded"
+    if settings.rounds == "sync" or ours:
+        return
+    if _flowers_own():
+        why = "Flower's simulation has no seconds of devices"
+        problems = [f"rounds = 'async': {why}; allowed: engine = 'sharded', flwr-dmml simulate"]
+    else:
+        names = dict.fromkeys(filter(None, (settings.compare_with, settings.method)))
+        problems = [x for name in names for x in no_beat_problems_of_real_devices(name, config)]
+    if problems:
+        lines = "\n  ".join(dict.fromkeys(problems))
+        raise SettingsError(f"the run config cannot work:\n  {lines}")
+
+
 def is_simulated(settings: Settings, grid: Grid) -> bool:
     """Return whether the devices are simulated, by an engine of this package or by Flower's."""
     return isinstance(grid, SimulationGrid) or settings.engine == "sharded" or _flowers_own()
@@ -272,7 +298,8 @@ def exchange_of(settings: Settings, grid: Grid) -> MakeExchange:
         return Exchange
     if not direct:
         return SealedExchange if sealed else Exchange
-    return partial(DirectExchange, rounds_per_message=settings.exchange.rounds_per_message)
+    kind = SpanExchange if settings.rounds == "async" else DirectExchange
+    return partial(kind, rounds_per_message=settings.exchange.rounds_per_message)
 
 
 @contextmanager

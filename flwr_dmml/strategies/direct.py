@@ -4,14 +4,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from ..payload.plan import Plan
-from ..transport.messages import BLOCKS, LETTER_BYTES, PEERS, PLAN, join, write_plan
-from .exchange import Exchange
+from ..transport.messages import (
+    BEGAN_S,
+    BLOCKS,
+    ENDED_S,
+    FETCHED_BYTES,
+    LETTER_BYTES,
+    MAX_STALENESS,
+    OWN_PACE,
+    PEERS,
+    PLAN,
+    join,
+    write_plan,
+)
+from .exchange import Exchange, added_up
 from .logbook import Logbook
 from .reasons import ReplyError
 from .replies import Reply
 from .roster import Roster
+
+TOLD = {BEGAN_S, ENDED_S, FETCHED_BYTES}
+"""What a device that does not wait tells of every round."""
 
 
 class DirectExchange(Exchange):
@@ -106,3 +122,65 @@ class DirectExchange(Exchange):
         super().load_state(state, payloads)
         self._letters = {int(p): (int(a), int(b)) for p, (a, b, _) in state["letters"].items()}
         self._payloads = {int(p): int(size) for p, (_, _, size) in state["letters"].items()}
+
+
+class SpanExchange(DirectExchange):
+    """As :class:`DirectExchange`, with single devices that do not wait for one another."""
+
+    def span(
+        self,
+        partition: int,
+        plans: Sequence[Plan],
+        max_staleness: int,
+        kind: str,
+        initial: ArrayRecord | None = None,
+    ) -> Message:
+        """Write the message of a device with its next rounds.
+
+        Parameters
+        ----------
+        partition : int
+            The device's.
+        plans : sequence of Plan
+            Its own, of consecutive rounds.
+        max_staleness : int
+            In how many of its rounds more it mixes a letter again.
+        kind : str
+            Of the message.
+        initial : ArrayRecord, optional
+            Goes to a device that has not answered yet, to start from.
+        """
+        (message,) = self.messages([{partition: plan} for plan in plans], kind, initial)
+        message.content[OWN_PACE] = ConfigRecord({MAX_STALENESS: max_staleness})
+        return message
+
+    def read(self, partition: int, plans: Sequence[Plan], content: RecordDict) -> Reply:
+        """Read a device's reply to a message with these plans; raises ReplyError."""
+        self._rounds = [{partition: plan} for plan in plans]
+        reply = self._read(partition, content)
+        self._begun.add(partition)
+        last, account = plans[-1], reply.rounds[-1]
+        if last.iterations:
+            sent = int(account.metrics[LETTER_BYTES])
+            self._payloads[partition], _ = self._told(partition, last, account, sent)
+        return reply
+
+    def _check(self, partition: int, reply: Reply, plans: Sequence[Plan]) -> None:
+        super()._check(partition, reply, plans)
+        for plan, account in zip(plans, reply.rounds, strict=True):
+            if missing := TOLD - account.metrics.keys():
+                raise ReplyError(f"it lacks {min(missing)} of round {plan.server_round}")
+
+    def trains(self, record: int, partition: int, metrics: Mapping[str, float]) -> None:
+        """Note what a device has measured while it trained, in the record of this number."""
+        self._trained(record, partition, metrics)
+
+    def close(
+        self, grid: Grid, plans: Mapping[int, Plan], max_staleness: int, timeout: float
+    ) -> tuple[dict[int, Reply], dict[int, str]]:
+        """Have devices mix and evaluate at the end; return good replies, and why others are not."""
+        messages = [self.span(p, [plan], max_staleness, "evaluate") for p, plan in plans.items()]
+        replies = self._roster.send(grid, messages, timeout)
+        good, failed = self._roster.sort(replies, lambda p, told: self.read(p, [plans[p]], told))
+        self.confusion = added_up([good[p].confusion for p in self._logbook.honest(good)])
+        return good, failed

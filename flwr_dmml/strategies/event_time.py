@@ -4,10 +4,10 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import ceil
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
-import networkx as nx
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
@@ -20,12 +20,12 @@ from ..tracking.events import DeviceRound
 from ..tracking.records import RoundRecord
 from ..transport import size_bytes
 from ..transport.arrays import record_of
-from ..transport.messages import pack, unpack
-from .energy.own_rounds import OwnBudget, OwnRounds
-from .energy.round_budget import Updates
+from ..transport.messages import join, pack, parted, read_plan, unpack, write_plan
+from .energy.own_rounds import OwnBudget
 from .letters import LetterExchange
 from .logbook import Logbook
 from .mixing import Neighbourhood
+from .own_plans import OwnPlans
 from .planner import RoundPlanner
 from .replies import Reply
 from .roster import Roster
@@ -39,9 +39,15 @@ class _Letter:
     """What has come from a neighbour."""
 
     sender: int
-    payload: ArrayRecord
+    number: int  # of the sender's round
+    payload: ArrayRecord  # with blocks for others
     came: int  # rounds that the receiver had begun then
     shares: Mapping[str, float]  # that the sender has dealt out with it, by block
+
+    @cached_property
+    def own(self) -> ArrayRecord:
+        """What of the payload is for the receiver."""
+        return record_of(cut(self.payload, self.shares.keys()))
 
 
 @dataclass
@@ -97,43 +103,25 @@ class EventTime:
         num_rounds: int,
         max_staleness: int,
     ) -> None:
-        energy = planner.energy
-        assert isinstance(energy, OwnRounds)
         self._planner, self._roster, self._logbook = planner, roster, logbook
-        self._exchange, self._energy = exchange, energy
+        self._exchange = exchange
         self._adds_up = rule.letters == "every"
-        self._max_staleness = max_staleness
-        self._alive = sorted(roster.members)
-        self._size = len(self._alive)  # of a record
-        self._links()
-        self._sizes: dict[int, int] = {}  # of payloads, by partition
-        self._num_rounds, self._total = num_rounds, num_rounds * self._size
-        bits = planner.payload_bits({}, self._graph)
-        self._expected = energy.expect(self._graph, bits, self._total)
-        self._begun = dict.fromkeys(self._alive, 0)  # rounds
-        self._mean_s = {p: float(energy.full_s[p]) for p in self._alive}  # of a round, a full first
-        self._updates: dict[int, Updates] = {
-            p: dict.fromkeys(roster.members[p].modalities, planner.local_iterations)
-            for p in self._alive
-        }
-        self._boxes: dict[int, list[_Letter]] = {p: [] for p in self._alive}
-        self._kept: dict[int, dict[str, float]] = {p: {} for p in self._alive}
+        self._max_staleness, self._num_rounds = max_staleness, num_rounds
+        self._plans = OwnPlans(
+            planner, roster, logbook, num_rounds=num_rounds, adds_up=self._adds_up
+        )
+        self._boxes: dict[int, list[_Letter]] = {p: [] for p in self._plans.alive}
+        self._kept: dict[int, dict[str, float]] = {p: {} for p in self._plans.alive}
         self._flying: dict[int, _Turn] = {}
         self._queue: list[tuple[float, int]] = []
         self._closed: deque[RoundRecord] = deque()
         self._open_questions: dict[int, int] = {}  # by record: devices that have not told
-        self._done = 0
         self.events: list[DeviceRound] = []
         """Rounds that devices have ended since this was last emptied."""
 
     def summary(self) -> list[str]:
         """Return what is known before the first round, in a few lines for the log."""
-        counts = sorted(self._expected.values())
-        each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-        return [
-            f"Nobody waits: {self._total} rounds of devices, about {each} of each",
-            "Without a beat there are no checkpoints: a run that is stopped starts again",
-        ]
+        return [self._plans.summary()]
 
     @property
     def over(self) -> bool:
@@ -142,10 +130,12 @@ class EventTime:
 
     def end(self) -> None:
         """Let the run end with the next round of a device."""
-        self._total = 0
+        self._plans.end()
 
     def run(self, grid: Grid, initial: ArrayRecord, timeout: float) -> Iterator[RoundRecord]:
         """Run to the end; yield each record when it is complete, in order.
+
+        It goes on from where :meth:`load_state` has taken it.
 
         Parameters
         ----------
@@ -157,11 +147,12 @@ class EventTime:
             Seconds to wait for replies.
         """
         self._given = grid, initial, timeout
-        self._logbook.open(1)
-        began = time.monotonic()
-        now_s = 0.0
-        for p in list(self._alive):
-            self._begin(p, now_s)
+        plans, began = self._plans, time.monotonic()
+        if not self._queue:
+            self._logbook.open(1)
+            for p in list(plans.alive):
+                self._begin(p, 0.0)
+        yield from self._complete()
         while self._queue:
             now_s = self._queue[0][0]
             ending: list[_Turn] = []
@@ -170,14 +161,14 @@ class EventTime:
             replies, failed = self._ask(ending)
             for turn in ending:
                 self._end(turn, replies.get(turn.device), failed.get(turn.device, ""))
-            self._done += len(ending)
-            last = self._done >= self._total
+            plans.done += len(ending)
+            last = plans.done >= plans.total
             for turn in ending:
                 if not last:
                     self._begin(turn.device, now_s)
             number = self._logbook.records[-1].round
-            if self._done >= number * self._size or last or not self._queue:
-                record = self._logbook.close(now_s, self._energy.left_j)
+            if plans.done >= number * plans.size or last or not self._queue:
+                record = self._logbook.close(now_s, self._planner.battery_j)
                 record.seconds, began = time.monotonic() - began, time.monotonic()
                 self._closed.append(record)
                 if last:
@@ -202,50 +193,21 @@ class EventTime:
 
     def _begin(self, p: int, now_s: float) -> None:
         """Let a device begin a round with what has come, if its battery pays for it."""
-        planner, number = self._planner, self._begun[p] + 1
-        bits = planner.payload_bits(self._sizes, self._graph)
-        budget = self._energy.one(
-            p,
-            number,
-            self._to_come(p),
-            self._graph,
-            bits,
-            self._exchange.speeds,
-            planner.trains(""),
-        )
+        budget = self._plans.budget(p, self._exchange.speeds)
         if budget.flat:
-            self._stop(p, budget.flat)
+            self._plans.stop(p, budget.flat)
             return
-        self._updates[p] = budget.updates
         plan, letters = self._mixing(p)
-        plan = replace(
-            plan,
-            iterations=planner.local_iterations,
-            by_modality=budget.updates,
-            budget_j=budget.budget_j,
-            recipients=budget.receivers,
-            steps=self._steps(p) if planner.communicates else {},
-        )
-        turn = _Turn(p, number, now_s, budget, plan, letters)
-        self._begun[p], self._flying[p] = number, turn
-        self._mean_s[p] = (float(self._energy.full_s[p]) + turn.end_s) / (1 + number)
+        plan = self._plans.begin(p, plan, budget)
+        turn = _Turn(p, plan.server_round, now_s, budget, plan, letters)
+        self._flying[p] = turn
+        full_s = float(self._plans.energy.full_s[p])
+        self._plans.mean_s[p] = (full_s + turn.end_s) / (1 + turn.number)
         heapq.heappush(self._queue, (turn.end_s, p))
-
-    def _to_come(self, p: int) -> int:
-        """Return how many rounds a device may still do, at its pace: one more than is likely."""
-        pace = {k: 1 / self._mean_s[k] for k in self._alive}
-        left = max(0, self._total - self._done)
-        return ceil(left * pace[p] / sum(pace.values())) + 1
 
     def _mixing(self, p: int) -> tuple[Plan, list[_Letter]]:
         """Return the plan of a device's next round as far as mixing, and the letters for it."""
-        number, near, box = self._begun[p] + 1, self._around[p], self._boxes[p]
-        plan = Plan(
-            server_round=number,
-            iterations=0,
-            num_rounds=max(self._expected[p], number),
-            hand_over=self._planner.hand_over,
-        )
+        plan, near, box = self._plans.mixes(p), self._plans.around[p], self._boxes[p]
         if self._adds_up:
             self._boxes[p] = []
             senders = sorted({letter.sender for letter in box})
@@ -254,27 +216,12 @@ class EventTime:
                 for b in self._roster.members[p].blocks
             }
             return replace(plan, neighbours=tuple(senders), weights=weights), box
-        old = number - 1 - self._max_staleness
+        old = plan.server_round - 1 - self._max_staleness
         box = self._boxes[p] = [letter for letter in box if letter.came >= old]
         there = {letter.sender for letter in box}
         plan = replace(plan, neighbours=near.neighbours, weights=near.weights)
         plan = plan.without([n for n in near.neighbours if n not in there])
         return plan, [letter for letter in box if letter.sender in plan.neighbours]
-
-    def _steps(self, p: int) -> dict[str, float]:
-        """Return the mean steps of a round, see :attr:`.Plan.steps`.
-
-        Where letters are mixed again, a slow device weighs the more in the mean that all come to
-        the fewer rounds it does, so that its data count as much as others'. Where each counts once
-        they do not: a round of it is to come to what others do in the same time.
-        """
-        updates = {k: self._updates[k] for k in self._alive}
-        if not self._adds_up:
-            return self._planner.mean_steps(updates)
-        full_s = self._energy.full_s
-        return self._planner.mean_steps(
-            updates, {k: float(full_s[p] / full_s[k]) for k in self._alive}
-        )
 
     def _ask(
         self, turns: Sequence[_Turn], *, closing: bool = False
@@ -307,8 +254,8 @@ class EventTime:
     def _end(self, turn: _Turn, reply: Reply | None, failed: str) -> None:
         """Book a round that is over, and let what was published arrive."""
         p, budget = turn.device, turn.budget
-        self._energy.book(p, budget)
-        bits = self._planner.payload_bits(self._sizes, self._graph)[p] if budget.receivers else 0.0
+        self._plans.energy.book(p, budget)
+        bits = self._plans.bits[p] if budget.receivers else 0.0
         self._logbook.own_round(p, budget, float(bits))
         missed = list[int]()
         if reply is None:
@@ -334,20 +281,19 @@ class EventTime:
     def _deliver(self, turn: _Turn, payload: ArrayRecord) -> list[int]:
         """Put a letter in the boxes of those whom it reaches; return the other neighbours."""
         p, reached = turn.device, list[int]()
-        self._sizes[p] = size_bytes(payload)
+        self._plans.sizes[p] = size_bytes(payload)
         kept = dict.fromkeys(self._roster.members[p].blocks, 1.0)
         for r in turn.plan.recipients:
-            near = self._around.get(r, Neighbourhood())
+            near = self._plans.around.get(r, Neighbourhood())
             if p not in near.neighbours:
                 continue  # it has stopped
             at = 1 + near.neighbours.index(p)
             shares = {block: row[at] for block, row in near.weights.items() if row[at] > 0}
-            own = record_of(cut(payload, shares.keys()))
+            letter = _Letter(p, turn.number, payload, self._plans.begun[r], shares)
             node = self._logbook.node(self._logbook.records[-1].round, p)
-            node.sent(size_bytes(own), size_bytes(own, LABELS))
+            node.sent(size_bytes(letter.own), size_bytes(letter.own, LABELS))
             if self._planner.losses.loses(turn.number, p, r):
                 continue
-            letter = _Letter(p, own, self._begun[r], shares)
             others = self._boxes[r]
             if not self._adds_up:
                 others = [other for other in others if other.sender != p]
@@ -356,20 +302,9 @@ class EventTime:
             for block, share in shares.items():
                 kept[block] -= share
         self._kept[p] = kept
-        return [r for r in sorted(self._graph[p]) if r not in reached]
+        return [r for r in sorted(self._plans.graph[p]) if r not in reached]
 
-    # ---- who is there -----------------------------------------------------------------------
-
-    def _links(self) -> None:
-        self._graph: nx.Graph
-        self._graph, self._around = self._planner.among(self._alive)
-
-    def _stop(self, p: int, why: str) -> None:
-        """Let a device stop for good, and go on without the rounds that it was to do."""
-        self._logbook.leaves(p, why)
-        self._alive.remove(p)
-        self._total -= max(0, self._expected[p] - self._begun[p])
-        self._links()
+    # ---- the end, and checkpoints ------------------------------------------------------------
 
     def _close(self, record: RoundRecord, ended: Sequence[_Turn]) -> None:
         """Let all mix and be evaluated for the last time: what they were training is cut off."""
@@ -383,6 +318,87 @@ class EventTime:
         self._flying, self._queue = {}, []
         replies, _ = self._ask(sorted(turns, key=lambda turn: turn.device), closing=True)
         self._exchange.ends(replies)
+
+    @property
+    def payloads(self) -> dict[int, ArrayRecord]:
+        """What devices have published and somebody may still mix, by partition: the newest first.
+
+        Several of a device are one record, see :func:`~..transport.messages.join`.
+        """
+        there = self._letters()
+        return {p: record_of(join(own[n] for n in sorted(own)[::-1])) for p, own in there.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes on from here besides the payloads, as JSON."""
+        turns = [
+            {
+                "device": turn.device,
+                "number": turn.number,
+                "start_s": turn.start_s,
+                "budget": asdict(turn.budget),
+                "plan": dict(write_plan(turn.plan, "")),
+                "letters": [_written(letter) for letter in turn.letters],
+                "asking": [record.round for record in turn.asking],
+            }
+            for turn in self._flying.values()
+        ]
+        return {
+            "plans": self._plans.state(),
+            "published": {str(p): sorted(own)[::-1] for p, own in self._letters().items()},
+            "boxes": {str(p): list(map(_written, box)) for p, box in self._boxes.items()},
+            "kept": {str(p): kept for p, kept in self._kept.items()},
+            "turns": turns,
+            "closed": [record.round for record in self._closed],
+            "open_questions": {str(t): n for t, n in self._open_questions.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Any], payloads: Mapping[int, ArrayRecord]) -> None:
+        """Go on from what :meth:`state` gave, with the payloads of that time.
+
+        The logbook has its records again.
+        """
+        there: dict[tuple[int, int], ArrayRecord] = {}
+        for p, numbers in state["published"].items():
+            each = parted(payloads[int(p)], len(numbers))
+            there |= {(int(p), n): record_of(own) for n, own in zip(numbers, each, strict=True)}
+
+        def read(letters: Sequence[Mapping[str, Any]]) -> list[_Letter]:
+            return [_Letter(**own, payload=there[own["sender"], own["number"]]) for own in letters]
+
+        records = self._logbook.records
+        self._plans.load_state(state["plans"])
+        self._boxes = {int(p): read(box) for p, box in state["boxes"].items()}
+        self._kept = {int(p): kept for p, kept in state["kept"].items()}
+        turns = [
+            _Turn(
+                device=own["device"],
+                number=own["number"],
+                start_s=own["start_s"],
+                budget=OwnBudget.read(own["budget"]),
+                plan=read_plan(own["plan"]),
+                letters=read(own["letters"]),
+                asking=[records[number - 1] for number in own["asking"]],
+            )
+            for own in state["turns"]
+        ]
+        self._flying = {turn.device: turn for turn in turns}
+        self._queue = sorted((turn.end_s, turn.device) for turn in turns)  # which is a heap
+        self._closed = deque(records[number - 1] for number in state["closed"])
+        self._open_questions = {int(t): n for t, n in state["open_questions"].items()}
+
+    def _letters(self) -> dict[int, dict[int, ArrayRecord]]:
+        """Return the payloads of all letters that are on their way, by sender and its round."""
+        boxes = [*self._boxes.values(), *(turn.letters for turn in self._flying.values())]
+        found: dict[int, dict[int, ArrayRecord]] = {}
+        for letter in (letter for box in boxes for letter in box):
+            found.setdefault(letter.sender, {})[letter.number] = letter.payload
+        return found
+
+
+def _written(letter: _Letter) -> dict[str, Any]:
+    """Return a letter without its payload, as JSON."""
+    own = {"sender": letter.sender, "number": letter.number, "came": letter.came}
+    return {**own, "shares": dict(letter.shares)}
 
 
 def _without_training(plan: Plan) -> Plan:
@@ -402,8 +418,8 @@ def _by_sender(letters: Sequence[_Letter]) -> dict[int, ArrayRecord]:
 def _together(letters: Sequence[_Letter], sender: int) -> ArrayRecord:
     own = [letter for letter in letters if letter.sender == sender]
     if len(own) == 1:
-        return own[0].payload
-    each = [unpack(letter.payload) for letter in own]
+        return own[0].own
+    each = [unpack(letter.own) for letter in own]
     mean = dict(each[-1])
     for block in {block: None for letter in own for block in letter.shares}:
         pairs = [

@@ -61,6 +61,7 @@ class Keeper:
         self.folder, self._every, self._stopping = folder, every, stopping
         self._metrics, self._timing = folder / "metrics.jsonl", folder / "timing.jsonl"
         self._events = folder / EVENTS
+        self._written = self._metrics, self._timing, self._events  # line by line
         self._models = folder / FOLDER
         self._checkpoints = Checkpoints(folder / "checkpoints", keep)
 
@@ -69,7 +70,7 @@ class Keeper:
 
         The run begins at round 1: what an earlier start has left of it is removed.
         """
-        for path in (self._metrics, self._timing, self._events):
+        for path in self._written:
             _cut(path, 0)
         with writing(self._models):
             shutil.rmtree(self._models, ignore_errors=True)
@@ -102,28 +103,10 @@ class Keeper:
             for kept, files in models.items():
                 files.write(self._models / file_stem(partition, kept))
 
-    def happened(self, rounds: Sequence[DeviceRound], server_round: int) -> None:
-        """Write down what devices did that do not wait for one another (``events.jsonl``).
-
-        Parameters
-        ----------
-        rounds : sequence of DeviceRound
-            Since the last call.
-        server_round : int
-            The record that is complete now.
-
-        Raises
-        ------
-        RunStoppedError
-            The run has been asked to stop.
-        """
+    def happened(self, rounds: Sequence[DeviceRound]) -> None:
+        """Write down what devices did that do not wait for one another (``events.jsonl``)."""
         with writing(self._events), self._events.open("a", encoding="utf-8") as file:
             file.write(lines_of(rounds))
-        if self._stopping():
-            raise RunStoppedError(
-                f"Stopped after round {server_round}; rounds = 'async' has no checkpoints: start "
-                "the run again"
-            )
 
     def ended(self, strategy: PeerStrategy) -> None:
         """Write down which classes were taken for which at the end (``confusion.json``)."""
@@ -144,7 +127,8 @@ class Keeper:
     ) -> None:
         """Write a checkpoint if it is time, after the rounds ``before + 1 .. server_round``.
 
-        It always is where this is the ``last`` chance to.
+        It always is where this is the ``last`` chance to, and never if the strategy is not
+        ``resumable``.
 
         Raises
         ------
@@ -153,11 +137,13 @@ class Keeper:
         """
         stopping = self._stopping()
         due = self._every and server_round // self._every > before // self._every
-        if stopping or due or last:
+        if strategy.resumable and (stopping or due or last):
             self._save(strategy, grid, server_round)
         if stopping:
-            run = self.folder.parent
-            raise RunStoppedError(f"Stopped after round {server_round}; go on with --resume {run}")
+            go_on = "real devices without a beat leave no checkpoints: start the run again"
+            if strategy.resumable:
+                go_on = f"go on with --resume {self.folder.parent}"
+            raise RunStoppedError(f"Stopped after round {server_round}; {go_on}")
 
     def _save(self, strategy: PeerStrategy, grid: Grid, server_round: int) -> None:
         asked = strategy.method, strategy.timeout
@@ -170,12 +156,17 @@ class Keeper:
         nodes = {p: _arrays(state) for p, (state, _) in states.items()}
         if absent:
             nodes |= self._known_of(absent, server_round)
-        payloads = {p: _arrays(record) for p, record in strategy.exchange.payloads.items()}
-        for path in (self._metrics, self._timing):
+        payloads = {p: _arrays(record) for p, record in strategy.payloads.items()}
+        for path in self._written:
             if path.exists():
                 sync_file(path)
+        complete = strategy.rounds_done
+        there = {path.name: complete for path in (self._metrics, self._timing)}
+        there[self._events.name] = _count(self._events)
         about = {
-            "files": self._files(server_round),
+            "complete": complete,
+            "lines": there,
+            "files": self._files(there),
             "published": {p: list(payload) for p, payload in payloads.items()},
             "members": {p: _likeness(member) for p, member in strategy.roster.members.items()},
             **strategy.state(),
@@ -196,13 +187,14 @@ class Keeper:
             log(WARNING, text, server_round, p, why, kept)
         return known
 
-    def _files(self, server_round: int) -> dict[str, str]:
+    def _files(self, lines: Mapping[str, int]) -> dict[str, str]:
         """Return digests of what goes with a checkpoint: settings, and the rounds before it."""
         config = self.folder.parent / "config.json"
-        return {
-            config.name: digest(_lines(config)),
-            self._metrics.name: digest(islice(_lines(self._metrics), server_round - 1)),
+        before = {
+            path.name: digest(islice(_lines(path), lines[path.name]))
+            for path in (self._metrics, self._events)
         }
+        return {config.name: digest(_lines(config)), **before}
 
     def _check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that does not go with the run's other files.
@@ -212,10 +204,14 @@ class Keeper:
         CheckpointError
             Names the file that has changed.
         """
-        written = checkpoint.about.get("files")
-        for name, value in self._files(checkpoint.server_round).items():
-            if not isinstance(written, dict) or written.get(name) != value:
-                raise CheckpointError(f"{name} is not what it was when this was written")
+        about = checkpoint.about
+        try:
+            found = self._files(about["lines"])
+            changed = [name for name, value in found.items() if about["files"][name] != value]
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"it does not say what goes with it: {error!r}") from error
+        if changed:
+            raise CheckpointError(f"{changed[0]} is not what it was when this was written")
 
     def load(self) -> Checkpoint | None:
         """Return the last checkpoint that can be used; None where the run begins at round 1.
@@ -283,20 +279,21 @@ class Keeper:
             time.sleep(AGAIN_S)
         for p, why in absent.items():
             raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
-        complete = checkpoint.server_round - 1
         with _as_written(checkpoint):
-            lines = islice(_lines(self._metrics), complete)
-            before = [read_record(json.loads(line)) for line in lines]
+            complete = checkpoint.about["complete"]
+            before = [
+                read_record(json.loads(line)) for line in islice(_lines(self._metrics), complete)
+            ]
             payloads = {
                 int(p): _record({k: checkpoint.array(int(p), k) for k in names})
                 for p, names in checkpoint.about["published"].items()
             }
             strategy.load_state(checkpoint.about, payloads, before)
-        again = _count(self._metrics) - complete
-        for path in (self._metrics, self._timing):
-            _cut(path, complete)
+        again = _count(self._metrics) - checkpoint.server_round
+        for path in self._written:
+            _cut(path, checkpoint.about["lines"][path.name])
         text = "Resumed after round %s; rounds that were complete and are run again: %s"
-        log(INFO, text, checkpoint.server_round, max(0, again - 1))
+        log(INFO, text, checkpoint.server_round, max(0, again))
 
 
 @contextmanager

@@ -87,20 +87,29 @@ class Logbook:
         for tracker in self._trackers:
             tracker.run_started(method, self._num_rounds, sensors_of)
 
-    def state(self) -> dict[str, Any]:
-        """Return the round that is going on, and who has left, as JSON."""
-        record = self.records[-1]
-        battery = {str(k): v for k, v in record.battery_j.items()}
-        own = {"seconds": record.seconds, "battery_j": battery, "flat": sorted(self._flat)}
-        return {**own, "record": record.to_json(), "unheard": sorted(self._unheard)}
+    def state(self, complete: int) -> dict[str, Any]:
+        """Return the rounds after so many complete ones, and who has left, as JSON."""
+        records = [
+            {
+                "seconds": record.seconds,
+                "battery_j": {str(k): v for k, v in record.battery_j.items()},
+                "line": record.to_json(),
+            }
+            for record in self.records[complete:]
+        ]
+        who = {"flat": self._flat, "unheard": self._unheard, "lost": self.lost}
+        return {"records": records, **{name: sorted(those) for name, those in who.items()}}
 
     def load_state(self, state: Mapping[str, Any], before: Sequence[RoundRecord]) -> None:
         """Go on from what :meth:`state` gave; ``before`` are the rounds that were complete."""
-        record = read_record(state["record"])
-        record.battery_j = {int(k): float(v) for k, v in state["battery_j"].items()}
-        record.seconds, self._flat = float(state["seconds"]), set(state["flat"])
-        self._unheard = set(state["unheard"])
-        self.records = [*before, record]
+        self.records = [*before]
+        for written in state["records"]:
+            record = read_record(written["line"])
+            record.battery_j = {int(k): float(v) for k, v in written["battery_j"].items()}
+            record.seconds = float(written["seconds"])
+            self.records.append(record)
+        self._flat, self._unheard = set(state["flat"]), set(state["unheard"])
+        self.lost = set(state["lost"])
         self._spent = set().union(*(spent_in(record.nodes) for record in self.records))
 
     def open(self, server_round: int) -> RoundRecord:

@@ -12,7 +12,6 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..base.errors import MethodError
 from ..base.options import Group
 from ..clients.models import Models
 from ..energy.allocation import Allocation, RoundProblem
@@ -34,17 +33,16 @@ from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
 from .breakdown import held, told
 from .energy.energy_constrained import EnergyConstrained
-from .energy.own_rounds import OwnRounds
 from .event_time import EventTime
 from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
-from .letters import LetterExchange
 from .logbook import Logbook, unequal_blocks
 from .losses import Losses
 from .merging import FinalMerge
 from .planner import RoundPlanner
 from .reasons import join_reasons
 from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
+from .without_beat import OF_ALL, Timing, own_rounds, timing_of
 
 MODELS_BYTES = 1 << 30
 """More of all devices' models are not kept unless that is asked for."""
@@ -76,8 +74,8 @@ class RunKeeper(Protocol):
     ) -> None:
         """Write a checkpoint if one is due after these rounds, or if it is the last chance to."""
 
-    def happened(self, rounds: Sequence[DeviceRound], server_round: int) -> None:
-        """Keep what devices did that do not wait for one another, up to a complete record."""
+    def happened(self, rounds: Sequence[DeviceRound]) -> None:
+        """Keep what devices did that do not wait for one another."""
 
     def models(self, found: Mapping[int, Models]) -> None:
         """Keep models that devices have handed over, by partition id."""
@@ -218,8 +216,15 @@ class PeerStrategy(Strategy):
         self._keep_models = keep_models
         self.rounds, self.max_staleness = rounds, max_staleness
         self._make_exchange = exchange
+        self._timing: Timing | None = None  # of devices that do not wait for one another
         if rounds == "async":
-            energy = self._without_beat(energy)
+            energy = own_rounds(
+                energy,
+                self.gossip if communicates else None,
+                Settings(local_iterations=local_iterations, seed=seed),
+                type(self).__name__,
+                [hook for hook in OF_ALL if self._overrides(hook)],
+            )
         self.planner = RoundPlanner(
             topology,
             num_nodes,
@@ -457,7 +462,17 @@ class PeerStrategy(Strategy):
         self.planner.hand_over = self._models_wanted()
         devices = self._hosted(grid)
         if self.rounds == "async":
-            self.exchange = LetterExchange(*given)
+            self._timing, self.exchange = timing_of(
+                grid,
+                self.method,
+                self.planner,
+                self.roster,
+                self._logbook,
+                self.gossip,
+                self._make_exchange,
+                num_rounds=last,
+                max_staleness=self.max_staleness,
+            )
         elif isinstance(grid, SimulationGrid) and devices:
             self.exchange = HostedExchange(*given, devices, grid.tell)
         else:
@@ -477,10 +492,26 @@ class PeerStrategy(Strategy):
             first = checkpoint.server_round + 1
         elif self.keeper:
             self.keeper.begun(self)
-        if isinstance(self.exchange, LetterExchange):
-            self._run_without_beat(grid, arrays, self.exchange)
-            return self._logbook.result()
-        done = first - 1
+        if self._timing:
+            self._run_without_beat(grid, arrays, self._timing)
+        else:
+            self._run_in_rounds(grid, arrays, config, first, trained)
+        if self.keeper:
+            self.keeper.ended(self)
+        log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
+        return self._logbook.result()
+
+    def _run_in_rounds(
+        self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, first: int, trained: int
+    ) -> None:
+        """Run to the end, from a round on, in rounds of all; ``trained`` is the last one to train.
+
+        Raises
+        ------
+        QuorumError
+            Too few are left.
+        """
+        done, last, timeout = first - 1, self._num_rounds, self.timeout
         while done < last:
             before, begun = done, time.monotonic()
             if isinstance(self.exchange, HostedExchange):
@@ -522,10 +553,6 @@ class PeerStrategy(Strategy):
             raise self._too_few(f"the last round, {last}", short)
         if last > trained:
             self._logbook.merged(trained)
-        if self.keeper:
-            self.keeper.ended(self)
-        log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
-        return self._logbook.result()
 
     def _check_sums(self) -> None:
         """Refuse sums of one part.
@@ -542,70 +569,32 @@ class PeerStrategy(Strategy):
                 "allowed: none, two or more, as with topology = 'complete' or a higher degree"
             )
 
-    def _without_beat(self, energy: EnergyConstrained | None) -> OwnRounds:
-        """Return the energy of devices that do not wait for one another.
+    def _run_without_beat(self, grid: Grid, arrays: ArrayRecord, timing: Timing) -> None:
+        """Run to the end, each device in rounds of its own.
 
         Raises
         ------
-        MethodError
-            The gossip rule cannot, or a strategy of one's own plans the rounds of all.
-        """
-        hooks = "graph", "participants", "allocate", "configure_train", "aggregate_train"
-        if own := [hook for hook in hooks if self._overrides(hook)]:
-            raise MethodError(
-                f"{type(self).__name__}.{own[0]} is about rounds of all devices, and with rounds = "
-                "'async' there are none; allowed: sync"
-            )
-        if self.communicates and (why := self.gossip.beat_problem()):
-            raise MethodError(f"rounds = 'async': the gossip rule {self.gossip.name!r}: {why}")
-        mains = Settings(local_iterations=self.local_iterations, seed=self.seed)
-        energy = energy or OwnRounds(mains)
-        if not isinstance(energy, OwnRounds):
-            raise MethodError("rounds = 'async' goes with an energy of the kind OwnRounds")
-        return energy
-
-    def _run_without_beat(self, grid: Grid, arrays: ArrayRecord, exchange: LetterExchange) -> None:
-        """Run to the end in the devices' own seconds.
-
-        Raises
-        ------
-        MethodError
-            The devices are real.
         QuorumError
             Too few are left.
         """
-        if not isinstance(grid, SimulationGrid):
-            raise MethodError(
-                "rounds = 'async': the seconds are simulated, and these devices are real; allowed: "
-                "flwr-dmml simulate"
-            )
-        run = EventTime(
-            self.planner,
-            self.roster,
-            self._logbook,
-            exchange,
-            self.gossip,
-            num_rounds=self._num_rounds,
-            max_staleness=self.max_staleness,
-        )
-        for line in run.summary():
+        for line in timing.summary():
             log(INFO, "%s", line)
-        started = time.monotonic()
-        for record in run.run(grid, arrays, self.timeout):
+        for record in timing.run(grid, arrays, self.timeout):
             self._take_models()
             self._complete(record)
-            if self.keeper:
-                self.keeper.happened(run.events, record.round)
-                run.events = []
-            if short := self._short():
-                raise self._too_few(f"round {record.round}", short)
-            if not run.over and (why := self.stop(record)):
+            if not timing.over and (why := self.stop(record)):
                 log(INFO, "The run ends after round %s: %s", record.round, why)
-                run.end()
+                timing.end()
+            short = self._short()
+            if self.keeper:
+                self.keeper.happened(timing.events)
+                timing.events = []
+                if not timing.over:
+                    before = record.round - 1
+                    self.keeper.after_rounds(self, grid, before, record.round, last=bool(short))
+            if short:
+                raise self._too_few(f"round {record.round}", short)
         self._num_rounds = self.records[-1].round
-        if self.keeper:
-            self.keeper.ended(self)
-        log(INFO, "%s finished in %.1f s", self.method, time.monotonic() - started)
 
     def _models_wanted(self) -> bool:
         """Return whether devices are to hand over their models; say so if they are too large."""
@@ -647,13 +636,27 @@ class PeerStrategy(Strategy):
 
     # ---- checkpoints ------------------------------------------------------------------------
 
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a state to go on from: not of real devices that do not wait."""
+        return self._timing is None or isinstance(self._timing, EventTime)
+
     def state(self) -> dict[str, Any]:
         """Return what the next round depends on besides devices and payloads, as JSON."""
-        return {
+        own = {
             "planner": self.planner.state(),
-            "logbook": self._logbook.state(),
+            "logbook": self._logbook.state(self.rounds_done),
             "exchange": self.exchange.state(),
         }
+        if isinstance(self._timing, EventTime):
+            own["timing"] = self._timing.state()
+        return own
+
+    @property
+    def payloads(self) -> Mapping[int, ArrayRecord]:
+        """What devices have published that is still to be mixed, by partition."""
+        own = self._timing if isinstance(self._timing, EventTime) else self.exchange
+        return own.payloads
 
     def load_state(
         self,
@@ -665,6 +668,9 @@ class PeerStrategy(Strategy):
         self.rounds_done = len(before)
         self.planner.load_state(state["planner"])
         self._logbook.load_state(state["logbook"], before)
+        if isinstance(self._timing, EventTime):
+            self._timing.load_state(state["timing"], payloads)
+            payloads = {}
         self.exchange.load_state(state["exchange"], payloads)
 
     def _invite(self, grid: Grid) -> list[int]:
@@ -723,14 +729,15 @@ class PeerStrategy(Strategy):
         lost, of = self._logbook.lost, len(self.roster.members)
         if of - len(lost) >= self.quorum:
             return ""
-        failed = self.records[-1].failed
-        why = join_reasons({p: failed[p] for p in lost})
+        why = join_reasons(
+            {p: next(r.failed[p] for r in reversed(self.records) if p in r.failed) for p in lost}
+        )
         return (
             f"{of - len(lost)} of {of} devices are left, min-devices asks for {self.quorum}: {why}"
         )
 
     def _too_few(self, after: str, short: str) -> QuorumError:
-        go_on = "; the run can be resumed" if self.keeper else ""
+        go_on = "; the run can be resumed" if self.keeper and self.resumable else ""
         return QuorumError(f"Stopped after {after}: {short}{go_on}")
 
     def _complete(self, record: RoundRecord) -> None:

@@ -18,8 +18,12 @@ from ..payload.routing import correspondents
 from ..transport.arrays import array_problem
 from ..transport.letter import MAX_LETTER
 from ..transport.messages import (
+    BEGAN_S,
     CONFUSION,
+    ENDED_S,
+    FETCHED_BYTES,
     LABEL_BYTES,
+    LETTER_AGE,
     LETTER_BYTES,
     METER_PROBLEM,
     METRICS,
@@ -64,12 +68,18 @@ RANGES = {
     LETTER_BYTES: BYTES,
     LABEL_BYTES: BYTES,
     PAYLOAD_BYTES: BYTES,
+    BEGAN_S: COUNTED,
+    ENDED_S: COUNTED,
+    FETCHED_BYTES: (0.0, float(MOST_COUNT)),
+    LETTER_AGE: (0.0, float(MOST_COUNT)),
 }
 """Ranges of metrics, by name or what a name begins with; of all others -1e30 to 1e30."""
 METER = "energy."
 """What a meter counts is read apart: a broken meter is no broken reply."""
 OF_MODALITIES = "test.accuracy.", "test.without.", "test.temperature.", "speed.", "near."
 """After these stands the name of a modality."""
+OF_NEIGHBOURS = DROPPED, LETTER_AGE
+"""After these stands the partition id of a device."""
 MOST_METRICS, MOST_NOTES, MOST_CLAIMS = 500, 10, 100
 MOST_ENTRIES = 100_000
 """Arrays of a payload or a state."""
@@ -222,9 +232,10 @@ def _ranges(names: tuple[str, ...], modalities: frozenset[str]) -> list[tuple[fl
                     f"its metric {name} is of no modality of the run; there are "
                     f"{', '.join(sorted(modalities))}"
                 )
-        about = name.removeprefix(DROPPED)
-        if name.startswith(DROPPED) and not (about.isascii() and about.isdecimal()):
-            raise ReplyError(f"its metric {name} is of no neighbour; allowed: {DROPPED}<id>")
+        for start in OF_NEIGHBOURS:
+            about = name.removeprefix(start)
+            if name.startswith(start) and not (about.isascii() and about.isdecimal()):
+                raise ReplyError(f"its metric {name} is of no neighbour; allowed: {start}<id>")
         own = (r for key, r in RANGES.items() if name == key or _begins(name, key))
         ranges.append(next(own, (-LARGEST, LARGEST)))
     return ranges

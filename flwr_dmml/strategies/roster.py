@@ -18,7 +18,7 @@ from ..transport.messages import ABOUT, PLAN, STATE
 from .admission import odd_ones
 from .member import Member, read_member
 from .reasons import ReplyError, is_lost_worker, join_reasons, opened, partition_of
-from .sending import send_and_wait
+from .sending import push, send_and_wait
 
 T = TypeVar("T")
 WORKER_LOST = (
@@ -27,6 +27,7 @@ WORKER_LOST = (
     "on. Stop this run and resume it; or use the engine of this package, which restarts its "
     'workers: engine = "sharded", or flwr-dmml simulate'
 )
+TOO_LATE = "no reply in time (round-timeout)"
 _POLL_S = 0.1
 _REMIND_S = 10.0
 AGAIN_S = 2.0
@@ -239,6 +240,14 @@ class Roster:
         }
         return replies
 
+    def push(self, grid: Grid, message: Message) -> str:
+        """Send a message without waiting; return its id, or nothing if it is not accepted."""
+        return next(iter(push(grid, [message])), "")
+
+    def late(self, partition: int, message_id: str) -> None:
+        """Take note that a device has not answered in time: it is not asked until it has."""
+        self._waiting[partition] = message_id
+
     def ask(
         self,
         grid: Grid,
@@ -302,8 +311,8 @@ class Roster:
             log(ERROR, WORKER_LOST, ", ".join(map(str, sorted(lost))))
             self._lost_told = True
         for message_id, partition in open_letters.items():
-            self._waiting[partition] = message_id
-            failed[partition] = "no reply in time (round-timeout)"
+            self.late(partition, message_id)
+            failed[partition] = TOO_LATE
         return dict(sorted(good.items())), dict(sorted(failed.items()))
 
 

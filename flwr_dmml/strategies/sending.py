@@ -24,9 +24,7 @@ def send_and_wait(grid: Grid, messages: Sequence[Message], timeout: float) -> li
     """
     if isinstance(grid, SimulationGrid):
         return list(grid.send_and_receive(messages, timeout=timeout))
-    for message in messages:
-        message.content = packed(message.content)
-    waiting = {there for there in grid.push_messages(messages) if there}  # None: not accepted
+    waiting = push(grid, messages)
     begun, replies = time.monotonic(), list[Message]()
     while waiting:
         there = list(grid.pull_messages(waiting))
@@ -35,5 +33,17 @@ def send_and_wait(grid: Grid, messages: Sequence[Message], timeout: float) -> li
         waited = time.monotonic() - begun
         if not waiting or waited >= timeout:
             break
-        time.sleep(min(max(waited / SHARE, FIRST_POLL_S), LAST_POLL_S, timeout - waited))
+        time.sleep(min(pause_s(waited), timeout - waited))
     return replies
+
+
+def push(grid: Grid, messages: Sequence[Message]) -> set[str]:
+    """Send messages over a grid that is not of this package; return the ids of those accepted."""
+    for message in messages:
+        message.content = packed(message.content)
+    return {there for there in grid.push_messages(messages) if there}  # None: not accepted
+
+
+def pause_s(waited_s: float) -> float:
+    """Return for how many seconds to wait until it is looked again whether there are replies."""
+    return min(max(waited_s / SHARE, FIRST_POLL_S), LAST_POLL_S)

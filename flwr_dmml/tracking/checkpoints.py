@@ -20,7 +20,7 @@ from ..base.files import WriteError, sync_folder, write_whole, writing
 from ..base.log import log
 from ..base.tensors import read_tensors
 
-SCHEMA = 2
+SCHEMA = 3
 Arrays = dict[str, NDArray[Any]]
 DIGESTS = "digests"
 """File with the digests of a checkpoint's other files, which ``b2sum -l 128 -c`` checks."""

@@ -98,6 +98,11 @@ class NodeResult:
     def measured(self, metrics: Mapping[str, float]) -> None:
         """Take up what the node measured after mixing, see :class:`~.plan.Outcome`."""
         self.disagreement = metrics.get("mix.disagreement")
+        self.dropped = under("dropped.", metrics)
+        self.tested(metrics)
+
+    def tested(self, metrics: Mapping[str, float]) -> None:
+        """Take up what the evaluation of the mixed model has given."""
         self.accuracy = metrics.get("test.accuracy")
         self.accuracy_own_shares = metrics.get("test.accuracy_own_shares")
         self.macro_f1, self.uar = metrics.get("test.macro_f1"), metrics.get("test.uar")
@@ -108,7 +113,6 @@ class NodeResult:
         self.ece = metrics.get("test.ece")
         self.ece_uncalibrated = metrics.get("test.ece_uncalibrated")
         self.temperature = under("test.temperature.", metrics)
-        self.dropped = under("dropped.", metrics)
         self.own |= _unnamed(metrics, evaluation=True)
 
 
@@ -120,7 +124,7 @@ KNOWN = {
 """Metrics of a device that have a place of their own in a record."""
 KNOWN_PREFIXES = (
     "test.accuracy.", "test.without.", "speed.", "near.", "labels.", "energy.", "letter.",
-    "dropped.", "test.temperature.",
+    "round.", "dropped.", "test.temperature.",
 )  # fmt: skip
 """So have all that begin with these."""
 OPTIONAL = {

@@ -14,6 +14,14 @@ from .arrays import TensorArray, record_of
 
 ABOUT, PLAN, INITIAL, STATE = "about", "plan", "initial", "flwr-dmml.state"
 PEERS, BLOCKS, LETTER_BYTES, LABEL_BYTES = "peers", "blocks", "letter.bytes", "letter.label-bytes"
+OWN_PACE, MAX_STALENESS = "own-pace", "max-staleness"
+"""The record of a message to a device that does not wait for its neighbours, and what is in it."""
+BEGAN_S, ENDED_S, LETTER_AGE, FETCHED_BYTES = (
+    "round.began-s", "round.ended-s", "letter.age.", "letter.fetched-bytes",
+)  # fmt: skip
+"""What such a device tells of a round: when it was, in seconds since the message came; in how many
+of its own rounds before a letter had been there, by sender; what was fetched of its letters since
+the round before."""
 PAYLOAD, METRICS, REPORT, CONFUSION = "payload", "metrics", "report", "confusion"
 NOTES, METER_PROBLEM, REJECTED = "notes", "meter-problem", "rejected"
 PUBLIC_KEY, PAYLOAD_BYTES = "public-key", "payload.bytes"

@@ -629,3 +629,84 @@ def test_a_question_in_the_name_of_another_is_refused(fleet):
             (reply,) = session.get(asked, timeout=5, attachment=seal)
             assert reply.ok
         assert other.linger({0}, 1, SHORT_S) == {0}  # nobody has said that 0 has it
+
+
+# Where nobody waits
+
+
+def heard(link, peers):
+    """Return the rounds of the letters that come next from these, each at least once."""
+    found, until = {}, monotonic() + LONG_S
+    while found.keys() != peers and monotonic() < until:
+        letters, refused = link.arrived()
+        assert not refused
+        found |= {p: one.server_round for p, one in letters.items()}
+        sleep(0.01)
+    return found
+
+
+def test_only_the_newest_letter_is_fetched_and_each_once():
+    where = address()
+    with DirectLink("run", 1, listen=where, newest=True) as one:
+        for server_round in (1, 2, 3):
+            one.publish(letter(1, server_round))
+        with DirectLink("run", 0, newest=True, listen=address()) as other:
+            assert other.listen({1: where, 2: ""}, {}).keys() == {2}
+            assert heard(other, {1}) == {1: 3}
+            one.publish(letter(1, 7))
+            assert heard(other, {1}) == {1: 7}
+            assert other.arrived() == ({}, {})
+            assert one.bytes_sent == other.bytes_received
+        with DirectLink("run", 2, newest=True, listen=address()) as third:
+            third.listen({1: where}, {1: 7})
+            one.publish(letter(1, 8))
+            assert heard(third, {1}) == {1: 8}
+            got, missing = third.collect({1: where}, 1, LONG_S)
+            assert got[1].server_round == 8 and not missing
+
+
+def test_a_letter_is_for_its_readers():
+    where = address()
+    with DirectLink("run", 1, listen=where, newest=True) as one:
+        one.publish(letter(1, 1), readers=[2])
+        with DirectLink("run", 0, newest=True, listen=address()) as other:
+            _, missing = other.collect({1: where}, 1, SHORT_S)
+            assert "no letter within" in missing[1]
+            with DirectLink("run", 2, newest=True, listen=address()) as reader:
+                assert reader.collect({1: where}, 1, LONG_S)[0][1].server_round == 1
+            other.listen({1: where}, {})
+            one.publish(letter(1, 2), readers=[0])
+            assert heard(other, {1}) == {1: 2}
+
+
+def test_a_neighbour_that_comes_back_is_heard_again():
+    where = address()
+    with DirectLink("run", 0, newest=True, listen=address()) as asker:
+        asker.listen({1: where}, {})
+        for server_round in (1, 2):
+            with DirectLink("run", 1, listen=where, newest=True) as one:
+                one.publish(letter(1, server_round))
+                assert heard(asker, {1}) == {1: server_round}
+
+
+def test_what_is_no_letter_is_named_and_the_next_one_taken():
+    where = address()
+    bad = write_letter(letter(1, 3, run="another"))
+    with DirectLink("run", 0, newest=True, listen=address()) as asker:
+        with rogue("dmml/run/1/*", bad, listen__endpoints=[f"tcp/{where}"]):
+            asker.listen({1: where}, {})
+            until = monotonic() + LONG_S
+            refused = {}
+            while not refused and monotonic() < until:
+                letters, refused = asker.arrived()
+                assert not letters
+                sleep(0.01)
+            assert "another" in refused[1]
+        with DirectLink("run", 1, listen=where, newest=True) as one:
+            one.publish(letter(1, 4))
+            asker.arrived()
+            found = {}
+            while not found and monotonic() < until:
+                found, _ = asker.arrived()
+                sleep(0.01)
+            assert found[1].server_round == 4

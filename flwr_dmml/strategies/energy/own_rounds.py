@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -43,6 +44,12 @@ class OwnBudget:
     receivers: tuple[int, ...]
     notes: tuple[str, ...] = ()
     flat: str = ""
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> "OwnBudget":
+        """Read one that was written as JSON."""
+        receivers, notes = tuple(written["receivers"]), tuple(written["notes"])
+        return cls(**{**written, "receivers": receivers, "notes": notes})
 
 
 class OwnRounds(EnergyConstrained):
@@ -146,6 +153,15 @@ class OwnRounds(EnergyConstrained):
         """Book a round that a device has done."""
         only = np.arange(len(self.battery_j)) == node
         self._book(only * budget.compute_j, only * budget.radio_j, 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Return batteries and what planning remembers, as JSON."""
+        return super().state() | {"sent": {str(p): sent for p, sent in self._sent.items()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on, after :meth:`expect`, from what :meth:`state` gave, equal to the bit."""
+        super().load_state(state)
+        self._sent = {int(p): (count, mean_j) for p, (count, mean_j) in state["sent"].items()}
 
     def _sends(self, number: int, graph: nx.Graph, payload_bits: Floats) -> Sending:
         """Return what sending costs in a round of this number; many devices ask for the same."""

@@ -92,11 +92,15 @@ class Answers:
         The key under which this device's letters stand.
     seal : Seal, optional
         With it, only questions that a device of the fleet has signed are answered.
+    newest : bool (default: False)
+        Whether a question for a letter is one for the newest, of that round or a later one: only
+        that one is kept.
     """
 
-    def __init__(self, key: str, seal: Seal | None = None) -> None:
-        self._key, self._seal = key, seal
+    def __init__(self, key: str, seal: Seal | None = None, *, newest: bool = False) -> None:
+        self._key, self._seal, self._newest = key, seal, newest
         self.bytes_sent = 0
+        self._readers: Collection[int] | None = None
         self._letters: dict[int, tuple[bytes, bytes]] = {}
         self._held: list[_Held] = []
         self._fetched: dict[int, int] = {}
@@ -110,11 +114,20 @@ class Answers:
         answer = zenoh.handlers.Callback(self._asked, None, indirect=False)
         return session.declare_queryable(f"{self._key}/*", answer)
 
-    def publish(self, server_round: int, data: bytes, seal: bytes) -> None:
-        """Keep a letter with its signature, and send it to those that wait for it."""
+    def publish(
+        self,
+        server_round: int,
+        data: bytes,
+        seal: bytes,
+        readers: Collection[int] | None = None,
+    ) -> None:
+        """Keep a letter with its signature, and send it to those that wait for it.
+
+        ``readers`` are the only ones that get it, and any letter before it; None for all who ask.
+        """
         with self._changed:
-            self._letters[server_round] = data, seal
-            for old in sorted(self._letters)[:-KEPT_ROUNDS]:
+            self._letters[server_round], self._readers = (data, seal), readers
+            for old in sorted(self._letters)[: -(1 if self._newest else KEPT_ROUNDS)]:
                 del self._letters[old]
             held, self._held = self._held, []
             for one in held:
@@ -176,7 +189,11 @@ class Answers:
     def _settle(self, one: _Held) -> None:
         """Answer in a thread what can be answered now, hold the rest; the lock is held."""
         last, wanted = max(self._letters, default=-1), one.question.server_round
-        if wanted in self._letters:
+        if self._newest and wanted < last:
+            wanted = last
+        if self._readers is not None and one.question.by not in self._readers:
+            self._held.append(one)
+        elif wanted in self._letters:
             self._threads.submit(self._send, one.query, one.question, *self._letters[wanted])
         elif wanted < last:
             why = f"has no letter of round {wanted}, the last is {last}"

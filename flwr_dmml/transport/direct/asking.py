@@ -35,6 +35,8 @@ class Asker:
         The device's files.
     seal : Seal, optional
         Made of them: with it, questions are signed, and only signed letters are taken.
+    newest : bool (default: False)
+        Whether a letter of a later round than was asked for is taken, too.
 
     Attributes
     ----------
@@ -51,8 +53,10 @@ class Asker:
         limits: Limits | None,
         tls: Tls | None,
         seal: Seal | None,
+        *,
+        newest: bool = False,
     ) -> None:
-        self._network, self._run = network, run
+        self._network, self._run, self._newest = network, run, newest
         self._limits, self._limit = limits, letter_bytes(limits)
         self._tls, self._seal = tls, seal
         self._lock, self._closed = Lock(), Event()
@@ -86,6 +90,8 @@ class Asker:
             except Unreachable as error:
                 why = str(error)
                 self._look(route, peer, ALERT_S, left)
+                if self._newest:  # nobody waits for it, so that it may be asked less often
+                    pause = min(2 * pause, AGAIN_MOST_S)
             self._closed.wait(min(pause, left))
         raise TimeoutError(why or f"it sent nothing, or more than {self._limit} bytes")
 
@@ -142,7 +148,8 @@ class Asker:
             raise LetterError(f"letter of run {letter.run!r} instead of {self._run!r}")
         if letter.sender != peer:
             raise LetterError(f"letter of device {letter.sender} under the name of device {peer}")
-        if letter.server_round != server_round:
+        later = self._newest and letter.server_round > server_round
+        if letter.server_round != server_round and not later:
             raise LetterError(
                 f"sent round {letter.server_round} instead of {server_round} (replayed?)"
             )

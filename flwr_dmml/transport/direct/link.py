@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 from ...base.libraries import require
 from ...payload.limits import Limits
 from ..letter import Letter, LetterError, guarded, letter_bytes, write_letter
+from .listening import Listener
 from .tls import Tls
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class DirectLink:
     limits : Limits, optional
         What a neighbour's letter may hold; a longer one is not even received. By default as in
         :func:`~..letter.read_letter`.
+    newest : bool (default: False)
+        Whether devices do not wait for one another: each keeps its newest letter only, and who asks
+        for that of a round gets the newest one.
 
     Raises
     ------
@@ -76,6 +80,7 @@ class DirectLink:
         router: str = "",
         multicast: bool = False,
         limits: Limits | None = None,
+        newest: bool = False,
     ) -> None:
         require("zenoh", "cryptography")
         from .answers import Answers
@@ -88,8 +93,9 @@ class DirectLink:
         self.run, self.partition, self._multicast = run, partition, multicast
         self._seal = Seal(tls, partition) if tls else None
         self._network = Network(run, partition, tls, letter_bytes(limits))
-        self._answers = Answers(self._network.key(partition), self._seal)
-        self._asker = Asker(self._network, run, limits, tls, self._seal)
+        self._answers = Answers(self._network.key(partition), self._seal, newest=newest)
+        self._asker = Asker(self._network, run, limits, tls, self._seal, newest=newest)
+        self._listener: Listener | None = None
         self._routes: dict[tuple[int, str], Route] = {}
         self._lock, self._closed = Lock(), Event()
         serve = self._answers.serve
@@ -100,10 +106,11 @@ class DirectLink:
             Thread(target=self._keep_router, args=(self._router,), daemon=True).start()
         atexit.register(self.close)
 
-    def publish(self, letter: Letter) -> int:
+    def publish(self, letter: Letter, readers: Collection[int] | None = None) -> int:
         """Keep a letter of this device for its neighbours to fetch; return its bytes.
 
-        Those of the last three rounds are kept.
+        Those of the last three rounds are kept, or only the newest one. ``readers`` are the only
+        neighbours that get letters from now on; None for all.
 
         Raises
         ------
@@ -114,7 +121,7 @@ class DirectLink:
             raise LetterError(f"letter of device {letter.sender} of run {letter.run!r}: not ours")
         data = write_letter(letter)
         seal = self._seal.sign(data) if self._seal else b""
-        self._answers.publish(letter.server_round, data, seal)
+        self._answers.publish(letter.server_round, data, seal, readers)
         return len(data)
 
     def collect(
@@ -170,6 +177,42 @@ class DirectLink:
         self._forget_routes(peers)
         return letters, missing
 
+    def listen(self, peers: Mapping[int, str], known: Mapping[int, int]) -> dict[int, str]:
+        """Fetch the neighbours' newest letters from now on, in the background.
+
+        Parameters
+        ----------
+        peers : mapping of int to str
+            As for :meth:`collect`.
+        known : mapping of int to int
+            Rounds of the letters that this device has of them already.
+
+        Returns
+        -------
+        dict of int to str
+            For each peer that cannot be asked, why.
+        """
+        routes: dict[int, Route] = {}
+        missing: dict[int, str] = {}
+        for peer, address in peers.items():
+            try:
+                routes[peer] = self._route(peer, address)
+            except ValueError as error:
+                missing[peer] = str(error)
+
+        def fetch(peer: int, number: int, deadline: float) -> Letter:
+            return self._asker.fetch(routes[peer], peer, number, deadline)
+
+        self._listener = Listener(fetch, {peer: known.get(peer, 0) for peer in routes})
+        return missing
+
+    def arrived(self) -> tuple[dict[int, Letter], dict[int, str]]:
+        """Return the newest letters since the last call, and why others were refused; at once.
+
+        Both by partition id, of those to whom :meth:`listen` listens.
+        """
+        return self._listener.arrived() if self._listener else ({}, {})
+
     def linger(self, peers: Collection[int], server_round: int, timeout_s: float) -> set[int]:
         """Wait until these have fetched the letter of a round, or a later one.
 
@@ -199,6 +242,8 @@ class DirectLink:
         """Close all sessions; may be called again."""
         atexit.unregister(self.close)
         self._closed.set()
+        if self._listener:
+            self._listener.close()
         self._asker.close()
         self._answers.close()
         with self._lock:
