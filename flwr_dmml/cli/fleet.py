@@ -25,6 +25,8 @@ fleet_app = typer.Typer(
 COPY_AGAIN = "copy the folders again, and start anew"
 File = Annotated[Path, typer.Argument(metavar="FLEET.TOML", help="The file of the fleet.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that fleet init makes.")]
+User = Annotated[str, typer.Option(help="Who logs in on the devices.")]
+Ssh = Annotated[str, typer.Option(help="The ssh command, with its options.")]
 
 
 @fleet_app.callback()
@@ -333,8 +335,8 @@ def device(
 def pull_models_command(
     file: File,
     output: Output,
-    user: Annotated[str, typer.Option(help="Who logs in on the devices.")] = "root",
-    ssh: Annotated[str, typer.Option(help="The ssh command, with its options.")] = "ssh",
+    user: User = "root",
+    ssh: Ssh = "ssh",
 ) -> None:
     """Fetch the trained models that the devices keep, by ssh.
 

@@ -21,8 +21,8 @@ from .superlink import register_devices
 
 START_S = 60.0
 """Seconds that the SuperLink is given to listen."""
-AGAIN = 'until sh "$0"; do sleep 5; done'
-"""Starts a script again whenever it ends with an error, as a unit does."""
+AGAIN = 'while :; do sh "$0"; sleep 5; done'
+"""Starts a script again whenever it ends, as a unit does."""
 
 
 class LocalFleet:
@@ -117,7 +117,7 @@ class LocalFleet:
         raise FleetError(f"the SuperLink does not listen:\n{self.said('superlink')}")
 
     def start(self, name: str, *, again: bool = False) -> None:
-        """Start a device's SuperNode, ``again`` whenever it ends with an error.
+        """Start a device's SuperNode, ``again`` whenever it ends.
 
         For up to a minute after it was killed Flower takes it for online, and sends it away.
         """
