@@ -37,7 +37,7 @@ from .hosted import HostedDevices, Node
 from .hosting import learner_for
 from .models import add_models
 from .own_state import OwnState
-from .required import check_required
+from .required import check_required, check_understood
 from .sealing import lock_state, unlock_state
 from .state import begin_afresh, confusion_of, hold, take_up
 from .transports import transport_of
@@ -132,6 +132,7 @@ def _unpacking(
 def _hello(message: Message, context: Context, own: OwnParts) -> Message:
     """Start afresh, and say who this device is and what its work costs."""
     check_required(context, message.content)
+    check_understood(context, message.content)
     learner = learner_for(message, context, own)
     about = introduction(learner, context)
     begin_afresh(learner)

@@ -12,9 +12,10 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from ..base.errors import UserError
+from ..base.text import one_line
 from ..payload.blocks import vector_problem
 from ..payload.plan import Payload
-from ..transport.messages import ABOUT, PLAN, STATE
+from ..transport.messages import ABOUT, PLAN, SPOKEN, STATE, protocol_problem
 from .admission import odd_ones
 from .member import Member, read_member
 from .reasons import ReplyError, is_lost_worker, join_reasons, opened, partition_of
@@ -77,7 +78,7 @@ def handshake(
     NoDevicesError
         Nobody is left; the message says why.
     """
-    hello = ConfigRecord({"method": method})
+    hello = ConfigRecord({"method": method, **SPOKEN})
     messages = [Message(RecordDict({PLAN: hello}), n, "query.hello") for n in node_ids]
     replies = send_and_wait(grid, messages, timeout)
     asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
@@ -116,7 +117,11 @@ def handshake(
 def _introduced(node_id: int, content: RecordDict) -> Member:
     if ABOUT not in content.config_records:
         raise ReplyError("it is not that of a ClientApp of flwr-dmml")
-    return read_member(node_id, content.config_records[ABOUT])
+    about = content.config_records[ABOUT]
+    who = f"device {one_line(str(about.get('partition-id')), 40)}"
+    if problem := protocol_problem(about, who, "the coordinator"):
+        raise ReplyError(problem)
+    return read_member(node_id, about)
 
 
 class Roster:
