@@ -364,6 +364,37 @@ def pull_models_command(
             raise FleetError("not all models are here:\n  " + "\n  ".join(failed))
 
 
+@fleet_app.command(name="logs")
+def logs_command(
+    file: File,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.")],
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="The last so many.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    user: User = "root",
+    ssh: Ssh = "ssh",
+) -> None:
+    """Show the log of a device, by ssh.
+
+    It is that of its systemd unit (journalctl); without one, the file that start.sh prints to.
+    Control characters are shown escaped.
+
+    [bold]Examples[/bold]
+
+      flwr-dmml fleet logs fleet.toml pi-1 -n 200
+
+      flwr-dmml fleet logs fleet.toml pi-1 --follow
+
+    [bold]Exit status[/bold]  0: here it is.  1: it cannot be read; standard error says why.
+    2: wrong command line.
+    """
+    from ..fleet import by_ssh, read_fleet
+    from ..fleet.logs import read_log
+
+    with errors_in_words():
+        for line in read_log(read_fleet(file), name, by_ssh(user, ssh), lines, follow=follow):
+            say(line)
+
+
 def _table(fleet: "Fleet", report: "Report") -> Table:
     table = Table("who", "part", "address", "state", "certificate until", "direct port")
     table.add_row("SuperLink", "", fleet.superlink.address, report.superlink, report.until, "")

@@ -80,7 +80,7 @@ def push(
         raise typer.BadParameter("give WHAT, or --rollback")
     with errors_in_words(), tempfile.TemporaryDirectory() as scratch:
         fleet = read_fleet(file)
-        devices = pushing.choose(fleet, only or [])
+        devices = fleet.called(only) if only else fleet.devices
         version = None if what is None else pushing.find_version(what, Path(scratch))
         if bundle is not None:
             pushing.write_bundle(fleet, devices, bundle, version)

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -162,6 +162,19 @@ class Fleet(_Table):
     device_dir: Folder = "/etc/flwr-dmml"
     venv: Folder = "/opt/flwr-dmml"
     user: Annotated[str, AfterValidator(_user)] = "flwr-dmml"
+
+    def called(self, names: Sequence[str]) -> list[Device]:
+        """Return the devices of these names.
+
+        Raises
+        ------
+        FleetError
+            There is no such device.
+        """
+        there = {device.name: device for device in self.devices}
+        if unknown := [name for name in names if name not in there]:
+            raise FleetError(f"{unknown[0]}: there are {', '.join(there)}")
+        return [device for device in self.devices if device.name in names]
 
     def folder_of(self, device: Device) -> str:
         """Return where a device's folder will be on the device."""

@@ -40,6 +40,8 @@ class LocalFleet:
         More environment variables, by the name of a device, or of ``superlink``.
     zygote : bool (default: True)
         Whether the devices have a zygote (:mod:`~flwr_dmml.supernode.zygote`).
+    again : bool (default: False)
+        Whether a device is started again whenever it ends, as by its unit.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class LocalFleet:
         variables: Mapping[str, Mapping[str, str]] | None = None,
         *,
         zygote: bool = True,
+        again: bool = False,
     ) -> None:
         self.folder = folder / "fleet"
         self.logs, self.runs = folder, folder / "runs"
         self.devices = [f"device-{k}" for k in range(len(parts))]
         self.port = free_port()
-        self._variables, self._zygote = variables or {}, zygote
+        self._variables, self._zygote, self._again = variables or {}, zygote, again
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "fleet.toml"
@@ -85,7 +88,7 @@ class LocalFleet:
             ]:
                 raise FleetError(f"{failed[0].device}: {failed[0].said}")
             for name in self.devices:
-                self.start(name)
+                self.start(name, again=self._again)
         except BaseException:
             self.close()
             raise

@@ -139,20 +139,6 @@ def _own_version(wheel: Path) -> str:
     return str(number) if name == update.PACKAGE else ""
 
 
-def choose(fleet: Fleet, names: Sequence[str]) -> list[Device]:
-    """Return the devices of these names; by default all.
-
-    Raises
-    ------
-    FleetError
-        There is no such device.
-    """
-    there = [device.name for device in fleet.devices]
-    if unknown := [name for name in names if name not in there]:
-        raise FleetError(f"{unknown[0]}: there are {', '.join(there)}")
-    return [device for device in fleet.devices if not names or device.name in names]
-
-
 def write_bundle(
     fleet: Fleet, devices: Sequence[Device], folder: Path, version: Version | None
 ) -> None:

@@ -21,6 +21,9 @@ OWN = "state", "flwr", "cache"
 RUNS = "runs"
 """One more of the SuperLink's: run folders, where the run config does not say another place."""
 
+LOG = "state/log"
+"""The file in which start.sh leaves where it prints."""
+
 LAYERED = """\
 # The version that fleet push has switched to lies over what the virtual environment holds.
 PYTHONPATH={current}"${{PYTHONPATH:+:$PYTHONPATH}}"
@@ -34,6 +37,7 @@ umask 077
 cd -- {folder}
 mkdir -p {own}
 echo $$ > {pid}
+echo "$(readlink /proc/$$/fd/1)" > {log}
 set -a
 . ./environment
 set +a
@@ -226,6 +230,7 @@ def _files(
             folder=place,
             own=" ".join(own),
             pid=PID,
+            log=LOG,
             command=" \\\n  ".join(lines),
         ),
         "install.sh": INSTALL.format(
