@@ -1,6 +1,7 @@
 """The commands ``flwr-dmml fleet``."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,8 +49,8 @@ def _root() -> None:
 
     A device may also have partition-id (by default its place in the file), direct-port (7447),
     runtime-port (9094), profile ("raspberry-pi-4"), battery-j, meter ("none"), device ("cuda"),
-    torch-threads, require-sealed (it takes part in runs with exchange.sealed only) and zygote
-    (false: see fleet device).
+    torch-threads, require-sealed (it takes part in runs with exchange.sealed only), zygote (false),
+    metrics-port and metrics-host (see fleet device).
 
     Optional at the top: device-dir ("/etc/flwr-dmml"; {name} in it is the device's name), venv
     ("/opt/flwr-dmml") and user ("flwr-dmml", of the systemd units). In \[superlink]: dir, where its
@@ -306,8 +307,12 @@ def device(
     run_dir: Annotated[
         Path, typer.Option(help="Folder of this device's own, for its socket and programs.")
     ] = Path(RUN),
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Serve metrics for Prometheus there; 0: do not.")
+    ] = 0,
+    metrics_host: Annotated[str, typer.Option(help="Address for --metrics-port.")] = "127.0.0.1",
 ) -> None:
-    """Run a device: Flower's SuperNode, with cheap messages. start.sh calls it.
+    r"""Run a device: Flower's SuperNode, with cheap messages. start.sh calls it.
 
     Flower starts a process for every message, which would load torch every time. Here a process
     that has loaded it (the zygote) forks for every message instead. If it does not answer within
@@ -317,6 +322,9 @@ def device(
     often again when none comes. That replaces names private to Flower: if they are not there, the
     log says "Flower's own waits". FLWR_DMML_FLOWER_WAITS=1 turns it off.
 
+    --metrics-port serves what the device knows of its rounds (pip install "flwr-dmml\[metrics]"),
+    on the loopback only unless --metrics-host says otherwise: whoever reaches it can read it.
+
     [bold]Example[/bold]
 
       flwr-dmml fleet device -- --insecure --superlink 10.0.0.1:8000
@@ -324,11 +332,17 @@ def device(
     [bold]Exit status[/bold]  that of flower-supernode.  1: Flower is not there, or the folder
     cannot be written; standard error says what.  2: wrong command line.
     """
+    from ..base.openmetrics import served
     from ..supernode.device import ready_device
+    from ..supernode.metrics import OnDevice
 
-    with errors_in_words():
-        run = ready_device(run_dir, arguments, zygote=zygote)
-    run()
+    with ExitStack() as stack:
+        with errors_in_words():
+            if metrics_port:
+                collector = OnDevice(run_dir.absolute())
+                stack.enter_context(served(collector, metrics_host, metrics_port))
+            run = ready_device(run_dir, arguments, zygote=zygote)
+        run()
 
 
 @fleet_app.command(name="pull-models")

@@ -36,6 +36,7 @@ from .hello import introduction
 from .hosted import HostedDevices, Node
 from .hosting import learner_for
 from .models import add_models
+from .noting import Note, noting
 from .own_state import OwnState
 from .required import check_required, check_understood
 from .sealing import lock_state, unlock_state
@@ -171,6 +172,12 @@ def _restore(message: Message, context: Context) -> Message:
 
 
 def _round(message: Message, context: Context, own: OwnParts) -> Message:
+    """Run the rounds of a message, and take note of them."""
+    with noting() as note:
+        return _rounds(message, context, own, note)
+
+
+def _rounds(message: Message, context: Context, own: OwnParts, note: Note) -> Message:
     """Take up the state, run the round, put the state back."""
     check_required(context, message.content)
     learner = learner_for(message, context, own)
@@ -181,7 +188,9 @@ def _round(message: Message, context: Context, own: OwnParts) -> Message:
         learner.load_state(unpack(message.content.array_records[INITIAL]))
 
     plans = read_plans(message.content)
-    content, kept = transport_of(message.content, context).run(learner, plans, message.content)
+    transport = transport_of(message.content, context)
+    content, kept, traffic = transport.run(learner, plans, message.content)
+    note.ran(learner, plans, content, traffic)
     reply = Message(content, reply_to=message)
     own_state.keep(kept, f"after round {plans[-1].server_round}")
     if recovered:

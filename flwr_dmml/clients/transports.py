@@ -1,5 +1,6 @@
 """Transports of a device: the relay, sealed payloads, and direct exchange with the neighbours."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import WARNING
@@ -11,8 +12,10 @@ from torch import Tensor, equal
 
 from ..learning.learner import Learner
 from ..payload.plan import Outcome, Payload, Plan
+from ..transport import size_bytes
 from ..transport.arrays import record_of
 from ..transport.messages import (
+    INBOX,
     METRICS,
     PAYLOAD,
     PEERS,
@@ -27,6 +30,7 @@ from ..transport.messages import (
     unpack,
     write_report,
 )
+from ..transport.traffic import Traffic
 from .direct import SENT, in_the_clear, open_link, run_directly
 from .limits import limits_of
 from .metering import run_metered
@@ -38,8 +42,8 @@ class Transport(Protocol):
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
-        """Return the content of the reply, and what the device keeps.
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
+        """Return the content of the reply, what the device keeps, and what it has exchanged.
 
         Parameters
         ----------
@@ -68,11 +72,11 @@ class Relayed:
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         inbox = read_inbox(content)
         outcome = run_metered(learner, plans[0], inbox, self.context.node_config)
-        return records(outcome, learner.state())
+        return *records(outcome, learner.state()), relayed(content, plans[0])
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,13 @@ class Sealed:
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         outcome, sealed = run_sealed(learner, plans[0], content, self.context)
         reply, kept = records(outcome, learner.state())
         if sealed:
             reply[PAYLOAD] = sealed
-        return reply, kept
+        return reply, kept, relayed(content, plans[0])
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Direct:
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         context = self.context
         before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
@@ -112,13 +116,25 @@ class Direct:
         with open_link(context, exchange, me, limits_of(learner, shared)) as link:
             run, own = str(context.run_id), context.node_config
             outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own, shared)
+            traffic = link.traffic
         metrics = MetricRecord(join(outcome.metrics for outcome in outcomes))
         reply = RecordDict({METRICS: metrics})
         if report := join(map(write_report, outcomes)):
             reply[REPORT] = ConfigRecord(report)
         if warning:
             add_note(reply, warning)
-        return reply, pack(learner.state() | {SENT + k: v for k, v in sent.items()})
+        kept = pack(learner.state() | {SENT + k: v for k, v in sent.items()})
+        return reply, kept, traffic
+
+
+def relayed(content: RecordDict, plan: Plan) -> Traffic:
+    """Return what a message has brought of neighbours' payloads."""
+    received = {
+        int(key.removeprefix(INBOX)): size_bytes(record)
+        for key, record in content.array_records.items()
+        if key.startswith(INBOX)
+    }
+    return Traffic(Counter(received), heard=dict.fromkeys(received, plan.server_round))
 
 
 def records(outcome: Outcome, state: Payload) -> tuple[RecordDict, ArrayRecord]:

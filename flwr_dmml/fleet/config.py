@@ -130,6 +130,8 @@ class Device(_Table):
     torch_threads: int | None = Field(None, ge=1)
     require_sealed: bool = False
     zygote: bool = True
+    metrics_port: Port | None = None
+    metrics_host: Address = "127.0.0.1"
 
     @property
     def direct_address(self) -> str:
@@ -272,9 +274,11 @@ def _clashes(content: Mapping[str, Any], rows: list[dict[str, Any]]) -> Iterator
             yield f"{who}: partition-id = {part}: there are {len(rows)} devices, from 0 on"
         if "address" in row:
             shared.setdefault(address, []).append(who)
-            for key, default in (("direct-port", PEER_PORT), ("runtime-port", RUNTIME_PORT)):
-                port = str(row.get(key, default))
-                yield from claim(("port", address, port), who, f"{key} {port} of {address}")
+            ports = {"direct-port": PEER_PORT, "runtime-port": RUNTIME_PORT, "metrics-port": None}
+            for key, default in ports.items():
+                if port := row.get(key, default):
+                    what = f"{key} {port} of {address}"
+                    yield from claim(("port", address, str(port)), who, what)
     if NAME not in str(content.get("device-dir", "")):
         for address, names in shared.items():
             if len(names) > 1:

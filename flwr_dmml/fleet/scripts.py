@@ -126,8 +126,12 @@ def superlink_command(fleet: Fleet, folder: str) -> list[str]:
 def device_command(fleet: Fleet, device: Device) -> list[str]:
     """Return what starts a device's SuperNode, and what makes its messages cheap."""
     folder = fleet.folder_of(device)
+    options = [] if device.zygote else ["--no-zygote"]
+    if device.metrics_port:
+        options += ["--metrics-port", str(device.metrics_port)]
+        options += ["--metrics-host", device.metrics_host]
     return [
-        "flwr-dmml", "fleet", "device", *([] if device.zygote else ["--no-zygote"]), "--",
+        "flwr-dmml", "fleet", "device", *options, "--",
         "--superlink", fleet.superlink.address,
         "--root-certificates", f"{folder}/ca.crt",
         "--auth-supernode-private-key", f"{folder}/node-key",
