@@ -1,5 +1,6 @@
 """The commands ``flwr-dmml fleet``."""
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -254,16 +255,23 @@ def status(
         float, typer.Option(min=1, help="Seconds to wait for the devices' answers.")
     ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also certificates, ports, data, space and clocks.")
+    ] = False,
+    watch: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Check again after so long.")
+    ] = None,
 ) -> None:
-    """Check a running fleet: print two tables, and below them every problem in words.
+    """Check a running fleet: a line for each device, and below them every problem in words.
 
     Checked from here: the SuperLink's TLS against the fleet's authority; whether each device is
     registered and online, and whether unknown nodes are registered; when certificates expire (a
     problem from 30 days before); whether a device's direct port can be reached. Devices listen on
     that port only while they train together: closed is normal; a timeout is an error.
 
-    Then a run queries the devices that are online: their versions, data, free disk and memory,
-    their clock, and which of the others they reach. That takes about 20 s; a device that trains in
+    Then a run queries the devices that are online: their last round and its error, the charge of
+    the board's battery, versions, data, free disk and memory, their clock, and which of the others
+    they reach. That takes about 20 s; a device that trains in
     another run answers after its current message, possibly too late. --no-ask skips this. The clock
     is compared with that of the SuperLink's machine, to within the seconds between question and
     answer.
@@ -274,26 +282,43 @@ def status(
 
       flwr-dmml fleet status fleet.toml -o lab --no-ask --json
 
+      flwr-dmml fleet status fleet.toml -o lab --watch 60
+
     [bold]Exit status[/bold]  0: all is well.  1: something is wrong.  2: wrong command line.
+    130: --watch, ended by Ctrl-C.
     """
+    while True:
+        wrong = _status(file, output, timeout if ask else None, as_json=as_json, details=details)
+        if watch is None:
+            raise typer.Exit(1 if wrong else 0)
+        time.sleep(watch)
+
+
+def _status(
+    file: Path, output: Path, timeout: float | None, *, as_json: bool, details: bool
+) -> bool:
+    """Check the fleet once, and print what was found; return whether something is wrong."""
     from ..fleet import ask_devices, examine, read_fleet
     from ..fleet.answers import cells
     from ..fleet.status import SOON_DAYS
 
     with errors_in_words():
         fleet = read_fleet(file)
-        report = examine(fleet, output, partial(ask_devices, timeout_s=timeout) if ask else None)
+        ask = None if timeout is None else partial(ask_devices, timeout_s=timeout)
+        report = examine(fleet, output, ask)
     if as_json:
         say(report.as_json())
-        raise typer.Exit(1 if report.problems else 0)
-    Console().print(_table(fleet, report))
-    if answered := {s.device.name: cells(s.heard) for s in report.devices if s.heard}:
-        Console().print(_answers(answered))
+        return bool(report.problems)
+    Console().print(_short(report))
+    if details:
+        Console().print(_table(fleet, report))
+        if answered := {s.device.name: cells(s.heard) for s in report.devices if s.heard}:
+            Console().print(_answers(answered))
     for problem in report.problems:
         say(f"- {problem}")
-    if report.problems:
-        raise typer.Exit(1)
-    say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
+    if not report.problems:
+        say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
+    return bool(report.problems)
 
 
 @fleet_app.command()
@@ -407,6 +432,17 @@ def logs_command(
     with errors_in_words():
         for line in read_log(read_fleet(file), name, by_ssh(user, ssh), lines, follow=follow):
             say(line)
+
+
+def _short(report: "Report") -> Table:
+    from ..fleet.answers import in_short
+
+    table = Table("who", "state", *in_short(None))
+    table.add_row("SuperLink", report.superlink)
+    for state in report.devices:
+        told = in_short(state.heard).values()
+        table.add_row(state.device.name, state.node, *map(escape, told))
+    return table
 
 
 def _table(fleet: "Fleet", report: "Report") -> Table:
