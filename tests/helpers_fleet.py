@@ -104,7 +104,7 @@ def stub_wheel(
         "flwr_dmml/cli.py": STUB.format(
             version=version, doctor=doctor, start=start or "pass", then=then or "pass"
         ),
-        "flwr_dmml/supernode/__init__.py": "",
-        "flwr_dmml/supernode/dry_round.py": dry,
+        "flwr_dmml/fleet/__init__.py": "",
+        "flwr_dmml/fleet/dry_round.py": dry,
     }
     return write_wheel(folder, version, files=files, requires=requires)

@@ -9,12 +9,12 @@ from logging import WARNING
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from ..base.facts import Facts, facts_file, read_facts, write_facts
 from ..base.files import WriteError
 from ..base.log import log
 from ..base.text import one_line
 from ..learning.learner import Learner
 from ..payload.plan import Plan
-from ..supernode.facts import Facts, facts_file, read_facts, write_facts
 from ..transport.messages import METRICS, REJECTED, REPORT, parted
 from ..transport.traffic import Traffic
 from .metering import MEASURED_J

@@ -162,7 +162,7 @@ class Board:
                 if new := [text for what, text in wrong.items() if what not in before]:
                     raise UpdateError(f"doctor: {new[0]}")
                 how["env"] = self._environment(place, scratch)
-            dry = [*python, "flwr_dmml.supernode.dry_round", json.dumps(self.config)]
+            dry = [*python, "flwr_dmml.fleet.dry_round", json.dumps(self.config)]
             _run(dry, "the dry round fails", **how)
 
     @contextmanager

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from logging import WARNING
 from pathlib import Path
 
+from ..base.facts import FOLDER
 from ..base.files import write_whole, writing
 from ..base.log import log
 from ..base.programs import ProgramError, program
 from ..base.waits import quicken
 from . import shim
-from .facts import FOLDER
 
 CLIENTAPP, SUPEREXEC, SUPERNODE = "flwr-clientapp", "flower-superexec", "flower-supernode"
 READY_S, AGAIN_S = 120.0, 60.0

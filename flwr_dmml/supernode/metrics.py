@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..base.facts import FILE, Facts, read_facts
 from ..base.machine import battery_charge
 from ..base.openmetrics import COUNTED_ON_DEVICES, ON_DEVICES, PREFIX
-from .facts import FILE, Facts, read_facts
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

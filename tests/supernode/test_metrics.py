@@ -11,6 +11,7 @@ from helpers import QUICKSTART
 from typer.testing import CliRunner
 
 from flwr_dmml.base import machine
+from flwr_dmml.base.facts import FILE, FOLDER, read_facts
 from flwr_dmml.base.openmetrics import COUNTED_ON_DEVICES, ON_DEVICES, served
 from flwr_dmml.cli import app
 from flwr_dmml.clients.hosting import learner_with
@@ -18,7 +19,6 @@ from flwr_dmml.clients.noting import noting
 from flwr_dmml.learning.learner import Learner
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import OwnParts
-from flwr_dmml.supernode.facts import FILE, FOLDER, read_facts
 from flwr_dmml.supernode.metrics import OnDevice, values_of
 from flwr_dmml.transport.messages import METRICS, REPORT
 from flwr_dmml.transport.traffic import Traffic

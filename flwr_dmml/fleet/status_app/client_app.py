@@ -109,7 +109,7 @@ def describe_data(config: Mapping[str, Any]) -> dict[str, Any]:
 def describe_last() -> dict[str, Any] | None:
     """Return the device's last message; None where it does not know."""
     try:
-        from flwr_dmml.supernode.facts import facts_file, read_facts
+        from flwr_dmml.base.facts import facts_file, read_facts
     except ImportError:
         return None
     file = facts_file()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..base.files import write_whole
+from .files import write_whole
 
 FOLDER = "FLWR_DMML_RUN_DIR"
 """Variable of the environment: the folder of the file, which ``flwr-dmml fleet device`` sets."""

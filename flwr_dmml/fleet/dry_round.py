@@ -1,4 +1,4 @@
-"""One round of this device by itself: ``python -m flwr_dmml.supernode.dry_round NODE_CONFIG``."""
+"""One round of this device by itself: ``python -m flwr_dmml.fleet.dry_round NODE_CONFIG``."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..base.errors import UserError
-from ..fleet.status_app.client_app import describe_data
+from .status_app.client_app import describe_data
 
 OF_A_DEVICE = "device", "torch-threads"
 """Settings of its node config that the round has, too."""

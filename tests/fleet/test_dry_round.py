@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app
-from flwr_dmml.supernode.dry_round import DryRoundError, dry_round
+from flwr_dmml.fleet.dry_round import DryRoundError, dry_round
 
 
 def test_a_device_tries_its_data_and_a_round_and_leaves_nothing(
