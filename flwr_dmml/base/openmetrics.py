@@ -44,7 +44,7 @@ ON_DEVICES = {
     "device_staleness_rounds": "Rounds since a neighbour's last payload came",
 }
 COUNTED_ON_DEVICES = {
-    "device_failures": COUNTED["device_failures"],
+    "device_failed_messages": "Messages that failed; one may hold several rounds",
     "device_rejected": COUNTED["device_rejected"],
     "device_measured_joules": "Joules by the device's own meter, while it computed",
     "device_seconds": "Seconds of messages by phase: waiting for letters, and work",

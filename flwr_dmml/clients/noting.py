@@ -37,8 +37,8 @@ class Note:
         partition = learner.partition
         facts.method, facts.partition = learner.name, partition.partition_id
         facts.modalities = "+".join(partition.modalities)
-        facts.round = last.server_round
         facts.rounds = last.num_rounds or learner.settings.num_server_rounds
+        facts.round = min(last.server_round, facts.rounds)  # the closing message comes after it
         for metrics in parted(reply.metric_records.get(METRICS, MetricRecord()), len(plans)):
             facts.loss = _number(metrics, "train.loss", facts.loss)
             facts.accuracy = _number(metrics, "test.accuracy", facts.accuracy)

@@ -71,7 +71,7 @@ def values_of(facts: Facts, now_s: float) -> dict[str, Values]:
         "device_message_age_seconds": {"": max(now_s - facts.time_s, 0.0)},
         "device_battery_charge": {"": battery_charge()},
         "device_staleness_rounds": by_neighbour(stale),
-        "device_failures": {"": facts.failures},
+        "device_failed_messages": {"": facts.failures},
         "device_rejected": {"": facts.rejected},
         "device_measured_joules": {"": facts.joules},
         "device_seconds": dict(facts.seconds),

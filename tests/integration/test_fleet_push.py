@@ -16,6 +16,7 @@ from fleet_helpers import FLEET, cut_parts
 from helpers import ROOT
 from typer.testing import CliRunner
 
+from flwr_dmml.base.facts import read_facts
 from flwr_dmml.cli import app
 from flwr_dmml.fleet.local import LocalFleet
 
@@ -110,6 +111,8 @@ def test_a_broken_version_is_taken_back_and_the_run_goes_on(
         while len(lines()) < back + 4 and run.poll() is None:
             time.sleep(0.1)
         pid = (fleet.folder / "devices" / "device-0" / "state" / "pid").read_text().strip()
+        facts = read_facts(fleet.folder / "devices" / "device-0" / "run" / "facts.json")
+        assert facts.round > 1 and facts.received[1] > 0 and not facts.error
         assert "versions/current/bin/flwr-dmml" in Path(f"/proc/{pid}/cmdline").read_text()
     log = run.communicate(timeout=60)[0][-6000:]
     rounds = lines()
