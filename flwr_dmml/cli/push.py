@@ -66,7 +66,7 @@ def push(
 
       flwr-dmml fleet push fleet.toml flwr-dmml==1.3.0 -o lab --canary 1
 
-      flwr-dmml fleet push fleet.toml dist/flwr_dmml-1.3.0-py3-none-any.whl -o lab --only pi-1
+      flwr-dmml fleet push fleet.toml dist -o lab --only pi-1
 
       flwr-dmml fleet push fleet.toml -o lab --rollback
 
