@@ -219,11 +219,8 @@ def push(
 
     def one(device: Device) -> Pushed:
         done = _on_device(fleet, device, version, remote)
-        if done.done and not done.why and asks and not _is_online(fleet, folder, device):
-            back = _on_device(fleet, device, None, remote)
-            why = f"the SuperLink does not see it after {ONLINE_S:g} s"
-            why += f"; {back.now} runs again" if back.done else f"; going back: {back.why}"
-            done = replace(done, result="not changed", now=back.now, why=why)
+        if done.done and not done.why and asks:
+            done = _seen(fleet, folder, device, done, remote)
         tell(done)
         return done
 
@@ -259,6 +256,19 @@ def _on_device(fleet: Fleet, device: Device, version: Version | None, remote: Re
     return Pushed(
         device.name, changed if told.done else "not changed", told.was, told.now, told.why
     )
+
+
+def _seen(fleet: Fleet, folder: Path, device: Device, done: Pushed, remote: Remote) -> Pushed:
+    """Have a device go back that the SuperLink does not see."""
+    try:
+        if _is_online(fleet, folder, device):
+            return done
+    except FleetError as error:
+        return replace(done, why=f"the SuperLink cannot be asked: {error}")
+    back = _on_device(fleet, device, None, remote)
+    why = f"the SuperLink does not see it after {ONLINE_S:g} s"
+    why += f"; {back.now} runs again" if back.done else f"; it cannot go back: {back.why}"
+    return replace(done, result="not changed", now=back.now, why=why)
 
 
 def _is_online(fleet: Fleet, folder: Path, device: Device) -> bool:

@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from helpers_fleet import stub_wheel, write_wheel
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
-from flwr_dmml.fleet import FleetError, prepare, read_fleet, update
+from flwr_dmml.fleet import Device, FleetError, prepare, read_fleet, update
+from flwr_dmml.fleet import push as pushing
 from flwr_dmml.fleet.config import Fleet
 from flwr_dmml.fleet.local import AGAIN, free_port
 from flwr_dmml.fleet.push import find_version, write_bundle
@@ -175,6 +177,40 @@ def test_what_cannot_be_pushed_is_said(lab: tuple[Path, Fleet], tmp_path: Path):
     (tmp_path / "programs" / "ssh").write_text("#!/bin/sh\necho 'no route' >&2; exit 255\n")
     code, said = push(file, good, "--only", "a")
     assert code == 1 and "not reached" in said and "no route" in said
+
+
+def test_a_device_that_the_superlink_does_not_see_goes_back(
+    lab: tuple[Path, Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The device says that all is well; what the SuperLink says is made up."""
+    fleet, commands = lab[1], list[str]()
+    seen: dict[str, str] = {"b-node": "online"}
+
+    def remote(device: Device, command: str, *, given: IO[bytes], into: IO[bytes]) -> str:
+        commands.append(f"{device.name}{' --rollback' * ('--rollback' in command)}")
+        versions = {"was": "1", "now": "1" if "--rollback" in command else "2"}
+        into.write(json.dumps({**versions, "done": True, "why": ""}).encode())
+        return ""
+
+    def nodes(fleet: Fleet, folder: Path) -> dict[str, str]:
+        if "gone" in seen:
+            raise FleetError("no answer")
+        return seen
+
+    monkeypatch.setattr(pushing, "ONLINE_S", 0.0)
+    monkeypatch.setattr(pushing, "_POLL_S", 0.0)
+    monkeypatch.setattr(pushing, "handshake", lambda *given: "")
+    monkeypatch.setattr(pushing, "list_nodes", nodes)
+    monkeypatch.setattr(pushing, "node_of", lambda folder, device: f"{device.name}-node")
+    version = find_version(str(stub_wheel(tmp_path / "wheels", "2")), tmp_path)
+    place = lab[0].parent / "lab"
+    a, b, c = pushing.push(fleet, place, fleet.devices, version, remote)
+    assert commands == ["a", "a --rollback", "b", "c", "c --rollback"]
+    assert (a.result, b.result, c.result) == ("not changed", "updated", "not changed")
+    assert a.why == "the SuperLink does not see it after 0 s; 1 runs again" and a.now == "1"
+    seen["gone"] = ""
+    (a,) = pushing.push(fleet, place, fleet.devices[:1], version, remote)
+    assert a.done and a.why == "the SuperLink cannot be asked: no answer"
 
 
 @pytest.fixture
