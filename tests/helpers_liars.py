@@ -101,6 +101,15 @@ def kind_of(message: Message) -> str:
     return {"query.hello": "hello", "query.state": "state", "evaluate": "closing"}.get(kind, kind)
 
 
+def without_entry(key: str) -> Change:
+    """Return a change that takes an entry out of the introduction."""
+
+    def change(content: RecordDict) -> None:
+        del content.config_records[ABOUT][key]
+
+    return change
+
+
 def hello(key: str, value: Any) -> Change:
     """Return a change of an entry of the introduction."""
 
@@ -242,6 +251,8 @@ LIES: dict[str, tuple[str, Change, str]] = {
     "battery NaN": ("hello", hello("battery-j", nan), "battery-j = nan"),
     "modality": ("hello", hello("modalities", [EVIL]), "characters that print"),
     "block of another": ("hello", hello("block-names", ["a<3", "b", "c"]), "cannot hold '<'"),
+    "protocol": ("hello", hello("protocol", 7), "device 1 speaks protocol 7 (flwr-dmml "),
+    "no protocol": ("hello", without_entry("protocol"), "device 1 speaks protocol ? (flwr-dmml "),
     "no introduction": ("hello", without(ABOUT), "not that of a ClientApp of flwr-dmml"),
     "payload no array": ("train", array(PAYLOAD, NO_ARRAY), "is no array that can be read"),
     "payload pickle": (

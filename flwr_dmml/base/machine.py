@@ -16,6 +16,8 @@ CACHE = "FLWR_DMML_CACHE"
 RUNS = "runs"
 """Folder of the run folders, in the one where a run is started."""
 
+POWER = Path("/sys/class/power_supply")
+"""Where the kernel shows batteries."""
 CGROUP = Path("/sys/fs/cgroup")
 """Mount point at which a container finds its own limits (cgroup version 2)."""
 
@@ -72,6 +74,21 @@ def cores() -> int:
     allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota, _, period = _cgroup("cpu.max").partition(" ")
     return min(allowed, max(1, ceil(int(quota) / int(period)))) if quota.isdigit() else allowed
+
+
+def battery_charge() -> float | None:
+    """Return the share of its charge that this machine's battery has; None where there is none.
+
+    Of several batteries, that of the emptiest.
+    """
+    shares = []
+    for supply in sorted(POWER.glob("*")):
+        try:
+            if (supply / "type").read_text(encoding="ascii").strip() == "Battery":
+                shares.append(int((supply / "capacity").read_text(encoding="ascii")) / 100)
+        except (OSError, ValueError):  # it does not tell
+            continue
+    return min(shares, default=None)
 
 
 def memory_bytes() -> tuple[int, int] | None:

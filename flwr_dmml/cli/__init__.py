@@ -25,6 +25,7 @@ from . import (
     models,
     new,
     partition,
+    push,
     report,
     serve,
     simulate,
@@ -73,6 +74,7 @@ app.command()(partition.partition)
 app.add_typer(data.data_app)
 app.command()(cache.cache)
 fleet.fleet_app.command()(serve.serve)
+fleet.fleet_app.command()(push.push)
 app.add_typer(fleet.fleet_app)
 app.command()(doctor.doctor)
 

@@ -1,6 +1,8 @@
 """The commands ``flwr-dmml fleet``."""
 
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +27,8 @@ fleet_app = typer.Typer(
 COPY_AGAIN = "copy the folders again, and start anew"
 File = Annotated[Path, typer.Argument(metavar="FLEET.TOML", help="The file of the fleet.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that fleet init makes.")]
+User = Annotated[str, typer.Option(help="Who logs in on the devices.")]
+Ssh = Annotated[str, typer.Option(help="The ssh command, with its options.")]
 
 
 @fleet_app.callback()
@@ -46,8 +50,8 @@ def _root() -> None:
 
     A device may also have partition-id (by default its place in the file), direct-port (7447),
     runtime-port (9094), profile ("raspberry-pi-4"), battery-j, meter ("none"), device ("cuda"),
-    torch-threads, require-sealed (it takes part in runs with exchange.sealed only) and zygote
-    (false: see fleet device).
+    torch-threads, require-sealed (it takes part in runs with exchange.sealed only), zygote (false),
+    metrics-port and metrics-host (see fleet device).
 
     Optional at the top: device-dir ("/etc/flwr-dmml"; {name} in it is the device's name), venv
     ("/opt/flwr-dmml") and user ("flwr-dmml", of the systemd units). In \[superlink]: dir, where its
@@ -251,16 +255,23 @@ def status(
         float, typer.Option(min=1, help="Seconds to wait for the devices' answers.")
     ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also certificates, ports, data, space and clocks.")
+    ] = False,
+    watch: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Check again after so long.")
+    ] = None,
 ) -> None:
-    """Check a running fleet: print two tables, and below them every problem in words.
+    """Check a running fleet: a line for each device, and below them every problem in words.
 
     Checked from here: the SuperLink's TLS against the fleet's authority; whether each device is
     registered and online, and whether unknown nodes are registered; when certificates expire (a
     problem from 30 days before); whether a device's direct port can be reached. Devices listen on
     that port only while they train together: closed is normal; a timeout is an error.
 
-    Then a run queries the devices that are online: their versions, data, free disk and memory,
-    their clock, and which of the others they reach. That takes about 20 s; a device that trains in
+    Then a run queries the devices that are online: their last round and its error, the charge of
+    the board's battery, versions, data, free disk and memory, their clock, and which of the others
+    they reach. That takes about 20 s; a device that trains in
     another run answers after its current message, possibly too late. --no-ask skips this. The clock
     is compared with that of the SuperLink's machine, to within the seconds between question and
     answer.
@@ -271,26 +282,43 @@ def status(
 
       flwr-dmml fleet status fleet.toml -o lab --no-ask --json
 
+      flwr-dmml fleet status fleet.toml -o lab --watch 60
+
     [bold]Exit status[/bold]  0: all is well.  1: something is wrong.  2: wrong command line.
+    130: --watch, ended by Ctrl-C.
     """
+    while True:
+        wrong = _status(file, output, timeout if ask else None, as_json=as_json, details=details)
+        if watch is None:
+            raise typer.Exit(1 if wrong else 0)
+        time.sleep(watch)
+
+
+def _status(
+    file: Path, output: Path, timeout: float | None, *, as_json: bool, details: bool
+) -> bool:
+    """Check the fleet once, and print what was found; return whether something is wrong."""
     from ..fleet import ask_devices, examine, read_fleet
     from ..fleet.answers import cells
     from ..fleet.status import SOON_DAYS
 
     with errors_in_words():
         fleet = read_fleet(file)
-        report = examine(fleet, output, partial(ask_devices, timeout_s=timeout) if ask else None)
+        ask = None if timeout is None else partial(ask_devices, timeout_s=timeout)
+        report = examine(fleet, output, ask)
     if as_json:
         say(report.as_json())
-        raise typer.Exit(1 if report.problems else 0)
-    Console().print(_table(fleet, report))
-    if answered := {s.device.name: cells(s.heard) for s in report.devices if s.heard}:
-        Console().print(_answers(answered))
+        return bool(report.problems)
+    Console().print(_short(report))
+    if details:
+        Console().print(_table(fleet, report))
+        if answered := {s.device.name: cells(s.heard) for s in report.devices if s.heard}:
+            Console().print(_answers(answered))
     for problem in report.problems:
         say(f"- {problem}")
-    if report.problems:
-        raise typer.Exit(1)
-    say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
+    if not report.problems:
+        say(f"all is well; no certificate expires in the next {SOON_DAYS} days")
+    return bool(report.problems)
 
 
 @fleet_app.command()
@@ -304,8 +332,12 @@ def device(
     run_dir: Annotated[
         Path, typer.Option(help="Folder of this device's own, for its socket and programs.")
     ] = Path(RUN),
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Serve metrics for Prometheus there; 0: do not.")
+    ] = 0,
+    metrics_host: Annotated[str, typer.Option(help="Address for --metrics-port.")] = "127.0.0.1",
 ) -> None:
-    """Run a device: Flower's SuperNode, with cheap messages. start.sh calls it.
+    r"""Run a device: Flower's SuperNode, with cheap messages. start.sh calls it.
 
     Flower starts a process for every message, which would load torch every time. Here a process
     that has loaded it (the zygote) forks for every message instead. If it does not answer within
@@ -315,6 +347,9 @@ def device(
     often again when none comes. That replaces names private to Flower: if they are not there, the
     log says "Flower's own waits". FLWR_DMML_FLOWER_WAITS=1 turns it off.
 
+    --metrics-port serves what the device knows of its rounds (pip install "flwr-dmml\[metrics]"),
+    on the loopback only unless --metrics-host says otherwise: whoever reaches it can read it.
+
     [bold]Example[/bold]
 
       flwr-dmml fleet device -- --insecure --superlink 10.0.0.1:8000
@@ -322,19 +357,25 @@ def device(
     [bold]Exit status[/bold]  that of flower-supernode.  1: Flower is not there, or the folder
     cannot be written; standard error says what.  2: wrong command line.
     """
+    from ..base.openmetrics import served
     from ..supernode.device import ready_device
+    from ..supernode.metrics import OnDevice
 
-    with errors_in_words():
-        run = ready_device(run_dir, arguments, zygote=zygote)
-    run()
+    with ExitStack() as stack:
+        with errors_in_words():
+            if metrics_port:
+                collector = OnDevice(run_dir.absolute())
+                stack.enter_context(served(collector, metrics_host, metrics_port))
+            run = ready_device(run_dir, arguments, zygote=zygote)
+        run()
 
 
 @fleet_app.command(name="pull-models")
 def pull_models_command(
     file: File,
     output: Output,
-    user: Annotated[str, typer.Option(help="Who logs in on the devices.")] = "root",
-    ssh: Annotated[str, typer.Option(help="The ssh command, with its options.")] = "ssh",
+    user: User = "root",
+    ssh: Ssh = "ssh",
 ) -> None:
     """Fetch the trained models that the devices keep, by ssh.
 
@@ -360,6 +401,48 @@ def pull_models_command(
             say(f"{one.device}: {len(one.models)} models" + "".join(f"\n  {m}" for m in one.models))
         if failed := [f"{one.device}: {one.problem}" for one in done if one.problem]:
             raise FleetError("not all models are here:\n  " + "\n  ".join(failed))
+
+
+@fleet_app.command(name="logs")
+def logs_command(
+    file: File,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.")],
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="The last so many.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    user: User = "root",
+    ssh: Ssh = "ssh",
+) -> None:
+    """Show the log of a device, by ssh.
+
+    It is that of its systemd unit (journalctl); without one, the file that start.sh prints to.
+    Control characters are shown escaped.
+
+    [bold]Examples[/bold]
+
+      flwr-dmml fleet logs fleet.toml pi-1 -n 200
+
+      flwr-dmml fleet logs fleet.toml pi-1 --follow
+
+    [bold]Exit status[/bold]  0: here it is.  1: it cannot be read; standard error says why.
+    2: wrong command line.
+    """
+    from ..fleet import by_ssh, read_fleet
+    from ..fleet.logs import read_log
+
+    with errors_in_words():
+        for line in read_log(read_fleet(file), name, by_ssh(user, ssh), lines, follow=follow):
+            say(line)
+
+
+def _short(report: "Report") -> Table:
+    from ..fleet.answers import in_short
+
+    table = Table("who", "state", *in_short(None))
+    table.add_row("SuperLink", report.superlink)
+    for state in report.devices:
+        told = in_short(state.heard).values()
+        table.add_row(state.device.name, state.node, *map(escape, told))
+    return table
 
 
 def _table(fleet: "Fleet", report: "Report") -> Table:

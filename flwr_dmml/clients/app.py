@@ -36,8 +36,9 @@ from .hello import introduction
 from .hosted import HostedDevices, Node
 from .hosting import learner_for
 from .models import add_models
+from .noting import Note, noting
 from .own_state import OwnState
-from .required import check_required
+from .required import check_required, check_understood
 from .sealing import lock_state, unlock_state
 from .state import begin_afresh, confusion_of, hold, take_up
 from .transports import transport_of
@@ -132,6 +133,7 @@ def _unpacking(
 def _hello(message: Message, context: Context, own: OwnParts) -> Message:
     """Start afresh, and say who this device is and what its work costs."""
     check_required(context, message.content)
+    check_understood(context, message.content)
     learner = learner_for(message, context, own)
     about = introduction(learner, context)
     begin_afresh(learner)
@@ -170,6 +172,12 @@ def _restore(message: Message, context: Context) -> Message:
 
 
 def _round(message: Message, context: Context, own: OwnParts) -> Message:
+    """Run the rounds of a message, and take note of them."""
+    with noting() as note:
+        return _rounds(message, context, own, note)
+
+
+def _rounds(message: Message, context: Context, own: OwnParts, note: Note) -> Message:
     """Take up the state, run the round, put the state back."""
     check_required(context, message.content)
     learner = learner_for(message, context, own)
@@ -180,7 +188,9 @@ def _round(message: Message, context: Context, own: OwnParts) -> Message:
         learner.load_state(unpack(message.content.array_records[INITIAL]))
 
     plans = read_plans(message.content)
-    content, kept = transport_of(message.content, context).run(learner, plans, message.content)
+    transport = transport_of(message.content, context)
+    content, kept, traffic = transport.run(learner, plans, message.content)
+    note.ran(learner, plans, content, traffic)
     reply = Message(content, reply_to=message)
     own_state.keep(kept, f"after round {plans[-1].server_round}")
     if recovered:

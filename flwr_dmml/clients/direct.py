@@ -21,6 +21,7 @@ from ..transport.direct.tls import Tls
 from ..transport.letter import Letter, name_of_run
 from ..transport.messages import LABEL_BYTES, LETTER_BYTES, PAYLOAD_BYTES, pack
 from ..transport.relay import own_bytes
+from ..transport.traffic import Traffic
 from .metering import NodeConfig, run_metered
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Link(Protocol):
         self, peers: Mapping[int, str], server_round: int, timeout_s: float, spare_s: float
     ) -> tuple[dict[int, Letter], dict[int, str]]:
         """Return the letters of a round, and why those of the others are not there."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has come and gone so far."""
         ...
 
     def linger(self, peers: Sequence[int], server_round: int, timeout_s: float) -> set[int]:

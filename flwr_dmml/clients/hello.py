@@ -9,7 +9,7 @@ from ..payload.blocks import digest, unaddressed
 from ..privacy.masks import new_key
 from ..transport import size_bytes
 from ..transport.arrays import serialised_bytes
-from ..transport.messages import FLOPS_IN, MASK_KEY, PUBLIC_KEY, pack
+from ..transport.messages import FLOPS_IN, MASK_KEY, PUBLIC_KEY, SPOKEN, pack
 from .metering import equipment_of
 from .sealing import announcement, seals
 
@@ -30,6 +30,7 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
             sizes[block] += serialised_bytes(array)
     about = ConfigRecord(
         {
+            **SPOKEN,
             "partition-id": learner.partition.partition_id,
             "modalities": list(learner.partition.modalities),
             "block-names": list(lengths),

@@ -1,10 +1,10 @@
-"""What a device insists on (``require-tls``, ``require-sealed`` in its node config)."""
+"""What a device insists on: one protocol, ``require-tls``, ``require-sealed`` (node config)."""
 
 from flwr.app import Context, RecordDict
 
 from ..base.errors import SettingsError
 from ..base.overrides import with_overrides
-from ..transport.messages import PEERS
+from ..transport.messages import PEERS, PLAN, protocol_problem
 from .direct import TLS_KEYS, read_tls
 from .hosting import of_partition
 from .sealing import seals
@@ -36,6 +36,19 @@ def check_required(context: Context, content: RecordDict) -> None:
     if problem:
         whose = of_partition(context.node_config)
         raise SettingsError(f"{whose}node config: {problem}. It takes no part")
+
+
+def check_understood(context: Context, content: RecordDict) -> None:
+    """Refuse a coordinator that speaks another protocol.
+
+    Raises
+    ------
+    SettingsError
+        It does; the message names both versions.
+    """
+    said = content.config_records[PLAN]
+    if problem := protocol_problem(said, "the coordinator", "this device"):
+        raise SettingsError(of_partition(context.node_config) + problem)
 
 
 def _insists(context: Context, key: str) -> bool:

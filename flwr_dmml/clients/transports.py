@@ -1,5 +1,6 @@
 """Transports of a device: the relay, sealed payloads, and direct exchange with the neighbours."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import WARNING
@@ -11,9 +12,11 @@ from torch import Tensor, equal
 
 from ..learning.learner import Learner
 from ..payload.plan import Outcome, Payload, Plan
+from ..transport import size_bytes
 from ..transport.arrays import record_of
 from ..transport.letter import name_of_run
 from ..transport.messages import (
+    INBOX,
     MAX_STALENESS,
     METRICS,
     OWN_PACE,
@@ -30,6 +33,7 @@ from ..transport.messages import (
     unpack,
     write_report,
 )
+from ..transport.traffic import Traffic
 from .direct import SENT, in_the_clear, open_link, run_directly
 from .limits import limits_of
 from .metering import run_metered
@@ -42,8 +46,8 @@ class Transport(Protocol):
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
-        """Return the content of the reply, and what the device keeps.
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
+        """Return the content of the reply, what the device keeps, and what it has exchanged.
 
         Parameters
         ----------
@@ -74,11 +78,11 @@ class Relayed:
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         inbox = read_inbox(content)
         outcome = run_metered(learner, plans[0], inbox, self.context.node_config)
-        return records(outcome, learner.state())
+        return *records(outcome, learner.state()), relayed(content, plans[0])
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,13 @@ class Sealed:
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         outcome, sealed = run_sealed(learner, plans[0], content, self.context)
         reply, kept = records(outcome, learner.state())
         if sealed:
             reply[PAYLOAD] = sealed
-        return reply, kept
+        return reply, kept, relayed(content, plans[0])
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Direct:
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         context = self.context
         before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
@@ -118,8 +122,9 @@ class Direct:
         with open_link(context, exchange, me, limits_of(learner, shared)) as link:
             run, own = name_of_run(context.run_id), context.node_config
             outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own, shared)
+            traffic = link.traffic
         kept = {SENT + k: v for k, v in sent.items()}
-        return _told(outcomes, warning), pack(learner.state() | kept)
+        return _told(outcomes, warning), pack(learner.state() | kept), traffic
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class OwnPace:
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord]:
+    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         context = self.context
         before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
@@ -141,11 +146,12 @@ class OwnPace:
             log(WARNING, "This device %s", warning)
         limits = limits_of(learner, shared)
         with open_link(context, exchange, me, limits, newest=True) as link:
-            run, own = str(context.run_id), context.node_config
+            run, own = name_of_run(context.run_id), context.node_config
             outcomes, kept = run_at_own_pace(
                 learner, plans, peers, link, run, before, most, own, shared
             )
-        return _told(outcomes, warning), pack(learner.state() | kept)
+            traffic = link.traffic
+        return _told(outcomes, warning), pack(learner.state() | kept), traffic
 
 
 def _told(outcomes: Sequence[Outcome], warning: str) -> RecordDict:
@@ -156,6 +162,16 @@ def _told(outcomes: Sequence[Outcome], warning: str) -> RecordDict:
     if warning:
         add_note(reply, warning)
     return reply
+
+
+def relayed(content: RecordDict, plan: Plan) -> Traffic:
+    """Return what a message has brought of neighbours' payloads."""
+    received = {
+        int(key.removeprefix(INBOX)): size_bytes(record)
+        for key, record in content.array_records.items()
+        if key.startswith(INBOX)
+    }
+    return Traffic(Counter(received), heard=dict.fromkeys(received, plan.server_round))
 
 
 def records(outcome: Outcome, state: Payload) -> tuple[RecordDict, ArrayRecord]:

@@ -3,7 +3,8 @@
 from .asking import Asked, ask_devices
 from .config import Device, Fleet, FleetError, SuperLink, read_fleet
 from .folder import Prepared, prepare, revoke, rotate
-from .models import Pulled, by_ssh, pull_models
+from .models import Pulled, pull_models
+from .remote import by_ssh
 from .status import DeviceState, Report, examine
 from .superlink import register_devices, unregister_devices
 

@@ -59,6 +59,14 @@ class Data(_Said):
     form: Form | None = None
 
 
+class Last(_Said):
+    """A device's last message: its round, of how many, and why it failed, if it did."""
+
+    round: Count
+    rounds: Count
+    error: Text = ""
+
+
 class Answer(_Said):
     """A device's status answer; ``time_s`` is its clock, in seconds since 1970, UTC."""
 
@@ -66,6 +74,8 @@ class Answer(_Said):
     platform: Text
     config: Annotated[dict[Text, Text | int], Field(max_length=MOST)]
     data: Data
+    last: Last | None = None
+    battery: Annotated[float, Field(ge=0, le=1)] | None = None
     disk_bytes: Count
     memory_bytes: Count | None
     peers: Annotated[dict[Text, Text], Field(max_length=MOST)]
@@ -94,10 +104,28 @@ class Heard:
         return self.answer.time_s - self.received_s, self.answer.time_s - self.sent_s
 
 
-def cells(heard: Heard) -> dict[str, str]:
-    """Return what a table shows of an answer, by column."""
-    said = heard.answer
+def in_short(heard: Heard | None) -> dict[str, str]:
+    """Return what the short table shows of an answer, by column; of none, empty cells."""
+    if heard is None:
+        return dict.fromkeys(("round", "battery", "version", "neighbours", "last error"), "")
+    said, last = heard.answer, heard.answer.last
+    return {
+        "round": f"{last.round} of {last.rounds}" if last else "",
+        "battery": "" if said.battery is None else f"{said.battery:.0%}",
+        "version": said.versions.get(SAME[0], "unknown"),
+        "neighbours": _reached(said),
+        "last error": last.error if last else "",
+    }
+
+
+def _reached(said: Answer) -> str:
     reached = sum(how in REACHED for how in said.peers.values())
+    return f"{reached} of {len(said.peers)} reached"
+
+
+def cells(heard: Heard) -> dict[str, str]:
+    """Return what the long table shows of an answer, by column."""
+    said = heard.answer
     low, high = heard.skew_s
     clock = _off(heard) if low > 0 or high < 0 else f"within {max(-low, high):.0f} s"
     free = f"{said.disk_bytes / 1e9:.1f} GB disk"
@@ -109,7 +137,7 @@ def cells(heard: Heard) -> dict[str, str]:
         "data": said.data.summary or "unusable",
         "free": free,
         "clock": clock,
-        "neighbours": f"{reached} of {len(said.peers)} reached",
+        "neighbours": _reached(said),
     }
 
 

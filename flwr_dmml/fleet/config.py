@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -130,6 +130,8 @@ class Device(_Table):
     torch_threads: int | None = Field(None, ge=1)
     require_sealed: bool = False
     zygote: bool = True
+    metrics_port: Port | None = None
+    metrics_host: Address = "127.0.0.1"
 
     @property
     def direct_address(self) -> str:
@@ -162,6 +164,19 @@ class Fleet(_Table):
     device_dir: Folder = "/etc/flwr-dmml"
     venv: Folder = "/opt/flwr-dmml"
     user: Annotated[str, AfterValidator(_user)] = "flwr-dmml"
+
+    def called(self, names: Sequence[str]) -> list[Device]:
+        """Return the devices of these names.
+
+        Raises
+        ------
+        FleetError
+            There is no such device.
+        """
+        there = {device.name: device for device in self.devices}
+        if unknown := [name for name in names if name not in there]:
+            raise FleetError(f"{unknown[0]}: there are {', '.join(there)}")
+        return [device for device in self.devices if device.name in names]
 
     def folder_of(self, device: Device) -> str:
         """Return where a device's folder will be on the device."""
@@ -259,9 +274,11 @@ def _clashes(content: Mapping[str, Any], rows: list[dict[str, Any]]) -> Iterator
             yield f"{who}: partition-id = {part}: there are {len(rows)} devices, from 0 on"
         if "address" in row:
             shared.setdefault(address, []).append(who)
-            for key, default in (("direct-port", PEER_PORT), ("runtime-port", RUNTIME_PORT)):
-                port = str(row.get(key, default))
-                yield from claim(("port", address, port), who, f"{key} {port} of {address}")
+            ports = {"direct-port": PEER_PORT, "runtime-port": RUNTIME_PORT, "metrics-port": None}
+            for key, default in ports.items():
+                if port := row.get(key, default):
+                    what = f"{key} {port} of {address}"
+                    yield from claim(("port", address, str(port)), who, what)
     if NAME not in str(content.get("device-dir", "")):
         for address, names in shared.items():
             if len(names) > 1:

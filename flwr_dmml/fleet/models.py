@@ -2,10 +2,8 @@
 
 import re
 import shlex
-import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -13,6 +11,7 @@ from typing import IO
 from ..base.files import write_whole, writing
 from ..deploy.files import ABOUT, ModelError, read_files
 from .config import Device, Fleet
+from .remote import Remote
 
 MODELS = "models"
 """Folder of the devices' models in that of the fleet."""
@@ -41,35 +40,7 @@ class Pulled:
     problem: str = ""
 
 
-Copy = Callable[[Device, str, IO[bytes]], str]
-"""Writes the tar of a folder on a device into a file; returns what went wrong, or nothing."""
-
-
-def by_ssh(user: str, command: str = "ssh") -> Copy:
-    """Return what copies a device's folder by ssh.
-
-    Parameters
-    ----------
-    user : str
-        Who logs in; it must be able to read the folder.
-    command : str (default: "ssh")
-        The program, with its options.
-    """
-
-    def copy(device: Device, folder: str, into: IO[bytes]) -> str:
-        asked = [*shlex.split(command), f"{user}@{device.address}"]
-        asked.append(f"tar -C {shlex.quote(folder)} -cf - .")
-        try:
-            done = subprocess.run(asked, stdout=into, stderr=subprocess.PIPE, check=False)
-        except OSError as error:
-            return f"{asked[0]} cannot be run: {error.strerror}"
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        return "" if done.returncode == 0 else (said or [f"{asked[0]} ended with an error"])[-1]
-
-    return copy
-
-
-def pull_models(fleet: Fleet, output: Path, copy: Copy) -> list[Pulled]:
+def pull_models(fleet: Fleet, output: Path, remote: Remote) -> list[Pulled]:
     """Fetch all models that the devices keep, into ``OUTPUT/models/NAME``.
 
     Nothing but files of models is taken out of what a device sends, and each is checked.
@@ -79,12 +50,13 @@ def pull_models(fleet: Fleet, output: Path, copy: Copy) -> list[Pulled]:
     WriteError
         They cannot be written.
     """
-    return [_pull(fleet, device, output / MODELS / device.name, copy) for device in fleet.devices]
+    return [_pull(fleet, device, output / MODELS / device.name, remote) for device in fleet.devices]
 
 
-def _pull(fleet: Fleet, device: Device, place: Path, copy: Copy) -> Pulled:
+def _pull(fleet: Fleet, device: Device, place: Path, remote: Remote) -> Pulled:
     with tempfile.TemporaryFile() as sent:
-        if problem := copy(device, f"{fleet.folder_of(device)}/state/{MODELS}", sent):
+        models = shlex.quote(f"{fleet.folder_of(device)}/state/{MODELS}")
+        if problem := remote(device, f"tar -C {models} -cf - .", into=sent):
             return Pulled(device.name, [], problem)
         sent.seek(0)
         try:

@@ -11,6 +11,7 @@ from ..supernode import RUN
 from .certificates import REVOKED
 from .config import NAME, Device, Fleet
 from .quoting import node_config, toml_value, unit_path, unit_word
+from .update import CURRENT, PID, VERSIONS
 
 CONFIG = Path("flwr") / "config.toml"
 """The connection for ``flwr run``, in a folder that can be ``FLWR_HOME``."""
@@ -20,6 +21,14 @@ OWN = "state", "flwr", "cache"
 RUNS = "runs"
 """One more of the SuperLink's: run folders, where the run config does not say another place."""
 
+LOG = "state/log"
+"""The file in which start.sh leaves where it prints."""
+
+LAYERED = """\
+# The version that fleet push has switched to lies over what the virtual environment holds.
+PYTHONPATH={current}"${{PYTHONPATH:+:$PYTHONPATH}}"
+"""
+
 START = """\
 #!/bin/sh
 # {title} Made by flwr-dmml fleet init.
@@ -27,6 +36,8 @@ set -eu
 umask 077
 cd -- {folder}
 mkdir -p {own}
+echo $$ > {pid}
+echo "$(readlink /proc/$$/fd/1)" > {log}
 set -a
 . ./environment
 set +a
@@ -35,7 +46,7 @@ exec {command}
 
 ENVIRONMENT = """\
 # Read by start.sh. Made by flwr-dmml fleet init.
-PATH={venv}:"$PATH"
+PATH={programs}:"$PATH"
 FLWR_HOME={home}
 FLWR_TELEMETRY_ENABLED=0
 FLWR_DISABLE_UPDATE_CHECK=1
@@ -64,6 +75,8 @@ ReadWritePaths={own}
 [Install]
 WantedBy=multi-user.target
 """
+
+UNIT_NAME = "flwr-dmml-{}.service"
 
 INSTALL = """\
 #!/bin/sh
@@ -113,8 +126,12 @@ def superlink_command(fleet: Fleet, folder: str) -> list[str]:
 def device_command(fleet: Fleet, device: Device) -> list[str]:
     """Return what starts a device's SuperNode, and what makes its messages cheap."""
     folder = fleet.folder_of(device)
+    options = [] if device.zygote else ["--no-zygote"]
+    if device.metrics_port:
+        options += ["--metrics-port", str(device.metrics_port)]
+        options += ["--metrics-host", device.metrics_host]
     return [
-        "flwr-dmml", "fleet", "device", *([] if device.zygote else ["--no-zygote"]), "--",
+        "flwr-dmml", "fleet", "device", *options, "--",
         "--superlink", fleet.superlink.address,
         "--root-certificates", f"{folder}/ca.crt",
         "--auth-supernode-private-key", f"{folder}/node-key",
@@ -174,8 +191,21 @@ def device_files(fleet: Fleet, device: Device) -> dict[str, str]:
     title = f"Device {device.name} of the fleet {fleet.name}."
     command, folder = device_command(fleet, device), fleet.folder_of(device)
     keys = "ca.crt", "peer.crt", "peer.key", "node-key", "node-key.pub", REVOKED
-    name = device.name if NAME in fleet.device_dir else "device"  # of several on one machine
-    return _files(fleet, folder, title, command, name, keys, (*OWN, RUN))
+    current = f"{folder}/{VERSIONS}/{CURRENT}"
+    files = _files(
+        fleet, folder, title, command, _called(fleet, device), keys, (*OWN, RUN), current
+    )
+    files["environment"] += LAYERED.format(current=shlex.quote(current))
+    return files
+
+
+def unit_of(fleet: Fleet, device: Device) -> str:
+    """Return the name of a device's systemd unit."""
+    return UNIT_NAME.format(_called(fleet, device))
+
+
+def _called(fleet: Fleet, device: Device) -> str:
+    return device.name if NAME in fleet.device_dir else "device"  # of several on one machine
 
 
 def _files(
@@ -186,6 +216,7 @@ def _files(
     name: str,
     keys: tuple[str, ...],
     own: tuple[str, ...],
+    layer: str = "",
 ) -> dict[str, str]:
     first, *others = command
     lines = [first]
@@ -194,11 +225,17 @@ def _files(
             lines.append(word)
         else:
             lines[-1] += f" {shlex.quote(word)}"
-    place, unit = shlex.quote(folder), f"flwr-dmml-{name}.service"
+    place, unit = shlex.quote(folder), UNIT_NAME.format(name)
+    programs = [f"{one}/bin" for one in (layer, fleet.venv) if one]
     files = "start.sh", "install.sh", "environment", unit, *keys
     return {
         "start.sh": START.format(
-            title=title, folder=place, own=" ".join(own), command=" \\\n  ".join(lines)
+            title=title,
+            folder=place,
+            own=" ".join(own),
+            pid=PID,
+            log=LOG,
+            command=" \\\n  ".join(lines),
         ),
         "install.sh": INSTALL.format(
             title=title,
@@ -209,7 +246,7 @@ def _files(
             unit=unit,
         ),
         "environment": ENVIRONMENT.format(
-            venv=shlex.quote(f"{fleet.venv}/bin"),
+            programs=shlex.quote(":".join(programs)),
             home=shlex.quote(f"{folder}/flwr"),
             cache=shlex.quote(f"{folder}/cache"),
         ),

@@ -12,9 +12,10 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from ..base.errors import UserError
+from ..base.text import one_line
 from ..payload.blocks import vector_problem
 from ..payload.plan import Payload
-from ..transport.messages import ABOUT, PLAN, STATE
+from ..transport.messages import ABOUT, PLAN, SPOKEN, STATE, protocol_problem
 from .admission import odd_ones
 from .member import Member, read_member
 from .reasons import ReplyError, is_lost_worker, join_reasons, opened, partition_of
@@ -131,7 +132,7 @@ def _introduce(
 
     And their partitions, where they are known.
     """
-    hello = ConfigRecord({"method": method})
+    hello = ConfigRecord({"method": method, **SPOKEN})
     messages = [Message(RecordDict({PLAN: hello}), n, "query.hello") for n in node_ids]
     replies = send_and_wait(grid, messages, timeout) if messages else []
     asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
@@ -160,7 +161,11 @@ def _introduce(
 def _introduced(node_id: int, content: RecordDict) -> Member:
     if ABOUT not in content.config_records:
         raise ReplyError("it is not that of a ClientApp of flwr-dmml")
-    return read_member(node_id, content.config_records[ABOUT])
+    about = content.config_records[ABOUT]
+    who = f"device {one_line(str(about.get('partition-id')), 40)}"
+    if problem := protocol_problem(about, who, "the coordinator"):
+        raise ReplyError(problem)
+    return read_member(node_id, about)
 
 
 class Roster:

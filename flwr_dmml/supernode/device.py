@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from logging import WARNING
 from pathlib import Path
 
+from ..base.facts import FOLDER
 from ..base.files import write_whole, writing
 from ..base.log import log
 from ..base.programs import ProgramError, program
@@ -42,7 +43,7 @@ def ready_device(
     Parameters
     ----------
     folder : Path
-        For the zygote's socket and for ``bin``; is made, with mode 0700.
+        For the zygote's socket, ``bin`` and the device's facts; is made, with mode 0700.
     arguments : sequence of str
         Of ``flower-supernode``.
     zygote : bool (default: True)
@@ -74,6 +75,7 @@ def ready_device(
     if quicken("SuperNode"):
         _put(folder / "bin" / SUPEREXEC, _module("superexec"))
     os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    os.environ[FOLDER] = str(folder)
     sys.argv = [SUPERNODE, *arguments]
     return run
 

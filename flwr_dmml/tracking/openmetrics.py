@@ -2,40 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from logging import INFO
 from typing import TYPE_CHECKING
 
-from ..base.errors import SettingsError
-from ..base.libraries import LibraryError, require
-from ..base.log import log
+from ..base.openmetrics import COUNTED, OF_DEVICES, OF_THE_RUN, PREFIX, served
 from .records import NodeResult, RoundRecord
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-PREFIX = "flwr_dmml"
-OF_THE_RUN = {
-    "round": "Complete rounds",
-    "rounds": "Rounds that the method is to have",
-    "accuracy": "Mean test accuracy of the devices, last evaluated round",
-    "min_accuracy": "Test accuracy of the worst device, last evaluated round",
-    "loss": "Mean training loss of the devices, last round",
-    "round_seconds": "Wall-clock seconds of the last round",
-    "failed_devices": "Devices that failed in the last round",
-}
-OF_DEVICES = {
-    "device_accuracy": "Test accuracy, last evaluated round",
-    "device_loss": "Training loss, last round",
-    "device_battery_joules": "Left in the battery",
-    "device_round_seconds": "Simulated seconds of the last round: computing and sending",
-}
-COUNTED = {
-    "joules": "Joules spent by all devices, computed from their profiles",
-    "device_bytes_sent": "Payload bytes sent to neighbours",
-    "device_failures": "Rounds in which the device failed",
-    "device_rejected": "Letters and blocks of neighbours that did not come or were refused",
-}
-"""Names without the prefix; of those that only grow, Prometheus sees ``NAME_total``."""
 
 
 class Exposed:
@@ -146,23 +119,6 @@ def exposed(host: str, port: int) -> Iterator[list[Exposed]]:
     if not port:
         yield []
         return
-    try:
-        require("prometheus_client")
-    except LibraryError as error:
-        raise SettingsError(f"metrics-port = {port}: {error}") from error
-    from prometheus_client import CollectorRegistry, start_http_server
-
-    tracker, registry = Exposed(), CollectorRegistry()
-    registry.register(tracker)
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        where = f"metrics-host = {host!r}, metrics-port = {port}"
-        raise SettingsError(f"{where}: {error.strerror or error}") from error
-    log(INFO, "Metrics for Prometheus: http://%s:%s/metrics", host, port)
-    try:
+    tracker = Exposed()
+    with served(tracker, host, port):
         yield [tracker]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

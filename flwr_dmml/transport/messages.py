@@ -9,6 +9,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from .. import __version__
+from ..base.text import one_line
 from ..payload.plan import Apart, Averaged, Carried, Inbox, Outcome, Payload, Plan
 from .arrays import TensorArray, record_of
 
@@ -35,8 +37,31 @@ SECRET, PRIVATE = "flwr-dmml.secret", "private-key"
 """The record of a node's state that never leaves it, and the key in it."""
 MASK_KEY = "mask-key"
 _FAR, _CARRIES, _AVERAGES, _APART = "far.", "carries.", "averages.", "apart."
+PROTOCOL, VERSION = "protocol", "version"
+SPOKEN: dict[str, int | str] = {PROTOCOL: 1, VERSION: __version__}
+"""Goes with the handshake, both ways. The protocol is raised when messages change their meaning."""
 SIMULATED = "simulated"
 """In the node config of a device that an engine of this package hosts."""
+
+
+def protocol_problem(said: Mapping[str, Any], who: str, here: str) -> str:
+    """Return why a device and a coordinator do not understand each other; empty if they do.
+
+    Parameters
+    ----------
+    said : mapping
+        The other's part of the handshake.
+    who, here : str
+        What the other is, and what this is.
+    """
+    if said.get(PROTOCOL) == SPOKEN[PROTOCOL]:
+        return ""
+    number, version = (one_line(str(said.get(key, "?")), 40) for key in (PROTOCOL, VERSION))
+    return (
+        f"{who} speaks protocol {number} (flwr-dmml {version}), {here} "
+        f"{SPOKEN[PROTOCOL]} (flwr-dmml {__version__}): install one version on all devices and the "
+        "coordinator (flwr-dmml fleet push)"
+    )
 
 
 def pack(tensors: dict[str, Tensor]) -> ArrayRecord:

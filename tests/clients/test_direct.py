@@ -221,7 +221,7 @@ def test_a_device_that_talks_in_the_clear_warns_of_it(
     for t, peers in enumerate(((), (1, 3), (1,), (2, 1), (3, 2)), start=1):
         near = ConfigRecord({str(peer): "" for peer in peers})
         content = RecordDict({PEERS: near, BLOCKS: blocks})
-        reply, _ = device.run(learner, [plan(t, learner, ())], content)
+        reply, *_ = device.run(learner, [plan(t, learner, ())], content)
         notes += reply.config_records.get(NOTES, ConfigRecord({NOTES: []}))[NOTES]  # type: ignore
     if clear:
         first, later = notes

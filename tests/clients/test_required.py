@@ -1,4 +1,4 @@
-"""What a device insists on: TLS to its neighbours, and sealed payloads."""
+"""What a device insists on: one protocol, TLS to its neighbours, and sealed payloads."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.clients import make_client_app
 from flwr_dmml.clients.required import check_required
 from flwr_dmml.engine import server_identity
-from flwr_dmml.transport.messages import PEERS, PLAN, STATE
+from flwr_dmml.transport.messages import PEERS, PLAN, SPOKEN, STATE
 
 DIRECT, SEALED = {"exchange.transport": "direct"}, {"exchange.sealed": True}
 PEER_LIST = RecordDict({PEERS: ConfigRecord({"1": "10.0.0.1:7447"})})
@@ -78,3 +78,27 @@ def test_it_is_asked_at_every_message(kind: str) -> None:
     wrong = pytest.raises(SettingsError, match="partition 1: node config: require-sealed = true")
     with server_identity(1), wrong:
         make_client_app()(Message(content, 5, kind), device)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"protocol": 7, "version": "9.9"}, "speaks protocol 7 (flwr-dmml 9.9), this device 1"),
+        ({}, "speaks protocol ? (flwr-dmml ?), this device 1"),
+        ({"protocol": "\x1b[2J"}, r"speaks protocol \x1b[2J (flwr-dmml ?)"),
+    ],
+)
+def test_a_coordinator_of_another_protocol_is_refused(said: dict[str, Any], words: str) -> None:
+    def greet(spoken: dict[str, Any]) -> Message:
+        run = {**FAST, "num-nodes": 3, "modality-pattern": "image"}
+        device = Context(1, 2, {"partition-id": 1, "num-partitions": 3}, RecordDict(), run)
+        content = RecordDict({PLAN: ConfigRecord({"method": "dpsgd", **spoken})})
+        with server_identity(1):
+            return make_client_app()(Message(content, 5, "query.hello"), device)
+
+    with pytest.raises(SettingsError) as refused:
+        greet(said)
+    assert str(refused.value).startswith("partition 1: the coordinator") and words in str(
+        refused.value
+    )
+    assert greet(SPOKEN).has_content()

@@ -34,6 +34,7 @@ from helpers_fleet import TWO
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app as cli
+from flwr_dmml.cli import fleet as cli_fleet
 from flwr_dmml.cli.fleet import fleet_app
 from flwr_dmml.fleet import (
     Device,
@@ -949,11 +950,14 @@ def running(
 def test_a_fleet_that_is_well(running: tuple[Path, Path]):
     code, said = run("status", running[0], "-o", running[1])
     assert code == 0 and "all is well" in said, said
-    assert said.count("online") == 2 and said.count("closed") == 2
+    assert said.count("online") == 2 and "closed" not in said
+    code, said = run("status", running[0], "-o", running[1], "--details")
+    assert code == 0 and said.count("closed") == 2
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         text = running[0].read_text() + f"direct-port = {port}\n"
-        code, said = run("status", write(running[0].parent, text), "-o", running[1])
+        file = write(running[0].parent, text)
+        code, said = run("status", file, "-o", running[1], "--details")
         assert code == 0 and "open" in said, said
 
 
@@ -1061,7 +1065,9 @@ def test_certificates_that_end(
 
 def test_devices_are_asked(running: tuple[Path, Path], flower: FakeFlower):
     code, said = run("status", running[0], "-o", running[1])
-    assert code == 0 and said.count("1 of 1 reached") == 2 and said.count("within 6 s") == 2, said
+    assert code == 0 and said.count("1 of 1 reached") == said.count(version("flwr-dmml")) == 2
+    code, said = run("status", running[0], "-o", running[1], "--details")
+    assert code == 0 and said.count("1 of 1 reached") == 4 and said.count("within 6 s") == 2, said
     assert said.count(f"torch {version('torch')}") == 2 and said.count("1 files and folders") == 2
     flower.nodes["1002"] = "offline"
     code, said = run("status", running[0], "-o", running[1])
@@ -1204,8 +1210,41 @@ def test_a_small_lateness_is_no_fault(running: tuple[Path, Path], flower: FakeFl
         answer["time_s"] -= 4 + 4.1
 
     flower.edit = edit
-    code, said = run("status", running[0], "-o", running[1])
+    code, said = run("status", running[0], "-o", running[1], "--details")
     assert code == 0 and said.count("at least 4 s behind") == 2, said
+
+
+def test_the_last_round_and_its_error_are_shown(running: tuple[Path, Path], flower: FakeFlower):
+    last = {"round": 7, "rounds": 30, "error": f"ValueError: {EVIL}"}
+
+    def edit(name: str, answer: dict[str, Any]) -> None:
+        answer |= {"last": last, "battery": 0.425} if name == "pi-1" else {}
+
+    flower.edit = edit
+    code, said = run("status", running[0], "-o", running[1])
+    (line,) = [line for line in said.splitlines() if "pi-1" in line]
+    assert code == 0 and "7 of 30" in line and "42%" in line and r"ValueError: \x1b]0" in line, said
+    answer = json.loads(run("status", running[0], "-o", running[1], "--json")[1])["devices"]
+    assert answer[0]["answer"]["battery"] == 0.425 and answer[1]["answer"]["last"] is None
+    last["round"] = -1
+    assert "answer of another form: last.round" in run("status", running[0], "-o", running[1])[1]
+
+
+def test_it_is_watched_until_it_is_ended(
+    running: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_fleet.time, "sleep", pause)
+    done = CliRunner().invoke(
+        fleet_app, ["status", str(running[0]), "-o", str(running[1]), "--no-ask", "--watch", "5"]
+    )
+    assert done.exit_code == 130 and done.output.count("all is well") == len(pauses) == 3
 
 
 def test_what_a_device_reaches():

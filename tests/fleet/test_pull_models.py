@@ -79,7 +79,7 @@ def test_a_device_cannot_write_elsewhere_or_pass_off_damaged_models(file: Path, 
     weights = tmp_path / "a/state/models/run-77/dpsgd/device-000.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
 
-    def send(device: object, folder: str, into: io.BufferedIOBase) -> str:
+    def send(device: object, command: str, into: io.BufferedIOBase) -> str:
         with tarfile.open(fileobj=into, mode="w") as archive:
             archive.add(tmp_path / "a/state/models", ".")
             for name in ("../../../evil.json", "/tmp/evil.json", "run-1/../../device-000.json"):
@@ -94,7 +94,7 @@ def test_a_device_cannot_write_elsewhere_or_pass_off_damaged_models(file: Path, 
     assert "device-000.json were not written together" in first.problem
     assert not list(tmp_path.rglob("evil.json")) and not list((tmp_path / "lab").rglob("run-1"))
 
-    def babble(device: object, folder: str, into: io.BufferedIOBase) -> str:
+    def babble(device: object, command: str, into: io.BufferedIOBase) -> str:
         into.write(b"x" * 999)
         return ""
 

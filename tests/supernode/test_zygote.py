@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from flwr_dmml.base.facts import FOLDER
 from flwr_dmml.base.programs import ProgramError, program
 from flwr_dmml.supernode.device import CLIENTAPP, put_shim, ready_device
 from flwr_dmml.supernode.zygote import ZygoteError, check_peer, receive, serve
@@ -284,6 +285,7 @@ def test_a_device_is_made_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Without a zygote no shim is there, also where an earlier start has left one."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv(FOLDER, "")
     folder = tmp_path / "run"
     (folder / "bin").mkdir(parents=True)
     put_shim(folder)
@@ -293,6 +295,7 @@ def test_a_device_is_made_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [path.name for path in (folder / "bin").iterdir()] == ["flower-superexec"]
     assert os.environ["PATH"].startswith(str(folder / "bin"))
+    assert os.environ[FOLDER] == str(folder)
     superexec = subprocess.run(
         ["flower-superexec", "--version"], capture_output=True, text=True, check=True
     )

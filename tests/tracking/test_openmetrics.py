@@ -12,13 +12,21 @@ from helpers import QUICKSTART, ROOT
 from helpers_resume import SMALL
 
 from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.base.openmetrics import (
+    COUNTED,
+    COUNTED_ON_DEVICES,
+    OF_DEVICES,
+    OF_THE_RUN,
+    ON_DEVICES,
+    PREFIX,
+)
 from flwr_dmml.engine import load_app, run_app
 from flwr_dmml.tracking import NodeResult, RoundRecord
-from flwr_dmml.tracking.openmetrics import COUNTED, OF_DEVICES, OF_THE_RUN, PREFIX, exposed
+from flwr_dmml.tracking.openmetrics import exposed
 
 pytest.importorskip("prometheus_client", reason='needs pip install "flwr-dmml[metrics]"')
-ALL = {f"{PREFIX}_{n}" for n in (*OF_THE_RUN, *OF_DEVICES)} | {
-    f"{PREFIX}_{n}_total" for n in COUNTED
+ALL = {f"{PREFIX}_{n}" for n in (*OF_THE_RUN, *OF_DEVICES, *ON_DEVICES)} | {
+    f"{PREFIX}_{n}_total" for n in (*COUNTED, *COUNTED_ON_DEVICES)
 }
 
 

@@ -46,6 +46,8 @@ def describe(config: Mapping[str, Any], peers: Mapping[str, tuple[str, int]]) ->
         "platform": f"{platform.system()} {platform.machine()}",
         "config": {key: config[key] for key in KEYS if key in config},
         "data": describe_data(config),
+        "last": describe_last(),
+        "battery": describe_battery(),
         "disk_bytes": _free_disk(config),
         "memory_bytes": _free_memory(),
         "peers": dict(zip(peers, reached, strict=True)),
@@ -102,6 +104,28 @@ def describe_data(config: Mapping[str, Any]) -> dict[str, Any]:
         return _wrong(f"flwr-dmml cannot be imported: {error}")
     except (RuntimeError, ValueError, OSError) as error:
         return _wrong(str(error))
+
+
+def describe_last() -> dict[str, Any] | None:
+    """Return the device's last message; None where it does not know."""
+    try:
+        from flwr_dmml.base.facts import facts_file, read_facts
+    except ImportError:
+        return None
+    file = facts_file()
+    facts = None if file is None else read_facts(file)
+    if facts is None or not facts.time_s:
+        return None
+    return {"round": facts.round, "rounds": facts.rounds, "error": facts.error}
+
+
+def describe_battery() -> float | None:
+    """Return the share that is left in the board's battery; None where it has none."""
+    try:
+        from flwr_dmml.base.machine import battery_charge
+    except ImportError:
+        return None
+    return battery_charge()
 
 
 def _wrong(problem: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Answers:
 
     def __init__(self, key: str, seal: Seal | None = None, *, newest: bool = False) -> None:
         self._key, self._seal, self._newest = key, seal, newest
-        self.bytes_sent = 0
+        self.sent = Counter[int]()
         self._readers: Collection[int] | None = None
         self._letters: dict[int, tuple[bytes, bytes]] = {}
         self._held: list[_Held] = []
@@ -210,7 +211,7 @@ class Answers:
             self._refuse(query, f"{len(data)} bytes, allowed are {question.limit}")
             return
         with self._changed:  # before it goes out: who has it may look
-            self.bytes_sent += len(data)
+            self.sent[question.by] += len(data)
         try:
             with query:
                 key = f"{self._key}/{question.server_round}"
@@ -218,7 +219,7 @@ class Answers:
         except zenoh.ZError as error:
             log.debug("a letter could not be sent: %s", error)
             with self._changed:
-                self.bytes_sent -= len(data)
+                self.sent[question.by] -= len(data)
 
     def _refuse(self, query: zenoh.Query, why: str) -> None:
         try:

@@ -1,6 +1,7 @@
 """Asking side of a device: fetches a neighbour's letter of a round and checks it."""
 
 import logging
+from collections import Counter
 from threading import Event, Lock
 from time import monotonic
 
@@ -40,8 +41,8 @@ class Asker:
 
     Attributes
     ----------
-    bytes_received : int
-        Bytes of all letters that came, refused ones too.
+    received : Counter of int
+        Bytes of all letters that came, refused ones too, by the device that was asked.
     letters_refused : int
         Letters that came and were not what was asked for.
     """
@@ -60,7 +61,7 @@ class Asker:
         self._limits, self._limit = limits, letter_bytes(limits)
         self._tls, self._seal = tls, seal
         self._lock, self._closed = Lock(), Event()
-        self.bytes_received = self.letters_refused = 0
+        self.received, self.letters_refused = Counter[int](), 0
 
     def fetch(
         self, route: Route, peer: int, server_round: int, deadline: float, spare_s: float = 0.0
@@ -126,7 +127,7 @@ class Asker:
     def _read(self, sample: zenoh.Sample, peer: int, server_round: int) -> Letter:
         size = len(sample.payload)
         with self._lock:
-            self.bytes_received += size
+            self.received[peer] += size
         try:
             if size > self._limit:
                 raise LetterError(f"{size} bytes, allowed are {self._limit}")

@@ -7,6 +7,7 @@ session of its own, so that a slow, dead or malicious one costs only itself.
 
 import atexit
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from ...base.libraries import require
 from ...payload.limits import Limits
 from ..letter import Letter, LetterError, guarded, letter_bytes, write_letter
+from ..traffic import Traffic
 from .listening import Listener
 from .tls import Tls
 
@@ -98,6 +100,7 @@ class DirectLink:
         self._listener: Listener | None = None
         self._routes: dict[tuple[int, str], Route] = {}
         self._lock, self._closed = Lock(), Event()
+        self._heard, self._waited_s = dict[int, int](), 0.0
         serve = self._answers.serve
         self._router = self._network.router(router, serve) if router else None
         own = listen or multicast
@@ -147,7 +150,8 @@ class DirectLink:
         missing : dict of int to str
             For each other peer, why there is none.
         """
-        deadline = monotonic() + timeout_s
+        begun = monotonic()
+        deadline = begun + timeout_s
         letters: dict[int, Letter] = {}
         missing: dict[int, str] = {}
         routes: dict[int, Route] = {}
@@ -175,6 +179,8 @@ class DirectLink:
             except LetterError as error:
                 missing[peer] = str(error)
         self._forget_routes(peers)
+        self._heard |= dict.fromkeys(letters, server_round + 1)
+        self._waited_s += monotonic() - begun
         return letters, missing
 
     def listen(self, peers: Mapping[int, str], known: Mapping[int, int]) -> dict[int, str]:
@@ -211,7 +217,9 @@ class DirectLink:
 
         Both by partition id, of those to whom :meth:`listen` listens.
         """
-        return self._listener.arrived() if self._listener else ({}, {})
+        letters, refused = self._listener.arrived() if self._listener else ({}, {})
+        self._heard |= {peer: letter.server_round + 1 for peer, letter in letters.items()}
+        return letters, refused
 
     def linger(self, peers: Collection[int], server_round: int, timeout_s: float) -> set[int]:
         """Wait until these have fetched the letter of a round, or a later one.
@@ -221,12 +229,15 @@ class DirectLink:
         set of int
             Those which have not within ``timeout_s`` seconds.
         """
-        return self._answers.linger(peers, server_round, timeout_s)
+        begun = monotonic()
+        late = self._answers.linger(peers, server_round, timeout_s)
+        self._waited_s += monotonic() - begun
+        return late
 
     @property
     def bytes_received(self) -> int:
         """Bytes of all letters that came, refused ones too."""
-        return self._asker.bytes_received
+        return self._asker.received.total()
 
     @property
     def letters_refused(self) -> int:
@@ -236,7 +247,13 @@ class DirectLink:
     @property
     def bytes_sent(self) -> int:
         """Bytes of all letters that were sent."""
-        return self._answers.bytes_sent
+        return self._answers.sent.total()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has come and gone so far."""
+        received, sent = Counter(self._asker.received), Counter(self._answers.sent)
+        return Traffic(received, sent, dict(self._heard), self._waited_s)
 
     def close(self) -> None:
         """Close all sessions; may be called again."""
