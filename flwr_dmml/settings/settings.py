@@ -45,7 +45,7 @@ class Settings(DeviceSettings):
     rounds: Literal["sync", "async"] = Field(
         "sync",
         description="sync: a round of all begins when the slowest is done; async: nobody waits, "
-        "each device mixes what has come (real devices: with exchange.transport = direct)",
+        "each device mixes what has come",
     )
     max_staleness: int = Field(
         3,
