@@ -86,14 +86,20 @@ class Task:
         Raises
         ------
         FleetError
-            A setting is one that the run is given here anyway.
+            A setting is one that the run is given here anyway, or the run cannot be resumed.
         """
         own: dict[str, Any] = {"run-dir": str(self.run.parent), "run-name": self.name}
         given = " ".join(self.settings)
-        keys = [word.partition("=")[0] for word in given.split() if "=" in word]
+        pairs = [word.partition("=") for word in given.split() if "=" in word]
+        keys = [key for key, _, _ in pairs]
         if taken := [key for key in keys if key in OURS]:
             raise FleetError(
                 f"{', '.join(taken)}: fleet serve sets this itself; use --name, --runs"
+            )
+        if any(key == "rounds" and value.strip("'\"") == "async" for key, _, value in pairs):
+            raise FleetError(
+                "rounds = 'async': real devices leave no checkpoints, so that fleet serve could "
+                "not resume the run; start it with flwr run"
             )
         if "num-nodes" not in keys:
             own["num-nodes"] = len(self.fleet.devices)

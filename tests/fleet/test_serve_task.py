@@ -1,0 +1,46 @@
+"""What ``fleet serve`` gives a run, and which runs it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from flwr_dmml.fleet import FleetError, read_fleet
+from flwr_dmml.fleet.serving import Task
+
+FLEET = """
+name = "lab"
+[superlink]
+host = "10.0.0.1"
+[[device]]
+name = "pi-1"
+address = "10.0.0.11"
+data-path = "/data/part-000"
+"""
+
+
+def task(folder: Path, *settings: str) -> Task:
+    file = folder / "fleet.toml"
+    file.write_text(FLEET)
+    return Task(read_fleet(file), folder, folder / "app", "monday", settings)
+
+
+def test_a_run_gets_its_name_its_folder_and_its_number_of_devices(tmp_path: Path) -> None:
+    given = task(tmp_path, "seed=1 rounds='sync'").config(resume=True)
+    run = tmp_path / "superlink/runs"
+    assert given == (
+        f"run-dir='{run}' run-name='monday' num-nodes=1 resume='{run / 'monday'}' "
+        "seed=1 rounds='sync'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("seed=1 resume='x'", "resume: fleet serve sets this itself; use --name, --runs"),
+        ("rounds='async'", "rounds = 'async': real devices leave no checkpoints"),
+        ('seed=1 rounds="async"', "rounds = 'async': real devices leave no checkpoints"),
+    ],
+)
+def test_a_run_that_cannot_be_resumed_is_refused(tmp_path: Path, settings: str, said: str) -> None:
+    with pytest.raises(FleetError, match=said):
+        task(tmp_path, settings).config(resume=False)
