@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,25 +95,32 @@ class Memory:
     """
 
     def __init__(self, roots: dict[str, int]) -> None:
-        self._roots, self._done = roots, threading.Event()
+        self._roots = roots
         self.most_mb: dict[str, float] = defaultdict(float)
 
-    @contextmanager
-    def sampling(self, every_s: float = 1.0) -> Iterator[None]:
-        """Sample in the background."""
-        thread = threading.Thread(target=self._sample_until_done, args=(every_s,))
-        thread.start()
-        try:
-            yield
-        finally:
-            self._done.set()
-            thread.join()
+    def sample(self) -> None:
+        """Look at all trees once."""
+        for who, processes in trees(self._roots).items():
+            now_mb = sum(_pss_mb(process.pid) for process in processes)
+            self.most_mb[who] = max(self.most_mb[who], now_mb)
 
-    def _sample_until_done(self, every_s: float) -> None:
-        while not self._done.wait(every_s):
-            for who, processes in trees(self._roots).items():
-                now_mb = sum(_pss_mb(process.pid) for process in processes)
-                self.most_mb[who] = max(self.most_mb[who], now_mb)
+
+@contextmanager
+def regularly(look: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Look every so many seconds, in the background."""
+    done = threading.Event()
+
+    def look_until_done() -> None:
+        while not done.wait(every_s):
+            look()
+
+    thread = threading.Thread(target=look_until_done)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class Process(NamedTuple):
@@ -233,7 +240,7 @@ def timed(fleet: LocalFleet, learns: dict[str, Any], repeats: int, counts: dict[
     rest = {who: sum(_pss_mb(p.pid) for p in tree) for who, tree in trees(roots).items()}
     found.rest_mb = max(rest.values())
     memory = Memory(roots)
-    with memory.sampling():
+    with regularly(memory.sample, 1.0):
         for repeat in range(repeats):
             for way, count in counts.items():
                 settings = learns | {

@@ -36,13 +36,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Event as Flag
-from threading import Thread
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from faults import ERR, ROOT, lying_app
-from fleet import flwr_dmml
+from fleet import flwr_dmml, regularly
 from fleet_helpers import FLEET
 from flwr_helpers import processes_of
 from lan import Lan, why_not
@@ -183,25 +181,13 @@ class Monitor:
     mark: str
     processes: dict[int, Process] = field(default_factory=dict)
     most: int = 0
-    _done: Flag = field(default_factory=Flag)
 
-    @contextmanager
-    def looking(self, every_s: float = 5.0) -> Iterator[None]:
-        thread = Thread(target=self._look_until_done, args=(every_s,))
-        thread.start()
-        try:
-            yield
-        finally:
-            self._done.set()
-            thread.join()
-
-    def _look_until_done(self, every_s: float) -> None:
-        while not self._done.wait(every_s):
-            there = processes_of(self.mark)
-            self.most = max(self.most, len(there))
-            for pid in there:
-                with suppress(OSError):  # it has ended
-                    self._look_at(pid)
+    def look(self) -> None:
+        there = processes_of(self.mark)
+        self.most = max(self.most, len(there))
+        for pid in there:
+            with suppress(OSError):  # it has ended
+                self._look_at(pid)
 
     def _look_at(self, pid: int) -> None:
         place = Path(f"/proc/{pid}")
@@ -431,7 +417,7 @@ def rehearse(folder: Path, devices: int, events: Sequence[Event], seed: int) -> 
             served = fleet.serve(app, RUN, given)
             rehearsal = Rehearsal(fleet, site, lan, folder, served)
             rehearsal.wait_for_rounds(2)
-            with monitor.looking():
+            with regularly(monitor.look, 5.0):
                 rehearsal.disturb(events)
                 rehearsal.wait_for_all()
             said = rehearsal.stop()

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import WARNING
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.common.logger import log
@@ -39,6 +39,9 @@ from .limits import limits_of
 from .metering import run_metered
 from .own_pace import run_at_own_pace
 from .sealing import run_sealed, seals
+
+if TYPE_CHECKING:
+    from ..transport.direct.link import DirectLink
 
 
 class Transport(Protocol):
@@ -107,61 +110,57 @@ class Direct:
     """Devices exchange letters with their neighbours, for several rounds; numbers come back."""
 
     context: Context
+    newest: ClassVar[bool] = False
+    """Whether a device asks for its neighbours' newest letters, of whatever round."""
 
     def run(
         self, learner: Learner, plans: Sequence[Plan], content: RecordDict
     ) -> tuple[RecordDict, ArrayRecord, Traffic]:
         """See :class:`Transport`."""
         context = self.context
-        before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
-        sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
         me, exchange = learner.partition.partition_id, learner.settings.exchange
         peers, shared = read_peers(content), read_blocks(content)
-        if warning := in_the_clear(context, peers):
-            log(WARNING, "This device %s", warning)
-        with open_link(context, exchange, me, limits_of(learner, shared)) as link:
-            run, own = name_of_run(context.run_id), context.node_config
-            outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own, shared)
-            traffic = link.traffic
-        kept = {SENT + k: v for k, v in sent.items()}
-        return _told(outcomes, warning), pack(learner.state() | kept), traffic
-
-
-@dataclass(frozen=True)
-class OwnPace:
-    """As :class:`Direct`, but a device mixes what has come, and waits for nobody."""
-
-    context: Context
-
-    def run(
-        self, learner: Learner, plans: Sequence[Plan], content: RecordDict
-    ) -> tuple[RecordDict, ArrayRecord, Traffic]:
-        """See :class:`Transport`."""
-        context = self.context
-        before = unpack(context.state.array_records.get(STATE, ArrayRecord()))
-        me, exchange = learner.partition.partition_id, learner.settings.exchange
-        peers, shared = read_peers(content), read_blocks(content)
-        most = int(str(content.config_records[OWN_PACE][MAX_STALENESS]))
         if warning := in_the_clear(context, peers):
             log(WARNING, "This device %s", warning)
         limits = limits_of(learner, shared)
-        with open_link(context, exchange, me, limits, newest=True) as link:
-            run, own = name_of_run(context.run_id), context.node_config
-            outcomes, kept = run_at_own_pace(
-                learner, plans, peers, link, run, before, most, own, shared
-            )
+        with open_link(context, exchange, me, limits, newest=self.newest) as link:
+            outcomes, kept = self._rounds(learner, plans, content, link)
             traffic = link.traffic
-        return _told(outcomes, warning), pack(learner.state() | kept), traffic
+        reply = RecordDict({METRICS: MetricRecord(join(outcome.metrics for outcome in outcomes))})
+        if report := join(map(write_report, outcomes)):
+            reply[REPORT] = ConfigRecord(report)
+        if warning:
+            add_note(reply, warning)
+        return reply, pack(learner.state() | kept), traffic
+
+    def _rounds(
+        self, learner: Learner, plans: Sequence[Plan], content: RecordDict, link: "DirectLink"
+    ) -> tuple[list[Outcome], Payload]:
+        """Run the rounds; return what came of each, and what to keep until the next message."""
+        peers, shared = read_peers(content), read_blocks(content)
+        before = self._kept()
+        sent = {k.removeprefix(SENT): v for k, v in before.items() if k.startswith(SENT)}
+        run, own = name_of_run(self.context.run_id), self.context.node_config
+        outcomes, sent = run_directly(learner, plans, peers, link, run, sent, own, shared)
+        return outcomes, {SENT + k: v for k, v in sent.items()}
+
+    def _kept(self) -> Payload:
+        return unpack(self.context.state.array_records.get(STATE, ArrayRecord()))
 
 
-def _told(outcomes: Sequence[Outcome], warning: str) -> RecordDict:
-    """Write what a device tells of the rounds of a message."""
-    reply = RecordDict({METRICS: MetricRecord(join(outcome.metrics for outcome in outcomes))})
-    if report := join(map(write_report, outcomes)):
-        reply[REPORT] = ConfigRecord(report)
-    if warning:
-        add_note(reply, warning)
-    return reply
+@dataclass(frozen=True)
+class OwnPace(Direct):
+    """As :class:`Direct`, but a device mixes what has come, and waits for nobody."""
+
+    newest: ClassVar[bool] = True
+
+    def _rounds(
+        self, learner: Learner, plans: Sequence[Plan], content: RecordDict, link: "DirectLink"
+    ) -> tuple[list[Outcome], Payload]:
+        peers, shared = read_peers(content), read_blocks(content)
+        most = int(str(content.config_records[OWN_PACE][MAX_STALENESS]))
+        run, own = name_of_run(self.context.run_id), self.context.node_config
+        return run_at_own_pace(learner, plans, peers, link, run, self._kept(), most, own, shared)
 
 
 def relayed(content: RecordDict, plan: Plan) -> Traffic:

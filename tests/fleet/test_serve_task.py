@@ -3,24 +3,15 @@
 from pathlib import Path
 
 import pytest
+from helpers_fleet import TWO
 
 from flwr_dmml.fleet import FleetError, read_fleet
 from flwr_dmml.fleet.serving import Task
 
-FLEET = """
-name = "lab"
-[superlink]
-host = "10.0.0.1"
-[[device]]
-name = "pi-1"
-address = "10.0.0.11"
-data-path = "/data/part-000"
-"""
-
 
 def task(folder: Path, *settings: str) -> Task:
     file = folder / "fleet.toml"
-    file.write_text(FLEET)
+    file.write_text(TWO)
     return Task(read_fleet(file), folder, folder / "app", "monday", settings)
 
 
@@ -28,7 +19,7 @@ def test_a_run_gets_its_name_its_folder_and_its_number_of_devices(tmp_path: Path
     given = task(tmp_path, "seed=1 rounds='sync'").config(resume=True)
     run = tmp_path / "superlink/runs"
     assert given == (
-        f"run-dir='{run}' run-name='monday' num-nodes=1 resume='{run / 'monday'}' "
+        f"run-dir='{run}' run-name='monday' num-nodes=2 resume='{run / 'monday'}' "
         "seed=1 rounds='sync'"
     )
 
