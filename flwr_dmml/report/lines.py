@@ -1,8 +1,9 @@
 """Records of a run folder that reports read besides the rounds: devices, confusion, run info."""
 
+import shlex
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ..tracking.records import Amount, Count
 
@@ -59,3 +60,11 @@ class RunInfo(BaseModel):
     versions: dict[str, str] = {}
     git: dict[str, Any] | None = None
     platform: str = ""
+
+    @field_validator("command")
+    @classmethod
+    def _for_a_shell(cls, command: str | None) -> str | None:
+        """Refuse what no shell could run: it is shown in lines, an option with its value."""
+        if command and not shlex.split(command):
+            raise ValueError("a command without a word")
+        return command
