@@ -436,7 +436,7 @@ class Kills:
     def of_worker(self, times: int) -> Row:
         """Kill a worker: the run goes on by itself."""
         taken, row = self._seconds("workers"), Row("kill -9, worker", f"{times} kills")
-        equal = 0
+        equal = hit = 0
         for number in range(times):
             own, process = self._started(f"worker {number}", ENGINES["workers"])
             wait, killed = self.draw.uniform(0, taken), 0
@@ -450,8 +450,9 @@ class Kills:
             said = process.communicate(timeout=LONGEST_S)[0]
             row.check(metrics(own / "r") == self.whole, f"{number}: {said[-1000:]}")
             equal += metrics(own / "r") == self.whole
+            hit += bool(killed)
             ERR.print(f"{row.what} {number}: process {killed}")
-        row.found = f"{equal} equal bytes"
+        row.found = f"{equal} equal bytes; {hit} killed, {times - hit} runs were over before"
         return row
 
     def of_device(self, times: int) -> Row:
