@@ -1,12 +1,15 @@
 """What a device knows of itself between messages: a file that each message writes anew."""
 
 import os
+from logging import WARNING
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .files import write_whole
+from .log import log
+from .text import one_line
 
 FOLDER = "FLWR_DMML_RUN_DIR"
 """Variable of the environment: the folder of the file, which ``flwr-dmml fleet device`` sets."""
@@ -69,11 +72,14 @@ def facts_file() -> Path | None:
 
 
 def read_facts(file: Path) -> Facts:
-    """Read what is known; of a file that is not there, or damaged, nothing is."""
+    """Read what is known: nothing yet, if the file is not there; a damaged one is named."""
     try:
         return Facts.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return Facts()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValidationError) as error:
+        log(WARNING, "%s cannot be read, and begins anew: %s", file, one_line(str(error)))
+    return Facts()
 
 
 def write_facts(file: Path, facts: Facts) -> None:

@@ -207,7 +207,7 @@ class EventTime:
 
     def _mixing(self, p: int) -> tuple[Plan, list[_Letter]]:
         """Return the plan of a device's next round as far as mixing, and the letters for it."""
-        plan, near, box = self._plans.mixes(p), self._plans.around[p], self._boxes[p]
+        plan, box = self._plans.mixes(p), self._boxes[p]
         if self._adds_up:
             self._boxes[p] = []
             senders = sorted({letter.sender for letter in box})
@@ -219,8 +219,7 @@ class EventTime:
         old = plan.server_round - 1 - self._max_staleness
         box = self._boxes[p] = [letter for letter in box if letter.came >= old]
         there = {letter.sender for letter in box}
-        plan = replace(plan, neighbours=near.neighbours, weights=near.weights)
-        plan = plan.without([n for n in near.neighbours if n not in there])
+        plan = plan.without([n for n in plan.neighbours if n not in there])
         return plan, [letter for letter in box if letter.sender in plan.neighbours]
 
     def _ask(

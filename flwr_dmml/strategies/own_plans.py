@@ -91,11 +91,13 @@ class OwnPlans:
         return self._planner.payload_bits(self.sizes, self.graph)
 
     def mixes(self, p: int) -> Plan:
-        """Return the plan of a device's next round, so far without neighbours and training."""
-        number = self.begun[p] + 1
+        """Return the plan of a device's next round, with all neighbours, as far as mixing."""
+        number, near = self.begun[p] + 1, self.around[p]
         return Plan(
             server_round=number,
             iterations=0,
+            neighbours=near.neighbours,
+            weights=near.weights,
             num_rounds=max(self.expected[p], number),
             hand_over=self._planner.hand_over,
         )

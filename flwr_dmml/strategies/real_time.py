@@ -235,13 +235,9 @@ class RealTime:
                     plans.stop(p, budget.flat)
                 break
             bits = float(plans.bits[p]) if budget.receivers else 0.0
-            near, mixed = plans.around[p], plans.begun[p]
-            plan = replace(
-                plans.mixes(p),
-                neighbours=near.neighbours,
-                weights=near.weights,
-                evaluate=mixed > 0 and mixed % self._planner.evaluate_every == 0,
-            )
+            mixed = plans.begun[p]
+            asks = mixed > 0 and mixed % self._planner.evaluate_every == 0
+            plan = replace(plans.mixes(p), evaluate=asks)
             found.append(_Planned(plans.begin(p, plan, budget), budget, bits))
             plans.energy.book(p, budget)
             self._reserved_j[p] += budget.compute_j + budget.radio_j
@@ -360,16 +356,10 @@ class RealTime:
     def _end(self, record: RoundRecord) -> None:
         """Let all mix the last letters and be evaluated: the one beat of the run."""
         grid, _, timeout = self._given
-        plans: dict[int, Plan] = {}
-        for p in self._there(self._plans.alive):
-            near = self._plans.around[p]
-            plans[p] = replace(
-                self._plans.mixes(p),
-                neighbours=near.neighbours,
-                weights=near.weights,
-                evaluate=True,
-                budget_j=0.0,
-            )
+        plans = {
+            p: replace(self._plans.mixes(p), evaluate=True, budget_j=0.0)
+            for p in self._there(self._plans.alive)
+        }
         good, failed = self._exchange.close(grid, plans, self._max_staleness, timeout)
         self._logbook.failures(failed)
         for p, reply in good.items():

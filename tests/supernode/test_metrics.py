@@ -104,6 +104,11 @@ def test_they_are_served_as_they_change(
     assert names == wanted | {f"flwr_dmml_{n}_total" for n in COUNTED_ON_DEVICES}
 
 
-def test_a_damaged_file_is_nothing_known(tmp_path: Path):
+def test_a_damaged_file_is_named_and_nothing_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     (tmp_path / FILE).write_text('{"round": -1}')
     assert read_facts(tmp_path / FILE).round == 0
+    assert "facts.json cannot be read, and begins anew" in caplog.text
+    caplog.clear()
+    assert read_facts(tmp_path / "none").round == 0 and not caplog.text
