@@ -379,52 +379,45 @@ def pacing(
         table.add_column(f"accuracy, round {t}", justify="right")
         table.add_column("most epsilon", justify="right")
     bars: list[Bar] = []
-    drawn: dict[str, dict[str, Points]] = {title: {} for title in _PACED}
-    for name, spread in (("until it is spent", False), ("spread", True)):
-        cells, runs = list[list[float]](), list[list[RoundRecord]]()
+    curves: dict[str, dict[str, Points]] = {title: {} for title in _PACED}
+    for key, line in _BUDGETS.items():
+        runs: list[list[RoundRecord]] = []
         for seed in seeds:
             settings = _curve_settings(400, 1.0, seed, quick) | {"privacy.sigma": 1.0}
             samples = 360
             budget = epsilon_of([(1.0, 32 / samples, 10 * rounds)], 1 / (10 * samples)) * 1.0001
-            settings |= {"privacy.epsilon": budget, "privacy.pacing": spread, "evaluate-every": 1}
+            settings |= {"privacy.epsilon": budget, "privacy.pacing": key == "spread"}
             with tempfile.TemporaryDirectory() as place:
-                records = run_of(settings, Path(place), "run")
-            most = max(node.own[EPSILON] for node in records[-1].nodes)
-            bars.append(Bar(f"epsilon, {name}, at most {budget:.4f}", most, most <= budget))
-            runs.append(records)
-            every = [records[t - 1] for t in shown]
-            pairs = [tuple(of(r) for of in _PACED.values()) for r in every]
-            cells.append([value for pair in pairs for value in pair])
-        for title, told in drawn.items():
+                runs.append(run_of({**settings, "evaluate-every": 1}, Path(place), "run"))
+            most = _PACED["epsilon"](runs[-1][-1])
+            bars.append(Bar(f"epsilon, {line.label}, at most {budget:.4f}", most, most <= budget))
+        for title, of in _PACED.items():
             each = zip(*runs, strict=True)
-            told[name] = [(same[0].round, fmean(map(_PACED[title], same))) for same in each]
-        means = [fmean(column) for column in zip(*cells, strict=True)]
-        table.add_row(name, *(f"{value:.3f}" for value in means))
-        CONSOLE.print(name, *(f"{value:.3f}" for value in means), highlight=False)
+            curves[title][key] = [(same[0].round, fmean(map(of, same))) for same in each]
+        means = [f"{told[key][t - 1][1]:.3f}" for t in shown for told in curves.values()]
+        table.add_row(line.label, *means)
+        CONSOLE.print(line.label, *means, highlight=False)
     if figure is not None:
-        figure.write_text(_paced(drawn), encoding="utf-8")
+        panels = [
+            Panel("accuracy", curves["accuracy"], 0.0, 0.4, (0.1, 0.2, 0.3)),
+            Panel("epsilon", curves["epsilon"], 0.0, 8.0, (2.0, 4.0, 6.0)),
+        ]
+        label = "Accuracy and epsilon by round, with the budget spread over the rounds and not"
+        foot = "over rounds; mean over devices, highest epsilon of all"
+        figure.write_text(chart(_BUDGETS, panels, label, foot), encoding="utf-8")
     return table, bars
 
 
+_BUDGETS = {
+    "spread": Line("spread (privacy.pacing)", "1", 2.5),
+    "until": Line("until spent", "muted", 2, "5 4"),
+}
+"""How a budget is spent; the first lies on top in the figure."""
 _PACED: Mapping[str, Callable[[RoundRecord], float]] = {
     "accuracy": lambda record: record.accuracy or 0.0,
     "epsilon": lambda record: max(node.own[EPSILON] for node in record.nodes),
 }
 """What is told of each round."""
-
-
-def _paced(drawn: Mapping[str, Mapping[str, Points]]) -> str:
-    """Return a picture of accuracy and epsilon by round."""
-    panels = [
-        Panel(title, {name.split()[0]: points for name, points in curves.items()}, 0.0, high, ticks)
-        for (title, curves), high, ticks in zip(
-            drawn.items(), (0.4, 8.0), ((0.1, 0.2, 0.3), (2.0, 4.0, 6.0)), strict=True
-        )
-    ]
-    lines = {"spread": Line("spread (privacy.pacing)", "1", 2.5)}
-    lines |= {"until": Line("until spent", "muted", 2, "5 4")}
-    label = "Accuracy and epsilon by round, with the budget spread over the rounds and not"
-    return chart(lines, panels, label, "over rounds; mean over devices, highest epsilon of all")
 
 
 # ---- leaks --------------------------------------------------------------------------------------
