@@ -271,6 +271,15 @@ FAULTS: dict[str, tuple[Cell, Cell, Cell, Cell]] = {
         ),
         untested("stops", COORDINATOR),
     ),
+    "a device is away when a run is resumed": (
+        *2 * (nowhere("the engine starts all devices"),),
+        untested("alone", COORDINATOR, "until it comes"),
+        seen(
+            "alone",
+            "strategies/test_returning.py::test_a_resumed_run_goes_on_without_a_device_and_takes_it_back",
+            more="until it comes",
+        ),
+    ),
     "a second process resumes a run that lives": (
         seen("refused", "tracking/test_lock.py::test_a_run_that_lives_is_not_resumed_beside_it"),
         untested("refused", COORDINATOR),

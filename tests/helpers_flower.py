@@ -15,10 +15,16 @@ from flwr_dmml.engine.identity import SERVER_NODE_ID
 
 
 class FlowersGrid(Grid):
-    """Devices behind a grid of Flower's; SIGTERM comes with the messages of a round."""
+    """Devices behind a grid of Flower's; SIGTERM comes with the messages of a round.
 
-    def __init__(self, devices: InProcessGrid, stop_in: int) -> None:
+    A device in ``away`` connects when messages of so many rounds have been sent.
+    """
+
+    def __init__(
+        self, devices: InProcessGrid, stop_in: int, away: Mapping[int, int] | None = None
+    ) -> None:
         self._devices, self._stop_in, self._trained = devices, stop_in, 0
+        self._away = away or {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         listed = list(messages)
@@ -42,7 +48,8 @@ class FlowersGrid(Grid):
         return found
 
     def get_node_ids(self) -> Iterable[int]:
-        return self._devices.get_node_ids()
+        each = enumerate(self._devices.get_node_ids())
+        return [node_id for p, node_id in each if self._away.get(p, 0) <= self._trained]
 
     def set_run(self, run: Run) -> None:
         self._devices.set_run(run)
@@ -55,10 +62,16 @@ class FlowersGrid(Grid):
         return self._devices.create_message(*given, **named)
 
 
-def serve(app: FlowerApp, folder: Path, config: Mapping[str, Any], stop_in: int = 0) -> None:
+def serve(
+    app: FlowerApp,
+    folder: Path,
+    config: Mapping[str, Any],
+    stop_in: int = 0,
+    away: Mapping[int, int] | None = None,
+) -> None:
     """Run an app, with run folders in ``folder``; SIGTERM comes in message ``stop_in``."""
     given = {**app.run_config, **config, "run-dir": str(folder)}
     context = Context(1, SERVER_NODE_ID, {}, RecordDict(), given)
     devices = InProcessGrid(app.client_app, given["num-nodes"], given)
     with server_identity(1):
-        app.server_app(FlowersGrid(devices, stop_in), context)
+        app.server_app(FlowersGrid(devices, stop_in, away), context)

@@ -25,7 +25,7 @@ from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoi
 from ..tracking.events import EVENTS, DeviceRound, lines_of
 from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
-from .member import Member
+from .member import Member, members_from_json, members_to_json, unlike
 from .peer import PeerStrategy
 from .reasons import join_reasons
 from .replies import read_state
@@ -168,7 +168,7 @@ class Keeper:
             "lines": there,
             "files": self._files(there),
             "published": {p: list(payload) for p, payload in payloads.items()},
-            "members": {p: _likeness(member) for p, member in strategy.roster.members.items()},
+            "members": members_to_json(strategy.roster.members),
             **strategy.state(),
         }
         for p, payload in payloads.items():  # most of it is what the device keeps: once is enough
@@ -237,7 +237,7 @@ class Keeper:
             )
         return None
 
-    def members_of(self, checkpoint: Checkpoint) -> set[int]:
+    def members_of(self, checkpoint: Checkpoint) -> dict[int, Member]:
         """Return the devices of a run, by partition id.
 
         Raises
@@ -246,30 +246,38 @@ class Keeper:
             The checkpoint is not what this version writes.
         """
         with _as_written(checkpoint):
-            return {int(p) for p in checkpoint.about["members"]}
+            return members_from_json(checkpoint.about["members"])
 
-    def restore(self, strategy: PeerStrategy, grid: Grid, checkpoint: Checkpoint) -> None:
+    def restore(
+        self, strategy: PeerStrategy, grid: Grid, checkpoint: Checkpoint
+    ) -> dict[int, ArrayRecord]:
         """Take a strategy that has met its devices back to a checkpoint.
 
-        A real device that cannot be taken back is asked again, for up to ``wait_timeout`` seconds.
-        The method's files are then cut back to the rounds before it.
+        A real device that cannot be taken back is asked again, for up to ``wait_timeout`` seconds;
+        then it is away. The method's files are cut back to the rounds before the checkpoint.
+
+        Returns
+        -------
+        dict of int to ArrayRecord
+            What those that are away kept, by partition.
 
         Raises
         ------
         ResumeError
-            A device is missing, or is another than it was; or the checkpoint is not what this
-            version writes.
+            A device is missing in a simulation, or is another than it was; fewer real ones than
+            ``quorum`` are taken back; or the checkpoint is not what this version writes.
         """
-        with _as_written(checkpoint):
-            _same_devices(checkpoint.about["members"], strategy.roster.members)
+        roster = strategy.roster
+        _same_devices(self.members_of(checkpoint), roster.members)
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
         asked = strategy.method, strategy.timeout
         absent: dict[int, str] | None = None
         told, deadline = "", time.monotonic() + strategy.wait_timeout
         while True:
-            _, absent = strategy.roster.ask(
+            _, absent = roster.ask(
                 grid, "query.restore", *asked, lambda _, content: None, states, absent
             )
+            absent = {p: why for p, why in absent.items() if p not in roster.away}
             late = time.monotonic() > deadline or isinstance(grid, SimulationGrid)
             if not absent or late:
                 break
@@ -277,8 +285,10 @@ class Keeper:
                 log(INFO, "Waiting for devices of the run: %s", why)
                 told = why
             time.sleep(AGAIN_S)
-        for p, why in absent.items():
-            raise ResumeError(f"node {p} cannot be taken back to its state: {why}")
+        there = len(roster.members) - len(roster.away) - len(absent)
+        if absent and (isinstance(grid, SimulationGrid) or there < strategy.quorum):
+            raise ResumeError(f"cannot be taken back to their states: {join_reasons(absent)}")
+        roster.leave(absent)
         with _as_written(checkpoint):
             complete = checkpoint.about["complete"]
             before = [
@@ -294,6 +304,10 @@ class Keeper:
             _cut(path, checkpoint.about["lines"][path.name])
         text = "Resumed after round %s; rounds that were complete and are run again: %s"
         log(INFO, text, checkpoint.server_round, max(0, again))
+        if roster.away:
+            without = ", ".join(map(str, sorted(roster.away)))
+            log(WARNING, "The run goes on without devices %s until they are back", without)
+        return {p: states[p] for p in roster.away if p in states}
 
 
 @contextmanager
@@ -316,7 +330,7 @@ def _as_written(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def _same_devices(before: Mapping[str, Any], members: Mapping[int, Member]) -> None:
+def _same_devices(before: Mapping[int, Member], members: Mapping[int, Member]) -> None:
     """Refuse devices that are others than before.
 
     Raises
@@ -325,24 +339,12 @@ def _same_devices(before: Mapping[str, Any], members: Mapping[int, Member]) -> N
         Names one, and what has changed.
     """
     for p, known in before.items():
-        if int(p) not in members:
+        if p not in members:
             raise ResumeError(f"node {p} of the run to resume is not here")
-        now = _likeness(members[int(p)])
-        if changed := [key for key, value in known.items() if value != now[key]]:
+        if changed := unlike(known, members[p]):
             raise ResumeError(f"node {p} is not what it was: it has other {', '.join(changed)}")
-    if new := members.keys() - {int(p) for p in before}:
+    if new := members.keys() - before.keys():
         raise ResumeError(f"node {min(new)} was not part of the run to resume")
-
-
-def _likeness(member: Member) -> dict[str, Any]:
-    """Return what a device must have again when a run is resumed."""
-    return {
-        "modalities": list(member.modalities),
-        "blocks": dict(member.blocks),
-        "first parameters": dict(member.digests),
-        "training samples": member.num_train,
-        "profile": member.equipment.profile,
-    }
 
 
 def _arrays(record: ArrayRecord) -> Arrays:

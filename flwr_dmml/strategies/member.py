@@ -1,12 +1,21 @@
 """A member of a run: a device as it introduced itself, checked once where that comes in."""
 
+import json
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from flwr.app import ConfigRecord
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from ..base.options import kebab
 from ..base.text import one_line
@@ -35,6 +44,8 @@ NAME_LENGTH = 120
 class Member:
     """A device that answered the handshake."""
 
+    __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
     node_id: int
     partition_id: int
     modalities: tuple[str, ...]
@@ -62,6 +73,34 @@ class Member:
         if unknown := sorted(blocks - set(self.blocks)):
             return f"its payload holds unknown blocks: {one_line(', '.join(unknown))}"
         return None
+
+
+def unlike(before: Member, now: Member) -> list[str]:
+    """Return what a device must have again when a run is resumed, and has not."""
+    pairs = {
+        "modalities": (before.modalities, now.modalities),
+        "blocks": (before.blocks, now.blocks),
+        "first parameters": (before.digests, now.digests),
+        "training samples": (before.num_train, now.num_train),
+        "profile": (before.equipment.profile, now.equipment.profile),
+    }
+    return [name for name, (then, today) in pairs.items() if then != today]
+
+
+def members_to_json(members: Mapping[int, Member]) -> dict[str, Any]:
+    """Return members as a checkpoint holds them."""
+    return {str(p): _WRITTEN.dump_python(member, mode="json") for p, member in members.items()}
+
+
+def members_from_json(written: Mapping[str, Any]) -> dict[int, Member]:
+    """Read :func:`members_to_json`.
+
+    Raises
+    ------
+    ValueError, TypeError, AttributeError
+        It is something else.
+    """
+    return {int(p): _WRITTEN.validate_json(json.dumps(one)) for p, one in written.items()}
 
 
 def read_member(node_id: int, about: ConfigRecord) -> Member:
@@ -107,6 +146,9 @@ def read_member(node_id: int, about: ConfigRecord) -> Member:
         announced=told.public_key,
         mask_key=told.mask_key,
     )
+
+
+_WRITTEN = TypeAdapter(Member)
 
 
 def _name(name: str) -> str:

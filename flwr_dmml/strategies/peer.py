@@ -38,9 +38,11 @@ from .exchange import Exchange, MakeExchange
 from .hosted import HostedExchange
 from .logbook import Logbook, unequal_blocks
 from .losses import Losses
+from .member import Member
 from .merging import FinalMerge
 from .planner import RoundPlanner
 from .reasons import join_reasons
+from .returning import Returning
 from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
 from .without_beat import OF_ALL, Timing, own_rounds, timing_of
 
@@ -57,11 +59,16 @@ class RunKeeper(Protocol):
     def begun(self, strategy: "PeerStrategy") -> None:
         """Take note of who takes part in a run that begins."""
 
-    def members_of(self, checkpoint: Checkpoint) -> set[int]:
+    def members_of(self, checkpoint: Checkpoint) -> dict[int, Member]:
         """Return the devices of a run, by partition id."""
 
-    def restore(self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint) -> None:
-        """Take a strategy that has met its devices back to a checkpoint."""
+    def restore(
+        self, strategy: "PeerStrategy", grid: Grid, checkpoint: Checkpoint
+    ) -> dict[int, ArrayRecord]:
+        """Take a strategy that has met its devices back to a checkpoint.
+
+        Returns what those devices kept that are away, by partition.
+        """
 
     def after_rounds(
         self,
@@ -108,7 +115,8 @@ class PeerStrategy(Strategy):
     evaluate_every : int (default: 5)
         Evaluate every so many rounds; the last round always is.
     wait_timeout : float (default: 60)
-        Seconds to wait for the devices before round 1, or for those of a run that is resumed.
+        Seconds to wait for the devices before round 1, or for those of a run that is resumed: it
+        then goes on without those that are away, if ``quorum`` are there.
     min_nodes : int, optional
         Begin with so many devices instead of all; the others' places stay empty.
     quorum : int (default: 1)
@@ -216,6 +224,7 @@ class PeerStrategy(Strategy):
         self._keep_models = keep_models
         self.rounds, self.max_staleness = rounds, max_staleness
         self._make_exchange = exchange
+        self._returning: Returning | None = None  # of a run that was resumed
         self._timing: Timing | None = None  # of devices that do not wait for one another
         if rounds == "async":
             energy = own_rounds(
@@ -436,13 +445,14 @@ class PeerStrategy(Strategy):
         checkpoint = self.keeper.load() if self.keeper else None
         how = self.num_nodes, self.method, timeout
         if self.keeper and checkpoint and not isinstance(grid, SimulationGrid):
-            needed = self.keeper.members_of(checkpoint)  # not all of them at once
-            met = handshake(grid, grid.get_node_ids(), *how, needed, self.wait_timeout)
+            had = self.keeper.members_of(checkpoint)  # not all of them come at once
+            met = handshake(grid, grid.get_node_ids(), *how, had, self.wait_timeout)
+            self.roster = Roster(met, had)
         else:
             met = handshake(grid, wait_for_nodes(grid, self.min_nodes, self.wait_timeout), *how)
-        self.roster = Roster(met)
-        if len(self.roster.members) < self.quorum:
-            can = f"{len(self.roster.members)} devices can take part"
+            self.roster = Roster(met)
+        if len(met) < self.quorum:
+            can = f"{len(met)} devices can take part"
             raise NoDevicesError(f"min-devices asks for {self.quorum}, and only {can}")
         self.planner.begin(
             self.roster.members,
@@ -488,7 +498,8 @@ class PeerStrategy(Strategy):
         self.roster.check_initial(unpack(arrays))
         first = 1
         if self.keeper and checkpoint:
-            self.keeper.restore(self, grid, checkpoint)
+            states = self.keeper.restore(self, grid, checkpoint)
+            self._returning = Returning(self.roster, self.method, states)
             first = checkpoint.server_round + 1
         elif self.keeper:
             self.keeper.begun(self)
@@ -675,6 +686,8 @@ class PeerStrategy(Strategy):
 
     def _invite(self, grid: Grid) -> list[int]:
         """Return who can be asked now; the others are named in the log."""
+        if self._returning:
+            self._returning.look(grid)
         invited, absent = self.roster.invite(grid)
         self._logbook.failures(absent)
         return invited

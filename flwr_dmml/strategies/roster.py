@@ -132,8 +132,7 @@ def _introduce(
 
     And their partitions, where they are known.
     """
-    hello = ConfigRecord({"method": method, **SPOKEN})
-    messages = [Message(RecordDict({PLAN: hello}), n, "query.hello") for n in node_ids]
+    messages = hello(node_ids, method)
     replies = send_and_wait(grid, messages, timeout) if messages else []
     asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
     answers = {asked.pop(r.metadata.reply_to_message_id): r for r in replies}
@@ -141,7 +140,7 @@ def _introduce(
     partitions: dict[int, int] = {}
     for node_id, reply in sorted(answers.items()):
         try:
-            member = opened(reply, partial(_introduced, node_id))
+            member = opened(reply, partial(introduced, node_id))
         except ReplyError as error:
             problems[node_id] = str(error)
             if reply.has_error() and (partition := partition_of(reply.error)) is not None:
@@ -158,7 +157,20 @@ def _introduce(
     return problems, partitions
 
 
-def _introduced(node_id: int, content: RecordDict) -> Member:
+def hello(node_ids: Iterable[int], method: str) -> list[Message]:
+    """Return messages that ask nodes who they are."""
+    plan = ConfigRecord({"method": method, **SPOKEN})
+    return [Message(RecordDict({PLAN: plan}), node_id, "query.hello") for node_id in node_ids]
+
+
+def introduced(node_id: int, content: RecordDict) -> Member:
+    """Return who a node is, from its answer to :func:`hello`.
+
+    Raises
+    ------
+    ReplyError
+        It cannot be read, or is of another protocol.
+    """
     if ABOUT not in content.config_records:
         raise ReplyError("it is not that of a ClientApp of flwr-dmml")
     about = content.config_records[ABOUT]
@@ -178,11 +190,17 @@ class Roster:
     ----------
     members : mapping of int to Member
         By partition id, from :func:`handshake`.
+    had : mapping of int to Member, optional
+        Of a run that is resumed: those that have not come are members too, and away.
     """
 
-    def __init__(self, members: Mapping[int, Member]) -> None:
-        self.members = dict(members)
-        self.partition_of = {member.node_id: p for p, member in self.members.items()}
+    def __init__(
+        self, members: Mapping[int, Member], had: Mapping[int, Member] | None = None
+    ) -> None:
+        self.members = dict(sorted({**(had or {}), **members}.items()))
+        self.away = self.members.keys() - members.keys()
+        """Who has not been met since the run went on."""
+        self.partition_of = {member.node_id: p for p, member in members.items()}
         self.modalities = frozenset(m for member in members.values() for m in member.modalities)
         self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
@@ -228,7 +246,9 @@ class Roster:
             self._waiting = {p: m for p, m in self._waiting.items() if m not in answered}
         online, absent = set(grid.get_node_ids()), {}
         for partition, member in self.members.items():
-            if member.node_id not in online:
+            if partition in self.away:
+                absent[partition] = "it has not come since the run was resumed"
+            elif member.node_id not in online:
                 absent[partition] = "it is not connected"
             elif partition in self._waiting:
                 absent[partition] = "it is still busy with an earlier message"
@@ -236,6 +256,17 @@ class Roster:
         if not invited:
             raise NoDevicesError(f"no device is left: {join_reasons(absent)}")
         return invited, absent
+
+    def leave(self, partitions: Collection[int]) -> None:
+        """Have devices be away that were met, and could not be taken back to their states."""
+        self.away |= set(partitions)
+        self.partition_of = {n: p for n, p in self.partition_of.items() if p not in partitions}
+
+    def returned(self, member: Member) -> None:
+        """Have a device that was away take part again."""
+        self.members[member.partition_id] = member
+        self.partition_of[member.node_id] = member.partition_id
+        self.away -= {member.partition_id}
 
     def send(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send and wait; remember who has not answered within ``timeout`` seconds."""

@@ -489,7 +489,7 @@ def test_other_data_are_refused_and_the_run_stays_as_it_is(runs: Path, tmp_path:
     shutil.copytree(runs / "stopped", tmp_path / "r")
     place = tmp_path / "r" / "dpsgd" / "checkpoints" / "round-00003"
     members: Callable[[Any], Any] = lambda state: state["about"]["members"]["1"]  # noqa: E731
-    forge(place, lambda state: members(state).update({"training samples": 37}))
+    forge(place, lambda state: members(state).update({"num_train": 37}))
     before = content(tmp_path / "r")
     with pytest.raises(ResumeError, match=r"node 1 is not what it was.*training samples"):
         run(tmp_path, "again", resume="r", **SHORT)
