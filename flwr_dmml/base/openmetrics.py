@@ -27,9 +27,11 @@ OF_DEVICES = {
     "device_loss": "Training loss, last round",
     "device_battery_joules": "Left in the battery",
     "device_round_seconds": "Simulated seconds of the last round: computing and sending",
+    "device_missed_rounds": "Rounds since the device last took part",
 }
 COUNTED = {
     "joules": "Joules spent by all devices, computed from their profiles",
+    "seconds": "Wall-clock seconds of rounds by phase: planning, devices, reading, checkpoint",
     "device_bytes_sent": "Payload bytes sent to neighbours",
     "device_failures": "Rounds in which the device failed",
     "device_rejected": "Letters and blocks of neighbours that did not come or were refused",

@@ -92,6 +92,7 @@ class Logbook:
         records = [
             {
                 "seconds": record.seconds,
+                "phases": record.phases,
                 "battery_j": {str(k): v for k, v in record.battery_j.items()},
                 "line": record.to_json(),
             }
@@ -107,6 +108,7 @@ class Logbook:
             record = read_record(written["line"])
             record.battery_j = {int(k): float(v) for k, v in written["battery_j"].items()}
             record.seconds = float(written["seconds"])
+            record.phases = {str(k): float(v) for k, v in written["phases"].items()}
             self.records.append(record)
         self._flat, self._unheard = set(state["flat"]), set(state["unheard"])
         self.lost = set(state["lost"])

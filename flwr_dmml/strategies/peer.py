@@ -29,6 +29,7 @@ from ..payload.plan import Plan
 from ..settings import Settings
 from ..tracking.checkpoints import Checkpoint
 from ..tracking.events import DeviceRound
+from ..tracking.pace import Laps
 from ..tracking.records import RoundRecord, Tracker
 from ..transport.messages import unpack
 from .breakdown import held, told
@@ -46,6 +47,8 @@ from .returning import Returning
 from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
 from .without_beat import OF_ALL, Timing, own_rounds, timing_of
 
+PLANNING, DEVICES, READING, KEEPING = "planning", "devices", "reading", "checkpoint"
+"""Phases of a round: its plans, the wait for the replies, what comes of them, and keeping it."""
 MODELS_BYTES = 1 << 30
 """More of all devices' models are not kept unless that is asked for."""
 
@@ -524,19 +527,25 @@ class PeerStrategy(Strategy):
         """
         done, last, timeout = first - 1, self._num_rounds, self.timeout
         while done < last:
-            before, begun = done, time.monotonic()
+            before, laps = done, Laps()
             if isinstance(self.exchange, HostedExchange):
                 (plans,) = self._plans(before + 1, grid)
+                laps.lap(PLANNING)
                 self.exchange.run(before + 1, plans, arrays)
+                laps.lap(DEVICES)
                 done = before + 1
             else:
                 messages = self.configure_train(before + 1, arrays, config, grid)
+                laps.lap(PLANNING)
                 replies = self.roster.send(grid, messages, timeout)
+                laps.lap(DEVICES)
                 done = self.records[-1].round  # the last one of these messages
                 self.aggregate_train(before + 1, replies)
+                laps.lap(READING)
             self._take_models()
             for record in self.records[before:]:
-                record.seconds = (time.monotonic() - begun) / (done - before)
+                record.phases = {k: s / (done - before) for k, s in laps.seconds.items()}
+                record.seconds = sum(record.phases.values())
             complete = self.records[max(0, before - 1) : -1]
             for record in complete:
                 self._complete(record)
@@ -544,7 +553,10 @@ class PeerStrategy(Strategy):
             if self.keeper:
                 # The closing message changes the devices: too few may answer it.
                 closing_next = done == last and self.quorum > 1
+                laps = Laps()
                 self.keeper.after_rounds(self, grid, before, done, last=bool(short) or closing_next)
+                laps.lap(KEEPING)
+                self.records[-1].phases |= laps.seconds
             if short:
                 raise self._too_few(f"round {done}", short)
             if done < trained and (why := next(filter(None, map(self.stop, complete)), "")):

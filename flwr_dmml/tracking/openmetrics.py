@@ -27,6 +27,8 @@ class Exposed:
         self._last: RoundRecord | None = None
         self._evaluated: RoundRecord | None = None
         self._sums: dict[tuple[str, int], float] = {}
+        self._seconds: dict[str, float] = {}  # by phase
+        self._heard: dict[int, int] = {}  # a device's last round
 
     def run_shortened(self, num_rounds: int) -> None:
         """Take note that the method ends early."""
@@ -37,6 +39,9 @@ class Exposed:
         for node in record.nodes:
             self._add("device_bytes_sent", node.partition, node.bytes_sent)
             self._add("device_rejected", node.partition, node.rejected)
+            self._heard[node.partition] = record.round
+        for phase, seconds in record.phases.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
         for partition in record.failed:
             self._add("device_failures", partition, 1)
         if record.accuracy is not None:
@@ -63,10 +68,12 @@ class Exposed:
                 gauge.add_metric(self._labels(partition), value)
             yield gauge
         for name, text in COUNTED.items():
-            own = [] if name == "joules" else labels[1:]
+            own = {"joules": [], "seconds": ["phase"]}.get(name, labels[1:])
             counter = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels[:1] + own)
             if name == "joules" and self._last is not None:
                 counter.add_metric([self._method], self._last.total_j)
+            for phase, seconds in self._seconds.items() if name == "seconds" else ():
+                counter.add_metric([self._method, phase], seconds)
             for (summed, partition), value in self._sums.items():
                 if summed == name:
                     counter.add_metric(self._labels(partition), value)
@@ -90,6 +97,8 @@ class Exposed:
             return {}
         if name == "device_battery_joules":
             return self._last.battery_j
+        if name == "device_missed_rounds":
+            return {p: float(self._last.round - last) for p, last in self._heard.items()}
         record = self._evaluated if name == "device_accuracy" else self._last
         found = {n.partition: _value(n, name) for n in record.nodes} if record else {}
         return {partition: value for partition, value in found.items() if value is not None}

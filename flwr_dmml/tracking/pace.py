@@ -1,4 +1,4 @@
-"""How far a method has come, and how long it will take, in words."""
+"""How far a method has come, how long it will take, and what has taken how long."""
 
 import time
 from collections.abc import Callable
@@ -36,6 +36,26 @@ class Pace:
         text = f"round {number} of {self.total}"
         left_s = self.left_s if self.done < self.total else None
         return text if left_s is None else f"{text}, about {clock(left_s)} left"
+
+
+class Laps:
+    """Seconds of what is done one after the other.
+
+    Parameters
+    ----------
+    now : callable
+        Seconds since some moment.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._last = now, now()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Count the seconds since the last lap as these."""
+        now = self._now()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
 
 
 def clock(seconds: float) -> str:

@@ -214,6 +214,7 @@ class RoundRecord:
     by_partition: dict[int, NodeResult] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)  # partition -> reason
     seconds: float = 0.0  # wall clock; not part of :meth:`to_json`
+    phases: dict[str, float] = field(default_factory=dict)  # the coordinator's seconds, likewise
     battery_j: dict[int, float] = field(default_factory=dict)  # of all devices; {} on mains power
     total_j: float = 0.0  # spent by all devices, this round included
     total_simulated_s: float = 0.0  # on the devices, this round included

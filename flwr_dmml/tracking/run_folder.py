@@ -167,7 +167,10 @@ class RunFolder:
     def round_ended(self, record: RoundRecord) -> None:
         """Append the round to the method's files."""
         _append(self._current / "metrics.jsonl", record.to_json())
-        _append(self._current / "timing.jsonl", {"round": record.round, "seconds": record.seconds})
+        timing: dict[str, Any] = {"round": record.round, "seconds": record.seconds}
+        if record.phases:
+            timing["phases"] = record.phases
+        _append(self._current / "timing.jsonl", timing)
 
 
 class _LogFile(FileHandler):

@@ -50,7 +50,12 @@ def record(server_round: int, accuracy: float | None) -> RoundRecord:
         1: NodeResult(1, "audio+image", train_loss=2.0, bytes_sent=50, rejected=1),
     }
     failed = {2: 'gone "away"\n'}
-    return RoundRecord(server_round, nodes, failed=failed, battery_j={0: 4.0}, total_j=6.5)
+    if server_round == 2:
+        failed[1] = "late"
+        del nodes[1]
+    phases = {"planning": 0.5, "devices": 2.0}
+    kept = {"battery_j": {0: 4.0}, "total_j": 6.5, "phases": phases}
+    return RoundRecord(server_round, nodes, failed=failed, **kept)
 
 
 def test_what_is_served_by_hand():
@@ -63,12 +68,17 @@ def test_what_is_served_by_hand():
         run, device = '{method="dmml-kd"}', 'device="0",method="dmml-kd",modalities="audio"'
         assert found[f"flwr_dmml_round{run}"] == 2 and found[f"flwr_dmml_rounds{run}"] == 9
         assert found[f"flwr_dmml_accuracy{run}"] == 0.5, "of the last round that was evaluated"
-        assert found[f"flwr_dmml_loss{run}"] == 1.5 and found[f"flwr_dmml_joules_total{run}"] == 6.5
-        assert found[f"flwr_dmml_failed_devices{run}"] == 1
+        assert found[f"flwr_dmml_loss{run}"] == 1.0 and found[f"flwr_dmml_joules_total{run}"] == 6.5
+        assert found[f"flwr_dmml_failed_devices{run}"] == 2
+        waits = 'method="dmml-kd",phase="devices"'
+        assert found[f"flwr_dmml_seconds_total{{{waits}}}"] == 4.0
         assert found[f"flwr_dmml_device_bytes_sent_total{{{device}}}"] == 200
         assert found[f"flwr_dmml_device_battery_joules{{{device}}}"] == 4.0
         other = 'device="2",method="dmml-kd",modalities="image"'
         assert found[f"flwr_dmml_device_failures_total{{{other}}}"] == 2
+        late = 'device="1",method="dmml-kd",modalities="audio+image"'
+        assert found[f"flwr_dmml_device_missed_rounds{{{late}}}"] == 1
+        assert found[f"flwr_dmml_device_missed_rounds{{{device}}}"] == 0
         tracker.run_started("dpsgd", 3, ["audio"])
         assert not [name for name in read(port) if "dmml-kd" in name]
     with pytest.raises(OSError):
@@ -100,6 +110,11 @@ def test_a_run_serves_them_while_it_goes_on(tmp_path: Path):
     run_app(load_app(QUICKSTART), 4, settings, workers=0, trackers=[Looking()])
     rounds = [found['flwr_dmml_round{method="dmml-kd"}'] for found in seen]
     assert rounds == [1, 2]
+    phases = {name: value for name, value in seen[-1].items() if "_seconds_total" in name}
+    assert [*phases.values()] and min(phases.values()) > 0
+    assert {re.findall(r'phase="(\w+)"', name)[0] for name in phases} == {
+        "planning", "devices", "checkpoint"
+    }  # fmt: skip
 
 
 def test_the_dashboard_asks_for_what_there_is():
