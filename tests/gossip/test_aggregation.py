@@ -12,7 +12,7 @@ from torch import Tensor
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.base.options import Group
 from flwr_dmml.gossip.aggregation.balance import Balance, BalanceOptions
-from flwr_dmml.gossip.aggregation.gated_ios import ODD, GatedIos, GatedIosOptions, Robust
+from flwr_dmml.gossip.aggregation.gated_ios import ODD, ODD_ONE, GatedIos, GatedIosOptions, Robust
 from flwr_dmml.gossip.aggregation.ios import Ios
 from flwr_dmml.gossip.aggregation.mean import Mean
 from flwr_dmml.gossip.aggregation.monna import Monna
@@ -69,6 +69,14 @@ def ios(own: Floats, near: Sequence[Floats], w: Floats, b: int) -> Floats:
     return mean_of(own, near, w, scissor(own, near, w, b))
 
 
+def reached(own: Floats, near: Sequence[Floats], reach: float) -> list[int]:
+    away = [float(np.linalg.norm(x - own)) for x in near]
+    bound = reach * float(np.linalg.norm(own))
+    if len(near) >= 3 and min(away) > bound:
+        bound = ODD_ONE * min(away)
+    return [j for j, distance in enumerate(away) if distance <= bound]
+
+
 def gated(
     own: Floats,
     near: Sequence[Floats],
@@ -79,13 +87,10 @@ def gated(
     along: float,
     reach: float,
 ) -> Floats:
-    inside = [
-        j for j, x in enumerate(near) if np.linalg.norm(x - own) <= reach * np.linalg.norm(own)
-    ]
-    if inside or len(near) < 3:
-        b = min(max(0, b - len(near) + len(inside)), len(inside) // 2)
-        near, w = [near[j] for j in inside], np.array([w[0], *(w[1 + j] for j in inside)])
-        w = w / w.sum()
+    inside = reached(own, near, reach)
+    b = min(max(0, b - len(near) + len(inside)), len(inside) // 2)
+    near, w = [near[j] for j in inside], np.array([w[0], *(w[1 + j] for j in inside)])
+    w = w / w.sum()
     keep = scissor(own, near, w, b)
     m = mean_of(own, near, w, keep)
     farthest = max([float(np.linalg.norm(x - m)) for x in (own, *(near[j] for j in keep))])
@@ -93,7 +98,7 @@ def gated(
         j
         for j, x in enumerate(near)
         if np.linalg.norm(x - m) <= gate * farthest
-        or (len(near) < 4 and np.linalg.norm(x - own) <= reach * np.linalg.norm(own))
+        or (len(near) < 4 and j in reached(own, near, reach))
     ]
     for j in {*back} - {*keep}:
         x, others = near[j] - own, m - own
@@ -257,8 +262,10 @@ EVEN = torch.full((1, 4), 0.25)
         # 9 is farthest from 12/4 = 3: (0 + 1 + 2) / 3
         (Ios(Group(), 1), 1.0),
         # 8 from the mean 1, the farthest kept 1: back from a gate of 8 on, 12/4
-        (GatedIos(GatedIosOptions(gate=7.9, along=0), 1), 1.0),
-        (GatedIos(GatedIosOptions(gate=8.0, along=0), 1), 3.0),
+        (GatedIos(GatedIosOptions(gate=7.9, along=0, reach=0), 1), 1.0),
+        (GatedIos(GatedIosOptions(gate=8.0, along=0, reach=0), 1), 3.0),
+        # all are out of reach of 0, and 9 is beyond three times the nearest
+        (GatedIos(GatedIosOptions(gate=8.0, along=0), 1), 1.0),
         # 1 and 9 go; 0 + (2 - 0) / 4
         (TrimmedMean(TrimmedMeanOptions(), 1), 0.5),
         (TrimmedMean(TrimmedMeanOptions(equal=True), 1), 1.0),
@@ -397,6 +404,21 @@ def test_who_pulls_along_the_model_is_dropped_though_it_is_near() -> None:
     assert torch.equal(blind, weights)  # the gate has taken back what was dropped
     honest = near[None, :6], weights[:, :7] * 8 / 7
     assert torch.equal(GatedIos(GatedIosOptions(), 1).weigh(own, *honest), honest[1])
+
+
+def test_noise_is_dropped_where_honest_copies_are_out_of_reach_too() -> None:
+    """A small block: data pull honest copies 1.2 to 1.5 norms apart. Two of four neighbours send
+    noise, one more than is assumed. With nobody lying nothing is dropped."""
+    own, far = torch.zeros(1, 10), torch.eye(10)
+    own[0, 9] = 3
+    honest = own + torch.stack([3.6 * far[0], 4.5 * far[1], 4.0 * far[2]])
+    noise = own + torch.stack([500 * far[3], 550 * far[4]])
+    weights = torch.full((1, 5), 1 / 5)
+    rule = GatedIos(GatedIosOptions(), 0.2)
+    found = rule.weigh(own, torch.cat([honest[:2], noise])[None], weights)
+    assert found[0].tolist() == pytest.approx([1 / 3] * 3 + [0.0] * 2)
+    without = torch.full((1, 4), 1 / 4)
+    assert torch.equal(rule.weigh(own, honest[None], without), without)
 
 
 def test_who_pulls_against_the_others_is_dropped_though_it_is_near() -> None:

@@ -14,6 +14,8 @@ from .weighing import Around
 
 ODD = 8.0
 """Times the middle deviation of all; of honest devices' blocks, one in fifty is beyond that."""
+ODD_ONE = 3.0
+"""Times the distance of the nearest: a copy farther than that is out of reach of any honest one."""
 AGAINST = -0.5
 """Cosine from which on a copy pulls against the others, seen from the own one."""
 
@@ -58,8 +60,9 @@ class GatedIos(Ios):
     *Out of reach.* Devices that train a model together stay within a part of its norm; noise,
     zeros, and flipped or scaled models do not. What is farther from the own copy than ``reach``
     times its norm is dropped first, however many these are: also where liars cannot be outvoted, or
-    are the only neighbours. Not where three neighbours or more are all so far, for then the own
-    copy is the odd one.
+    are the only neighbours. Where three neighbours or more are all so far, as the own copy is the
+    odd one or the block a small one that data pull apart, those are dropped that are farther than
+    :data:`ODD_ONE` times the nearest.
 
     *Ahead.* What a device has learned since the last mixing, its progress p, is its own: seen from
     its copy, honest neighbours lie behind, and the cosine between ``x_j - own`` and p is negative.
@@ -143,13 +146,15 @@ class GatedIos(Ios):
 
     def far(self, around: Around) -> Tensor:
         """Return which copies are out of reach, ``[rows, m]`` bool."""
-        return around.away > self.options.reach * around.norm[:, None]
+        away, bound = around.away, self.options.reach * around.norm
+        nearest = away.masked_fill(~around.there, torch.inf)[:, 1:]
+        nearest = nearest.amin(dim=1) if nearest.shape[1] else bound
+        odd = (around.count > 3) & (nearest > bound) & (self.options.reach > 0)
+        return away > torch.where(odd, ODD_ONE * nearest, bound)[:, None]
 
     def within(self, around: Around) -> Around:
         """Return the same without those out of reach, ahead or behind: liars that are found."""
-        far = torch.zeros_like(around.there)
-        if self.options.reach:
-            far |= self.far(around)
+        far = self.far(around) if self.options.reach else torch.zeros_like(around.there)
         far |= around.ahead > self.options.ahead
         if self.options.behind:
             far |= around.behind > self.options.behind
