@@ -37,8 +37,9 @@ from flwr_dmml.clients import make_client_app
 from flwr_dmml.data import load_partition
 from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.learning.batch import batch_of
-from flwr_dmml.learning.learner import EPSILON, Learner
+from flwr_dmml.learning.learner import Learner
 from flwr_dmml.learning.per_sample import NoisyGradients
+from flwr_dmml.learning.spending import EPSILON
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.privacy.accountant import epsilon_of
 from flwr_dmml.privacy.cancelling import cancelling
@@ -126,9 +127,9 @@ def clipping(quick: bool) -> tuple[Table, list[Bar]]:
         **{"batch-size": 32, "partition": "iid", "modality-pattern": "auto"},
     )  # fmt: skip
     noisy = device_of({**settings, "privacy.dp": "sample", "privacy.sigma": 1.0})
-    assert noisy.mechanism is not None
+    assert noisy.spending.how is not None
     trained = noisy.flat.indices_of(noisy.trained_parameters())
-    every = NoisyGradients(noisy, trained, noisy.mechanism, {})
+    every = NoisyGradients(noisy, trained, noisy.spending.how, {})
     batch = batch_of(noisy.train_data.subset(torch.arange(32)))
     found = every.clipped_sum(batch, noisy.partition.modalities)
     looped = _by_loop(noisy, trained)
@@ -172,7 +173,7 @@ def _apart(found: Mapping[int, torch.Tensor], others: Mapping[int, torch.Tensor]
 
 def _by_loop(learner: Learner, trained: Sequence[int]) -> dict[int, torch.Tensor]:
     """Return the clipped sum of 32 samples, one after the other and block by block."""
-    assert learner.mechanism is not None
+    assert learner.spending.how is not None
     flat, sums = learner.flat, dict[int, torch.Tensor]()
     parameters = [flat.parameters[i] for i in trained]
     for k in range(32):
@@ -182,7 +183,7 @@ def _by_loop(learner: Learner, trained: Sequence[int]) -> dict[int, torch.Tensor
         for block in blocks:
             mine = [i for i in own if flat.block_of(i) == block]
             norm = sqrt(sum(float(own[i].double().square().sum()) for i in mine))
-            factor = min(1.0, learner.mechanism.clip / sqrt(len(blocks)) / norm)
+            factor = min(1.0, learner.spending.how.clip / sqrt(len(blocks)) / norm)
             for i in mine:
                 sums[i] = sums.get(i, torch.zeros_like(own[i])) + own[i] * factor
     return sums
@@ -194,7 +195,7 @@ def _by_opacus(learner: Learner, trained: Sequence[int]) -> dict[int, torch.Tens
         from opacus.grad_sample import GradSampleModule
     except ImportError:
         return None
-    assert learner.mechanism is not None
+    assert learner.spending.how is not None
     hooked = GradSampleModule(learner.model, loss_reduction="sum")
     samples = learner.train_data.subset(torch.arange(32))
     logits = hooked(dict(samples.inputs))
@@ -206,7 +207,7 @@ def _by_opacus(learner: Learner, trained: Sequence[int]) -> dict[int, torch.Tens
     for block in blocks:
         mine = [i for i in each if flat.block_of(i) == block]
         squares = torch.stack([each[i].flatten(1).square().sum(dim=1) for i in mine])
-        most = learner.mechanism.clip / sqrt(len(blocks))
+        most = learner.spending.how.clip / sqrt(len(blocks))
         factor = (most / squares.sum(dim=0).sqrt()).clamp(max=1.0)
         sums |= {i: torch.einsum("b,b...->...", factor, each[i]).detach() for i in mine}
     hooked.to_standard_module()
@@ -354,8 +355,8 @@ def _curve_settings(samples: int, epsilon: float, seed: int, quick: bool) -> dic
 
 def _sigma(samples: int, epsilon: float, seed: int, quick: bool) -> float:
     learner = device_of(_curve_settings(samples, epsilon, seed, quick))
-    assert learner.mechanism is not None
-    return learner.mechanism.sigma
+    assert learner.spending.how is not None
+    return learner.spending.how.sigma
 
 
 def _learned(samples: int, epsilon: float, seed: int, quick: bool) -> list[RoundRecord]:

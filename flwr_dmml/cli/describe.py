@@ -195,13 +195,13 @@ def _kind(parts: Sequence[Partition], learner: Learner, work: Work, costs: Fleet
         if (block := unaddressed(name)) in wire:
             wire[block] += numbers.nbytes
     total, samples = size_bytes(pack(payload)), [len(part.train) for part in parts]
-    noise = [_planned(learner, n) for n in samples if learner.mechanism]
+    noise = [_planned(learner, n) for n in samples if learner.spending.how]
     return Kind(modalities, nodes, samples, sent, kept, wire, total, prices, noise)
 
 
 def _planned(learner: Learner, samples: int) -> Planned:
     """Return what is planned for a device with so many samples and the sensors of a learner."""
-    settings, steps = learner.settings, learner.planned_steps
+    settings, steps = learner.settings, learner.spending.planned_steps
     how = Mechanism.of(settings.privacy, samples, settings.batch_size, steps, settings.num_nodes)
     return Planned(how.sigma, steps, how.charged(Ledger(), steps).epsilon(how.delta))
 

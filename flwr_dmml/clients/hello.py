@@ -53,7 +53,7 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
         about[PUBLIC_KEY] = announcement(context, learner.partition.partition_id)
     if learner.settings.privacy.secure_sums:
         learner.private_key, about[MASK_KEY] = new_key()
-    if learner.settings.report_classes and learner.mechanism is None:
+    if learner.settings.report_classes and learner.spending.how is None:
         labels, classes = learner.train_data.labels.cpu(), learner.partition.num_classes
         about["class-counts"] = torch.bincount(labels, minlength=classes).tolist()
         if names := learner.partition.class_names:  # Flower cannot count the bytes of an empty list

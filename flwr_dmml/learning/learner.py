@@ -30,9 +30,6 @@ from ..payload.copies import Copies
 from ..payload.flat import Flat
 from ..payload.plan import Inbox, Outcome, Payload, Plan
 from ..payload.routing import averaged, brought, by_courier, passed_on
-from ..privacy.accountant import Ledger
-from ..privacy.noise import gaussian, poisson_rows
-from ..privacy.options import Mechanism
 from .balance import LocalPhase
 from .batch import Batch, batch_of, draw_rows, pooled
 from .calibration import Calibration, Noted, calibration_metrics
@@ -50,13 +47,12 @@ from .optimisers import (
     LocalSteps,
     StepRule,
     load_optimizer,
-    total,
 )
 from .options import Options
-from .per_sample import check_separable
 from .serving import Serving
 from .settings import DeviceSettings
 from .speedometer import SPEEDS, Speedometer
+from .spending import Spending
 from .training import train
 from .unicast import Sums, noisy_copies, parts_of_sums, sums_of, with_sums
 
@@ -74,14 +70,6 @@ SEES_SAMPLES = {
 Kept = tuple[Any, ...]
 """What a device keeps besides its parameters."""
 HOOKS = "after_mixing", "before_training", "after_training", "after_stack"
-LEDGER = "privacy.ledger"
-"""What a device has spent under ``privacy.dp``, in its ``memory``."""
-EPSILON = "privacy.epsilon"
-"""The same as a metric."""
-SIGMA, STEPS = "privacy.sigma", "privacy.steps"
-"""Its noise multiplier, and how many steps with noise it has taken, as metrics."""
-SPENT = "privacy.spent"
-"""1 where the budget allows no more such rounds, else 0: a metric."""
 SKIPPED = "privacy.skipped"
 """Blocks that were not mixed in a round, as a part of their sum has not come: a metric."""
 MEMORY = "memory."
@@ -211,36 +199,7 @@ class Learner(Hooks):
         exchange = self.settings.exchange
         make = Copies if self.rule.coded else Compressor
         self.compressor = make(exchange.number_type, exchange.top_k)
-        self.mechanism = self._mechanism()
-        """How gradients, or a round's change, get noise; None without ``privacy.dp``."""
-        self.spent = False
-        """Whether the budget of ``privacy.epsilon`` does not allow to train in this round."""
-        self._round_steps = 0  # with noise, that it is to take in this round
-        self._before = torch.empty(0)  # where its training began, if the change is to get noise
-
-    def _mechanism(self) -> Mechanism | None:
-        """Return how there is noise, if there is.
-
-        Raises
-        ------
-        MethodError
-            The model mixes samples.
-        SettingsError
-            The settings do not fit the number of samples.
-        """
-        privacy, n = self.settings.privacy, len(self.train_data)
-        if not privacy.on:
-            return None
-        for module in self.flat.modules.values() if privacy.dp == "sample" else ():
-            check_separable(module)
-        size, nodes = self.settings.batch_size, self.settings.num_nodes
-        return Mechanism.of(privacy, n, size, self.planned_steps, nodes)
-
-    @property
-    def of_samples(self) -> Mechanism | None:
-        """How gradients of samples get noise; None where they get none."""
-        found = self.mechanism
-        return found if found is not None and found.of_samples else None
+        self.spending = Spending(self)
 
     # ---- predictions ------------------------------------------------------------------------
 
@@ -297,11 +256,8 @@ class Learner(Hooks):
     def enter(self, plan: Plan) -> None:
         """Take note of a round in which nothing is drawn at random."""
         self.server_round, self.measured, self.merges = plan.server_round, {}, plan.merges
-        self.spent = False
         self.serving.forget()
-        if self.mechanism is not None and plan.iterations:
-            self._round_steps = self._booked(len(self.steps(self.updates(plan))))
-            self.spent = self.mechanism.would_exceed(self.ledger, self._round_steps)
+        self.spending.enter(plan)
 
     def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
         """Do the part of a round before training: mix, and evaluate if asked.
@@ -376,11 +332,8 @@ class Learner(Hooks):
             with self.serving.served():
                 self.measured |= self.evaluate()
             held_out = self.measured.get("validation.accuracy")
-            if self.mechanism is not None:  # it tells the shares of own classes
-                self.measured.pop("test.accuracy_own_shares", None)
-                if not self.mechanism.of_samples:  # and of own samples that were not trained on
-                    for name in ("validation.accuracy", "test.ece"):
-                        self.measured.pop(name, None)
+            for name in self.spending.untold:
+                self.measured.pop(name, None)
             self._note_best(plan, held_out)
 
     def note_own(self, plan: Plan) -> None:
@@ -425,8 +378,7 @@ class Learner(Hooks):
         """Keep where training begins, if this device does not train as much as the others."""
         if any(own != mean for own, mean in self.planned(plan).values()):
             self.mixer.begin(self.block_names)
-        if self.mechanism is not None and not self.mechanism.of_samples:
-            self._before = self.flat.vector.clone()
+        self.spending.begin()
 
     def normalise(self, taken: Taken) -> None:
         """Scale what a round's training has come to, under ``gossip-normalise``."""
@@ -437,15 +389,10 @@ class Learner(Hooks):
 
         ``taken`` are the steps that it took; None of a device that rests.
         """
-        if taken is not None and self.mechanism is not None and not self.mechanism.of_samples:
-            self._add_noise(self.mechanism)
+        if taken is not None:
+            self.spending.end()
         payload = self._publish(plan, inbox, taken)
-        if self.mechanism is not None:
-            more = self.mechanism.would_exceed(self.ledger, self._round_steps)
-            self.measured[EPSILON] = self.ledger.epsilon(self.mechanism.delta)
-            self.measured[SIGMA] = self.mechanism.sigma
-            self.measured[STEPS] = float(self.ledger.steps)
-            self.measured[SPENT] = float(more)
+        self.measured |= self.spending.told()
         if plan.merged:
             return Outcome(payload, self.measured, self.rejected)
         near, wrong = self.speedometer.near(self.modalities, inbox)
@@ -454,7 +401,9 @@ class Learner(Hooks):
     def updates(self, plan: Plan) -> dict[str, int]:
         """Return how many times a plan trains each owned modality: never once it has spent all."""
         owned = self.partition.modalities
-        return {m: 0 if self.spent else plan.by_modality.get(m, plan.iterations) for m in owned}
+        return {
+            m: 0 if self.spending.spent else plan.by_modality.get(m, plan.iterations) for m in owned
+        }
 
     def planned(self, plan: Plan) -> dict[str, tuple[float, float]]:
         """Return by block the steps that a plan gives this device, and the mean over its owners.
@@ -518,7 +467,7 @@ class Learner(Hooks):
             and not self.train_data.present
             and method_stacks(type(self))
             and self._model_stacks
-            and self.of_samples is None
+            and self.spending.of_samples is None
         )
 
     def leads(self, other: "Learner") -> bool:
@@ -564,7 +513,7 @@ class Learner(Hooks):
             family=settings.optimizer,
             momentum=0.0 if self.rule.momentum == "own" else settings.momentum,
             weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm if self.of_samples is None else 0.0,
+            clip_norm=settings.clip_norm if self.spending.of_samples is None else 0.0,
             rates=factors,
         )
         return LocalSteps(
@@ -596,10 +545,10 @@ class Learner(Hooks):
 
     def note_training(self, loss: float, iterations: int, phases: Mapping[str, LocalPhase]) -> None:
         """Note what came of a round's local iterations."""
-        if self.mechanism is None:
+        if self.spending.how is None:
             self.measured["train.loss"] = loss
         self.measured["train.iterations"] = float(iterations)
-        if self.mechanism is None or self.mechanism.of_samples:  # else speeds have no noise
+        if self.spending.of_change is None:  # else speeds have no noise
             self.measured |= self.speedometer.take(phases)
 
     def batches(self, iterations: int) -> Iterator[Batch]:
@@ -611,56 +560,6 @@ class Learner(Hooks):
         """Return which training samples each mini-batch holds, ``[iterations, batch]`` int64."""
         rng, size = self.rng("batches"), self.settings.batch_size
         return draw_rows(len(self.train_data), iterations, size, rng)
-
-    # ---- differential privacy ---------------------------------------------------------------
-
-    @property
-    def planned_steps(self) -> int:
-        """What is to get noise in a whole run in which each round trains ``local-iterations``."""
-        each = self.settings.local_iterations
-        steps = self.steps(dict.fromkeys(self.partition.modalities, each))
-        return self.settings.num_server_rounds * self._booked(len(steps))
-
-    def _booked(self, iterations: int) -> int:
-        """Return how many of a round's steps get noise: each, or with ``dp = "device"`` one."""
-        return iterations if self.settings.privacy.dp == "sample" else min(1, iterations)
-
-    @property
-    def ledger(self) -> Ledger:
-        """What has been spent so far in this run."""
-        return Ledger.of(self.memory[LEDGER]) if LEDGER in self.memory else Ledger()
-
-    def charge(self, steps: int) -> None:
-        """Book steps with noise, before the first of them is taken."""
-        assert self.mechanism is not None
-        self.memory[LEDGER] = self.mechanism.charged(self.ledger, steps).tensor()
-
-    @torch.no_grad()
-    def _add_noise(self, how: Mechanism) -> None:
-        """Clip what the round has changed in all that is sent, and add noise, in place.
-
-        ``x + D min(1, C / ||D||) + N(0, sigma^2 C^2)`` with x where training began and D the way
-        from there; by block each of n parts of D is clipped to ``C / sqrt(n)``. The device goes on
-        from that itself: whatever it mixes and sends later has no more of D than its neighbours.
-        """
-        self.charge(1)
-        places = [self.flat.slices[block] for block in self.block_names]
-        parts = [[place] for place in places] if how.by_block else [places]
-        most = how.clip / len(parts) ** 0.5
-        for own in parts:
-            ways = [self.flat.vector[place] - self._before[place] for place in own]
-            norm = total(way.double().square().sum() for way in ways).sqrt()
-            factor = float((most / norm.clamp(min=1e-30)).clamp(max=1.0))
-            for place, way in zip(own, ways, strict=True):
-                noise = how.sigma * how.clip * gaussian(len(way)).to(self.device)
-                self.flat.vector[place] = self._before[place] + factor * way + noise
-
-    def drawn(self, iterations: int) -> Iterator[Batch]:
-        """Yield mini-batches that hold each training sample with the same probability."""
-        assert self.mechanism is not None
-        for _ in range(iterations):
-            rows = poisson_rows(len(self.train_data), self.mechanism.rate)
-            yield batch_of(self.train_data.subset(rows))
 
     @property
     def noisy(self) -> list[str]:
@@ -781,7 +680,7 @@ class Learner(Hooks):
             and isinstance(self.aggregation, Mean | Weighing)
             and type(self.aggregation).__call__ in (Mean.__call__, Weighing.__call__)
             and not self.compressor.active
-            and self.mechanism is None
+            and self.spending.how is None
             and not self.settings.privacy.unicast
             and not self.settings.attack.in_payloads
         )

@@ -199,12 +199,12 @@ def _alone(stack: _Stack) -> None:
     fixed, running = learner.fixed(), _running([learner])
     running = {name: value[0] for name, value in running.items()}
     noisy: NoisyGradients | None = None
-    if learner.of_samples is None:
+    if learner.spending.of_samples is None:
         batches = learner.batches(len(steps))
     else:
-        learner.charge(len(steps))
-        batches = learner.drawn(len(steps))
-        noisy = NoisyGradients(learner, local.trained, learner.of_samples, fixed | running)
+        learner.spending.charge(len(steps))
+        batches = learner.spending.drawn(len(steps))
+        noisy = NoisyGradients(learner, local.trained, learner.spending.of_samples, fixed | running)
     for modalities, batch in zip(steps, batches, strict=True):
         seen = dict(running)
 

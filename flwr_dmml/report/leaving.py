@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
-from ..learning.learner import EPSILON, SIGMA, SKIPPED, STEPS, unaccounted
+from ..learning.learner import SKIPPED, unaccounted
+from ..learning.spending import EPSILON, SIGMA, STEPS
 from ..methods.registry import find_methods
 from ..strategies.epsilons import last_of, spent_in
 from .parts import Section, Table

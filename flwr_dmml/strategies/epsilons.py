@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from ..learning.learner import EPSILON, SPENT
+from ..learning.spending import EPSILON, SPENT
 from ..privacy.options import PrivacyOptions
 from ..tracking.records import NodeResult, RoundRecord
 

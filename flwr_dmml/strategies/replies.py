@@ -10,8 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ..base.text import one_line
 from ..clients.models import HANDED_OVER, Models, read_models
-from ..learning.learner import EPSILON, SIGMA, SPENT, STEPS
 from ..learning.mixing import DROPPED
+from ..learning.spending import EPSILON, SIGMA, SPENT, STEPS
 from ..payload.blocks import STATISTICS, carried, is_carried, without_companion
 from ..payload.plan import Plan, mean_of
 from ..payload.routing import correspondents

@@ -19,8 +19,9 @@ from flwr_dmml.base.seeding import global_generator
 from flwr_dmml.clients import DPSGD, Learner, find_methods
 from flwr_dmml.clients.hello import introduction
 from flwr_dmml.learning.batch import Batch, batch_of
-from flwr_dmml.learning.learner import EPSILON, LEDGER, MEMORY, SPENT, unaccounted
+from flwr_dmml.learning.learner import MEMORY, unaccounted
 from flwr_dmml.learning.per_sample import NoisyGradients
+from flwr_dmml.learning.spending import EPSILON, LEDGER, SPENT
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.privacy.accountant import Ledger, epsilon_of, sigma_for
 from flwr_dmml.privacy.noise import gaussian, poisson_rows, uniform
@@ -47,8 +48,8 @@ def device(partition: int = 2, **changed: Any) -> Learner:
 
 
 def how(learner: Learner) -> Mechanism:
-    assert learner.mechanism is not None
-    return learner.mechanism
+    assert learner.spending.how is not None
+    return learner.spending.how
 
 
 def noisy(learner: Learner, **changed: Any) -> NoisyGradients:
@@ -150,8 +151,10 @@ def test_a_round_without_noise_and_clipping_is_that_of_sgd(monkeypatch: pytest.M
         {**FAST, "method": "dpsgd", "num-nodes": 3, "exact": True, "clip-norm": 0}, 2
     )
     learner = device()
-    learner.mechanism = replace(how(learner), **HUGE)
-    monkeypatch.setattr(learner, "drawn", learner.batches)  # of 16, as many as are expected
+    learner.spending.how = replace(how(learner), **HUGE)
+    monkeypatch.setattr(
+        learner.spending, "drawn", learner.batches
+    )  # of 16, as many as are expected
     plan = Plan(1, 4)
     for each in (plain, learner):
         each.run_round(plan, {})
@@ -313,7 +316,7 @@ def test_the_ledger_is_kept_and_resumed():
     then.load_state(unpack(pack(first.state())))
     resumed = then.run_round(Plan(3, 2), {})
     expected = Ledger(((1.0, how(whole).rate, 6),))
-    assert whole.ledger == then.ledger == expected and expected.steps == 6
+    assert whole.spending.ledger == then.spending.ledger == expected and expected.steps == 6
     assert outcome.metrics[EPSILON] == resumed.metrics[EPSILON]
     assert outcome.metrics[EPSILON] == expected.epsilon(how(whole).delta)
     assert Ledger().plus(1, 0.5, 2).plus(2, 0.5, 3).plus(2, 0.5, 1).events == (
@@ -321,20 +324,20 @@ def test_the_ledger_is_kept_and_resumed():
         (2, 0.5, 4),
     )
     whole.reset()
-    assert whole.ledger == Ledger()
+    assert whole.spending.ledger == Ledger()
 
 
 def test_a_step_is_booked_before_it_is_taken(monkeypatch: pytest.MonkeyPatch):
     learner = device()
 
     def fails(iterations: int) -> Iterator[Batch]:
-        assert learner.ledger.steps == iterations == 2
+        assert learner.spending.ledger.steps == iterations == 2
         raise RuntimeError("on the way")
 
-    monkeypatch.setattr(learner, "drawn", fails)
+    monkeypatch.setattr(learner.spending, "drawn", fails)
     with pytest.raises(RuntimeError):
         learner.run_round(Plan(1, 2), {})
-    assert learner.ledger.steps == 2
+    assert learner.spending.ledger.steps == 2
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -359,11 +362,11 @@ def test_a_device_whose_budget_is_spent_only_mixes(together: bool):
 def test_the_noise_is_found_from_epsilon_for_the_planned_steps():
     learner = device(**{"privacy.sigma": 0.0, "privacy.epsilon": 5.0, "num-server-rounds": 3})
     own = how(learner)
-    assert learner.planned_steps == 6 and own.rate == 16 / 36 and own.delta == 1 / 360
+    assert learner.spending.planned_steps == 6 and own.rate == 16 / 36 and own.delta == 1 / 360
     assert own.sigma == sigma_for(5.0, own.rate, 6, own.delta)
     for t in (1, 2, 3, 4):
         metrics = learner.run_round(Plan(t, 2), {}).metrics
-    assert learner.ledger.steps == 6 and metrics[EPSILON] <= 5.0
+    assert learner.spending.ledger.steps == 6 and metrics[EPSILON] <= 5.0
 
 
 def test_a_run_tells_epsilon_and_parks_who_has_spent_all():
@@ -404,7 +407,7 @@ def test_a_method_that_passes_takes_rounds_with_noise(method: str):
     learner = make_learner(config, 2)
     for t, phase in enumerate(learner.options.phases(4)[:2], start=1):
         outcome = learner.run_round(Plan(t, 1, phase=phase), {})
-    assert learner.ledger.steps >= 2 and outcome.metrics[EPSILON] > 0
+    assert learner.spending.ledger.steps >= 2 and outcome.metrics[EPSILON] > 0
     assert learner.flat.vector.isfinite().all()
 
 
@@ -506,7 +509,7 @@ def test_auto_chooses_what_can_be_accounted():
     assert learner.shift() is None and not learner.noisy and not learner.stacks_now()
     off = make_learner({**FAST, "method": "dmml", "num-nodes": 3}, 2)
     assert off.settings.label_correction == "network" and off.settings.noise == 1
-    assert off.mechanism is None and off.stacks_now()
+    assert off.spending.how is None and off.stacks_now()
 
 
 def test_what_tells_of_own_samples_stays_on_the_device():

@@ -9,8 +9,9 @@ import torch
 from helpers import FAST, make_learner, run_peers, run_together
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.learning.learner import EPSILON, SPENT, Learner
+from flwr_dmml.learning.learner import Learner
 from flwr_dmml.learning.speedometer import SPEEDS
+from flwr_dmml.learning.spending import EPSILON, SPENT
 from flwr_dmml.payload.plan import Outcome, Plan
 from flwr_dmml.privacy.accountant import Ledger
 from flwr_dmml.settings import find_parts, parse_settings
@@ -27,8 +28,8 @@ DP: dict[str, Any] = {
 
 def device(**changed: Any) -> Learner:
     learner = make_learner(DP, 2)
-    assert learner.mechanism is not None
-    learner.mechanism = replace(learner.mechanism, **changed)
+    assert learner.spending.how is not None
+    learner.spending.how = replace(learner.spending.how, **changed)
     return learner
 
 
@@ -79,9 +80,9 @@ def test_a_round_is_booked_once_and_told():
     for t in (1, 2, 3):
         metrics = a_round(learner, False, t).metrics
     expected = Ledger(((2.0, 1.0, 3),))
-    assert learner.ledger == expected
+    assert learner.spending.ledger == expected
     assert metrics[EPSILON] == expected.epsilon(1 / 30)  # 1 / (10 devices)
-    assert learner.planned_steps == learner.settings.num_server_rounds
+    assert learner.spending.planned_steps == learner.settings.num_server_rounds
 
 
 def test_what_tells_of_own_data_besides_stays_at_home():

@@ -6,7 +6,7 @@ import pytest
 from helpers import FAST, run_peers
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.learning.learner import EPSILON, STEPS
+from flwr_dmml.learning.spending import EPSILON, STEPS
 from flwr_dmml.privacy.accountant import Ledger, epsilon_of, steps_within
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained

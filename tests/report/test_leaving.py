@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers_report import make_round, write_run
 
-from flwr_dmml.learning.learner import EPSILON, SIGMA, SPENT, STEPS
+from flwr_dmml.learning.spending import EPSILON, SIGMA, SPENT, STEPS
 from flwr_dmml.report import read_run
 from flwr_dmml.report.leaving import privacy_sections
 from flwr_dmml.report.parts import Table
