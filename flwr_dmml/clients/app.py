@@ -151,9 +151,11 @@ def _method(message: Message) -> str:
 def _state(message: Message, context: Context) -> Message:
     """Give back what this device keeps from round to round, for a checkpoint."""
     check_required(context, message.content)
-    recovered = OwnState(context, _method(message)).recover()
+    own_state = OwnState(context, _method(message))
+    recovered = own_state.recover()
     kept = context.state.array_records.get(STATE, ArrayRecord())
     reply = RecordDict({STATE: lock_state(context, kept)})
+    own_state.release()
     if recovered:
         add_note(reply, _recovered(recovered))
     return Message(reply, reply_to=message)
@@ -200,4 +202,5 @@ def _rounds(message: Message, context: Context, own: OwnParts, note: Note) -> Me
         reply.content[CONFUSION] = MetricRecord({CONFUSION: counts})
     add_models(reply.content, learner, plans[-1], context)
     hold(learner, kept)
+    own_state.release()
     return reply

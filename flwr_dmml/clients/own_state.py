@@ -1,8 +1,10 @@
 """A device's state on its own disk: a SuperNode that was killed and started again goes on from it.
 
-Flower keeps what a device knows from round to round in the SuperNode's memory only.
+Flower keeps what a device knows from round to round in the SuperNode's memory: of every run, until
+the SuperNode ends.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -21,7 +23,8 @@ from ..transport.messages import PARTITION, STATE
 
 NODE_KEY = "state-dir"
 """In the node config: the folder for it."""
-KEPT_RUNS = 3
+KEPT_RUNS, KEPT_S = 3, 3600.0
+"""States of so many runs are kept, and all that were written in the last hour."""
 _MET = "flwr-dmml.met"
 
 
@@ -46,11 +49,12 @@ class StateLostError(RuntimeError):
 
 
 class OwnState:
-    """A device's state of a run: in Flower's context, and on disk if ``state-dir`` is set.
+    """A device's state of a run: on disk if ``state-dir`` is set, else in Flower's context.
 
     A file ``run-<id>.safetensors`` for each of the last three runs, written whole or not at all,
     and beside it ``run-<id>.device``, which says whose it is: a folder of two devices would swap
-    their states.
+    their states. Flower's context then holds the state while a message is worked on, and between
+    messages only that the device is part of the run.
 
     Parameters
     ----------
@@ -92,9 +96,15 @@ class OwnState:
                 said = f"must be a folder that this device can write: {error}"
                 raise self._wrong(partition, said) from error
             for old in sorted(self.file.parent.glob("run-*.safetensors"), key=_age)[KEPT_RUNS:]:
-                old.unlink(missing_ok=True)
-                old.with_suffix(self.mark.suffix).unlink(missing_ok=True)
-        self._context.state = RecordDict({_MET: ConfigRecord({"method": self._method})})
+                if _age(old) > KEPT_S:
+                    old.unlink(missing_ok=True)
+                    old.with_suffix(self.mark.suffix).unlink(missing_ok=True)
+        self._context.state = RecordDict()
+        self._meet()
+
+    def _meet(self) -> None:
+        """Note in the context that the device is part of the run."""
+        self._context.state[_MET] = ConfigRecord({"method": self._method})
 
     def _claim(self, partition: int) -> None:
         """Note that the state of this run is this device's.
@@ -136,7 +146,10 @@ class OwnState:
         return SettingsError(f"{PARTITION} {partition}: {where}: {said}")
 
     def recover(self) -> str:
-        """Load the state on disk if the context has none; return when it was kept, or nothing.
+        """Put the state on disk into the context, until :meth:`release`.
+
+        Returns when it was kept, if this is the first that a new SuperNode hears of the run; else
+        nothing.
 
         Raises
         ------
@@ -144,7 +157,8 @@ class OwnState:
             The device has been part of this run, and there is no state to go on from.
         """
         state = self._context.state
-        if STATE in state or _MET in state:
+        known = STATE in state or _MET in state
+        if not self._on_disk and known:
             return ""
         if not self._on_disk:
             raise StateLostError(
@@ -166,13 +180,20 @@ class OwnState:
         if node != str(self._context.node_id):
             raise StateLostError(f"{self.file} is another device's, node {node}: {_APART}")
         state[STATE] = record_of({name: NumpyArray(array) for name, array in arrays.items()})
-        return str(when)
+        self._meet()
+        return "" if known else str(when)
+
+    def release(self) -> None:
+        """Take the state out of the context if it is on disk: it need not be in memory."""
+        if self._on_disk:
+            self._context.state.pop(STATE, None)
 
     def keep(self, record: ArrayRecord, when: str) -> None:
         """Keep a state for the next message; ``when`` says when that is ("after round 3")."""
-        self._context.state[STATE] = record
         if self._on_disk:
             self._write(record, when)
+        else:
+            self._context.state[STATE] = record
 
     def _write(self, record: ArrayRecord, when: str) -> None:
         names = {str(k): name for k, name in enumerate(record)}
@@ -182,4 +203,5 @@ class OwnState:
 
 
 def _age(file: Path) -> float:
-    return -file.stat().st_mtime
+    """Return how many seconds ago a file was written."""
+    return time.time() - file.stat().st_mtime

@@ -52,11 +52,37 @@ def test_killed_before_its_first_round_it_begins_as_it_began(tmp_path: Path):
     assert torch.equal(unpack(after.state.array_records[STATE])["encoder.audio"], torch.zeros(3))
 
 
-def test_what_flower_still_has_is_not_read_from_disk(tmp_path: Path):
-    own = begun(tmp_path)
-    assert own.recover() == ""  # it has answered, and not trained yet
+def test_the_state_is_in_memory_only_while_a_message_is_worked_on(tmp_path: Path):
+    """A SuperNode keeps the context of every run until it ends: it would grow run by run."""
+    here = context(tmp_path)
+    own = OwnState(here, "dpsgd")
+    own.begin(2, lambda: pack({"encoder.audio": torch.zeros(3)}))
+    for value in (0.0, 1.5):
+        assert STATE not in here.state
+        assert own.recover() == "", "nothing was lost"
+        found = unpack(here.state.array_records[STATE])
+        assert float(found["encoder.audio"][0]) == value
+        own.keep(pack(WEIGHTS), "after round 1")
+        own.release()
+
+
+def test_without_a_folder_it_stays_in_flowers_memory():
+    here = context(None)
+    own = OwnState(here, "dpsgd")
+    own.begin(2, lambda: pack({"encoder.audio": torch.zeros(3)}))
+    assert own.recover() == "" and STATE not in here.state, "it starts from what all start from"
     own.keep(pack(WEIGHTS), "after round 1")
-    own.file.unlink()
+    own.release()
+    assert own.recover() == "" and list(unpack(here.state.array_records[STATE])) == list(WEIGHTS)
+
+
+def test_a_new_process_says_only_once_that_it_goes_on(tmp_path: Path):
+    begun(tmp_path).keep(pack(WEIGHTS), "after round 3")
+    after = context(tmp_path)
+    own = OwnState(after, "dpsgd")
+    assert own.recover() == "after round 3"
+    own.keep(pack(WEIGHTS), "after round 4")
+    own.release()
     assert own.recover() == ""
 
 
