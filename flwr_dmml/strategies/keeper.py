@@ -29,7 +29,7 @@ from .member import Member, members_from_json, members_to_json, unlike
 from .peer import PeerStrategy
 from .reasons import join_reasons
 from .replies import read_state
-from .roster import AGAIN_S
+from .roster import AGAIN_S, LEAST_S
 
 
 class RunStoppedError(Exception):
@@ -270,12 +270,20 @@ class Keeper:
         roster = strategy.roster
         _same_devices(self.members_of(checkpoint), roster.members)
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
-        asked = strategy.method, strategy.timeout
+        wait_s = max(strategy.wait_timeout, LEAST_S)
+        timeout = strategy.timeout
+        timeout = timeout if isinstance(grid, SimulationGrid) else min(timeout, wait_s)
         absent: dict[int, str] | None = None
         told, deadline = "", time.monotonic() + strategy.wait_timeout
         while True:
             _, absent = roster.ask(
-                grid, "query.restore", *asked, lambda _, content: None, states, absent
+                grid,
+                "query.restore",
+                strategy.method,
+                timeout,
+                lambda _, content: None,
+                states,
+                absent,
             )
             absent = {p: why for p, why in absent.items() if p not in roster.away}
             late = time.monotonic() > deadline or isinstance(grid, SimulationGrid)

@@ -33,6 +33,8 @@ _POLL_S = 0.1
 _REMIND_S = 10.0
 AGAIN_S = 2.0
 """Pause before a device that a resumed run needs is asked again."""
+LEAST_S = 10.0
+"""For so long its answer is waited for at least."""
 
 
 class NoDevicesError(UserError, RuntimeError):
@@ -85,7 +87,7 @@ def handshake(
     Parameters
     ----------
     grid, node_ids, num_nodes, method, timeout
-        Whom to ask, about what, and for how many seconds.
+        Whom to ask, about what, and for how many seconds at most.
     needed : collection of int
         Partitions without which the run cannot go on: while one is missing, the nodes that are no
         members are asked again, for up to ``wait_s`` seconds.
@@ -98,7 +100,8 @@ def handshake(
     members: dict[int, Member] = {}
     deadline, told = time.monotonic() + wait_s, None
     while True:
-        problems, partitions = _introduce(grid, node_ids, num_nodes, method, timeout, members)
+        most_s = min(timeout, max(deadline - time.monotonic(), LEAST_S)) if needed else timeout
+        problems, partitions = _introduce(grid, node_ids, num_nodes, method, most_s, members)
         missing = sorted(set(needed) - members.keys())
         if not missing or time.monotonic() > deadline:
             break
@@ -267,6 +270,7 @@ class Roster:
         self.members[member.partition_id] = member
         self.partition_of[member.node_id] = member.partition_id
         self.away -= {member.partition_id}
+        self._waiting.pop(member.partition_id, None)  # it has answered a later one
 
     def send(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send and wait; remember who has not answered within ``timeout`` seconds."""

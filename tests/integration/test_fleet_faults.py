@@ -63,20 +63,25 @@ def newest(checkpoints: Path) -> int:
 
 
 def test_a_killed_device_comes_back_and_a_killed_superlink_is_resumed(tmp_path: Path):
-    """``kill -9``: device 3 after round 1, then, when it is back, the SuperLink.
+    """``kill -9``: devices 2 and 3 after a checkpoint, then, when 3 is back, the SuperLink.
 
-    A round takes a second or two, and a device several to start: there are rounds enough for that.
+    The run goes on without device 2, which then comes. A round takes a second or two, and a device
+    several to start: there are rounds enough for that.
     """
-    rounds, name = 25, "killed"
+    rounds, name = 40, "killed"
     settings = {**SETTINGS, "num-server-rounds": rounds, "run-name": name, "checkpoint-every": 2}
     with LocalFleet(tmp_path, parts(tmp_path / "parts")) as fleet:
         run = fleet.submit(FLEET, settings)
-        wait_until(lambda: len(lines(fleet, name)) >= 1, run, fleet)
-        fleet.kill("device-3")
-        wait_until(lambda: "node 3 is left out" in log_of(fleet, name), run, fleet)
+        saved = fleet.runs / name / "dmml-kd" / "checkpoints"
+        wait_until(lambda: newest(saved) >= 2, run, fleet)
+        for device in ("device-3", "device-2"):
+            fleet.kill(device)
+        for node in (3, 2):
+            gone = f"node {node} is left out"
+            wait_until(lambda gone=gone: gone in log_of(fleet, name), run, fleet)
         fleet.start("device-3")
         wait_until(lambda: "node 3 goes on from what it" in log_of(fleet, name), run, fleet)
-        saved, back = fleet.runs / name / "dmml-kd" / "checkpoints", len(lines(fleet, name))
+        back = len(lines(fleet, name))
         wait_until(lambda: newest(saved) > back + 1, run, fleet)
 
         fleet.kill("superlink")
@@ -85,14 +90,19 @@ def test_a_killed_device_comes_back_and_a_killed_superlink_is_resumed(tmp_path: 
         assert back <= len(before) < rounds, before
         last = newest(saved)
         fleet.start_superlink()
-        resumed = fleet.submit(FLEET, {**settings, "resume": name})
+        resumed = fleet.submit(FLEET, {**settings, "resume": name, "wait-timeout": 5})
+        without = "The run goes on without devices 2 until they are back"
+        wait_until(lambda: without in log_of(fleet, name), resumed, fleet)
+        fleet.start("device-2")
         said = resumed.communicate(timeout=240)[0]
     assert f"Resumed after round {last}" in said, said
+    assert "Device 2 is back: it takes part again" in said, said
     after = lines(fleet, name)
     assert [line["round"] for line in after] == list(range(1, rounds + 1)), said
     assert after[: last - 1] == before[: last - 1]
-    assert any("3" in line["failed"] for line in after[:4]), after[:4]
-    assert not after[-1]["failed"] and after[-1]["nodes"][3]["bytes_sent"] > 0
+    assert any("3" in line["failed"] for line in after[:5]), after[:5]
+    assert "2" in after[last]["failed"] and not after[-1]["failed"]
+    assert all(node["bytes_sent"] > 0 for node in after[-1]["nodes"])
     assert accuracy(after[-1], (0, 1, 2)) > accuracy(after[0], (0, 1, 2)) + 0.1
 
 
