@@ -137,7 +137,7 @@ class Network:
             copies = pad_sequence([self.told(node) for node in nodes], batch_first=True)
             rows = [self.victims[node][2] for node in nodes]
             weights = pad_sequence(rows, batch_first=True)
-            rule, last = self.rules[count], [begun[node] if k else None for node in nodes]
+            rule, last = self.rules[count], [begun[node][None] if k else None for node in nodes]
             known = (last,) if isinstance(rule, Weighing) else ()
             mixed[nodes] = rule(self.x[nodes], copies, weights, *known)
         self.x = mixed
