@@ -1,10 +1,11 @@
 """What a device spends of its privacy budget, and the noise that it spends it on."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
+from ..data import Partition, Samples
 from ..payload.plan import Plan
 from ..privacy.accountant import Ledger
 from ..privacy.noise import gaussian, poisson_rows
@@ -12,9 +13,7 @@ from ..privacy.options import Mechanism
 from .batch import Batch, batch_of
 from .optimisers import total
 from .per_sample import check_separable
-
-if TYPE_CHECKING:
-    from .learner import Learner
+from .trainee import Trainee
 
 LEDGER = "privacy.ledger"
 """What a device has spent under ``privacy.dp``, in its ``memory``."""
@@ -30,12 +29,20 @@ OF_SAMPLES = "validation.accuracy", "test.ece"
 """Metrics that tell something of own samples that a device does not train on."""
 
 
+class Spender(Trainee, Protocol):
+    """A device with data of its own, see :class:`~.learner.Learner`."""
+
+    partition: Partition
+    train_data: Samples
+    block_names: tuple[str, ...]
+
+
 class Spending:
     """The noise of one device under ``privacy.dp``, and its ledger.
 
     Parameters
     ----------
-    learner : Learner
+    learner : Spender
         The device's: its ``memory`` holds the ledger, its blocks get the noise.
 
     Attributes
@@ -53,7 +60,7 @@ class Spending:
         The settings do not fit the number of samples.
     """
 
-    def __init__(self, learner: "Learner") -> None:
+    def __init__(self, learner: Spender) -> None:
         self._learner = learner
         self.how: Mechanism | None = None
         self.spent = False

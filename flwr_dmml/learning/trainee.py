@@ -1,21 +1,33 @@
 """What a device has to offer to be trained, alone or in a stack (:mod:`~.training`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..payload.flat import Flat
 from ..payload.plan import Plan
+from ..privacy.options import Mechanism
 from .balance import LocalPhase
 from .batch import Batch, Pool
 from .optimisers import LocalSteps
 from .settings import DeviceSettings
 from .speedometer import Speedometer
 
-if TYPE_CHECKING:
-    from .spending import Spending
+
+class Spends(Protocol):
+    """Which iterations of a device get noise, see :class:`~.spending.Spending`."""
+
+    @property
+    def of_samples(self) -> Mechanism | None:
+        """How gradients of samples get noise."""
+
+    def charge(self, steps: int) -> None:
+        """Book iterations with noise."""
+
+    def drawn(self, iterations: int) -> Iterator[Batch]:
+        """Yield the mini-batches of these."""
 
 
 class Trainee(Protocol):
@@ -92,8 +104,9 @@ class Trainee(Protocol):
     def batch_rows(self, iterations: int) -> Tensor:
         """Return which training samples they hold, ``[iterations, batch]``."""
 
-    spending: "Spending"
-    """Which iterations get noise, and their mini-batches."""
+    @property
+    def spending(self) -> Spends:
+        """Which iterations get noise."""
 
     def local_loss(self, batch: Batch) -> Tensor:
         """Return the loss."""
