@@ -460,7 +460,8 @@ class Outcome:
         self.accuracy, self.undisturbed_accuracy = map(last_accuracy, (self.lines, expected))
         self.recoveries = [recovery(one, self.lines) for one in self.rehearsal.happened]
         self.unexplained = unexplained(self.rehearsal.happened, self.lines)
-        self.undisturbed = min(one.begun for one in self.rehearsal.happened)
+        # the last of them is completed once more if the run is resumed: by a disturbed round
+        self.undisturbed = max(0, min(one.begun for one in self.rehearsal.happened) - 1)
         self.wrong = wrong_lines(self.text, whole, self.undisturbed) + impossible(self.lines)
         self.growths = growths(self.monitor.processes.values())
         self.parts = [str(file) for file in self.folder.rglob("*.part")]
@@ -524,7 +525,7 @@ def report(
     rounds, starts = len(outcome.lines), outcome.said.count("as Flower's run")
     console.print(
         f"{rounds} rounds in {outcome.seconds:.0f} s, {starts} starts of the coordinator, at most "
-        f"{outcome.monitor.most} processes; {outcome.undisturbed} rounds before the first event"
+        f"{outcome.monitor.most} processes; {outcome.undisturbed} rounds before the one of the first event"
     )
     for reason, count in outcome.unexplained.most_common():
         console.print(f"nothing of its own was broken, {count} times: {reason}", markup=False)
