@@ -525,7 +525,7 @@ def report(
     rounds, starts = len(outcome.lines), outcome.said.count("as Flower's run")
     console.print(
         f"{rounds} rounds in {outcome.seconds:.0f} s, {starts} starts of the coordinator, at most "
-        f"{outcome.monitor.most} processes; {outcome.undisturbed} rounds before the one of the first event"
+        f"{outcome.monitor.most} processes; {outcome.undisturbed} rounds before any event"
     )
     for reason, count in outcome.unexplained.most_common():
         console.print(f"nothing of its own was broken, {count} times: {reason}", markup=False)
