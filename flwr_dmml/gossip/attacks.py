@@ -118,9 +118,12 @@ def dissensus(scene: Scene, strength: float) -> Tensor:
 
 
 def duplicate(scene: Scene, strength: float) -> Tensor:
-    """The copy of an honest neighbour, another one in every round (Wu, Chen and Ling, 2023)."""
-    drawn = [float(torch.rand(1, generator=random)) for random in scene.random]
-    return scene.near[[int(u * len(scene.near)) for u in drawn]]
+    """The copy of an honest neighbour, another one in every round (Wu, Chen and Ling, 2023).
+
+    All liars around a victim send the same: what the first of them draws.
+    """
+    drawn = float(torch.rand(1, generator=scene.random[0]))
+    return scene.same(scene.near[int(drawn * len(scene.near))])
 
 
 def mimic(scene: Scene, strength: float) -> Tensor:
