@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from math import inf
 from types import ModuleType, SimpleNamespace
 from typing import get_args
@@ -58,6 +59,8 @@ def broken(monkeypatch: pytest.MonkeyPatch, part: Part, module: str, name: str, 
     monkeypatch.delenv(FLOWERS_OWN, raising=False)
     monkeypatch.setattr(waits, "_quick", set())
     there = importlib.import_module(module)
+    if isinstance(vars(there).get("time"), Polling):  # another test has made it quick
+        monkeypatch.setattr(there, "time", time)
     if new is None:
         monkeypatch.delattr(there, name)
     else:
