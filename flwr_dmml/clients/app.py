@@ -169,7 +169,9 @@ def _restore(message: Message, context: Context) -> Message:
     """Take up what a checkpoint held: empty, this device starts afresh."""
     check_required(context, message.content)
     if kept := unlock_state(context, message.content.array_records[STATE]):
-        OwnState(context, _method(message)).keep(kept, "of the run that was resumed")
+        own_state = OwnState(context, _method(message))
+        own_state.keep(kept, "of the run that was resumed")
+        own_state.release()
     return Message(RecordDict(), reply_to=message)
 
 

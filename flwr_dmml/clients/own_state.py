@@ -51,10 +51,10 @@ class StateLostError(RuntimeError):
 class OwnState:
     """A device's state of a run: on disk if ``state-dir`` is set, else in Flower's context.
 
-    A file ``run-<id>.safetensors`` for each of the last three runs, written whole or not at all,
-    and beside it ``run-<id>.device``, which says whose it is: a folder of two devices would swap
-    their states. Flower's context then holds the state while a message is worked on, and between
-    messages only that the device is part of the run.
+    A file ``run-<id>.safetensors`` for each run, written whole or not at all, and beside it
+    ``run-<id>.device``, which says whose it is: a folder of two devices would swap their states.
+    Flower's context then holds the state while a message is worked on, and between messages only
+    that the device is part of the run; but a state that could not be written stays there.
 
     Parameters
     ----------
@@ -70,6 +70,7 @@ class OwnState:
         self.file = (folder or Path()) / f"run-{context.run_id}.safetensors"
         self.mark = self.file.with_suffix(".device")
         self._on_disk = folder is not None
+        self._spare = False  # whether what the context holds is on disk, too
 
     def begin(self, partition: int, initial: Callable[[], ArrayRecord]) -> None:
         """Forget what was there of this run: the device starts afresh, from ``initial()``.
@@ -146,7 +147,7 @@ class OwnState:
         return SettingsError(f"{PARTITION} {partition}: {where}: {said}")
 
     def recover(self) -> str:
-        """Put the state on disk into the context, until :meth:`release`.
+        """Put the state on disk into the context, until :meth:`release`, unless it has a newer one.
 
         Returns when it was kept, if this is the first that a new SuperNode hears of the run; else
         nothing.
@@ -157,9 +158,9 @@ class OwnState:
             The device has been part of this run, and there is no state to go on from.
         """
         state = self._context.state
-        known = STATE in state or _MET in state
-        if not self._on_disk and known:
+        if STATE in state or (_MET in state and not self._on_disk):
             return ""
+        known = _MET in state
         if not self._on_disk:
             raise StateLostError(
                 "its SuperNode was started anew, and what it knew of this run is gone: set "
@@ -181,19 +182,26 @@ class OwnState:
             raise StateLostError(f"{self.file} is another device's, node {node}: {_APART}")
         state[STATE] = record_of({name: NumpyArray(array) for name, array in arrays.items()})
         self._meet()
+        self._spare = True
         return "" if known else str(when)
 
     def release(self) -> None:
         """Take the state out of the context if it is on disk: it need not be in memory."""
-        if self._on_disk:
+        if self._spare:
             self._context.state.pop(STATE, None)
 
     def keep(self, record: ArrayRecord, when: str) -> None:
-        """Keep a state for the next message; ``when`` says when that is ("after round 3")."""
+        """Keep a state for the next message; ``when`` says when that is ("after round 3").
+
+        Raises
+        ------
+        WriteError
+            It cannot be written: the context holds it, and it is what the device goes on from.
+        """
+        self._context.state[STATE], self._spare = record, False
         if self._on_disk:
             self._write(record, when)
-        else:
-            self._context.state[STATE] = record
+            self._spare = True
 
     def _write(self, record: ArrayRecord, when: str) -> None:
         names = {str(k): name for k, name in enumerate(record)}

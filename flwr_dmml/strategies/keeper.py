@@ -29,7 +29,7 @@ from .member import Member, members_from_json, members_to_json, unlike
 from .peer import PeerStrategy
 from .reasons import join_reasons
 from .replies import read_state
-from .roster import AGAIN_S, LEAST_S
+from .roster import AGAIN_S, patience_s
 
 
 class RunStoppedError(Exception):
@@ -270,9 +270,8 @@ class Keeper:
         roster = strategy.roster
         _same_devices(self.members_of(checkpoint), roster.members)
         states = {p: _record(arrays) for p, arrays in checkpoint.nodes.items()}
-        wait_s = max(strategy.wait_timeout, LEAST_S)
-        timeout = strategy.timeout
-        timeout = timeout if isinstance(grid, SimulationGrid) else min(timeout, wait_s)
+        simulated, timeout = isinstance(grid, SimulationGrid), strategy.timeout
+        timeout = timeout if simulated else patience_s(timeout, strategy.wait_timeout)
         absent: dict[int, str] | None = None
         told, deadline = "", time.monotonic() + strategy.wait_timeout
         while True:
@@ -286,15 +285,14 @@ class Keeper:
                 absent,
             )
             absent = {p: why for p, why in absent.items() if p not in roster.away}
-            late = time.monotonic() > deadline or isinstance(grid, SimulationGrid)
-            if not absent or late:
+            if not absent or simulated or time.monotonic() > deadline:
                 break
             if (why := join_reasons(absent)) != told:
                 log(INFO, "Waiting for devices of the run: %s", why)
                 told = why
             time.sleep(AGAIN_S)
         there = len(roster.members) - len(roster.away) - len(absent)
-        if absent and (isinstance(grid, SimulationGrid) or there < strategy.quorum):
+        if absent and (simulated or there < strategy.quorum):
             raise ResumeError(f"cannot be taken back to their states: {join_reasons(absent)}")
         roster.leave(absent)
         with _as_written(checkpoint):

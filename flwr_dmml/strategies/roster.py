@@ -34,7 +34,7 @@ _REMIND_S = 10.0
 AGAIN_S = 2.0
 """Pause before a device that a resumed run needs is asked again."""
 LEAST_S = 10.0
-"""For so long its answer is waited for at least."""
+"""Seconds that it has to answer, at least."""
 
 
 class NoDevicesError(UserError, RuntimeError):
@@ -89,8 +89,8 @@ def handshake(
     grid, node_ids, num_nodes, method, timeout
         Whom to ask, about what, and for how many seconds at most.
     needed : collection of int
-        Partitions without which the run cannot go on: while one is missing, the nodes that are no
-        members are asked again, for up to ``wait_s`` seconds.
+        Partitions that a run had: while one is missing, the nodes that are no members are asked
+        again, for up to ``wait_s`` seconds.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def handshake(
     members: dict[int, Member] = {}
     deadline, told = time.monotonic() + wait_s, None
     while True:
-        most_s = min(timeout, max(deadline - time.monotonic(), LEAST_S)) if needed else timeout
+        most_s = patience_s(timeout, deadline - time.monotonic()) if needed else timeout
         problems, partitions = _introduce(grid, node_ids, num_nodes, method, most_s, members)
         missing = sorted(set(needed) - members.keys())
         if not missing or time.monotonic() > deadline:
@@ -160,6 +160,11 @@ def _introduce(
     return problems, partitions
 
 
+def patience_s(timeout: float, left_s: float) -> float:
+    """Return how long answers are waited for when a run goes on; ``left_s`` are left for all."""
+    return min(timeout, max(left_s, LEAST_S))
+
+
 def hello(node_ids: Iterable[int], method: str) -> list[Message]:
     """Return messages that ask nodes who they are."""
     plan = ConfigRecord({"method": method, **SPOKEN})
@@ -204,7 +209,9 @@ class Roster:
         self.away = self.members.keys() - members.keys()
         """Who has not been met since the run went on."""
         self.partition_of = {member.node_id: p for p, member in members.items()}
-        self.modalities = frozenset(m for member in members.values() for m in member.modalities)
+        self.modalities = frozenset(
+            m for member in self.members.values() for m in member.modalities
+        )
         self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
         self._lost_told = False

@@ -14,6 +14,7 @@ from helpers_disk import disk
 from safetensors.numpy import save
 
 from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.base.files import WriteError
 from flwr_dmml.clients.own_state import KEPT_RUNS, OwnState, StateLostError
 from flwr_dmml.transport.messages import STATE, pack, unpack
 
@@ -189,6 +190,29 @@ def test_a_full_disk_keeps_a_device_out_only_while_it_is_full(tmp_path: Path):
         (folder / "filler").unlink()
         begun(folder)
         assert OwnState(context(folder), "dpsgd").recover() == "before round 1"
+
+
+def test_a_state_that_cannot_be_written_stays_in_memory(tmp_path: Path):
+    """Its payload may have left, and its privacy ledger counts that: it is not taken back."""
+    with disk(tmp_path / "disk", kilobytes=64) as folder:
+        here = context(folder)
+        own = OwnState(here, "dpsgd")
+        own.begin(2, lambda: pack({"encoder.audio": torch.zeros(3)}))
+        own.recover()
+        with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(512))
+        with pytest.raises(WriteError, match="No space left"):
+            own.keep(pack(WEIGHTS), "after round 1")
+        for message in ("query.state", "train"):
+            later = OwnState(here, "dpsgd")
+            assert later.recover() == "", message
+            assert list(unpack(here.state.array_records[STATE])) == list(WEIGHTS)
+            later.release()
+        (folder / "filler").unlink()
+        later.keep(pack(WEIGHTS), "after round 2")
+        later.release()
+        assert STATE not in here.state
 
 
 def test_numbers_do_not_change_on_disk(tmp_path: Path):

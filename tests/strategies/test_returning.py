@@ -63,6 +63,17 @@ def test_a_resumed_run_goes_on_without_a_device_and_takes_it_back(
     assert {node["partition"] for node in last["nodes"] if "accuracy" in node} == {0, 1, 2, 3}
 
 
+def test_it_may_be_the_only_one_with_a_sensor(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", logger="flwr")
+    own = {**CONFIG, "modality-pattern": "audio,audio,audio+image,audio"}
+    with pytest.raises(RunStoppedError):
+        serve(load_app(QUICKSTART), tmp_path, {**own, "run-name": "r"}, stop_in=2)
+    serve(load_app(QUICKSTART), tmp_path, {**own, "resume": "r"}, away={2: 2})
+    assert "Device 2 is back: it takes part again" in caplog.text
+    missing = [each.get("2") for each in failed(tmp_path / "r")]
+    assert missing == [None, None, AWAY, AWAY, AWAY, AWAY, None, None]
+
+
 def test_a_device_that_stays_away_is_kept_in_checkpoints(r: Path, tmp_path: Path):
     """Resumed without device 2 and stopped, then resumed with it: nobody is away."""
     with pytest.raises(RunStoppedError):
