@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,22 @@ from flwr_dmml.engine.identity import SERVER_NODE_ID
 class FlowersGrid(Grid):
     """Devices behind a grid of Flower's; SIGTERM comes with the messages of a round.
 
-    A device in ``away`` connects when messages of so many rounds have been sent.
+    A device in ``away`` connects when messages of so many rounds have been sent; one in ``lost`` is
+    killed with that of such a round, and is back before anybody has missed it.
     """
 
     def __init__(
-        self, devices: InProcessGrid, stop_in: int, away: Mapping[int, int] | None = None
+        self,
+        devices: InProcessGrid,
+        stop_in: int,
+        away: Mapping[int, int] | None = None,
+        lost: Mapping[int, Collection[int]] | None = None,
     ) -> None:
         self._devices, self._stop_in, self._trained = devices, stop_in, 0
-        self._away = away or {}
+        self._away, self._lost = away or {}, lost or {}
+        self._gone = set[str]()  # messages that are never answered
+        self.kinds: list[tuple[int, str]] = []
+        """Partition and kind of every message."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         listed = list(messages)
@@ -32,10 +40,17 @@ class FlowersGrid(Grid):
             self._trained += 1
             if self._trained == self._stop_in:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return self._devices.push_messages(listed)
+        nodes = list(self._devices.get_node_ids())
+        ids = list(self._devices.push_messages(listed))
+        for message, sent in zip(listed, ids, strict=True):
+            p, kind = nodes.index(message.metadata.dst_node_id), message.metadata.message_type
+            self.kinds.append((p, kind))
+            if kind == "train" and self._trained in self._lost.get(p, ()):
+                self._gone.add(sent)
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._devices.pull_messages(message_ids)
+        return self._devices.pull_messages(set(message_ids) - self._gone)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -68,10 +83,13 @@ def serve(
     config: Mapping[str, Any],
     stop_in: int = 0,
     away: Mapping[int, int] | None = None,
-) -> None:
+    lost: Mapping[int, Collection[int]] | None = None,
+) -> FlowersGrid:
     """Run an app, with run folders in ``folder``; SIGTERM comes in message ``stop_in``."""
     given = {**app.run_config, **config, "run-dir": str(folder)}
     context = Context(1, SERVER_NODE_ID, {}, RecordDict(), given)
     devices = InProcessGrid(app.client_app, given["num-nodes"], given)
+    grid = FlowersGrid(devices, stop_in, away, lost)
     with server_identity(1):
-        app.server_app(FlowersGrid(devices, stop_in, away), context)
+        app.server_app(grid, context)
+    return grid

@@ -6,7 +6,6 @@ are replaced by name, which is private to Flower: where a name is missing or is 
 Flower's own waits stay, and one line in the log says so.
 """
 
-import inspect
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from .log import log
+from .private import UnexpectedError, check_code, check_parameters, function_of
 
 FLOWERS_OWN = "FLWR_DMML_FLOWER_WAITS"
 """Environment variable: if it is not empty, nothing is replaced."""
@@ -47,10 +47,6 @@ class Polling:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
-
-
-class UnexpectedError(RuntimeError):
-    """Something of Flower's that is not as it was; the message says what."""
 
 
 def quicken(part: Part, longest_s: float | None = None) -> bool:
@@ -94,11 +90,11 @@ def _prepared(part: Part, longest_s: float | None) -> list[Callable[[], None]]:
         return [_short_backoff("flwr.supernode.runtime.run_clientapp", name)]
     if part == "SuperExec":
         module = import_module("flwr.supercore.superexec.run_superexec")
-        _check_code(module, "run_superexec", "sleep", "_handle_launch_result")
+        check_code(module, "run_superexec", "sleep", "_handle_launch_result")
         return [_quick_sleep(module, "_handle_launch_result", lambda result: True)]
     module = import_module("flwr.supernode.start_client_internal")
-    _check_code(module, "start_client_internal", "sleep", "_pull_and_store_message")
-    _check_code(module, "_push_messages", "sleep")
+    check_code(module, "start_client_internal", "sleep", "_pull_and_store_message")
+    check_code(module, "_push_messages", "sleep")
     return [
         _quick_sleep(module, "_pull_and_store_message", lambda run_id: run_id is not None),
         _short_backoff(module.__name__, "pull_objects"),
@@ -111,7 +107,7 @@ def _quick_sleep(
     """Return what makes a module's sleeps short after a function of its has had a message."""
     if getattr(module, "time", None) is not time:
         raise UnexpectedError(f"{module.__name__} has no module time")
-    polling, original = Polling(), _function(module, name)
+    polling, original = Polling(), function_of(module, name)
 
     def watched(*given: Any, **named: Any) -> Any:
         found = original(*given, **named)
@@ -128,21 +124,6 @@ def _quick_sleep(
 def _short_backoff(where: str, name: str, **more: float) -> Callable[[], None]:
     """Return what makes a function of a module ask again sooner, and gives it ``more``."""
     module = import_module(where)
-    pull, given = _function(module, name), {**BACKOFF, **more}
-    if missing := given.keys() - inspect.signature(pull).parameters.keys():
-        raise UnexpectedError(f"{where}.{name} takes no {min(missing)}")
+    pull, given = function_of(module, name), {**BACKOFF, **more}
+    check_parameters(module, name, *given)
     return partial(setattr, module, name, partial(pull, **given))
-
-
-def _check_code(module: ModuleType, name: str, *used: str) -> None:
-    """Refuse a function that does not use these names."""
-    code = _function(module, name).__code__
-    if missing := set(used) - set(code.co_names):
-        raise UnexpectedError(f"{module.__name__}.{name} does not use {min(missing)}")
-
-
-def _function(module: ModuleType, name: str) -> Any:
-    found = getattr(module, name, None)
-    if not inspect.isfunction(found):
-        raise UnexpectedError(f"{module.__name__} has no function {name}")
-    return found

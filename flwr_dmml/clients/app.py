@@ -107,6 +107,10 @@ def make_client_app(
     def state(message: Message, context: Context) -> Message:
         return _state(message, context)
 
+    @app.query("idle")
+    def idle(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
     @app.query("restore")
     def restore(message: Message, context: Context) -> Message:
         return _restore(message, context)

@@ -1,11 +1,9 @@
 """The ServerApp of every method: reads the run config, runs the round plan, reports."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import INFO, WARNING
-from pathlib import Path
 from signal import SIGTERM
 
 import numpy as np
@@ -54,8 +52,9 @@ from .merging import FinalMerge
 from .peer import PeerStrategy
 from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
+from .sending import FLOWERS_SIMULATION, program_name
 
-FLOWERS_RAY_S = {"flwr-simulation": 300.0}
+FLOWERS_RAY_S = {FLOWERS_SIMULATION: 300.0}
 """Seconds to wait for Flower's simulation to start Ray, by the program that this process runs."""
 
 
@@ -250,7 +249,7 @@ def check_rounds(config: RunConfig, grid: Grid) -> None:
     ours = isinstance(grid, SimulationGrid) or settings.engine == "sharded"
     if settings.rounds == "sync" or ours:
         return
-    if _flowers_own():
+    if program_name() == FLOWERS_SIMULATION:
         why = "Flower's simulation has no seconds of devices"
         problems = [f"rounds = 'async': {why}; allowed: engine = 'sharded', flwr-dmml simulate"]
     else:
@@ -263,12 +262,8 @@ def check_rounds(config: RunConfig, grid: Grid) -> None:
 
 def is_simulated(settings: Settings, grid: Grid) -> bool:
     """Return whether the devices are simulated, by an engine of this package or by Flower's."""
-    return isinstance(grid, SimulationGrid) or settings.engine == "sharded" or _flowers_own()
-
-
-def _flowers_own() -> bool:
-    """Return whether this is the process of Flower's simulation."""
-    return Path(sys.argv[0]).name in FLOWERS_RAY_S
+    own = isinstance(grid, SimulationGrid) or settings.engine == "sharded"
+    return own or program_name() == FLOWERS_SIMULATION
 
 
 def warn_of_losses(settings: Settings, rule: GossipRule, grid: Grid) -> None:
@@ -319,7 +314,7 @@ def _engine(
             workers=asked or cores(),
             address=settings.ray_address,
             run_id=context.run_id,
-            patience_s=FLOWERS_RAY_S.get(_program(), 10.0),
+            patience_s=FLOWERS_RAY_S.get(program_name(), 10.0),
         )
         with sharded:
             sharded.arrange(*layout(settings))
@@ -345,7 +340,7 @@ def _stopping(grid: Grid) -> Iterator[Callable[[], bool]]:
     elif in_main_thread():
         with stop_requests(said, SIGTERM) as request:
             yield request
-    elif patience_s := FLOWERS_RAY_S.get(_program()):
+    elif patience_s := FLOWERS_RAY_S.get(program_name()):
         from ..engine.cluster import others_ray
 
         others_ray(patience_s)
@@ -353,10 +348,6 @@ def _stopping(grid: Grid) -> Iterator[Callable[[], bool]]:
             yield request
     else:
         yield never
-
-
-def _program() -> str:
-    return Path(sys.argv[0]).name
 
 
 def constrain(

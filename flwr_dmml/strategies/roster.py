@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from logging import ERROR, INFO, WARNING
+from math import inf
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -35,6 +36,8 @@ AGAIN_S = 2.0
 """Pause before a device that a resumed run needs is asked again."""
 LEAST_S = 10.0
 """Seconds that it has to answer, at least."""
+IDLE_AGAIN_S = 60.0
+"""Seconds after which a device that is late is asked anew whether it is there."""
 
 
 class NoDevicesError(UserError, RuntimeError):
@@ -192,7 +195,9 @@ class Roster:
     """The members of a run, and the letters between them and the strategy.
 
     A node gets no second message before it has answered the first: it could work on two at once,
-    from one old state. A late answer only makes it available again.
+    from one old state. A late answer only makes it available again. An answer that never comes, as
+    the device was killed and was back before anybody missed it, would keep it out for good: where
+    nodes answer in order, one that is late is asked whether it is there, and any answer will do.
 
     Parameters
     ----------
@@ -200,10 +205,15 @@ class Roster:
         By partition id, from :func:`handshake`.
     had : mapping of int to Member, optional
         Of a run that is resumed: those that have not come are members too, and away.
+    in_order : bool (default: False)
+        Whether a node answers messages in the order in which they were sent.
     """
 
     def __init__(
-        self, members: Mapping[int, Member], had: Mapping[int, Member] | None = None
+        self,
+        members: Mapping[int, Member],
+        had: Mapping[int, Member] | None = None,
+        in_order: bool = False,
     ) -> None:
         self.members = dict(sorted({**(had or {}), **members}.items()))
         self.away = self.members.keys() - members.keys()
@@ -214,6 +224,8 @@ class Roster:
         )
         self._asked: dict[str, int] = {}  # message id -> partition, of the last messages
         self._waiting: dict[int, str] = {}  # partition -> message it still has to answer
+        self._in_order = in_order
+        self._idle: dict[int, tuple[str, float]] = {}  # partition -> what asks if it is, and when
         self._lost_told = False
 
     @property
@@ -250,11 +262,8 @@ class Roster:
         NoDevicesError
             Nobody can.
         """
-        if self._waiting:
-            late = grid.pull_messages(self._waiting.values())
-            answered = {reply.metadata.reply_to_message_id for reply in late}
-            self._waiting = {p: m for p, m in self._waiting.items() if m not in answered}
-        online, absent = set(grid.get_node_ids()), {}
+        online, absent = set(grid.get_node_ids()), dict[int, str]()
+        self._look(grid, online)
         for partition, member in self.members.items():
             if partition in self.away:
                 absent[partition] = "it has not come since the run was resumed"
@@ -267,6 +276,27 @@ class Roster:
             raise NoDevicesError(f"no device is left: {join_reasons(absent)}")
         return invited, absent
 
+    def _look(self, grid: Grid, online: Collection[int]) -> None:
+        """See which of those that are late have answered; ask the others if they are there."""
+        if not self._waiting:
+            return
+        asked = {message: p for p, (message, _) in self._idle.items()}
+        of = {message: p for p, message in self._waiting.items()} | asked
+        for reply in grid.pull_messages(of):
+            self._free(of[reply.metadata.reply_to_message_id])
+        now = time.monotonic()
+        for p in self._waiting if self._in_order else ():
+            node, (_, when) = self.members[p].node_id, self._idle.get(p, ("", -inf))
+            if node not in online or now - when < IDLE_AGAIN_S:
+                continue
+            if sent := self.push(grid, Message(RecordDict(), node, "query.idle")):
+                self._idle[p] = sent, now
+
+    def _free(self, partition: int) -> None:
+        """Have a device be no longer waited for."""
+        self._waiting.pop(partition, None)
+        self._idle.pop(partition, None)
+
     def leave(self, partitions: Collection[int]) -> None:
         """Have devices be away that were met, and could not be taken back to their states."""
         self.away |= set(partitions)
@@ -277,7 +307,7 @@ class Roster:
         self.members[member.partition_id] = member
         self.partition_of[member.node_id] = member.partition_id
         self.away -= {member.partition_id}
-        self._waiting.pop(member.partition_id, None)  # it has answered a later one
+        self._free(member.partition_id)  # it has answered a later message
 
     def send(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send and wait; remember who has not answered within ``timeout`` seconds."""

@@ -1,7 +1,9 @@
 """Sending messages to the devices, and waiting for their replies, on any grid."""
 
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -12,6 +14,21 @@ from ..transport.packing import packed
 FIRST_POLL_S, LAST_POLL_S = 0.05, 3.0
 SHARE = 20
 """A poll comes after one in so many of the seconds that have been waited."""
+FLOWERS_SIMULATION = "flwr-simulation"
+"""The program that runs a ServerApp in Flower's own simulation."""
+
+
+def program_name() -> str:
+    """Return the name of the program that this process runs."""
+    return Path(sys.argv[0]).name
+
+
+def answers_in_order(grid: Grid) -> bool:
+    """Return whether a node answers messages in the order in which they were sent.
+
+    Flower's SuperNodes do. In its simulation two actors can work for one node.
+    """
+    return not isinstance(grid, SimulationGrid) and program_name() != FLOWERS_SIMULATION
 
 
 def send_and_wait(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:

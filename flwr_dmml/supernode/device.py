@@ -18,6 +18,7 @@ from ..base.log import log
 from ..base.programs import ProgramError, program
 from ..base.waits import quicken
 from . import shim
+from .answering import answer_in_order
 
 CLIENTAPP, SUPEREXEC, SUPERNODE = "flwr-clientapp", "flower-superexec", "flower-supernode"
 READY_S, AGAIN_S = 120.0, 60.0
@@ -74,6 +75,7 @@ def ready_device(
                 break
     if quicken("SuperNode"):
         _put(folder / "bin" / SUPEREXEC, _module("superexec"))
+    answer_in_order()
     os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     os.environ[FOLDER] = str(folder)
     sys.argv = [SUPERNODE, *arguments]
