@@ -1,4 +1,7 @@
-"""What is private to Flower, checked before it is replaced."""
+"""What is private to Flower, checked before it is replaced.
+
+What replaces a function is made with ``functools.wraps``: the one below it is what is checked.
+"""
 
 import inspect
 from types import ModuleType
@@ -31,7 +34,7 @@ def check_code(module: ModuleType, name: str, *used: str) -> None:
     UnexpectedError
         One of them is missing, or the function is.
     """
-    code = function_of(module, name).__code__
+    code = inspect.unwrap(function_of(module, name)).__code__
     if missing := set(used) - set(code.co_names):
         raise UnexpectedError(f"{module.__name__}.{name} does not use {min(missing)}")
 

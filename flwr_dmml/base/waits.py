@@ -9,7 +9,7 @@ Flower's own waits stay, and one line in the log says so.
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
 from logging import INFO
 from math import inf
@@ -109,6 +109,7 @@ def _quick_sleep(
         raise UnexpectedError(f"{module.__name__} has no module time")
     polling, original = Polling(), function_of(module, name)
 
+    @wraps(original)
     def watched(*given: Any, **named: Any) -> Any:
         found = original(*given, **named)
         if is_message(found):

@@ -13,6 +13,7 @@ Here it waits for the reply to *this* message, and makes one that is an error if
 ended without any.
 """
 
+from functools import wraps
 from importlib import import_module
 from logging import INFO, WARNING
 from typing import Any
@@ -72,6 +73,7 @@ def answer_in_order() -> bool:
         return False
     received: list[Message] = []  # the last one
 
+    @wraps(pull)
     def pull_noting(*, receive: Any, **named: Any) -> Any:
         def noted() -> Any:
             if (found := receive()) is not None:
@@ -80,6 +82,7 @@ def answer_in_order() -> bool:
 
         return pull(receive=noted, **named)
 
+    @wraps(push)
     def push_until_answered(*, state: Any, object_store: Any, send: Any, **named: Any) -> None:
         (message,) = received
         answered: set[str] = set()

@@ -2,6 +2,8 @@
 
 import importlib
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,6 +151,22 @@ def test_a_reply_counts_though_its_clientapp_has_ended(supernode: SuperNode):
     supernode.end(message)
     supernode.push()
     assert len(supernode.sent) == 1 and not supernode.sent[0].has_error()
+
+
+BOTH = """
+from flwr_dmml.base.waits import quicken
+from flwr_dmml.supernode.answering import answer_in_order
+ways = [lambda: quicken("SuperNode"), answer_in_order]
+print([way() for way in {order}])
+"""
+
+
+@pytest.mark.parametrize("order", ["ways", "ways[::-1]"])
+def test_it_goes_with_shorter_waits(order: str):
+    """Both replace a function of the same name: each finds the installed Flower below."""
+    script = BOTH.format(order=order)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[True, True]", done.stderr
 
 
 def test_another_flower_keeps_its_own_order(monkeypatch: pytest.MonkeyPatch):
