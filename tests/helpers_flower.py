@@ -18,7 +18,7 @@ class FlowersGrid(Grid):
     """Devices behind a grid of Flower's; SIGTERM comes with the messages of a round.
 
     A device in ``away`` connects when messages of so many rounds have been sent; one in ``lost`` is
-    killed with that of such a round, and is back before anybody has missed it.
+    killed with that of such a round, and nobody looks while it is away.
     """
 
     def __init__(

@@ -196,7 +196,7 @@ class Roster:
 
     A node gets no second message before it has answered the first: it could work on two at once,
     from one old state. A late answer only makes it available again. An answer that never comes, as
-    the device was killed and was back before anybody missed it, would keep it out for good: where
+    the device was killed and nobody looked while it was away, would keep it out for good: where
     nodes answer in order, one that is late is asked whether it is there, and any answer will do.
 
     Parameters

@@ -1,4 +1,4 @@
-"""A device that is killed with a message, and is back before anybody has missed it."""
+"""A device that is killed with a message, and is back when somebody looks."""
 
 import json
 from pathlib import Path
