@@ -1,7 +1,7 @@
 """A rehearsal: a fleet on a poor network, in which something breaks all the time.
 
-    python benchmarks/soak.py --devices 5 --minutes 3
-    python benchmarks/soak.py --devices 5 --minutes 8 --gap 45
+    python benchmarks/soak.py --devices 5 --minutes 10
+    python benchmarks/soak.py --devices 3 --minutes 0.8 --gap 12
     python benchmarks/soak.py --devices 20 --minutes 30
 
 SuperLink and SuperNodes are real processes with TLS and node keys, each in a network namespace of
@@ -66,7 +66,7 @@ from soak_plan import Event, Kind, plan
 from flwr_dmml.base.stopping import sigterm_exits
 from flwr_dmml.fleet.config import SUPERLINK
 from flwr_dmml.fleet.local import LocalFleet, Loopback, Network
-from flwr_dmml.tracking.checkpoints import Checkpoints
+from flwr_dmml.tracking.checkpoints import CHECKPOINTS, Checkpoints
 from flwr_dmml.tracking.lock import owner_of
 
 RUN = "rehearsal"
@@ -465,7 +465,7 @@ class Outcome:
         self.wrong = wrong_lines(self.text, whole, self.undisturbed) + impossible(self.lines)
         self.growths = growths(self.monitor.processes.values())
         self.parts = [str(file) for file in self.folder.rglob("*.part")]
-        saved = self.rehearsal.run / METHOD / "checkpoints"
+        saved = self.rehearsal.run / METHOD / CHECKPOINTS
         newest = max(int(place.name[-5:]) for place in saved.glob("round-?????"))
         found = Checkpoints(saved, keep=1).latest()
         self.checkpoint = found is not None and found.server_round == newest == len(self.lines) + 1
@@ -558,7 +558,7 @@ def report(
 def main(
     devices: Annotated[int, typer.Option(min=3, max=200, help="Devices.")] = 5,
     minutes: Annotated[float, typer.Option(min=0.5, help="Minutes in which things break.")] = 3.0,
-    gap: Annotated[float, typer.Option(min=5, help="Mean seconds between two of them.")] = 20.0,
+    gap: Annotated[float, typer.Option(min=5, help="Mean seconds between two of them.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Draws what breaks, and when.")] = 0,
     only: Annotated[list[Kind] | None, typer.Option(help="These events; again for more.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep all files there.")] = None,

@@ -68,7 +68,7 @@ def plan(
     seed: int,
     devices: int,
     minutes: float,
-    gap_s: float = 20.0,
+    gap_s: float = 60.0,
     kinds: Sequence[Kind] = tuple(Kind),
 ) -> list[Event]:
     """Return what happens to some devices in some minutes, in order, every ``gap_s`` on average.

@@ -28,7 +28,7 @@ from ..learning.mixing import Mixer
 from ..payload.plan import Payload, Plan
 from ..privacy.membership import LEVEL, Share, Success, confidence, success
 from ..settings import RunConfig, find_parts, parse_settings
-from ..tracking.checkpoints import Checkpoint, Checkpoints
+from ..tracking.checkpoints import CHECKPOINTS, Checkpoint, Checkpoints
 from ..transport.sealed import SEALED
 
 MOST = 2000
@@ -189,7 +189,7 @@ def _checkpoint(folder: Path, method: str, config: RunConfig) -> Checkpoint:
     """
     if not config.parts.methods[method].communicates:
         raise AuditError(f"{method}: devices send nothing, so that neighbours learn nothing")
-    found = Checkpoints(folder / method / "checkpoints", 1).latest()
+    found = Checkpoints(folder / method / CHECKPOINTS, 1).latest()
     if found is None:
         raise AuditError(
             f"{folder / method} has no checkpoint, which holds what devices have sent: run it with "

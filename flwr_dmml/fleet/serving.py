@@ -6,11 +6,13 @@ process that writes it (:mod:`flwr_dmml.tracking.lock`). Flower itself resumes n
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..tracking.checkpoints import CHECKPOINTS, Checkpoints
 from ..tracking.ending import Ending, read_ending
 from ..tracking.lock import Owner, owner_of
 from ..tracking.run_folder import END
@@ -144,12 +146,12 @@ class Supervisor:
         """
         task = self.task
         task.config(resume=False)
-        failures, most = 0, _rounds(task.run)
+        failures, most = 0, rounds_written(task.run)
         while True:
             ending, why = self._attempt()
             if ending is not None and ending.ended == "finished":
                 return ending
-            rounds = _rounds(task.run)
+            rounds = rounds_written(task.run)
             failures = 1 if rounds > most else failures + 1
             most = max(most, rounds)
             self.tell(f"{task.name}: {why}; {_count(most, 'round')} so far")
@@ -262,9 +264,15 @@ class _Seen:
         return cls(ending, stamp, owner_of(run))
 
 
-def _rounds(run: Path) -> int:
-    """Return how many rounds a run has written, of all its methods."""
-    return sum(file.read_bytes().count(b"\n") for file in run.glob("*/metrics.jsonl"))
+def rounds_written(run: Path) -> int:
+    """Return how many rounds of all methods a run has written, be it in a checkpoint only."""
+    found = Counter[str]()
+    for file in run.glob("*/metrics.jsonl"):
+        found[file.parent.name] = file.read_bytes().count(b"\n")
+    for folder in run.glob(f"*/{CHECKPOINTS}"):
+        method = folder.parent.name
+        found[method] = max(found[method], Checkpoints(folder, keep=1).last_round)
+    return found.total()
 
 
 def _count(number: int, what: str) -> str:

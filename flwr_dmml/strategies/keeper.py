@@ -21,7 +21,14 @@ from ..base.files import sync_file, write_whole, writing
 from ..clients.models import FOLDER, Models
 from ..deploy.files import file_stem
 from ..engine import SimulationGrid
-from ..tracking.checkpoints import Arrays, Checkpoint, CheckpointError, Checkpoints, digest
+from ..tracking.checkpoints import (
+    CHECKPOINTS,
+    Arrays,
+    Checkpoint,
+    CheckpointError,
+    Checkpoints,
+    digest,
+)
 from ..tracking.events import EVENTS, DeviceRound, lines_of
 from ..tracking.history import read_record
 from ..transport.arrays import NumpyArray, record_of
@@ -63,7 +70,7 @@ class Keeper:
         self._events = folder / EVENTS
         self._written = self._metrics, self._timing, self._events  # line by line
         self._models = folder / FOLDER
-        self._checkpoints = Checkpoints(folder / "checkpoints", keep)
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, keep)
 
     def begun(self, strategy: PeerStrategy) -> None:
         """Write down who takes part, and the graph of the first round (``devices.json``).

@@ -21,6 +21,8 @@ from ..base.log import log
 from ..base.tensors import read_tensors
 
 SCHEMA = 3
+CHECKPOINTS = "checkpoints"
+"""The folder of them, in that of a method."""
 Arrays = dict[str, NDArray[Any]]
 DIGESTS = "digests"
 """File with the digests of a checkpoint's other files, which ``b2sum -l 128 -c`` checks."""
@@ -102,6 +104,11 @@ class Checkpoints:
     def none_yet(self) -> bool:
         """Whether none has ever been written: the folder says so, and it has none."""
         return (self.folder / NONE_YET).exists() and not self.there
+
+    @property
+    def last_round(self) -> int:
+        """The round of the newest checkpoint, usable or not; 0 if there is none."""
+        return max(map(_round_of, self._places()), default=0)
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint, remove what is too old, and return its folder.

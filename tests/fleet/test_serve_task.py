@@ -6,7 +6,7 @@ import pytest
 from helpers_fleet import TWO
 
 from flwr_dmml.fleet import FleetError, read_fleet
-from flwr_dmml.fleet.serving import Task
+from flwr_dmml.fleet.serving import Task, rounds_written
 
 
 def task(folder: Path, *settings: str) -> Task:
@@ -35,3 +35,13 @@ def test_a_run_gets_its_name_its_folder_and_its_number_of_devices(tmp_path: Path
 def test_a_run_that_cannot_be_resumed_is_refused(tmp_path: Path, settings: str, said: str) -> None:
     with pytest.raises(FleetError, match=said):
         task(tmp_path, settings).config(resume=False)
+
+
+def test_a_round_that_only_a_checkpoint_has_is_progress(tmp_path: Path) -> None:
+    """A round is in the metrics when the next one has evaluated its models."""
+    for method, rounds, saved in (("dpsgd", 6, 6), ("dmml-kd", 4, 5)):
+        (tmp_path / method / f"checkpoints/round-{saved:05d}").mkdir(parents=True)
+        (tmp_path / method / "checkpoints/round-00009.part").mkdir()
+        (tmp_path / method / "metrics.jsonl").write_text("{}\n" * rounds)
+    assert rounds_written(tmp_path) == 6 + 5
+    assert rounds_written(tmp_path / "none") == 0
