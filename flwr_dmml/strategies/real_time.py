@@ -244,16 +244,20 @@ class RealTime:
         return found
 
     def _pull(self) -> dict[int, Message | None]:
-        """Return the replies that have come, by device; None of one that is too late."""
+        """Return the replies that have come, by device; None of one that is too late.
+
+        To ask can last, as it waits for all of a reply that was announced: late is what had its
+        time before that.
+        """
         grid, _, timeout = self._given
-        of = {span.message_id: p for p, span in self._flying.items()}
+        of, asked_s = {span.message_id: p for p, span in self._flying.items()}, self._now_s
         found: dict[int, Message | None] = {
             of[reply.metadata.reply_to_message_id]: reply for reply in grid.pull_messages(of)
         }
         if found:
             self._heard = time.monotonic()
         for p, span in self._flying.items():
-            if p not in found and self._now_s - span.sent_s > timeout:
+            if p not in found and asked_s - span.sent_s > timeout:
                 self._roster.late(p, span.message_id)
                 found[p] = None
         return found

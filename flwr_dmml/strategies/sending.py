@@ -37,20 +37,22 @@ def send_and_wait(grid: Grid, messages: Sequence[Message], timeout: float) -> li
     An engine of this package hands records on as they are, and waits by itself. Over any other grid
     the messages are packed (:mod:`~flwr_dmml.transport.packing`), and so are the replies. Flower's
     own waiting asks every 3 s; here the first replies are looked for at once, and the polls become
-    rarer as the wait becomes longer.
+    rarer as the wait becomes longer. The last one begins when the time is over: a poll can last, as
+    it waits for all of a reply that was announced, whose sender may have died.
     """
     if isinstance(grid, SimulationGrid):
         return list(grid.send_and_receive(messages, timeout=timeout))
     waiting = push(grid, messages)
     begun, replies = time.monotonic(), list[Message]()
     while waiting:
+        over = time.monotonic() - begun >= timeout
         there = list(grid.pull_messages(waiting))
         replies += there
         waiting -= {reply.metadata.reply_to_message_id for reply in there}
-        waited = time.monotonic() - begun
-        if not waiting or waited >= timeout:
+        if not waiting or over:
             break
-        time.sleep(min(pause_s(waited), timeout - waited))
+        waited = time.monotonic() - begun
+        time.sleep(max(0.0, min(pause_s(waited), timeout - waited)))
     return replies
 
 

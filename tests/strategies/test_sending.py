@@ -104,3 +104,20 @@ def test_a_message_that_was_not_accepted_is_not_waited_for(clock: Clock):
     grid = LateGrid(clock, 0.0, refused=(1,))
     assert len(send_and_wait(grid, messages(3), 60.0)) == 2
     assert grid.asked == [{"m0", "m2"}]
+
+
+class HeldUp(LateGrid):
+    """The second poll lasts 10 s: a reply was announced, and its sender has died."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        there = super().pull_messages(message_ids)
+        if len(self.asked) == 2:
+            self._clock.now += 10.0
+        return there
+
+
+def test_what_came_in_time_counts_though_a_poll_has_lasted(clock: Clock):
+    grid = HeldUp(clock, 1.0)
+    replies = send_and_wait(grid, messages(4), 5.0)
+    assert [r.metadata.reply_to_message_id for r in replies] == ["m0", "m1", "m2", "m3"]
+    assert len(grid.asked) == 3
