@@ -179,7 +179,8 @@ class Monitor:
     """Looks at all processes of a fleet every few seconds; these carry a mark."""
 
     mark: str
-    processes: dict[int, Process] = field(default_factory=dict)
+    processes: dict[tuple[int, str], Process] = field(default_factory=dict)
+    """By their ids and when they began: an id is given to another process again."""
     most: int = 0
 
     def look(self) -> None:
@@ -197,7 +198,8 @@ class Monitor:
             return
         mb = int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
         files = len(os.listdir(place / "fd"))
-        known = self.processes.setdefault(pid, Process(what))
+        began = (place / "stat").read_text().rpartition(")")[2].split()[19]
+        known = self.processes.setdefault((pid, began), Process(what))
         known.seen.append((time.monotonic(), mb, files))
 
 
