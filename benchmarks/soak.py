@@ -577,7 +577,9 @@ def main(
         for kind, why in without.items():
             ERR.print(f"left out: {kind}: {why}", markup=False)
         kinds = [kind for kind in asked if kind not in without]
-        outcome = rehearse(folder, devices, plan(seed, devices, minutes, gap, kinds), seed)
+        if not (events := plan(seed, devices, minutes, gap, kinds)):
+            raise typer.BadParameter(f"nothing breaks in {minutes:g} minutes with --gap {gap:g}")
+        outcome = rehearse(folder, devices, events, seed)
         if not report(outcome, kinds, without, to_json):
             raise typer.Exit(1)
 
