@@ -15,7 +15,7 @@ from flwr_dmml.strategies.roster import TOO_LATE
 
 CONFIG: dict[str, Any] = {
     **SMALL, "method": "dpsgd", "num-server-rounds": 6, "topology": "complete",
-    "round-timeout": 3.0, "run-name": "r",
+    "round-timeout": 5.0, "run-name": "r",
 }  # fmt: skip
 BUSY = "it is still busy with an earlier message"
 
