@@ -67,7 +67,7 @@ from flwr_dmml.base.stopping import sigterm_exits
 from flwr_dmml.fleet.config import SUPERLINK
 from flwr_dmml.fleet.local import LocalFleet, Loopback, Network
 from flwr_dmml.tracking.checkpoints import CHECKPOINTS, Checkpoints
-from flwr_dmml.tracking.lock import owner_of
+from flwr_dmml.tracking.lock import owner_of, started_ticks
 
 RUN = "rehearsal"
 LINK = {"delay_s": 0.02, "loss": 0.005, "bytes_per_s": 2.5e6}
@@ -179,7 +179,7 @@ class Monitor:
     """Looks at all processes of a fleet every few seconds; these carry a mark."""
 
     mark: str
-    processes: dict[tuple[int, str], Process] = field(default_factory=dict)
+    processes: dict[tuple[int, int | None], Process] = field(default_factory=dict)
     """By their ids and when they began: an id is given to another process again."""
     most: int = 0
 
@@ -198,8 +198,7 @@ class Monitor:
             return
         mb = int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
         files = len(os.listdir(place / "fd"))
-        began = (place / "stat").read_text().rpartition(")")[2].split()[19]
-        known = self.processes.setdefault((pid, began), Process(what))
+        known = self.processes.setdefault((pid, started_ticks(pid)), Process(what))
         known.seen.append((time.monotonic(), mb, files))
 
 
@@ -467,9 +466,8 @@ class Outcome:
         self.wrong = wrong_lines(self.text, whole, self.undisturbed) + impossible(self.lines)
         self.growths = growths(self.monitor.processes.values())
         self.parts = [str(file) for file in self.folder.rglob("*.part")]
-        saved = self.rehearsal.run / METHOD / CHECKPOINTS
-        newest = max(int(place.name[-5:]) for place in saved.glob("round-?????"))
-        found = Checkpoints(saved, keep=1).latest()
+        saved = Checkpoints(self.rehearsal.run / METHOD / CHECKPOINTS, keep=1)
+        found, newest = saved.latest(), saved.last_round
         self.checkpoint = found is not None and found.server_round == newest == len(self.lines) + 1
 
     def back_s(self, one: Recovery) -> float:

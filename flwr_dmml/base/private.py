@@ -1,52 +1,45 @@
 """What is private to Flower, checked before it is replaced.
 
-What replaces a function is made with ``functools.wraps``: the one below it is what is checked.
+Replacements are made with ``functools.wraps``, so that a check sees Flower's own function below.
 """
 
 import inspect
+from collections.abc import Collection
 from types import ModuleType
 from typing import Any
+
+SUPERNODE = "flwr.supernode.start_client_internal"
+"""The module of the SuperNode's loop."""
+LOOP, PULL, PUSH = "start_client_internal", "_pull_and_store_message", "_push_messages"
+"""Its functions: the loop, and what it calls to take a message and to send replies."""
 
 
 class UnexpectedError(RuntimeError):
     """Something of Flower's that is not as it was; the message says what."""
 
 
-def function_of(module: ModuleType, name: str) -> Any:
-    """Return a module's function.
+def function_of(
+    where: ModuleType | type, name: str, *, uses: Collection[str] = (), takes: Collection[str] = ()
+) -> Any:
+    """Return a function of a module or a class.
+
+    Parameters
+    ----------
+    where, name
+        The module or class, and the function's name.
+    uses, takes : collection of str
+        Names that its code has to use, and parameters that it has to take.
 
     Raises
     ------
     UnexpectedError
-        There is no function of this name.
+        There is no such function, or one of the names is missing.
     """
-    found = getattr(module, name, None)
+    found = getattr(where, name, None)
     if not inspect.isfunction(found):
-        raise UnexpectedError(f"{module.__name__} has no function {name}")
+        raise UnexpectedError(f"{where.__name__} has no function {name}")
+    if missing := set(uses) - set(inspect.unwrap(found).__code__.co_names):
+        raise UnexpectedError(f"{where.__name__}.{name} does not use {min(missing)}")
+    if missing := set(takes) - inspect.signature(found).parameters.keys():
+        raise UnexpectedError(f"{where.__name__}.{name} takes no {min(missing)}")
     return found
-
-
-def check_code(module: ModuleType, name: str, *used: str) -> None:
-    """Refuse a function that does not use these names.
-
-    Raises
-    ------
-    UnexpectedError
-        One of them is missing, or the function is.
-    """
-    code = inspect.unwrap(function_of(module, name)).__code__
-    if missing := set(used) - set(code.co_names):
-        raise UnexpectedError(f"{module.__name__}.{name} does not use {min(missing)}")
-
-
-def check_parameters(module: ModuleType, name: str, *taken: str) -> None:
-    """Refuse a function that does not take these parameters by name.
-
-    Raises
-    ------
-    UnexpectedError
-        One of them is missing, or the function is.
-    """
-    there = inspect.signature(function_of(module, name)).parameters
-    if missing := set(taken) - there.keys():
-        raise UnexpectedError(f"{module.__name__}.{name} takes no {min(missing)}")

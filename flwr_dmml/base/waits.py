@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from .log import log
-from .private import UnexpectedError, check_code, check_parameters, function_of
+from .private import LOOP, PULL, PUSH, SUPERNODE, UnexpectedError, function_of
 
 FLOWERS_OWN = "FLWR_DMML_FLOWER_WAITS"
 """Environment variable: if it is not empty, nothing is replaced."""
@@ -90,13 +90,13 @@ def _prepared(part: Part, longest_s: float | None) -> list[Callable[[], None]]:
         return [_short_backoff("flwr.supernode.runtime.run_clientapp", name)]
     if part == "SuperExec":
         module = import_module("flwr.supercore.superexec.run_superexec")
-        check_code(module, "run_superexec", "sleep", "_handle_launch_result")
+        function_of(module, "run_superexec", uses=("sleep", "_handle_launch_result"))
         return [_quick_sleep(module, "_handle_launch_result", lambda result: True)]
-    module = import_module("flwr.supernode.start_client_internal")
-    check_code(module, "start_client_internal", "sleep", "_pull_and_store_message")
-    check_code(module, "_push_messages", "sleep")
+    module = import_module(SUPERNODE)
+    function_of(module, LOOP, uses=("sleep", PULL))
+    function_of(module, PUSH, uses=("sleep",))
     return [
-        _quick_sleep(module, "_pull_and_store_message", lambda run_id: run_id is not None),
+        _quick_sleep(module, PULL, lambda run_id: run_id is not None),
         _short_backoff(module.__name__, "pull_objects"),
     ]
 
@@ -124,7 +124,6 @@ def _quick_sleep(
 
 def _short_backoff(where: str, name: str, **more: float) -> Callable[[], None]:
     """Return what makes a function of a module ask again sooner, and gives it ``more``."""
-    module = import_module(where)
-    pull, given = function_of(module, name), {**BACKOFF, **more}
-    check_parameters(module, name, *given)
+    module, given = import_module(where), {**BACKOFF, **more}
+    pull = function_of(module, name, takes=given)
     return partial(setattr, module, name, partial(pull, **given))

@@ -52,7 +52,7 @@ from .merging import FinalMerge
 from .peer import PeerStrategy
 from .resuming import check_unchanged, find_run
 from .sealed import SealedExchange
-from .sending import FLOWERS_SIMULATION, program_name
+from .sending import FLOWERS_SIMULATION, program_name, simulates
 
 FLOWERS_RAY_S = {FLOWERS_SIMULATION: 300.0}
 """Seconds to wait for Flower's simulation to start Ray, by the program that this process runs."""
@@ -262,8 +262,7 @@ def check_rounds(config: RunConfig, grid: Grid) -> None:
 
 def is_simulated(settings: Settings, grid: Grid) -> bool:
     """Return whether the devices are simulated, by an engine of this package or by Flower's."""
-    own = isinstance(grid, SimulationGrid) or settings.engine == "sharded"
-    return own or program_name() == FLOWERS_SIMULATION
+    return settings.engine == "sharded" or simulates(grid)
 
 
 def warn_of_losses(settings: Settings, rule: GossipRule, grid: Grid) -> None:

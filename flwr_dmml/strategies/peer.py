@@ -45,7 +45,7 @@ from .planner import RoundPlanner
 from .reasons import join_reasons
 from .returning import Returning
 from .roster import NoDevicesError, QuorumError, Roster, handshake, wait_for_nodes
-from .sending import answers_in_order
+from .sending import simulates
 from .without_beat import OF_ALL, Timing, own_rounds, timing_of
 
 PLANNING, DEVICES, READING, KEEPING = "planning", "devices", "reading", "checkpoint"
@@ -451,10 +451,10 @@ class PeerStrategy(Strategy):
         if self.keeper and checkpoint and not isinstance(grid, SimulationGrid):
             had = self.keeper.members_of(checkpoint)  # not all of them come at once
             met = handshake(grid, grid.get_node_ids(), *how, had, self.wait_timeout)
-            self.roster = Roster(met, had, answers_in_order(grid))
+            self.roster = Roster(met, had, in_order=not simulates(grid))
         else:
             met = handshake(grid, wait_for_nodes(grid, self.min_nodes, self.wait_timeout), *how)
-            self.roster = Roster(met, in_order=answers_in_order(grid))
+            self.roster = Roster(met, in_order=not simulates(grid))
         if len(met) < self.quorum:
             can = f"{len(met)} devices can take part"
             raise NoDevicesError(f"min-devices asks for {self.quorum}, and only {can}")

@@ -195,9 +195,9 @@ class Roster:
     """The members of a run, and the letters between them and the strategy.
 
     A node gets no second message before it has answered the first: it could work on two at once,
-    from one old state. A late answer only makes it available again. An answer that never comes, as
-    the device was killed and nobody looked while it was away, would keep it out for good: where
-    nodes answer in order, one that is late is asked whether it is there, and any answer will do.
+    from one old state. A late answer only makes it available again. A device that was killed
+    never answers, and would be left out for good. So where nodes answer in order, one that is late
+    is asked whether it is there, and any answer makes it available.
 
     Parameters
     ----------
@@ -206,7 +206,8 @@ class Roster:
     had : mapping of int to Member, optional
         Of a run that is resumed: those that have not come are members too, and away.
     in_order : bool (default: False)
-        Whether a node answers messages in the order in which they were sent.
+        Whether a node answers messages in the order in which they were sent. SuperNodes do; in
+        Flower's simulation two actors can work for one node.
     """
 
     def __init__(

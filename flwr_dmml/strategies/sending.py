@@ -23,12 +23,9 @@ def program_name() -> str:
     return Path(sys.argv[0]).name
 
 
-def answers_in_order(grid: Grid) -> bool:
-    """Return whether a node answers messages in the order in which they were sent.
-
-    Flower's SuperNodes do. In its simulation two actors can work for one node.
-    """
-    return not isinstance(grid, SimulationGrid) and program_name() != FLOWERS_SIMULATION
+def simulates(grid: Grid) -> bool:
+    """Return whether the devices of a grid are simulated, by this package's engines or Flower's."""
+    return isinstance(grid, SimulationGrid) or program_name() == FLOWERS_SIMULATION
 
 
 def send_and_wait(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:

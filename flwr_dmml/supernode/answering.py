@@ -22,11 +22,10 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode, Status
 
 from ..base.log import log
-from ..base.private import UnexpectedError, check_code, check_parameters, function_of
+from ..base.private import LOOP, PULL, PUSH, SUPERNODE, UnexpectedError, function_of
 
-MODULE = "flwr.supernode.start_client_internal"
-PULL, PUSH, INSERT = "_pull_and_store_message", "_push_messages", "_insert_message"
 GET = "get_messages_legacy"
+"""Of the SuperNode's state: what :data:`~..base.private.PUSH` calls to look for replies."""
 UNFINISHED = (Status.PENDING, Status.STARTING, Status.RUNNING)
 DIED = "The ClientApp has ended without an answer."
 
@@ -38,7 +37,7 @@ class _State:
         self._state, self._store, self._message, self._insert = state, store, message, insert
 
     def get_messages_legacy(self, **named: Any) -> Any:
-        # A ClientApp gives its reply before it ends: who looks the other way round may miss it.
+        # A ClientApp replies before it ends: looking for the reply first could miss it.
         run = self._message.metadata.run_id
         ended = not self._state.get_tasks(run_ids=[run], statuses=UNFINISHED, limit=1)
         found = self._state.get_messages_legacy(**named)
@@ -60,15 +59,13 @@ def answer_in_order() -> bool:
     and one line in the log says so.
     """
     try:
-        module: Any = import_module(MODULE)
-        check_code(module, "start_client_internal", PULL, PUSH)
-        check_code(module, PUSH, GET)
-        check_parameters(module, PULL, "state", "receive")
-        check_parameters(module, PUSH, "state", "object_store", "send")
-        check_parameters(module, INSERT, "msg", "state", "store")
-        pull, push = function_of(module, PULL), function_of(module, PUSH)
-        insert = function_of(module, INSERT)
-    except (ImportError, UnexpectedError) as error:
+        module, states = import_module(SUPERNODE), import_module("flwr.supernode.nodestate")
+        function_of(module, LOOP, uses=(PULL, PUSH))
+        pull = function_of(module, PULL, takes=("state", "receive"))
+        push = function_of(module, PUSH, uses=(GET,), takes=("state", "object_store", "send"))
+        insert = function_of(module, "_insert_message", takes=("msg", "state", "store"))
+        function_of(states.NodeState, "get_tasks", takes=("run_ids", "statuses", "limit"))
+    except (ImportError, AttributeError, UnexpectedError) as error:
         log(INFO, "Flower's own order of replies, in its SuperNode: %s", error)
         return False
     received: list[Message] = []  # the last one

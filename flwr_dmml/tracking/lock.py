@@ -55,7 +55,11 @@ class Owner(BaseModel):
         now = datetime.now(UTC).isoformat(timespec="seconds")
         pid = os.getpid()
         return cls(
-            pid=pid, host=socket.gethostname(), boot=boot_id(), ticks=_ticks(pid) or 0, since=now
+            pid=pid,
+            host=socket.gethostname(),
+            boot=boot_id(),
+            ticks=started_ticks(pid) or 0,
+            since=now,
         )
 
     def __str__(self) -> str:
@@ -66,7 +70,7 @@ class Owner(BaseModel):
         """Whether it is certain that the process is gone; of another machine it never is."""
         if self.host != socket.gethostname():
             return False
-        return self.boot != boot_id() or _ticks(self.pid) != self.ticks
+        return self.boot != boot_id() or started_ticks(self.pid) != self.ticks
 
 
 @contextmanager
@@ -172,7 +176,7 @@ def _owner(file: TextIO) -> Owner | None:
         return None
 
 
-def _ticks(pid: int) -> int | None:
+def started_ticks(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot; None where none runs.
 
     One that has ended, and for which its parent has not waited yet, does not run.

@@ -1,7 +1,6 @@
 """Flower's own SuperNode functions on its own state; what is played is the SuperLink."""
 
 import importlib
-import logging
 import subprocess
 import sys
 import threading
@@ -17,12 +16,12 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.nodestate import NodeStateFactory
 
+from flwr_dmml.base.private import PULL, PUSH, SUPERNODE
 from flwr_dmml.engine.identity import server_identity
-from flwr_dmml.supernode import answering
-from flwr_dmml.supernode.answering import DIED, GET, MODULE, answer_in_order
+from flwr_dmml.supernode.answering import DIED, GET, answer_in_order
 
 OLD, NEW = 1, 2
-module: Any = importlib.import_module(MODULE)
+module: Any = importlib.import_module(SUPERNODE)
 
 
 class SuperNode:
@@ -92,7 +91,7 @@ class SuperNode:
 
 @pytest.fixture
 def supernode(monkeypatch: pytest.MonkeyPatch) -> Iterator[SuperNode]:
-    for name in (answering.PULL, answering.PUSH):
+    for name in (PULL, PUSH):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that it is put back
     assert answer_in_order()
     yield SuperNode()
@@ -169,20 +168,32 @@ def test_it_goes_with_shorter_waits(order: str):
     assert done.stdout.strip() == "[True, True]", done.stderr
 
 
-def test_another_flower_keeps_its_own_order(monkeypatch: pytest.MonkeyPatch):
+def test_another_flower_keeps_its_own_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     def push(state: Any, object_store: Any, send: Any, push_object: Any) -> None:
         """Sends replies in a way that we do not know."""
 
-    monkeypatch.setattr(module, answering.PUSH, push)
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("flwr")
-    logger.addHandler(handler)
-    try:
-        assert not answer_in_order()
-    finally:
-        logger.removeHandler(handler)
+    monkeypatch.setattr(module, PUSH, push)
+    caplog.set_level("INFO", logger="flwr")
+    assert not answer_in_order()
     assert module._push_messages is push
-    (line,) = said
+    (line,) = caplog.messages
     assert line.startswith("Flower's own order of replies, in its SuperNode: ") and GET in line
+
+
+@pytest.mark.parametrize("missing", ["get_tasks", ""])
+def test_a_flower_whose_state_is_another_keeps_its_own_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: str
+):
+    """Its state cannot tell what is being worked on, or has another name."""
+    states: Any = importlib.import_module("flwr.supernode.nodestate")
+    before = module._push_messages
+    monkeypatch.setattr(states, "NodeState", type("NodeState", (), {}))
+    if not missing:
+        monkeypatch.delattr(states, "NodeState")
+    caplog.set_level("INFO", logger="flwr")
+    assert not answer_in_order()
+    assert module._push_messages is before
+    (line,) = caplog.messages
+    assert (missing or "NodeState") in line
