@@ -184,7 +184,7 @@ class HostedDevices:
         if left is not None:
             for key, numbers in left.kept.items():
                 partition, _, name = key.partition("/")
-                kept.setdefault(int(partition), {})[name] = torch.from_numpy(numbers)
+                kept.setdefault(int(partition), {})[name] = torch.from_numpy(numbers.copy())
         before = None if left is None else (left.rounds, left.closed)
         self._crew = Crew(self._learners, every, make, before)
         for p, learner in self._learners.items() if left is not None else ():

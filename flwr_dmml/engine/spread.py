@@ -167,10 +167,9 @@ class SpreadDevices:
             self._machines.append(machine)
             found |= some
         order = [p for k in range(len(workers)) for p in sorted(found) if homes[p] == k]
-        every = layouts(found, order)
+        self._every = every = layouts(found, order)  # who dies from here on begins again
         with _room_for(every):
             self._asked(lambda k: workers[k].actor.enter.remote(*self._division(k, every)))
-        self._every = every
         if len(set(self._machines)) > 1:
             text = "Devices are on %s machines; rows that neighbours need travel once a round"
             log(INFO, text, len(set(self._machines)))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 from helpers_disk import disk
+from ray.exceptions import RayActorError
 from spread_app import run
 
 from flwr_dmml.engine import EngineError, server_identity, sharded
@@ -85,6 +86,23 @@ def test_a_worker_may_die_whatever_it_is_asked(when: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(SpreadDevices, when, dying)
     assert run("dpsgd", 2) == run("dpsgd", 0)
+
+
+def test_a_worker_may_die_when_it_has_told_its_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gone before it is given its rows."""
+    division, dead = SpreadDevices._division, list[Any]()
+
+    def dying(devices: SpreadDevices, k: int, every: Any) -> Any:
+        if not dead:
+            dead.append(devices._workers_of()[k].actor)
+            ray.kill(dead[0])
+            with pytest.raises(RayActorError):
+                ray.get(dead[0].payloads.remote())
+        return division(devices, k, every)
+
+    monkeypatch.setattr(SpreadDevices, "_division", dying)
+    assert run("dpsgd", 2) == run("dpsgd", 0)
+    assert dead
 
 
 def test_full_shared_memory_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
