@@ -86,6 +86,9 @@ LIBRARIES: dict[str, Library] = {
     "kaleido": Library("kaleido", "figures as files", "report", beside=("plotly",)),
     "zenoh": Library("eclipse-zenoh", "letters from device to device", "direct", beside=()),
     "cryptography": Library("cryptography", "certificates, sealing, sums", "direct", beside=()),
+    "dp_accounting": Library(
+        "dp-accounting", "privacy.accountant = 'pld'", "privacy", beside=("numpy", "scipy")
+    ),
     "tensorboard": Library("tensorboard", "track-with = 'tensorboard'", "tensorboard"),
     "mlflow": Library("mlflow-skinny", "track-with = 'mlflow'", "mlflow", beside=("protobuf",)),
     "prometheus_client": Library("prometheus-client", "metrics-port", "metrics", beside=()),

@@ -203,7 +203,7 @@ def _planned(learner: Learner, samples: int) -> Planned:
     """Return what is planned for a device with so many samples and the sensors of a learner."""
     settings, steps = learner.settings, learner.spending.planned_steps
     how = Mechanism.of(settings.privacy, samples, settings.batch_size, steps, settings.num_nodes)
-    return Planned(how.sigma, steps, how.charged(Ledger(), steps).epsilon(how.delta))
+    return Planned(how.sigma, steps, how.epsilon(how.charged(Ledger(), steps)))
 
 
 def _lengths(blocks: Mapping[str, nn.Module]) -> dict[str, int]:

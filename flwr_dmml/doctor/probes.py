@@ -285,6 +285,16 @@ def use_cryptography() -> str:
     return "a signature"
 
 
+def use_dp_accounting() -> str:
+    """Account for one step with noise, whose epsilon at delta 0.1268 is 1."""
+    from dp_accounting.dp_event import GaussianDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    found = PLDAccountant().compose(GaussianDpEvent(1.0)).get_epsilon(0.12693674)
+    _check(abs(found - 1) < 0.01, f"an epsilon of 1 is taken for {found:g}")
+    return "an epsilon"
+
+
 def use_onnx() -> str:
     """Make a model that adds 1, and check it."""
     import onnx
@@ -376,6 +386,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "kaleido": use_kaleido,
     "zenoh": use_zenoh,
     "cryptography": use_cryptography,
+    "dp_accounting": use_dp_accounting,
     "onnx": use_onnx,
     "onnxscript": use_onnxscript,
     "onnxruntime": use_onnxruntime,

@@ -157,7 +157,7 @@ class Spending:
         if self.how is None:
             return {}
         return {
-            EPSILON: self.ledger.epsilon(self.how.delta),
+            EPSILON: self.how.epsilon(self.ledger),
             SIGMA: self.how.sigma,
             STEPS: float(self.ledger.steps),
             SPENT: float(self.how.would_exceed(self.ledger, self._steps)),

@@ -7,8 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ..base.errors import SettingsError
+from ..base.libraries import require
 from ..base.options import Group
-from .accountant import Ledger, sigma_for
+from .accountant import Accountant, Ledger, sigma_for, steps_within
 
 
 class PrivacyOptions(Group):
@@ -45,6 +46,11 @@ class PrivacyOptions(Group):
         ge=0,
         lt=1,
         description="delta of a device's epsilon; 0: 1 / (10 n) of n training samples, or devices",
+    )
+    accountant: Accountant = Field(
+        "rdp",
+        description="how epsilon is found: Renyi divergences, or the distribution of the privacy "
+        "loss, a tighter bound (extra 'privacy')",
     )
     pacing: bool = Field(
         False,
@@ -118,6 +124,8 @@ class Mechanism:
         The most epsilon at that delta; inf where there is no limit.
     of_samples : bool
         Whether gradients of samples get noise; else each round's change does, once.
+    by : {"rdp", "pld"}
+        The accountant, see :func:`.epsilon_of`.
     """
 
     clip: float
@@ -128,6 +136,7 @@ class Mechanism:
     delta: float
     budget: float = inf
     of_samples: bool = True
+    by: Accountant = "rdp"
 
     @classmethod
     def of(
@@ -147,7 +156,11 @@ class Mechanism:
         SettingsError
             ``privacy.delta`` is not below 1 / samples, or 1 / devices, or no noise keeps to
             ``privacy.epsilon``.
+        LibraryError
+            The accountant's library is missing or does not load.
         """
+        if options.accountant == "pld":
+            require("dp_accounting")
         of_samples = options.dp == "sample"
         units = samples if of_samples else devices
         delta = options.delta or 1 / (10 * units)
@@ -158,7 +171,7 @@ class Mechanism:
         sigma = options.sigma
         if not sigma:
             try:
-                sigma = sigma_for(options.epsilon, rate, steps, delta)
+                sigma = sigma_for(options.epsilon, rate, steps, delta, options.accountant)
             except ValueError as error:
                 raise SettingsError(f"privacy.epsilon = {options.epsilon:g}: {error}") from error
         return cls(
@@ -170,12 +183,21 @@ class Mechanism:
             delta,
             options.epsilon or inf,
             of_samples,
+            options.accountant,
         )
 
     def charged(self, ledger: Ledger, steps: int) -> Ledger:
         """Return the ledger after so many steps more."""
         return ledger.plus(self.sigma, self.rate, steps)
 
+    def epsilon(self, ledger: Ledger) -> float:
+        """Return the epsilon of what has been spent."""
+        return ledger.epsilon(self.delta, self.by)
+
     def would_exceed(self, ledger: Ledger, steps: int) -> bool:
         """Return whether so many steps more would go over the budget."""
-        return steps > 0 and self.charged(ledger, steps).epsilon(self.delta) > self.budget
+        return steps > 0 and self.epsilon(self.charged(ledger, steps)) > self.budget
+
+    def steps_within(self, most: int) -> int:
+        """Return how many steps, ``most`` at most, the budget allows."""
+        return steps_within(self.budget, self.sigma, self.rate, self.delta, most, self.by)

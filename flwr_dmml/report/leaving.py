@@ -14,6 +14,8 @@ from .reading import MethodRun, Run
 SECRET = "each device's operating system; the run's seed does not give it again"
 UNITS = {"sample": "one training sample of a device", "device": "all training data of a device"}
 
+ACCOUNTANTS = {"rdp": "Rényi divergences", "pld": "privacy loss distributions"}
+
 
 def privacy_sections(run: Run) -> list[Section]:
     """Return the section on what has left devices; none of runs in which nothing has."""
@@ -50,6 +52,8 @@ def _rows(method: MethodRun, config: Mapping[str, Any]) -> Iterator[tuple[str, s
             "epsilon: least / median / most",
             f"{low:.3g} / {median(epsilons):.3g} / {high:.3g} at delta {delta}",
         )
+        by = config.get("privacy.accountant", "rdp")
+        yield "found by", ACCOUNTANTS.get(by, by)
         for name, key in (("sigma", SIGMA), ("steps with noise", STEPS)):
             if found := sorted(last_of(method.rounds, key).values()):
                 ends = dict.fromkeys(f"{x:.4g}" for x in (found[0], found[-1]))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from math import erf, exp, inf, log, pi, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from flwr_dmml.learning.learner import MEMORY, unaccounted
 from flwr_dmml.learning.per_sample import NoisyGradients
 from flwr_dmml.learning.spending import EPSILON, LEDGER, SPENT
 from flwr_dmml.payload.plan import Plan
-from flwr_dmml.privacy.accountant import Ledger, epsilon_of, sigma_for
+from flwr_dmml.privacy.accountant import Ledger, sigma_for
 from flwr_dmml.privacy.noise import gaussian, poisson_rows, uniform
 from flwr_dmml.privacy.options import Mechanism
 from flwr_dmml.settings import OwnParts, find_parts, parse_settings
@@ -237,69 +237,6 @@ def test_the_seed_of_the_run_does_not_give_the_noise_again():
     plain.run_round(Plan(1, 2), {})
     more = learner.state().keys() - plain.state().keys()
     assert more == {MEMORY + LEDGER}  # which holds numbers of steps: no secret is kept
-
-
-# ---- accountant -------------------------------------------------------------------------------
-
-
-def normal(x: float) -> float:
-    return (1 + erf(x / sqrt(2))) / 2
-
-
-@pytest.mark.parametrize(("sigma", "steps", "delta"), [(10, 60, 1e-3), (4, 1, 1e-5), (1, 5, 1e-6)])
-def test_every_sample_in_every_batch_is_the_gaussian_mechanism(
-    sigma: float, steps: int, delta: float
-):
-    """No less than exact (Balle and Wang, 2018); by Renyi divergence alpha / (2 sigma^2)."""
-    found = epsilon_of([(sigma, 1.0, steps)], delta)
-    mu = sqrt(steps) / sigma
-    exact = normal(mu / 2 - found / mu) - exp(found) * normal(-mu / 2 - found / mu)
-    assert 0 < exact <= delta
-    a = np.arange(1.01, 200, 0.01)
-    dense = steps * a / (2 * sigma**2) + np.log((a - 1) / a) - (log(delta) + np.log(a)) / (a - 1)
-    assert dense.min() - 1e-9 <= found <= dense.min() * 1.03
-
-
-@pytest.mark.parametrize(
-    ("samples", "rate", "steps", "delta", "sigma", "published"),
-    [
-        (400, 0.08, 1200, 2.5e-4, 1.0, 20.0321),
-        (400, 0.08, 1200, 2.5e-4, 2.0, 6.4241),
-        (400, 0.08, 1200, 2.5e-4, 4.0, 2.6332),
-        (4096, 32 / 4096, 1200, 1e-5, 0.6, 7.5897),
-        (4096, 32 / 4096, 1200, 1e-5, 1.0, 1.7890),
-        (4096, 32 / 4096, 1200, 1e-5, 2.0, 0.5776),
-    ],
-)
-def test_epsilon_is_that_of_dp_accounting(
-    samples: int, rate: float, steps: int, delta: float, sigma: float, published: float
-):
-    """RDP of dp-accounting 0.6.0, which tries fewer whole orders and more between them."""
-    found = epsilon_of([(sigma, rate, steps)], delta)
-    assert published - 1e-4 <= found <= published * 1.02
-    assert epsilon_of([(sigma, rate, 1000), (sigma, rate, 200)], delta) == pytest.approx(found)
-
-
-def test_one_sampled_step_is_bounded():
-    """By its exact delta: the integral of max(P - e^eps Q, 0), in both directions."""
-    sigma, rate, delta = 1.0, 0.1, 1e-4
-    found = epsilon_of([(sigma, rate, 1)], delta)
-    x = np.linspace(-15, 16, 400_001)
-    off, on = (np.exp(-((x - at) ** 2) / (2 * sigma**2)) / (sigma * sqrt(2 * pi)) for at in (0, 1))
-    mixed = (1 - rate) * off + rate * on
-    for p, q in ((mixed, off), (off, mixed)):
-        exact = np.trapezoid(np.maximum(p - exp(found) * q, 0), x)
-        assert exact <= delta
-    assert 0 < found < epsilon_of([(sigma, 1.0, 1)], delta)
-
-
-@pytest.mark.parametrize("epsilon", [0.5, 1.0, 4.0, 8.0])
-def test_the_noise_for_an_epsilon(epsilon: float):
-    sigma = sigma_for(epsilon, 0.08, 1200, 2.5e-4)
-    assert epsilon_of([(sigma, 0.08, 1200)], 2.5e-4) <= epsilon
-    assert epsilon_of([(sigma - 2e-4, 0.08, 1200)], 2.5e-4) > epsilon
-    assert 0 < epsilon_of([(sigma, 0.08, 1)], 2.5e-4) < epsilon
-    assert epsilon_of([], 1e-3) == 0 and epsilon_of([(0.0, 0.1, 1)], 1e-3) == inf
 
 
 # ---- ledger and budget --------------------------------------------------------------------------

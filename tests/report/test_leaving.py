@@ -37,12 +37,13 @@ def test_a_run_without_a_mechanism_says_so(tmp_path: Path):
 
 @pytest.mark.parametrize(("dp", "unit"), [("sample", "one training sample"), ("device", "all")])
 def test_noise_is_told_with_unit_adversary_and_epsilon(tmp_path: Path, dp: str, unit: str):
-    private = {"privacy.dp": dp, "privacy.sigma": 1.5}
+    private = {"privacy.dp": dp, "privacy.sigma": 1.5, "privacy.accountant": "pld"}
     found = told(tmp_path, epsilons=True, **private)
     assert found["unit"].startswith(unit) and found["adversary"].startswith("all who see")
     assert found["epsilon: least / median / most"] == f"2 / 4 / 6 at delta 1/(10 {dp}s)"
     assert (found["sigma"], found["steps with noise"]) == ("1.5", "20")
     assert found["stopped by the budget"] == "2"
+    assert found["found by"] == "privacy loss distributions"
     assert found["source of the noise"].startswith("each device's operating system")
     assert "losses" not in found["besides parameters"]
 

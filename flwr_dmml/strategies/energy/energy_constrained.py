@@ -11,7 +11,6 @@ from ...energy.allocation import OBJECTIVES, Allocation, RoundProblem
 from ...energy.costs import FleetCosts, Work, split
 from ...energy.equipment import Equipment, equip
 from ...energy.ledger import ROUNDING_J, Floats, Ledger, greedy, pacing
-from ...privacy.accountant import steps_within
 from ...privacy.options import Mechanism
 from ...settings import Settings
 from .measured import MeasuredPrices
@@ -342,7 +341,7 @@ class EnergyConstrained:
         most = self._num_rounds * 2 * s.local_iterations * MOST_MODALITIES
         for p, n in samples.items():
             how = Mechanism.of(s.privacy, n, s.batch_size, most, num_nodes)
-            allowed[p] = steps_within(how.budget, how.sigma, how.rate, how.delta, most)
+            allowed[p] = how.steps_within(most)
         return allowed
 
     def _step_limit(self, server_round: int) -> Floats | float:
