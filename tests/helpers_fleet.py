@@ -54,6 +54,26 @@ if __name__ == "__main__":
 '''
 
 
+SSH = """#!/bin/sh
+while [ "$1" = -o ]; do shift 2; done
+echo "$1" >> "$(dirname "$0")/asked"
+shift
+exec sh -c "$*"
+"""
+
+
+def ssh_here(folder: Path) -> Path:
+    """Write an ``ssh`` that runs commands here, and notes in ``asked`` who logs in where."""
+    return program(folder / "ssh", SSH)
+
+
+def program(file: Path, text: str) -> Path:
+    """Write a program."""
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
+
+
 def write_wheel(
     folder: Path,
     version: str,

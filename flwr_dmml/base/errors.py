@@ -1,8 +1,13 @@
 """The base of all errors that say what is wrong and what to do, so that no traceback is needed."""
 
+from typing import ClassVar
+
 
 class UserError(Exception):
     """Something that the user can put right; the command line shows the message alone."""
+
+    exit_status: ClassVar[int] = 1
+    """What the command line ends with."""
 
 
 class MethodError(UserError, ValueError):

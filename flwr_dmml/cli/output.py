@@ -30,12 +30,12 @@ def labelled(label: str, style: str, text: str) -> None:
 
 @contextmanager
 def errors_in_words() -> Iterator[None]:
-    """Show an error that says all there is to say as one line, and end with exit status 1."""
+    """Show an error that says all there is to say as one line, and end with its exit status."""
     try:
         yield
     except (UserError, OSError) as error:
         labelled("Error", "bold red", f"{type(error).__name__}: {error}")
-        raise typer.Exit(1) from error
+        raise typer.Exit(error.exit_status if isinstance(error, UserError) else 1) from error
 
 
 def page_written(path: Path, warnings: Iterable[str], open_it: bool) -> None:

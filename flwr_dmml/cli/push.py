@@ -31,6 +31,10 @@ def push(
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to the version before; without WHAT.")
     ] = False,
+    leaving: Annotated[
+        str,
+        typer.Option(metavar="VERSION", help="With --rollback: only from this version."),
+    ] = "",
     canary: Annotated[
         int, typer.Option(min=0, metavar="K", help="Try the first K devices before the others.")
     ] = 0,
@@ -59,6 +63,9 @@ def push(
     the SuperLink does not see it (where this machine reaches the SuperLink), the version before
     runs again. One device after another is updated, so that a run loses one at a time.
 
+    [bold]--rollback[/bold] takes back the last push, once: devices must run the same version, or
+    --leaving names the one (as the table shows it) that devices are to go back from.
+
     [bold]--bundle[/bold] writes the same as a folder. Copy it to a device, and run there, as root,
     the command that is printed.
 
@@ -78,12 +85,14 @@ def push(
 
     if rollback == (what is not None):
         raise typer.BadParameter("give WHAT, or --rollback")
+    if leaving and not rollback:
+        raise typer.BadParameter("--leaving goes with --rollback")
     with errors_in_words(), tempfile.TemporaryDirectory() as scratch:
         fleet = read_fleet(file)
         devices = fleet.called(only) if only else fleet.devices
         version = None if what is None else pushing.find_version(what, Path(scratch))
         if bundle is not None:
-            pushing.write_bundle(fleet, devices, bundle, version)
+            pushing.write_bundle(fleet, devices, bundle, version, leaving)
             say(f"copy {bundle} to each device, for example to /root/update; then there, as root:")
             for device in devices:
                 command = pushing.by_hand(fleet, device, "/root/update")
@@ -91,7 +100,15 @@ def push(
             return
         remote = by_ssh(user, ssh)
         done = pushing.push(
-            fleet, output, devices, version, remote, canary=canary, at_once=at_once, tell=_tell
+            fleet,
+            output,
+            devices,
+            version,
+            remote,
+            leaving=leaving,
+            canary=canary,
+            at_once=at_once,
+            tell=_tell,
         )
     Console().print(_table(done))
     if not all(one.done for one in done):

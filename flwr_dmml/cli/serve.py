@@ -54,8 +54,9 @@ def serve(
 
       flwr-dmml fleet serve fleet.toml app -o lab --name r --unit > run.service
 
-    [bold]Exit status[/bold]  0: the run has finished.  1: it gave up; standard error says why.
-    2: wrong command line.  130, 143: it was stopped; the run goes on.
+    [bold]Exit status[/bold]  0: the run has finished.  1: an error; the unit starts it again.
+    2: wrong command line.  3: it gave up, or somebody stopped the run; standard error says why.
+    130, 143: it was stopped; the run goes on.
     """
     from ..base.stopping import sigterm_exits
     from ..fleet import read_fleet

@@ -45,7 +45,7 @@ class Version:
     Attributes
     ----------
     label : str
-        Its version, and the first digits of its digest.
+        Its version, and the first digits of the digest of all wheels.
     wheels : tuple of Path
         The wheel of this package, and others that devices may need.
     """
@@ -68,6 +68,8 @@ class Pushed:
         What it ran before and runs now; empty where it has not said.
     why : str
         What went wrong, or is worth saying.
+    up : bool
+        Whether the device runs, as far as can be told from here.
     """
 
     device: str
@@ -75,6 +77,7 @@ class Pushed:
     was: str = ""
     now: str = ""
     why: str = ""
+    up: bool = False
 
     @property
     def done(self) -> bool:
@@ -90,6 +93,7 @@ class _Said(BaseModel):
     was: Text
     now: Text
     done: bool
+    up: bool
     why: Text
 
 
@@ -127,7 +131,8 @@ def find_version(what: str, scratch: Path) -> Version:
     ((wheel, number),) = own.items()
     if not zipfile.is_zipfile(wheel):
         raise FleetError(f"{wheel} is missing, or is no wheel")
-    return Version(f"{number}-{sha256(wheel.read_bytes()).hexdigest()[:8]}", tuple(wheels))
+    digest = sha256(b"".join(sha256(one.read_bytes()).digest() for one in wheels))
+    return Version(f"{number}-{digest.hexdigest()[:8]}", tuple(wheels))
 
 
 def _own_version(wheel: Path) -> str:
@@ -140,9 +145,15 @@ def _own_version(wheel: Path) -> str:
 
 
 def write_bundle(
-    fleet: Fleet, devices: Sequence[Device], folder: Path, version: Version | None
+    fleet: Fleet,
+    devices: Sequence[Device],
+    folder: Path,
+    version: Version | None,
+    leaving: str = "",
 ) -> None:
     """Write a folder to copy to devices: the script, a file for each device, and the wheels.
+
+    ``leaving`` is the version that they may go back from; by default whichever they run.
 
     Raises
     ------
@@ -157,14 +168,15 @@ def write_bundle(
             raise FleetError(f"{folder} is not empty: give a new folder")
         shutil.copyfile(update.__file__, folder / SCRIPT)
         for device in devices:
-            write_whole(folder / f"{device.name}.json", json.dumps(_about(fleet, device, version)))
+            about = _about(fleet, device) | {"label": version.label if version else ""}
+            write_whole(folder / f"{device.name}.json", json.dumps(about | {"leaving": leaving}))
         if version is not None:
             (folder / update.WHEELS).mkdir()
             for wheel in version.wheels:
                 shutil.copy(wheel, folder / update.WHEELS)
 
 
-def _about(fleet: Fleet, device: Device, version: Version | None) -> dict[str, Any]:
+def _about(fleet: Fleet, device: Device) -> dict[str, Any]:
     """Return what the script is to know of a device."""
     return {
         "folder": fleet.folder_of(device),
@@ -172,7 +184,6 @@ def _about(fleet: Fleet, device: Device, version: Version | None) -> dict[str, A
         "user": fleet.user,
         "port": device.runtime_port,
         "config": device_config(fleet, device),
-        "label": version.label if version else "",
     }
 
 
@@ -189,6 +200,7 @@ def push(
     version: Version | None,
     remote: Remote,
     *,
+    leaving: str = "",
     canary: int = 0,
     at_once: int = 1,
     tell: Callable[[Pushed], None] = lambda done: None,
@@ -208,42 +220,79 @@ def push(
         What to install; by default they go back to what they ran before.
     remote : Remote
         Runs commands on them.
+    leaving : str, optional
+        With no version to install: only those that run this one go back. By default all do, if they
+        run the same.
     canary : int (default: 0)
-        The first so many are updated first; if one of them does not come back, the others are left.
+        The first so many are updated first; if one of them is not known to run then, the others are
+        left.
     at_once : int (default: 1)
         Devices that are updated at the same time.
     tell : callable
         Called with what has come of each device.
+
+    Raises
+    ------
+    FleetError
+        They are to go back, and do not run the same version.
     """
     asks = not handshake(fleet, folder)
 
+    def look(device: Device) -> Pushed:
+        return _on_device(fleet, device, remote, option="--status")
+
     def one(device: Device) -> Pushed:
-        done = _on_device(fleet, device, version, remote)
-        if done.done and not done.why and asks:
-            done = _seen(fleet, folder, device, done, remote)
+        if version is None:
+            done = _on_device(fleet, device, remote, leaving=leaving, option="--rollback")
+        else:
+            done = _on_device(fleet, device, remote, version)
+        if done.done and done.up and asks:
+            done = _seen(fleet, folder, device, version, done, remote)
         tell(done)
         return done
 
     with ThreadPoolExecutor(at_once) as pool:
+        if version is None and not leaving:
+            _check_same(list(pool.map(look, devices)))
         done = list(pool.map(one, devices[:canary]))
-        if all(one.done for one in done):
+        if all(one.done and one.up for one in done):
             return done + list(pool.map(one, devices[canary:]))
-    why = "a device before it did not come back"
+    why = "the devices before it are not all known to run it"
     return done + [Pushed(device.name, "left out", why=why) for device in devices[canary:]]
 
 
-def _on_device(fleet: Fleet, device: Device, version: Version | None, remote: Remote) -> Pushed:
+def _check_same(found: Sequence[Pushed]) -> None:
+    """Refuse to send devices back that run different versions: some would go too far."""
+    running: dict[str, list[str]] = {}
+    for one in found:
+        if one.now:
+            running.setdefault(one.now, []).append(one.device)
+    if len(running) > 1:
+        told = "; ".join(f"{', '.join(names)}: {version}" for version, names in running.items())
+        raise FleetError(f"devices run different versions ({told}): name one with --leaving")
+
+
+def _on_device(
+    fleet: Fleet,
+    device: Device,
+    remote: Remote,
+    version: Version | None = None,
+    *,
+    leaving: str = "",
+    option: str = "",
+) -> Pushed:
+    """Run the script on a device: install a version, or do what the option says."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         tempfile.TemporaryFile() as sent,
         tempfile.TemporaryFile() as said,
     ):
         bundle = Path(scratch) / "bundle"
-        write_bundle(fleet, [device], bundle, version)
+        write_bundle(fleet, [device], bundle, version, leaving)
         with tarfile.open(fileobj=sent, mode="w") as archive:
             archive.add(bundle, ".")
         sent.seek(0)
-        script = by_hand(fleet, device, ".") + (" --rollback" if version is None else "")
+        script = f"{by_hand(fleet, device, '.')} {option}"
         command = f'd=$(mktemp -d) && cd "$d" && tar -xf - && {script}; s=$?; rm -rf "$d"; exit $s'
         problem = remote(device, command, given=sent, into=said)
         said.seek(0)
@@ -253,27 +302,36 @@ def _on_device(fleet: Fleet, device: Device, version: Version | None, remote: Re
     except ValidationError:
         return Pushed(device.name, "not reached", why=problem or "it says nothing of the update")
     changed: Result = "updated" if version else "rolled back"
-    return Pushed(
-        device.name, changed if told.done else "not changed", told.was, told.now, told.why
-    )
+    result = changed if told.done else "not changed"
+    return Pushed(device.name, result, told.was, told.now, told.why, told.up)
 
 
-def _seen(fleet: Fleet, folder: Path, device: Device, done: Pushed, remote: Remote) -> Pushed:
-    """Have a device go back that the SuperLink does not see."""
+def _seen(
+    fleet: Fleet,
+    folder: Path,
+    device: Device,
+    version: Version | None,
+    done: Pushed,
+    remote: Remote,
+) -> Pushed:
+    """Have a device that the SuperLink does not see go back from a version that it has got."""
     try:
         if _is_online(fleet, folder, device):
             return done
     except FleetError as error:
-        return replace(done, why=f"the SuperLink cannot be asked: {error}")
-    back = _on_device(fleet, device, None, remote)
+        return replace(done, up=False, why=f"the SuperLink cannot be asked: {error}")
     why = f"the SuperLink does not see it after {ONLINE_S:g} s"
+    if version is None:
+        return replace(done, up=False, why=why)
+    back = _on_device(fleet, device, remote, leaving=version.label, option="--rollback")
     why += f"; {back.now} runs again" if back.done else f"; it cannot go back: {back.why}"
-    return replace(done, result="not changed", now=back.now, why=why)
+    return replace(done, result="not changed", now=back.now or done.now, why=why, up=back.up)
 
 
 def _is_online(fleet: Fleet, folder: Path, device: Device) -> bool:
     deadline = time.monotonic() + ONLINE_S
-    node = node_of(folder, device)
+    if not (node := node_of(folder, device)):
+        raise FleetError(f"{device.name} was not registered from {folder}")
     while list_nodes(fleet, folder).get(node) != "online":
         if time.monotonic() > deadline:
             return False

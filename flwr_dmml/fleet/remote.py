@@ -2,10 +2,14 @@
 
 import shlex
 import subprocess
+from pathlib import PurePath
 from typing import IO, Protocol
 
 from ..base.text import one_line
 from .config import Device
+
+SSH_OPTIONS = {"ConnectTimeout": 20, "ServerAliveInterval": 15, "ServerAliveCountMax": 4}
+"""Of OpenSSH, so that a device that loses its power is noticed after a minute, not after hours."""
 
 
 class Remote(Protocol):
@@ -43,7 +47,8 @@ def by_ssh(user: str, program: str = "ssh") -> Remote:
     user : str
         Who logs in.
     program : str (default: "ssh")
-        The program, with its options.
+        The program, with its options. OpenSSH gets :data:`SSH_OPTIONS` behind them: the first value
+        of an option counts.
     """
 
     def run(
@@ -53,7 +58,10 @@ def by_ssh(user: str, program: str = "ssh") -> Remote:
         given: IO[bytes] | None = None,
         into: IO[bytes] | None = None,
     ) -> str:
-        words = [*shlex.split(program), f"{user}@{device.address}", command]
+        words = shlex.split(program)
+        if PurePath(words[0]).name == "ssh":
+            words += [w for key, value in SSH_OPTIONS.items() for w in ("-o", f"{key}={value}")]
+        words += [f"{user}@{device.address}", command]
         try:
             done = subprocess.run(
                 words,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..tracking.checkpoints import CHECKPOINTS, Checkpoints
 from ..tracking.ending import Ending, read_ending
-from ..tracking.lock import Owner, owner_of
+from ..tracking.lock import Owner, is_in_use, owner_of
 from ..tracking.run_folder import END
 from .config import Fleet, FleetError
 from .quoting import node_config, unit_word
@@ -36,11 +36,13 @@ UNIT = """\
 Description=Run {name} of the fleet {fleet}
 Wants=network-online.target
 After=network-online.target flwr-dmml-superlink.service
+StartLimitIntervalSec=0
 
 [Service]
 User={user}
 ExecStart={command}
-Restart=on-abnormal
+Restart=on-failure
+RestartPreventExitStatus=2 {gave_up}
 RestartSec=10
 NoNewPrivileges=yes
 PrivateTmp=yes
@@ -48,6 +50,12 @@ PrivateTmp=yes
 [Install]
 WantedBy=multi-user.target
 """
+
+
+class GaveUpError(FleetError):
+    """A run that is not started again: it was stopped by hand, or does not get any further."""
+
+    exit_status = 3
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,8 @@ class Supervisor:
     tries : int, >= 1
         Starts in a row without a new round after which it gives up.
     pause_s : float
-        Seconds before the second start; doubled each time up to a minute, drawn between half of it
-        and the whole, so that many supervisors do not come at once.
+        Seconds before the second start; four times as many each time up to a minute, drawn between
+        half of it and the whole, so that many supervisors do not come at once.
     """
 
     task: Task
@@ -141,8 +149,10 @@ class Supervisor:
 
         Raises
         ------
-        FleetError
+        GaveUpError
             It was stopped by hand (``flwr stop``), or does not get any further.
+        FleetError
+            The task cannot be done.
         """
         task = self.task
         task.config(resume=False)
@@ -152,13 +162,13 @@ class Supervisor:
             if ending is not None and ending.ended == "finished":
                 return ending
             rounds = rounds_written(task.run)
-            failures = 1 if rounds > most else failures + 1
+            failures = 0 if rounds > most else failures + 1
             most = max(most, rounds)
             self.tell(f"{task.name}: {why}; {_count(most, 'round')} so far")
             if failures >= self.tries:
                 tries = _count(failures, "start")
-                raise FleetError(f"{task.name}: gave up after {tries} without a new round: {why}")
-            longest = min(LONGEST_PAUSE_S, self.pause_s * 2 ** (failures - 1))
+                raise GaveUpError(f"{task.name}: gave up after {tries} without a new round: {why}")
+            longest = min(LONGEST_PAUSE_S, self.pause_s * 4 ** max(failures - 1, 0))
             time.sleep(longest * random.uniform(0.5, 1.0))
 
     def _attempt(self) -> tuple[Ending | None, str]:
@@ -169,7 +179,7 @@ class Supervisor:
         if before.ending is not None and before.ending.ended == "finished":
             self.tell(f"{task.name}: has finished already")
             return before.ending, ""
-        if before.owner is not None and not before.owner.has_ended:
+        if before.owner is not None and before.in_use:
             self.tell(f"{task.name}: is going on in {before.owner}; watching it")
             return self._watch(_Seen())
         self._wait_for_superlink()
@@ -197,7 +207,7 @@ class Supervisor:
                     self._check_not_stopped()
                 return now.ending, f"{now.ending.ended}: {now.ending.reason or 'no reason given'}"
             if now.owner is not None and now.owner != before.owner:
-                if now.owner.has_ended:
+                if not now.in_use:
                     self._check_not_stopped()
                     return None, f"{now.owner} has died"
                 news = time.monotonic()
@@ -222,9 +232,13 @@ class Supervisor:
         """Stop Flower's run of the start before, so that devices do not work for it any more."""
         task, run = self.task, self._run_id
         if run and not self._status()[0].startswith("finished"):
-            answer = flower(task.fleet, task.folder, ["stop", run, task.fleet.name])
-            if not answer.get("success"):
-                self.tell(f"Flower's run {run} cannot be stopped: {error_of(answer)}")
+            try:
+                answer = flower(task.fleet, task.folder, ["stop", run, task.fleet.name])
+                problem = "" if answer.get("success") else error_of(answer)
+            except FleetError as error:
+                problem = str(error)
+            if problem:
+                self.tell(f"Flower's run {run} cannot be stopped: {problem}")
         self._run_id = ""
 
     def _status(self) -> tuple[str, str]:
@@ -232,26 +246,34 @@ class Supervisor:
         task, run = self.task, self._run_id
         if not run or handshake(task.fleet, task.folder):
             return "", ""
-        answer = flower(task.fleet, task.folder, ["ls", task.fleet.name, "--run-id", run])
-        runs = answer.get("runs") or [{}]
-        status = str(runs[0].get("status", ""))
-        ended = status.startswith("finished")
-        return status, last_error(task.fleet, task.folder, run) if ended else ""
+        status = ""
+        try:
+            answer = flower(task.fleet, task.folder, ["ls", task.fleet.name, "--run-id", run])
+            status = str((answer.get("runs") or [{}])[0].get("status", ""))
+            ended = status.startswith("finished")
+            return status, last_error(task.fleet, task.folder, run) if ended else ""
+        except FleetError as error:
+            self.tell(f"Flower's run {run}: {error}")
+            return status, str(error)
 
     def _check_not_stopped(self, status: str | None = None) -> None:
         if (self._status()[0] if status is None else status) == STOPPED:
-            raise FleetError(
+            raise GaveUpError(
                 f"{self.task.name} was stopped by hand (flwr stop); its folder is kept"
             )
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a run folder says: how the run has ended, when that was written, and who writes."""
+    """What a run folder says: how the run has ended, when that was written, and who writes.
+
+    ``in_use`` is whether that process may still be there.
+    """
 
     ending: Ending | None = None
     stamp: int = 0
     owner: Owner | None = None
+    in_use: bool = False
 
     @classmethod
     def of(cls, run: Path) -> "_Seen":
@@ -261,7 +283,7 @@ class _Seen:
             stamp, ending = (run / END).stat().st_mtime_ns, read_ending(run)
         except FileNotFoundError:  # not yet, or not any more
             stamp, ending = 0, None
-        return cls(ending, stamp, owner_of(run))
+        return cls(ending, stamp, owner_of(run), is_in_use(run))
 
 
 def rounds_written(run: Path) -> int:
@@ -282,4 +304,5 @@ def _count(number: int, what: str) -> str:
 def unit(task: Task, command: list[str], user: str) -> str:
     """Return a systemd unit that runs a command for a task at every start of the machine."""
     words = " ".join(unit_word(word) for word in command)
-    return UNIT.format(name=task.name, fleet=task.fleet.name, user=user, command=words)
+    about = {"name": task.name, "fleet": task.fleet.name, "user": user, "command": words}
+    return UNIT.format(**about, gave_up=GaveUpError.exit_status)

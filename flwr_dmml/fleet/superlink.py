@@ -223,14 +223,7 @@ def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, An
     FleetError
         It is not installed, does not end, or prints something else.
     """
-    program, environment = flower_program(folder)
-    command = [program, *arguments, "--format", "json"]
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FleetError(f"flwr {' '.join(arguments[:2])} did not end in a minute") from error
+    done = _ended(folder, [*arguments, "--format", "json"])
     try:
         answer = json.loads(done.stdout)
     except ValueError as error:
@@ -239,13 +232,40 @@ def flower(fleet: Fleet, folder: Path, arguments: Sequence[str]) -> dict[str, An
     return dict(answer)
 
 
-def last_error(fleet: Fleet, folder: Path, run_id: str) -> str:
-    """Return the last error in a run's log, of several lines maybe; the last line if none does."""
+def _ended(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Run ``flwr`` to its end.
+
+    Raises
+    ------
+    FleetError
+        It is not installed, cannot be run, or does not end in a minute.
+    """
     program, environment = flower_program(folder)
-    command = [program, "log", run_id, fleet.name, "--show"]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    said = f"flwr {' '.join(arguments[:2])}"
+    try:
+        return subprocess.run(
+            [program, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FleetError(f"{said} did not end in a minute") from error
+    except OSError as error:
+        raise FleetError(f"{said} cannot be run: {error.strerror}") from error
+
+
+def last_error(fleet: Fleet, folder: Path, run_id: str) -> str:
+    """Return the last error in a run's log, of several lines maybe; the last line if none does.
+
+    Raises
+    ------
+    FleetError
+        See :func:`flower`.
+    """
+    done = _ended(folder, ["log", run_id, fleet.name, "--show"])
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     named = [k for k, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
     if not named:

@@ -1,4 +1,4 @@
-"""Updates a device, on the device: ``python update.py DEVICE.json [--rollback]``.
+"""Updates a device, on the device: ``python update.py DEVICE.json [--rollback | --status]``.
 
 :mod:`~flwr_dmml.fleet.push` sends this file, with what is to be installed. The Python of the
 device's virtual environment runs it, and it uses nothing of this package: what is installed there
@@ -83,35 +83,58 @@ class Board:
         """
         self._check_scripts()
         if label == self.linked(CURRENT):
-            return "is there already"
+            return "is there already" if self.is_up else self._start(*[self.linked(PREVIOUS)] * 2)
         kept = label == self.linked(PREVIOUS)
         place = self.versions / label
         try:
             if not kept:
                 self._install(label)
             self._test(place)
-            said = self._switch(label)
+            said = self._switch(label, self.linked(CURRENT))
         except UpdateError:
             if not kept:
                 shutil.rmtree(place, ignore_errors=True)
             raise
-        for other in self.versions.iterdir():
-            is_version = other.is_dir() and not other.is_symlink()
-            if is_version and other.name not in (label, self.linked(PREVIOUS)):
-                shutil.rmtree(other)
+        self._tidy()
         return said
 
-    def roll_back(self) -> str:
+    def roll_back(self, leaving: str) -> str:
         """Switch to the version that ran before; return what is worth saying.
+
+        After that there is no way back any more, and no way to the version that was left but to
+        install it again: a second call must not undo the first.
+
+        Parameters
+        ----------
+        leaving : str
+            The version that it is to run no longer; nothing for whichever runs.
 
         Raises
         ------
         UpdateError
-            There is none, or it does not start: the device runs what it ran.
+            It runs another, there is none before, or that does not start: the device runs what it
+            ran.
         """
-        if not self.linked(CURRENT) and not self.linked(PREVIOUS):
+        current, before = self.linked(CURRENT), self.linked(PREVIOUS)
+        if leaving and current != leaving:
+            raise UpdateError(f"it runs {self.said(current)}: there is nothing to take back")
+        if current == before:
             raise UpdateError("there is no version to go back to")
-        return self._switch(self.linked(PREVIOUS))
+        said = self._switch(before, before)
+        self._tidy()
+        return said
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the SuperNode runs and listens."""
+        return self._runs(self._noted()) and self._listens()
+
+    def _tidy(self) -> None:
+        """Remove the versions that no link names."""
+        kept = self.linked(CURRENT), self.linked(PREVIOUS)
+        for other in self.versions.iterdir():
+            if other.is_dir() and not other.is_symlink() and other.name not in kept:
+                shutil.rmtree(other)
 
     def _check_scripts(self) -> None:
         environment = self.folder / "environment"
@@ -184,8 +207,10 @@ class Board:
         flower = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         return os.environ | own | homes | flower
 
-    def _switch(self, label: str) -> str:
+    def _switch(self, label: str, previous: str) -> str:
         """Have the device run a version; if it does not come back, what it ran before.
+
+        ``previous`` is what that link then names.
 
         Raises
         ------
@@ -193,10 +218,19 @@ class Board:
             It does not come back.
         """
         before, earlier = self.linked(CURRENT), self.linked(PREVIOUS)
-        running = _systemd_has(self.unit) or self._runs(self._noted())
-        self._link(PREVIOUS, before)
+        self._link(PREVIOUS, previous)
         self._link(CURRENT, label)
-        if not running:
+        return self._start(before, earlier)
+
+    def _start(self, before: str, earlier: str) -> str:
+        """Start the device anew; if it does not come back, go back to what the links named.
+
+        Raises
+        ------
+        UpdateError
+            It does not come back.
+        """
+        if not _systemd_has(self.unit) and not self._runs(self._noted()):
             return "does not run: start it"
         try:
             self._restart()
@@ -396,7 +430,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Update, or go back, and print what came of it as JSON in one line."""
+    """Update, go back, or only look; print what came of it as JSON in one line."""
     file, *options = sys.argv[1:]
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the connection may break: go on to the end
     os.umask(0o022)  # the service's user reads the versions
@@ -404,15 +438,20 @@ def main() -> None:
     board = Board(about, Path(__file__).resolve().with_name(WHEELS))
     was, why, done = board.linked(CURRENT), "", False
     try:
-        with _alone(board.versions):
-            why = board.roll_back() if options else board.update(str(about["label"]))
+        if "--status" not in options:
+            with _alone(board.versions):
+                if "--rollback" in options:
+                    why = board.roll_back(str(about["leaving"]))
+                else:
+                    why = board.update(str(about["label"]))
         done = True
     except UpdateError as error:
         why = str(error)
     except OSError as error:
         why = f"{error.filename or 'the device'}: {error.strerror}"
     now = board.linked(CURRENT)
-    told = {"was": board.said(was), "now": board.said(now), "done": done, "why": why}
+    said = {"was": board.said(was), "now": board.said(now)}
+    told = {**said, "done": done, "up": board.is_up, "why": why}
     print(json.dumps(told), flush=True)
     sys.exit(not done)
 

@@ -158,6 +158,29 @@ def _take(folder: Path, path: Path) -> TextIO:
         file.close()
 
 
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process writes into a folder, or may do so.
+
+    Of an owner on another machine only the lock itself tells: that may be this machine, under the
+    name that it had before.
+    """
+    owner = owner_of(folder)
+    if owner is None or owner.has_ended:
+        return False
+    if owner.host == socket.gethostname():
+        return True
+    try:
+        with (folder / NAME).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:  # locked, or the file system knows no locks
+        if not isinstance(error, BlockingIOError) and error.errno not in _UNSUPPORTED:
+            raise
+        return True
+    return False
+
+
 def owner_of(folder: Path) -> Owner | None:
     """Return the process that writes into a folder, or was killed while it did; None without."""
     try:

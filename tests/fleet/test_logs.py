@@ -4,24 +4,19 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers_fleet import TWO
+from helpers_fleet import TWO, program, ssh_here
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 
-SSH = """#!/bin/sh
-shift
-exec sh -c "$*"
-"""
 JOURNAL = '#!/bin/sh\necho "asked: $*"\n'
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of two devices; the first one prints to a file."""
-    for name, text in {"ssh": SSH, "journalctl": JOURNAL}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+    ssh_here(tmp_path)
+    program(tmp_path / "journalctl", JOURNAL)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     for name in ("pi-1", "pi-2"):
         (tmp_path / name / "state").mkdir(parents=True)

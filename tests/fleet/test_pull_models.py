@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_fleet import ssh_here
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
@@ -24,11 +25,6 @@ data-path = "/data"
 name = "b"
 address = "10.0.0.12"
 data-path = "/data"
-"""
-SSH = """#!/bin/sh
-echo "$1" >> {folder}/asked
-shift
-exec sh -c "$*"
 """
 
 
@@ -56,9 +52,7 @@ def file(tmp_path: Path) -> Path:
         )
         ModelFiles.of({"w": torch.zeros(2)}, about).write(kept / file_stem(0, what))
     (tmp_path / "a" / "state" / "models" / "peer.key").write_text("secret")
-    ssh = tmp_path / "ssh"
-    ssh.write_text(SSH.format(folder=tmp_path))
-    ssh.chmod(0o755)
+    ssh_here(tmp_path)
     file = tmp_path / "fleet.toml"
     file.write_text(FILE.format(folder=tmp_path))
     return file

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from helpers_fleet import stub_wheel, write_wheel
+from helpers_fleet import program, ssh_here, stub_wheel, write_wheel
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
@@ -35,11 +35,6 @@ data-path = "/data"
 direct-port = {direct}
 runtime-port = {port}
 """
-SSH = """#!/bin/sh
-echo "$1" >> {folder}/asked
-shift
-exec sh -c "$*"
-"""
 
 
 @pytest.fixture
@@ -49,13 +44,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Fleet]:
     for folder in (programs, venv):
         folder.mkdir(parents=True)
     old = f"PYTHONPATH={stub_wheel(tmp_path / 'old', '1')}"
-    for file, text in {
-        programs / "ssh": SSH.format(folder=tmp_path),
-        venv / "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
-        venv / "flwr-dmml": f'#!/bin/sh\n{old} exec {sys.executable} -m flwr_dmml.cli "$@"\n',
-    }.items():
-        file.write_text(text)
-        file.chmod(0o755)
+    ssh_here(programs)
+    program(venv / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    run = f'{old} exec {sys.executable} -m flwr_dmml.cli "$@"'
+    program(venv / "flwr-dmml", f"#!/bin/sh\n{run}\n")
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     rows = [
@@ -93,13 +85,37 @@ def test_each_device_keeps_two_versions_and_goes_back(lab: tuple[Path, Fleet], t
         code, said = push(file, stub_wheel(tmp_path / "wheels", version), "--only", "a")
         assert code == 0 and "does not run: start it" in said, said
         assert versions(fleet, "a") == kept
-    assert (tmp_path / "asked").read_text() == "root@127.0.0.1\n" * 3
+    assert (tmp_path / "programs" / "asked").read_text() == "root@127.0.0.1\n" * 3
     code, said = push(file, tmp_path / "wheels" / "flwr_dmml-4.0-py3-none-any.whl", "--only", "a")
-    assert code == 0 and "is there already" in said
+    assert code == 0 and "does not run: start it" in said and versions(fleet, "a") == kept
     assert push(file, "--rollback", "--only", "a")[0] == 0
-    assert versions(fleet, "a") == ["3.0", "4.0", "3.0", "4.0"]
-    code, said = push(file, "--rollback", "--only", "b")
-    assert code == 1 and "there is no version to go back to" in said
+    assert versions(fleet, "a") == ["3.0", "3.0", "3.0"]
+    for name in ("a", "b"):
+        code, said = push(file, "--rollback", "--only", name)
+        assert code == 1 and "there is no version to go back to" in said
+    assert versions(fleet, "a") == ["3.0", "3.0", "3.0"], "it is not gone forward again"
+
+
+def test_only_what_got_a_version_goes_back_from_it(lab: tuple[Path, Fleet], tmp_path: Path):
+    """A push that stopped half way: the others would go back to what they ran before theirs."""
+    file, fleet = lab
+    for version, names in (("1.5", "abc"), ("2.0", "abc"), ("3.0", "a")):
+        wheel = stub_wheel(tmp_path / "wheels", version)
+        assert push(file, wheel, "--at-once", 3, *(f"--only={name}" for name in names))[0] == 0
+    code, said = push(file, "--rollback")
+    assert code == 1 and "devices run different versions (a: 3.0-" in said, said
+    assert "name one with --leaving" in said and versions(fleet, "a")[-2:] == ["3.0", "2.0"]
+    code, said = push(file, "--rollback", "--leaving", find_version(str(wheel), tmp_path).label)
+    assert code == 1 and said.count("there is nothing to take back") == 2, said
+    assert [versions(fleet, name)[-2:] for name in "abc"] == [["2.0"] * 2, *[["2.0", "1.5"]] * 2]
+
+
+def test_a_canary_that_is_not_known_to_run_stops_the_push(lab: tuple[Path, Fleet], tmp_path: Path):
+    """It does not run at all: nothing has been tried."""
+    file, fleet = lab
+    code, said = push(file, stub_wheel(tmp_path / "wheels", "2.0"), "--canary", 1)
+    assert code == 1 and said.count("left out") == 2 and "does not run: start it" in said
+    assert not (Path(fleet.device_dir.replace("{name}", "b")) / "versions").exists()
 
 
 BROKEN = {
@@ -122,7 +138,7 @@ def test_a_broken_version_is_found_before_the_switch_and_stops_at_the_canary(
         patch.setenv("PIP_NO_INDEX", "1")
         code, said = push(file, wheels, "--canary", 1)
     assert code == 1 and said.count(why) == 1, said
-    assert said.count("left out") == said.count("a device before it did not come back") == 2
+    assert said.count("left out") == said.count("not all known to run it") == 2
     assert all(versions(fleet, name) == ["2.0", "2.0", "-"] for name in ("a", "b"))
 
 
@@ -146,7 +162,7 @@ def test_a_bundle_does_the_same_by_hand(lab: tuple[Path, Fleet], tmp_path: Path)
     wheel, place = stub_wheel(tmp_path / "wheels", "2.0"), tmp_path / "bundle"
     code, said = push(file, wheel, "--bundle", place)
     assert code == 0 and f"a: {fleet.venv}/bin/python /root/update/update.py" in said
-    assert not (tmp_path / "asked").exists()
+    assert not (tmp_path / "programs" / "asked").exists()
     command = [f"{fleet.venv}/bin/python", str(place / "update.py"), str(place / "b.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["done"] and versions(fleet, "b") == ["2.0", "2.0", "-"]
@@ -189,7 +205,7 @@ def test_a_device_that_the_superlink_does_not_see_goes_back(
     def remote(device: Device, command: str, *, given: IO[bytes], into: IO[bytes]) -> str:
         commands.append(f"{device.name}{' --rollback' * ('--rollback' in command)}")
         versions = {"was": "1", "now": "1" if "--rollback" in command else "2"}
-        into.write(json.dumps({**versions, "done": True, "why": ""}).encode())
+        into.write(json.dumps({**versions, "done": True, "up": True, "why": ""}).encode())
         return ""
 
     def nodes(fleet: Fleet, folder: Path) -> dict[str, str]:
@@ -208,9 +224,15 @@ def test_a_device_that_the_superlink_does_not_see_goes_back(
     assert commands == ["a", "a --rollback", "b", "c", "c --rollback"]
     assert (a.result, b.result, c.result) == ("not changed", "updated", "not changed")
     assert a.why == "the SuperLink does not see it after 0 s; 1 runs again" and a.now == "1"
+    commands.clear()
+    a, b, c = pushing.push(fleet, place, fleet.devices, None, remote, leaving="2-x")
+    assert commands == ["a --rollback", "b --rollback", "c --rollback"], "nobody goes forward again"
+    assert all(one.result == "rolled back" for one in (a, b, c)) and b.up and not a.up
+    assert a.why == "the SuperLink does not see it after 0 s"
     seen["gone"] = ""
-    (a,) = pushing.push(fleet, place, fleet.devices[:1], version, remote)
+    a, b, _ = pushing.push(fleet, place, fleet.devices, version, remote, canary=1)
     assert a.done and a.why == "the SuperLink cannot be asked: no answer"
+    assert b.result == "left out"
 
 
 @pytest.fixture
@@ -241,7 +263,7 @@ def started(folder: Path) -> list[str]:
 
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >> {folder}/systemctl-asked
-[ "$1" = cat ] || kill "$(cat {folder}/state/pid)"
+[ "$1" = cat ] || kill "$(cat {folder}/state/pid)" || true
 """
 
 
@@ -251,14 +273,15 @@ def test_a_running_device_is_switched_and_stays(
 ):
     one, folder = board
     if systemd:
-        (tmp_path / "programs" / "systemctl").write_text(SYSTEMCTL.format(folder=folder))
-        (tmp_path / "programs" / "systemctl").chmod(0o755)
+        program(tmp_path / "programs" / "systemctl", SYSTEMCTL.format(folder=folder))
     stub_wheel(tmp_path / "wheels", "2.0")
     before = one._noted()
     assert one.update("2.0-x") == "" and one._noted() != before
     assert started(folder) == ["1", "2.0"]
-    assert one.roll_back() == "" and started(folder) == ["1", "2.0", "1"]
-    assert (one.linked("current"), one.linked("previous")) == ("", "2.0-x")
+    assert one.roll_back("2.0-x") == "" and started(folder) == ["1", "2.0", "1"]
+    assert (one.linked("current"), one.linked("previous")) == ("", "")
+    with pytest.raises(UpdateError, match=r"it runs .* \(venv\): there is nothing to take back"):
+        one.roll_back("2.0-x")
     if systemd:
         asked = (folder / "systemctl-asked").read_text().splitlines()
         assert asked.count("restart flwr-dmml-a.service") == 2
@@ -282,3 +305,27 @@ def test_a_version_that_does_not_stay_is_taken_back(
     assert started(folder)[-1] == "1" and one._listens()
     assert one.linked("current") == one.linked("previous") == ""
     assert not (folder / "versions" / "2.0-x").exists()
+
+
+def test_a_version_that_was_switched_to_and_never_ran_is_tried_again(
+    board: tuple[Board, Path], tmp_path: Path
+):
+    """The board lost its power between the switch and the check."""
+    one, folder = board
+    program(tmp_path / "programs" / "systemctl", SYSTEMCTL.format(folder=folder))
+    stub_wheel(tmp_path / "wheels", "2.0", start="sys.exit(3)")
+    one._install("2.0-x")
+    one._link("current", "2.0-x")
+    os.kill(one._noted(), 9)
+    while one._listens():
+        time.sleep(0.05)
+    with pytest.raises(UpdateError, match=r"it ended 3 times.*\(venv\) runs again"):
+        one.update("2.0-x")
+    assert one.is_up and one.linked("current") == ""
+    stub_wheel(tmp_path / "wheels", "2.0")
+    one._install("2.0-y")
+    one._link("current", "2.0-y")
+    os.kill(one._noted(), 9)
+    while started(folder)[-1] != "2.0" or not one.is_up:
+        time.sleep(0.05)
+    assert one.update("2.0-y") == "is there already" and one.linked("current") == "2.0-y"

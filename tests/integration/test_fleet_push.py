@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fleet_helpers import FLEET, cut_parts
 from helpers import ROOT
+from helpers_fleet import ssh_here
 from typer.testing import CliRunner
 
 from flwr_dmml.base.facts import read_facts
@@ -29,10 +30,6 @@ SETTINGS = {
     "wait-timeout": 60.0,
     "run-name": "during",
 }
-SSH = """#!/bin/sh
-shift
-exec sh -c "$*"
-"""
 NO_DOCTOR = "\n\ndef examine():\n    yield from ()\n"  # it takes half a minute; others test it
 
 
@@ -65,8 +62,7 @@ def broken(wheel: Path, folder: Path, module: str, line: str) -> Path:
 def test_a_broken_version_is_taken_back_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (tmp_path / "ssh").write_text(SSH)
-    (tmp_path / "ssh").chmod(0o755)
+    ssh_here(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     cut_parts(tmp_path / "parts", NODES)
     good = built(tmp_path / "good")

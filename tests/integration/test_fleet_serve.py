@@ -69,5 +69,5 @@ def test_a_run_survives_its_coordinator_the_superlink_and_who_watches_it(tmp_pat
         assert again.returncode == 0
         wrong = serve(fleet, "wrong", "-c", "num-nodes=0", "--tries", "1")
         said = wrong.communicate(timeout=120)[0]
-        assert wrong.returncode == 1 and "gave up after 1 start" in said, said
+        assert wrong.returncode == 3 and "gave up after 1 start" in said, said
         assert "num-nodes" in said, said

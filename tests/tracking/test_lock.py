@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 from flwr_dmml.cli import app
 from flwr_dmml.strategies import RunStoppedError
 from flwr_dmml.tracking import RunFolder, run_folder
-from flwr_dmml.tracking.lock import NAME, InUseError, Owner, locked
+from flwr_dmml.tracking.lock import NAME, InUseError, Owner, is_in_use, locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from flwr_dmml.tracking.lock import locked
+from flwr_dmml.tracking.lock import is_in_use, locked
 
 with locked(Path(sys.argv[1])):
     print(flush=True)
@@ -92,6 +92,29 @@ def test_a_process_is_known_by_its_start(tmp_path: Path):
         elsewhere = {"host": "elsewhere", "boot": "another", "ticks": 1}
         assert not owner.model_copy(update=elsewhere).has_ended, "nobody here can know"
     assert owner.has_ended
+
+
+def test_the_lock_tells_of_an_owner_under_another_machine_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A machine may have had another name when the process died."""
+    assert not is_in_use(tmp_path)
+    with held(tmp_path) as process:
+        assert is_in_use(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda: "renamed")
+            assert is_in_use(tmp_path), "it holds the lock"
+        process.kill()
+        process.wait()
+        assert not is_in_use(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    assert not is_in_use(tmp_path), "nobody holds the lock"
+
+    def unsupported(*given: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert is_in_use(tmp_path), "nobody can know"
 
 
 def test_where_the_file_system_has_no_locks_the_file_decides(
