@@ -24,7 +24,7 @@ fleet_app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-COPY_AGAIN = "copy the folders again, and start anew"
+COPY_AGAIN = "copy the folders again, and run install.sh in them (without units: start anew)"
 File = Annotated[Path, typer.Argument(metavar="FLEET.TOML", help="The file of the fleet.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that fleet init makes.")]
 User = Annotated[str, typer.Option(help="Who logs in on the devices.")]
@@ -167,9 +167,9 @@ def rotate_command(
     that the old one has issued is refused everywhere. Flower itself reads no revocation list, so
     this is the only way to get the SuperLink's old certificate refused.
 
-    The SuperLink must be running if devices were registered. Afterwards copy the folders, restart,
-    and run fleet register. Rotate between runs: data that a device has encrypted for itself
-    (exchange.sealed) can be read only with its old key.
+    The SuperLink must be running if devices were registered. Afterwards copy the folders, run their
+    install.sh, and run fleet register. Rotate between runs: data that a device has encrypted for
+    itself (exchange.sealed) can be read only with its old key.
 
     [bold]Examples[/bold]
 

@@ -175,7 +175,7 @@ def _of_device(fleet: Fleet, device: Device, heard: Heard) -> list[str]:
         told = ", ".join(f"{key} {said.config[key]!r}, not {wanted.get(key)!r}" for key in stale)
         found.append(
             f"{device.name} was started with another fleet.toml ({told}): copy its folder again, "
-            "and start it anew"
+            "and run install.sh in it (without a unit: start it anew)"
         )
     if said.data.problem:
         found.append(f"{device.name}: {said.data.problem}")

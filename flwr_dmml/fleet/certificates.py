@@ -3,6 +3,7 @@
 No key is ever printed, logged or overwritten; those that are rotated are removed.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,8 @@ BACKDATED = timedelta(days=1)
 """A certificate is valid from a day before it is made: boards may have no clock of their own."""
 REVOKED = "revoked.crl"
 """The authority's revocation list."""
+REPLACED = "replaced"
+"""Folder of certificates that others with the same key have replaced: they are still good."""
 SERVER = (ExtendedKeyUsageOID.SERVER_AUTH,)
 PEER = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
@@ -142,6 +145,7 @@ class Authority:
         self.certificate_file = folder / "ca.crt"
         self.key_file = folder / "ca.key"
         self.revoked_file = folder / REVOKED
+        self._replaced = folder / REPLACED
 
     def make(self, name: str) -> bool:
         """Make what is missing: key and certificate, an empty revocation list.
@@ -181,7 +185,7 @@ class Authority:
         return serial in {one.serial_number for one in self._listed()}
 
     def revoke(self, *certificates: x509.Certificate) -> None:
-        """Take certificates back: add them to the revocation list.
+        """Add certificates, and earlier ones of the same keys, to the revocation list.
 
         Raises
         ------
@@ -191,10 +195,14 @@ class Authority:
         known = self._listed()
         held = {one.serial_number for one in known}
         now = datetime.now(UTC)
+        keys = [certificate.public_key() for certificate in certificates]
+        earlier = [read_certificate(file) for file in sorted(self._replaced.glob("*.crt"))]
+        serials = [certificate.serial_number for certificate in certificates]
+        serials += [one.serial_number for one in earlier if one.public_key() in keys]
         fresh = [
-            x509.RevokedCertificateBuilder(certificate.serial_number, now).build()
-            for certificate in certificates
-            if certificate.serial_number not in held
+            x509.RevokedCertificateBuilder(serial, now).build()
+            for serial in dict.fromkeys(serials)
+            if serial not in held
         ]
         if fresh:
             self._write_list([*known, *fresh])
@@ -203,6 +211,7 @@ class Authority:
         """Remove the authority itself, so that nothing it has issued counts any more."""
         for file in (self.certificate_file, self.key_file, self.revoked_file):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
     def _listed(self) -> list[x509.RevokedCertificate]:
         if not self.revoked_file.exists():
@@ -236,6 +245,9 @@ class Authority:
     def issue(self, wanted: Wanted, key_file: Path, file: Path) -> x509.Certificate:
         """Issue a certificate for the key in ``key_file`` (made where missing) into ``file``.
 
+        The one that it replaces is kept with the authority: it stays good, and :meth:`revoke` takes
+        it back, too.
+
         Raises
         ------
         FleetError
@@ -254,6 +266,10 @@ class Authority:
         builder = builder.add_extension(ski(public), critical=False)
         builder = builder.add_extension(aki, critical=False)
         certificate = builder.sign(own, hashes.SHA256())
+        if file.exists():
+            old = read_certificate(file)
+            make_folder(self._replaced)
+            _write_certificate(self._replaced / f"{old.serial_number:x}.crt", old)
         _write_certificate(file, certificate)
         return certificate
 

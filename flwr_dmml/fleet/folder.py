@@ -311,5 +311,5 @@ def certificate_problem(name: str, file: Path, soon: int) -> tuple[str, str]:
         return until, f"the authority's certificate {when} ({until}): make a new folder"
     return until, (
         f"{name}: its certificate {when} ({until}): flwr-dmml fleet init ... --renew {name}, copy "
-        "its folder again, and start it anew"
+        "its folder again, and run install.sh in it (without a unit: start it anew)"
     )

@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app as cli
 from flwr_dmml.cli import fleet as cli_fleet
-from flwr_dmml.cli.fleet import fleet_app
+from flwr_dmml.cli.fleet import COPY_AGAIN, fleet_app
 from flwr_dmml.fleet import (
     Device,
     Fleet,
@@ -241,7 +241,7 @@ def test_a_new_device_is_added(tmp_path: Path):
     before = contents(folder)
     code, said = run("init", write(tmp_path, TWO + THIRD), "-o", folder)
     assert code == 0 and "made: pi-3\n" in said and "kept: superlink, pi-1, pi-2" in said
-    assert "copy the folders again, and start anew: pi-1, pi-2\n" in said  # num-partitions
+    assert f"{COPY_AGAIN}: pi-1, pi-2\n" in said  # num-partitions
     after = contents(folder)
     same = {n: c for n, c in before.items() if not n.endswith("start.sh")}
     assert {n: after[n] for n in same} == same
@@ -256,7 +256,9 @@ def test_renewal_keeps_keys(lab: tuple[Fleet, Path]):
     before = contents(folder)
     done = prepare(fleet, folder, ["pi-1", "superlink"])
     assert done.renewed == ["superlink", "pi-1"]
-    changed = {name for name, content in contents(folder).items() if before[name] != content}
+    after = contents(folder)
+    assert len([name for name in after if name.startswith("ca/replaced/")]) == 2
+    changed = {name for name, content in before.items() if after[name] != content}
     assert changed == {"superlink/server.crt", "devices/pi-1/peer.crt"}
     with pytest.raises(FleetError, match=r"--renew pi-9: there are superlink, pi-1, pi-2"):
         prepare(fleet, folder, ["pi-9"])
@@ -821,7 +823,7 @@ def test_a_revoked_device_is_refused_by_its_neighbours_and_the_superlink(
     before["pi-2"].check(b"letter", signed, 0)
     code, said = run("revoke", file, "pi-1", "-o", folder)
     assert code == 0 and said.splitlines() == [
-        "revoked: pi-1", "copy the folders again, and start anew: pi-2",
+        "revoked: pi-1", f"{COPY_AGAIN}: pi-2",
         "unregistered at the SuperLink: pi-1",
     ]  # fmt: skip
     assert flower.nodes == {"1001": "unregistered", "1002": "registered"}
@@ -842,6 +844,24 @@ def test_a_revoked_device_is_refused_by_its_neighbours_and_the_superlink(
     assert code == 1 and "fleet rotate ... pi-1" in said
     code, said = run("revoke", file, "pi-9", "-o", folder)
     assert code == 1 and "pi-9: there are pi-1, pi-2" in said
+
+
+@pytest.mark.parametrize("command", ["revoke", "rotate"])
+def test_a_certificate_that_was_renewed_is_revoked_with_its_successor(
+    tmp_path: Path, flower: FakeFlower, command: str
+):
+    """It has the same key, and was good for two years."""
+    file, folder = write(tmp_path), tmp_path / "lab"
+    for step in ("init", "register"):
+        assert run(step, file, "-o", folder)[0] == 0
+    stolen = serial(folder / "devices" / "pi-1" / "peer.crt")
+    for _ in range(2):
+        assert run("init", file, "-o", folder, "--renew", "pi-1")[0] == 0
+    renewed = serial(folder / "devices" / "pi-1" / "peer.crt")
+    assert run("init", file, "-o", folder, "--renew", "pi-2")[0] == 0
+    assert run(command, file, "pi-1", "-o", folder)[0] == 0
+    found = revoked(folder, "pi-2")
+    assert {stolen, renewed} < found and len(found) == 3, "and none of pi-2"
 
 
 def test_without_the_superlink_a_device_is_revoked_all_the_same(
@@ -879,7 +899,7 @@ def test_rotation_of_a_device(tmp_path: Path, flower: FakeFlower):
     signed = before["pi-1"].sign(b"letter")
     code, said = run("rotate", file, "pi-1", "-o", folder)
     assert code == 0 and "new keys and certificates: pi-1\n" in said
-    assert "copy the folders again, and start anew: pi-1, pi-2\n" in said
+    assert f"{COPY_AGAIN}: pi-1, pi-2\n" in said
     assert "then register the new keys" in said
     changed = {name for name, content in contents(folder).items() if old.get(name) != content}
     own = {f"devices/pi-1/{f}" for f in ("peer.crt", "peer.key", "node-key", "node-key.pub")}
