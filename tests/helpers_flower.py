@@ -18,7 +18,8 @@ class FlowersGrid(Grid):
     """Devices behind a grid of Flower's; SIGTERM comes with the messages of a round.
 
     A device in ``away`` connects when messages of so many rounds have been sent; one in ``lost`` is
-    killed with that of such a round, and nobody looks while it is away.
+    killed with that of such a round, and nobody looks while it is away. ``dropped`` are partitions
+    and kinds of messages whose first is never answered.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class FlowersGrid(Grid):
         stop_in: int,
         away: Mapping[int, int] | None = None,
         lost: Mapping[int, Collection[int]] | None = None,
+        dropped: Collection[tuple[int, str]] = (),
     ) -> None:
         self._devices, self._stop_in, self._trained = devices, stop_in, 0
         self._away, self._lost = away or {}, lost or {}
+        self._dropped = set(dropped)
         self._gone = set[str]()  # messages that are never answered
         self.kinds: list[tuple[int, str]] = []
         """Partition and kind of every message."""
@@ -45,7 +48,9 @@ class FlowersGrid(Grid):
         for message, sent in zip(listed, ids, strict=True):
             p, kind = nodes.index(message.metadata.dst_node_id), message.metadata.message_type
             self.kinds.append((p, kind))
-            if kind == "train" and self._trained in self._lost.get(p, ()):
+            killed = kind == "train" and self._trained in self._lost.get(p, ())
+            if killed or (p, kind) in self._dropped:
+                self._dropped.discard((p, kind))
                 self._gone.add(sent)
         return ids
 
@@ -84,12 +89,13 @@ def serve(
     stop_in: int = 0,
     away: Mapping[int, int] | None = None,
     lost: Mapping[int, Collection[int]] | None = None,
+    dropped: Collection[tuple[int, str]] = (),
 ) -> FlowersGrid:
     """Run an app, with run folders in ``folder``; SIGTERM comes in message ``stop_in``."""
     given = {**app.run_config, **config, "run-dir": str(folder)}
     context = Context(1, SERVER_NODE_ID, {}, RecordDict(), given)
     devices = InProcessGrid(app.client_app, given["num-nodes"], given)
-    grid = FlowersGrid(devices, stop_in, away, lost)
+    grid = FlowersGrid(devices, stop_in, away, lost, dropped)
     with server_identity(1):
         app.server_app(grid, context)
     return grid

@@ -14,7 +14,7 @@ from helpers_flower import serve
 from helpers_resume import SMALL, metrics, run
 
 from flwr_dmml.engine import load_app
-from flwr_dmml.strategies import RunStoppedError, keeper, roster
+from flwr_dmml.strategies import RunStoppedError, keeper, returning, roster
 from flwr_dmml.strategies.keeper import ResumeError
 from flwr_dmml.strategies.member import members_from_json, members_to_json
 from flwr_dmml.strategies.roster import NoDevicesError
@@ -123,6 +123,36 @@ def test_a_device_that_could_not_be_taken_back_is_asked_again(
     serve(app, r.parent, {**CONFIG, "resume": "r", "wait-timeout": 1e-9})
     assert "Device 1 is back" in caplog.text
     assert [each.get("1") for each in failed(r)[2:]] == [AWAY, AWAY, None, None, None, None]
+
+
+@pytest.mark.parametrize("kind", ["query.hello", "query.restore"])
+def test_a_device_that_restarts_before_it_answers_is_asked_again(
+    kind: str, r: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Its message is lost, as Flower delivers each once; it was online at every look."""
+    caplog.set_level("INFO", logger="flwr")
+    monkeypatch.setattr(returning, "IDLE_AGAIN_S", 0.0)
+    app = load_app(QUICKSTART)
+    how = {"away": {2: 1}, "dropped": {(2, kind)}}
+    grid = serve(app, r.parent, {**CONFIG, "resume": "r"}, **how)  # type: ignore[arg-type]
+    assert "Device 2 is back: it takes part again" in caplog.text
+    assert grid.kinds.count((2, kind)) == 2
+    assert [each.get("2") for each in failed(r)[-2:]] == [None, None]
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_device_that_was_refused_is_asked_again_later(
+    times: int, r: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Its disk was not there yet; the log names the reason once."""
+    caplog.set_level("INFO", logger="flwr")
+    monkeypatch.setattr(returning, "REFUSED_AGAIN_S", 0.0)
+    app = load_app(QUICKSTART)
+    app = replace(app, client_app=Failing(app.client_app, "query.hello", times))
+    grid = serve(app, r.parent, {**CONFIG, "resume": "r"}, away={1: 1})
+    assert grid.kinds.count((1, "query.hello")) > 1
+    assert caplog.text.count("no query.hello yet") == 1
+    assert ("Device 1 is back" in caplog.text) == (times == 1)
 
 
 @pytest.mark.parametrize("wrong", ["another", "changed"])
