@@ -19,6 +19,11 @@ class CouplingRule(GossipRule, ABC):
     coupled: ClassVar[str]
     """What the names of the blocks that stay begin with."""
 
+    @classmethod
+    def sends_models(cls) -> bool:
+        """Return False: what the maps make of the blocks that stay is sent, too."""
+        return False
+
     def beat_problem(self) -> str:
         """Return why it needs rounds in which all wait for all."""
         return "its maps belong to messages of one round"

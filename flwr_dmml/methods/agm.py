@@ -11,8 +11,8 @@ from ..learning.batch import Batch
 from ..learning.options import Options
 from .alone import Watched
 
-MEAN, COUNT = "agm.", "agm"
-"""In a device's ``memory``: the mean scores by modality so far, and of how many iterations."""
+MEAN, COUNT = "agm.", "agm-count."
+"""In a device's ``memory``, by modality: the mean score so far, and of how many iterations."""
 MOST = 10.0
 
 
@@ -26,13 +26,15 @@ class Agm(Watched):
     """Plain gossip with adaptive gradient modulation.
 
     In a joint iteration, with s_m the mean logarithm of the probability that modality m alone gives
-    to the true classes of the mini-batch, and S_m its mean over the joint iterations before::
+    to the true classes of the mini-batch, and S_m its mean over the joint iterations before that
+    had m::
 
-        rho_m = exp(M / (M - 1) (s_m - mean_n s_n))     tau_m likewise of S_m; 1 at first
+        rho_m = exp(M / (M - 1) (s_m - mean_n s_n))     tau_m likewise of S_m
         g_m  <- exp(alpha min(tau_m - rho_m, 10)) g_m
 
-    for the gradient g_m of encoder m. So a modality learns less while it is further ahead than
-    usual, and more while it is not; with two, rho_m is ``exp(s_m - s_other)``.
+    for the gradient g_m of encoder m; where one of the M has no S_m yet, nothing is scaled. So a
+    modality learns less while it is further ahead than usual, and more while it is not; with two,
+    rho_m is ``exp(s_m - s_other)``.
 
     This project's reading: m alone is the model's prediction from m; the paper attributes the fused
     logits to modalities by Shapley values over zeroed inputs, which takes 2^M forward passes. The
@@ -55,9 +57,9 @@ class Agm(Watched):
     options: AgmOptions
 
     def running(self) -> dict[str, Tensor]:
-        """Return the mean scores so far, and of how many joint iterations they are."""
+        """Return the mean scores so far, and of how many joint iterations each is."""
         owned = self.partition.modalities
-        names = [COUNT, *(MEAN + m for m in owned)] if len(owned) > 1 else []
+        names = [kind + m for m in owned for kind in (MEAN, COUNT)] if len(owned) > 1 else []
         return {name: self.memory.get(name, torch.tensor(0.0)) for name in names}
 
     @torch.no_grad()
@@ -66,15 +68,17 @@ class Agm(Watched):
         scores = {m: true.clamp_min(1e-8).log().mean(-1) for m, true in self.watched().items()}
         if not scores:
             return
-        means, count = {m: batch.given[MEAN + m] for m in scores}, batch.given[COUNT]
+        means, counts = ({m: batch.given[kind + m] for m in scores} for kind in (MEAN, COUNT))
         now, usual = ratios(scores), ratios(means)
+        known = torch.stack([*counts.values()]).amin(dim=0) > 0
         for m, s in scores.items():
-            k = torch.exp(self.options.alpha * (usual[m] - now[m]).clamp_max(MOST))
+            lead = torch.where(known, (usual[m] - now[m]).clamp_max(MOST), 0.0)
+            k = torch.exp(self.options.alpha * lead)
             for w in self.encoders()[m].parameters():
                 if w.grad is not None and self.options.alpha:
                     w.grad = w.grad * k.view([*k.shape, *[1] * (w.dim() - k.dim())])
-            means[m] += (s - means[m]) / (count + 1)
-        count += 1
+            counts[m] += 1
+            means[m] += (s - means[m]) / counts[m]
 
 
 def ratios(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ..learning.options import Options
 from ..losses import alignment_loss
 from ..models.experts import ExpertsClassifier
 from ..payload.plan import Inbox, Plan
-from .prototypes import COUNTS, PROTOTYPES, Prototyped, averaged
+from .prototypes import Prototyped, averaged
 
 MEASURE, CHOOSE = "measure", "choose"
 
@@ -91,8 +91,7 @@ class DiMml(Prototyped):
         """Find class means, or choose the effective features by them."""
         if plan.phase == CHOOSE and len(self.partition.modalities) > 1:
             self._choose(inbox)
-        for key in [k for k in self.memory if k.startswith((PROTOTYPES, COUNTS))]:
-            del self.memory[key]  # they have been sent
+        self.forget_prototypes()
         if plan.phase == MEASURE:
             self.find_prototypes()
 

@@ -8,11 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learning.batch import Batch
-from ..learning.learner import Learner
 from ..learning.optimisers import total
 from ..learning.options import Options
 from ..payload.plan import Inbox, Plan
-from .prototypes import COUNTS, PROTOTYPES, averaged, class_means
+from .prototypes import OwnPrototypes, averaged, class_means
 
 
 class FedProtoOptions(Options):
@@ -21,7 +20,7 @@ class FedProtoOptions(Options):
     weight: float = Field(0.1, ge=0, description="lambda: weight of the distance to the prototypes")
 
 
-class FedProto(Learner):
+class FedProto(OwnPrototypes):
     """Plain gossip with prototypes of the classes.
 
     After training a device k publishes the mean common feature ``p_k(y)`` of its n_k(y) own samples
@@ -53,10 +52,6 @@ class FedProto(Learner):
     unaccounted: ClassVar[str] = "prototypes of own samples"
     stacks: ClassVar[bool] = True
     options: FedProtoOptions
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Return the prototypes ``[classes, common_dim]`` and their samples ``[classes]``."""
-        return {key: self.memory[key] for key in (PROTOTYPES, COUNTS) if key in self.memory}
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Average the prototypes of the neighbourhood."""

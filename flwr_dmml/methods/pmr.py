@@ -67,6 +67,7 @@ class Pmr(Prototyped):
         """Average the prototypes, with what is kept of the last ones."""
         self._rebalances, self.prototypes = plan.phase == REBALANCE, {}
         if not self._rebalances:
+            self.forget_prototypes()
             return
         super().before_training(plan, inbox)
         for m in self.partition.modalities:

@@ -88,7 +88,28 @@ def averaged(learner: Learner, inbox: Inbox, length: int, of: str = "") -> tuple
     return means, counts
 
 
-class Prototyped(Learner):
+class OwnPrototypes(Learner):
+    """Base of methods that send prototypes of own samples, in the round that has found them.
+
+    A device that rests sends none.
+    """
+
+    def after_mixing(self, plan: Plan, inbox: Inbox) -> None:
+        """Let a device that rests forget its own."""
+        if plan.iterations and not self.trains(plan):
+            self.forget_prototypes()
+
+    def forget_prototypes(self) -> None:
+        """Forget the own prototypes, which have been sent."""
+        own = self.statistics()
+        self.memory = {k: v for k, v in self.memory.items() if k not in own}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the own prototypes and their samples."""
+        return {k: v for k, v in self.memory.items() if k.startswith((PROTOTYPES, COUNTS))}
+
+
+class Prototyped(OwnPrototypes):
     """Base of methods with prototypes of each modality's features.
 
     After mixing, and before it trains, a device finds the mean features of its own samples of each
@@ -127,10 +148,6 @@ class Prototyped(Learner):
     def fixed(self) -> dict[str, Tensor]:
         """Return the prototypes, and which of them there are."""
         return self.prototypes
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Return the own prototypes and their samples."""
-        return {k: v for k, v in self.memory.items() if k.startswith((PROTOTYPES, COUNTS))}
 
 
 def whole(features: Features) -> dict[str, Tensor]:

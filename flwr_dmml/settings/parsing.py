@@ -251,11 +251,27 @@ def _unaccounted(method: str, config: RunConfig) -> list[str]:
     """Return what a method or a setting takes from samples that ``privacy.dp`` does not account."""
     settings, methods = config.settings, config.parts.methods
     asked, problems = f"privacy.dp = {settings.privacy.dp!r}", list[str]()
+    of_device = settings.privacy.dp == "device"
+    passing = ", ".join(
+        name
+        for name, kind in methods.items()
+        if not (unaccounted(kind) or (of_device and _not_all_noisy(kind)))
+    )
     if what := unaccounted(methods[method]):
-        passing = ", ".join(name for name, kind in methods.items() if not unaccounted(kind))
         problems.append(
             f"{asked}: the method {method!r} takes more from training samples than clipped "
             f"gradients: {what}; allowed: {passing}"
+        )
+    elif of_device and _not_all_noisy(methods[method]):
+        problems.append(
+            f"{asked}: the method {method!r} trains blocks that it does not always send, or mixes "
+            f"with weights of its own, and only blocks that are sent get noise; allowed: {passing}"
+        )
+    known = settings.gossip in ("auto", *config.parts.gossip)
+    if of_device and known and isinstance(rule := config.gossip_of(method), CouplingRule):
+        problems.append(
+            f"{asked}: the gossip rule {rule.name!r} tells neighbours of blocks that stay on their "
+            "devices, and only blocks that are sent get noise; choose another rule"
         )
     if settings.label_correction not in ("auto", "off"):
         problems.append(
@@ -283,6 +299,11 @@ def _unaccounted(method: str, config: RunConfig) -> list[str]:
             "is kept; allowed: relay"
         )
     return problems
+
+
+def _not_all_noisy(method: type[Learner]) -> bool:
+    """Return whether a round of a method goes by more than the blocks that get noise in it."""
+    return method.own_weights or overrides(method, ("private_blocks", "sends"))
 
 
 def _not_unicast(method: str, config: RunConfig) -> list[str]:
@@ -328,7 +349,7 @@ def _no_sums(method: str, config: RunConfig) -> list[str]:
     asked, problems = "privacy.secure-sums = true", list[str]()
     if settings.num_nodes < 3:
         problems.append(f"{asked} with num-nodes = {settings.num_nodes}: a sum needs 3 devices")
-    if learner.compares:
+    if learner.compares or learner.reads:
         problems.append(
             f"{asked}: the method {method!r} looks at the models of single neighbours; choose "
             "another method"

@@ -122,11 +122,15 @@ def test_prototypes_are_those_of_the_trained_model_and_cross_modalities():
     assert torch.equal(image._has, payload[COUNTS] > 0)
 
 
-def test_a_parked_device_sends_its_last_prototypes():
-    learner = device()
-    first = learner.run_round(Plan(1, 2), {}).payload
-    parked = Plan(2, 2, by_modality={"audio": 0, "image": 0})
-    assert torch.equal(learner.run_round(parked, {}).payload[PROTOTYPES], first[PROTOTYPES])
+@pytest.mark.parametrize("method", ["fedproto", "mfcpl", "pmcmfl", "pmr"])
+def test_a_device_that_rests_sends_no_prototypes(method: str):
+    learner = make_learner({**CONFIG, "method": method})
+    parked, names = {"audio": 0, "image": 0}, list[bool]()
+    for t, by_modality in enumerate([{}, parked, {}], start=1):
+        plan = Plan(t, 2, by_modality=by_modality, phase=learner.options.phase(t, 9))
+        payload = learner.run_round(plan, {}).payload
+        names.append(any(name.startswith(f"{STATISTICS}prototype") for name in payload))
+    assert names == [True, False, True]
 
 
 @pytest.mark.parametrize(

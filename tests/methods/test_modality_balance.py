@@ -7,19 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAST, make_learner
+from helpers import FAST, make_learner, run_together
+from torch import nn
 from torch.nn import functional as F
 
 from flwr_dmml.clients import Batch, Greedy, GreedyOptions, Learner, ModalityDropout, OgmGe
 from flwr_dmml.data import Modality, Partition, Samples
 from flwr_dmml.learning.work import measure_work
-from flwr_dmml.methods.ogm_ge import coefficients
+from flwr_dmml.methods.ogm_ge import OgmGeOptions, coefficients
 from flwr_dmml.payload.blocks import flatten
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import Settings
 
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": 3, "modality-pattern": "audio+image"}
 BOTH = ("audio", "image")
+PLAN = Plan(1, 1)
 
 
 def learner_of(method: str, node: int = 0, server_round: int = 2, **options: Any) -> Learner:
@@ -141,6 +143,48 @@ def test_noise_is_the_same_in_every_run_and_can_be_left_out():
     one, again, without = payload(), payload(), payload(noise=False)
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert any(not torch.equal(one[name], without[name]) for name in one)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_noise_hits_convolutions_of_series(together: bool):
+    """Alone and in a stack of two: with noise and without, only their weights differ."""
+    source = {"a": Modality("series", (2, 16)), "b": Modality("image", (1, 8, 8))}
+
+    def device(node: int, noise: bool) -> OgmGe:
+        inputs = {m: torch.randn(16, *form.shape, generator=rng) for m, form in source.items()}
+        samples = Samples(inputs, torch.arange(16) % 4)
+        partition = Partition(node, tuple(source), samples, samples, source, 4, samples)
+        settings = Settings(num_nodes=2, momentum=0.0, clip_norm=0.0, exact=not together)
+        return OgmGe(partition, settings, OgmGeOptions(alpha=0.5, noise=noise))
+
+    for m in source:  # each ahead in turn
+        found = list[list[OgmGe]]()
+        for noise in (True, False):
+            rng = torch.Generator().manual_seed(0)
+            learners = [device(node, noise) for node in (0, 1)]
+            for learner in learners:
+                learner.watched = lambda m=m, own=learner.watched: {  # type: ignore[method-assign]
+                    n: x * 0 + (0.6 if n == m else 0.3) for n, x in own().items()
+                }
+            assert not any(isinstance(x, Exception) for x in run_together(learners, [PLAN] * 2))
+            found.append(learners)
+        for a, b in zip(*found, strict=True):
+            weights = zip(a.model.parameters(), b.model.parameters(), strict=True)
+            changed = {id(x) for x, y in weights if not torch.equal(x, y)}
+            layers = [x for x in a.encoders()[m].modules() if isinstance(x, nn.Conv1d | nn.Conv2d)]
+            assert len(layers) > 1 and changed == {id(x.weight) for x in layers}
+
+
+@pytest.mark.parametrize("until, modulates", [(0.5, False), (0.51, True)])
+def test_rounds_after_until_are_those_of_dpsgd(until: float, modulates: bool):
+    """Two of four rounds are over."""
+    plan = Plan(3, 4, num_rounds=4, evaluate=True)
+    own = {"method": "ogm-ge", "ogm-ge.until": until}
+    learner, plain = (make_learner({**CONFIG, **x}) for x in (own, {"method": "dpsgd"}))
+    found, expected = (x.run_round(plan, {}) for x in (learner, plain))
+    same = all(torch.equal(found.payload[k], x) for k, x in expected.payload.items())
+    assert found.payload.keys() == expected.payload.keys() and same != modulates
+    assert (found.metrics == expected.metrics) != modulates
 
 
 def test_a_score_is_the_probability_of_the_true_classes_from_one_modality_alone():

@@ -118,6 +118,15 @@ def test_the_loss_ends_after_some_rounds():
     assert not PmrOptions(alpha=0.0).phase(1, 12)
 
 
+def test_prototypes_are_not_sent_after_the_last_round_with_the_loss():
+    learner = pmr()
+    plans = Plan(1, 3, phase=REBALANCE), Plan(2, 3)
+    sent = [learner.run_round(plan, {}).payload for plan in plans]
+    own = {f"{STATISTICS}prototype{kind}.audio" for kind in ("s", "-counts")}
+    assert own <= sent[0].keys()
+    assert not any(name.startswith(f"{STATISTICS}prototype") for name in sent[1])
+
+
 def test_state_survives_and_rounds_are_the_same():
     one, two, again = pmr(), pmr(), pmr()
     for learner in (one, again):

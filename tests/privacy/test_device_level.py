@@ -1,5 +1,6 @@
 """Noise on what a round has changed: clipping, ledger, budget, and what else stays at home."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from math import sqrt
 from typing import Any
@@ -7,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 from helpers import FAST, make_learner, run_peers, run_together
+from torch import Tensor, nn
 
 from flwr_dmml.base.errors import SettingsError
+from flwr_dmml.clients import DPSGD
+from flwr_dmml.gossip.registry import find_gossip
 from flwr_dmml.learning.learner import Learner
 from flwr_dmml.learning.speedometer import SPEEDS
 from flwr_dmml.learning.spending import EPSILON, SPENT
 from flwr_dmml.payload.plan import Outcome, Plan
 from flwr_dmml.privacy.accountant import Ledger
-from flwr_dmml.settings import find_parts, parse_settings
+from flwr_dmml.settings import OwnParts, find_parts, parse_settings
 from flwr_dmml.strategies.epsilons import epsilon_lines
 
 DP: dict[str, Any] = {
@@ -116,12 +120,58 @@ def test_a_device_whose_budget_is_spent_only_mixes():
         ({"method": "fedproto"}, "the method 'fedproto' takes more"),
         ({"privacy.sigma": 0.0}, "dp = 'device' needs sigma, or epsilon"),
         ({"exchange.transport": "direct"}, "allowed: relay"),
+        ({"gossip": "sheaf-dmfl"}, "the gossip rule 'sheaf-dmfl' tells neighbours of blocks"),
+        ({"method": "harmony"}, "the method 'harmony' trains blocks that it does not always send"),
+        ({"compare-with": "harmony"}, "allowed: d2, dmml, dpsgd, dsgdm, fedprox, greedy, local, "),
     ],
 )
 def test_what_is_refused(changed: dict[str, Any], said: str):
     with pytest.raises(SettingsError) as found:
         parse_settings({**DP, **changed}, find_parts())
     assert said in str(found.value)
+
+
+def test_methods_that_keep_blocks_or_choose_weights_are_refused_unless_samples_are_protected():
+    class Keeps(DPSGD):
+        name = "keeps"
+
+        def private_blocks(self) -> dict[str, nn.Module]:
+            return {}
+
+    class Waits(DPSGD):
+        name = "waits"
+
+        def sends(self, plan: Plan) -> Collection[str]:
+            return ()
+
+    class Chooses(DPSGD):
+        name = "chooses"
+        own_weights = True
+
+    kinds = Keeps, Waits, Chooses
+    for kind in kinds:
+        config = {**DP, "method": kind.name}
+        with pytest.raises(SettingsError, match=f"the method '{kind.name}' trains blocks"):
+            parse_settings(config, find_parts(OwnParts(kinds)))
+        parse_settings({**config, "privacy.dp": "sample"}, find_parts(OwnParts(kinds)))
+    parse_settings({**DP, "privacy.dp": "sample", "gossip": "sheaf-dmfl"}, find_parts())
+
+
+@pytest.mark.parametrize("rule", [n for n in find_gossip() if n != "sheaf-dmfl"])
+def test_no_rule_sends_a_number_as_it_was_trained(rule: str, monkeypatch: pytest.MonkeyPatch):
+    learner = make_learner({**DP, "gossip": rule, "topology": "line", "privacy.sigma": 1e5}, 1)
+    trained = list[Tensor]()
+    end = learner.spending.end
+
+    def noted() -> None:
+        trained.append(learner.flat.vector.clone())
+        end()
+
+    monkeypatch.setattr(learner.spending, "end", noted)
+    payload = a_round(learner, False, recipients=(0, 2)).payload
+    sent, own = torch.cat([x.flatten() for x in payload.values()]), trained[0]
+    assert len(own[own != 0]) > 1000 < len(sent[sent != 0])
+    assert torch.isin(sent[sent != 0], own).sum() < 3  # by chance
 
 
 def test_a_delta_that_does_not_fit_the_devices_is_refused():

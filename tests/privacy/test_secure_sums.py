@@ -206,7 +206,10 @@ def test_a_single_neighbour_is_refused_by_name():
     [
         ({"gossip": "choco"}, "the gossip rule 'choco' does not just mix"),
         ({"aggregation": "median"}, "needs the models of single neighbours"),
+        ({"gossip": "sheaf-dmfl"}, "the gossip rule 'sheaf-dmfl' does not just mix"),
         ({"method": "ccl"}, "looks at the models of single neighbours"),
+        ({"method": "fedgen"}, "the method 'fedgen' looks at the models of single neighbours"),
+        ({"method": "dmml-kd", "gossip": "dpsgd"}, "the method 'dmml-kd' looks at the models"),
         ({"exchange.precision": "int8"}, "would round masks"),
         ({"exchange.transport": "direct"}, "allowed: relay"),
         ({"privacy.zip-noise": 0.1}, "zip-noise and secure-sums"),
