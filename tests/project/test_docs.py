@@ -7,8 +7,10 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from helpers import ROOT
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
 from flwr_dmml.clients import find_methods
-from flwr_dmml.engine import load_app, run_app
+from flwr_dmml.engine import flatten_config, load_app, run_app
 from flwr_dmml.settings import every_setting, find_parts
 
 FOLDERS = {"": "*.md", "docs": "**/*.md", "examples": "*/README.md"}
@@ -116,6 +118,26 @@ def test_there_are_commands_and_every_reason_is_used():
     assert len(RUN) > 5
     unused = [mark for mark in NOT_RUN if not any(mark in line for _, line in ALL)]
     assert unused in ([], ["python benchmarks/"])
+
+
+def test_an_app_lists_what_the_docs_set_with_flwr_run():
+    """``flwr run -c`` refuses other keys, and names none."""
+    seen = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        usual = "fleet" if page.name in ("fleet.md", "twenty-boards.md") else "quickstart"
+        for found in re.finditer(r'-c "([^"]*=[^"]*)"', text := page.read_text()):
+            lines = text[: found.start()].splitlines()[-2:]
+            app = [usual, *re.findall(r"examples/(\w+)", "\n".join(lines))][-1]
+            keys = {pair.partition("=")[0] for pair in shlex.split(found[1])} - {"key", "..."}
+            assert keys <= configured(app).keys(), f"{page.name}, {app}: {found[1]}"
+            seen += 1
+    assert seen > 8
+
+
+def configured(example: str) -> dict[str, Any]:
+    """Return the run config of an example, flat."""
+    text = (ROOT / "examples" / example / "pyproject.toml").read_text()
+    return flatten_config(tomllib.loads(text)["tool"]["flwr"]["app"]["config"])
 
 
 def test_links_lead_to_what_is_there():
