@@ -1,6 +1,6 @@
 """Rounds of all devices that a process simulates, without a message for each."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.heap import keep_freed_memory
+from ..base.overrides import with_overrides
 from ..learning.crew import Crew
+from ..learning.devices import resolve_device
 from ..learning.learner import Learner, method_stacks, overrides
 from ..learning.rows import Columns, Layout, MakeMatrix, layout_of
 from ..methods.registry import find_methods
@@ -81,11 +83,14 @@ class Left:
         See :meth:`HostedDevices.kept`.
     closed : bool
         Whether nothing was published in the last of these rounds.
+    settled : collection of int
+        Devices that have answered a message since: what their nodes keep is newer.
     """
 
     rounds: int
     kept: dict[str, NDArray[Any]]
     closed: bool
+    settled: Collection[int] = ()
 
 
 class HostedDevices:
@@ -127,6 +132,13 @@ class HostedDevices:
             return False
         one_by_one = self._config.get("exact") is True or metered_alone(self._config)
         return not one_by_one and all(node.config.get(SIMULATED) for node in self._nodes())
+
+    def on_cpu(self) -> bool:
+        """Return whether all compute on the CPU, as their ``device`` says."""
+        config = with_overrides(self._config)
+        names = {str({**config, **node.config}.get("device", "auto")) for node in self._nodes()}
+        found = [resolve_device(x) if x == "auto" else torch.device(x) for x in names]
+        return all(device.type == "cpu" for device in found)
 
     def run(
         self,
@@ -195,6 +207,8 @@ class HostedDevices:
             entries = {k: x for k, x in told.items() if k not in carried}
             self._crew.hear(p, learner.report(), entries, carried)
         self._ahead = left is not None
+        if left is not None and left.settled:
+            self.settle(left.settled)
         keep_freed_memory()
         return self._crew
 
@@ -255,14 +269,17 @@ class HostedDevices:
             reply.models = models_of(learner, plan)
         return reply
 
-    def settle(self) -> None:
-        """Write into the nodes' states what the devices keep, before a message asks for it."""
+    def settle(self, besides: Collection[int] = ()) -> None:
+        """Write into the nodes' states what the devices keep, before a message asks for it.
+
+        Those ``besides`` have it there already.
+        """
         self._current = False  # a message may restore them
         if self._crew is None or not self._ahead:
             return
         for node in self._nodes():
             learner = self._crew.learners.get(node.partition_id)
-            if learner is not None:
+            if learner is not None and node.partition_id not in besides:
                 kept = pack(learner.state())
                 node.state[STATE] = kept
                 hold(learner, kept)
