@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +48,25 @@ class KilledTelling(DPSGD):
         return super().state()
 
 
+class Far(DPSGD):
+    """Device 0 leaves the range of values in round 2."""
+
+    name: ClassVar[str] = "far"
+
+    def stack_key(self) -> Hashable:
+        """Return what sets device 0 apart in that round."""
+        return self._leaves
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return far too high ones."""
+        heads = [name for name in self.block_names if name.startswith("head")]
+        return dict.fromkeys(heads, 1e8) if self._leaves else {}
+
+    @property
+    def _leaves(self) -> bool:
+        return self.server_round == 2 and self.partition.partition_id == 0
+
+
 def _die_once(learner: Learner, server_round: int) -> None:
     mark = Path(os.environ["KILLED"])
     here = learner.partition.partition_id == 0 and learner.server_round == server_round
@@ -58,7 +77,7 @@ def _die_once(learner: Learner, server_round: int) -> None:
 
 def client_app() -> ClientApp:
     """Return what the devices run."""
-    return make_client_app(Killed, KilledTelling)
+    return make_client_app(Far, Killed, KilledTelling)
 
 
 def run(

@@ -82,6 +82,21 @@ def test_letters_go_from_worker_to_worker(how: dict[str, Any]) -> None:
     assert run("dpsgd", 2, rounds=4, **how) == run("dpsgd", 0, rounds=4, **how)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"label-correction": "network"},
+        {"test-fusion": "certainty", "samples-per-node": 200, "validation-fraction": 0.2},
+    ],
+    ids=str,
+)
+def test_what_devices_report_is_known_to_all_workers(how: dict[str, Any]) -> None:
+    """Rows are mixed block by block in round 3, as device 0's values are out of range."""
+    alone = run("far", 0, rounds=4, **how)
+    assert "holds values beyond" in str(alone)
+    assert run("far", 3, rounds=4, **how) == alone
+
+
 def test_a_worker_that_dies_costs_nothing(mark: Path) -> None:
     """Device 0's worker is killed in round 3, and its devices go on as after round 2."""
     died = run("killed", 2, couriers="forward")
