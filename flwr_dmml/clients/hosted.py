@@ -171,6 +171,8 @@ class HostedDevices:
         """Take up the devices' states for a method; return how their rows are laid out."""
         self.settle()
         self._crew, self._method, self._entries = None, method, {}
+        for learner in self._learners.values():  # they are cached, and would keep all rows
+            learner.flat.move_out()
         self._learners = {}
         for node in self._nodes():
             try:

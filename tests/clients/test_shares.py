@@ -1,5 +1,7 @@
 """A process's share of the devices: where their rows are, and where they cannot be."""
 
+import gc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,16 @@ def test_rows_that_should_be_there_are_not_made_up(tmp_path: Path) -> None:
     rows.write_bytes(b"0")
     with pytest.raises(RowsLostError, match="rows-1-0-b is not there, or not whole"):
         share.enter(1, every, left=Left(2, {}, False))
+
+
+def test_the_rows_of_a_method_that_is_over_are_let_go(tmp_path: Path) -> None:
+    share = Share(devices(), tmp_path)
+    for number, method in enumerate(("dpsgd", "fedprox")):
+        _, found = share.begin(method)
+        share.enter(number, layouts(found, sorted(found)))
+        gc.collect()
+        mapped = re.findall(r"/(rows-\d)-", Path("/proc/self/maps").read_text())
+        assert set(mapped) == {f"rows-{number}"}
 
 
 @pytest.mark.parametrize(
