@@ -135,8 +135,8 @@ class HostedDevices:
 
     def on_cpu(self) -> bool:
         """Return whether all compute on the CPU, as their ``device`` says."""
-        config = with_overrides(self._config)
-        names = {str({**config, **node.config}.get("device", "auto")) for node in self._nodes()}
+        usual = with_overrides(self._config).get("device", "auto")
+        names = {str(node.config.get("device", usual)) for node in self._nodes()}
         found = [resolve_device(x) if x == "auto" else torch.device(x) for x in names]
         return all(device.type == "cpu" for device in found)
 
