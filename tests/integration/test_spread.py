@@ -223,13 +223,24 @@ def test_a_worker_that_lacks_memory_is_started_again(
 def test_devices_stay_where_they_are_between_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much longer one worker takes over the messages of checkpoints."""
+    """However much longer one worker takes over the messages of checkpoints.
+
+    They may move again when another method begins.
+    """
+    running, found = SpreadDevices.run, list[SpreadDevices]()
+
+    def noting(devices: SpreadDevices, *given: Any) -> Any:
+        found.append(devices)
+        return running(devices, *given)
+
+    monkeypatch.setattr(SpreadDevices, "run", noting)
     monkeypatch.setattr(
         Worker, "seconds", lambda worker: dict.fromkeys(worker.nodes, float(worker.number == 0))
     )
     spread = run("dpsgd", 2, rounds=7, folder=tmp_path / "spread")
     assert spread == run("dpsgd", 0, rounds=7, folder=tmp_path / "alone")
     assert files_of(tmp_path / "spread") == files_of(tmp_path / "alone")
+    assert found[0].going_on and not found[0].takes("asked one by one") and not found[0].going_on
 
 
 @pytest.mark.parametrize("how", ["rows", "kept", "machine"])
