@@ -214,6 +214,10 @@ FAULTS: dict[str, tuple[Cell, Cell, Cell, Cell]] = {
             "goes on",
             "integration/test_spread.py::test_a_worker_that_dies_costs_nothing",
             "integration/test_sharded.py::test_a_worker_that_is_killed_comes_back_with_its_nodes",
+            "integration/test_spread.py::test_a_worker_may_die_when_a_checkpoint_is_due",
+            "integration/test_spread.py::test_a_worker_that_lacks_memory_is_started_again",
+            "integration/test_spread.py::test_rows_that_are_lost_end_the_run",
+            more="*resumes* if its machine is lost, too",
         ),
         seen(
             "alone",

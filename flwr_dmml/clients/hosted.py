@@ -1,6 +1,6 @@
 """Rounds of all devices that a process simulates, without a message for each."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.heap import keep_freed_memory
+from ..base.overrides import with_overrides
 from ..learning.crew import Crew
+from ..learning.devices import resolve_device
 from ..learning.learner import Learner, method_stacks, overrides
 from ..learning.rows import Columns, Layout, MakeMatrix, layout_of
 from ..methods.registry import find_methods
@@ -81,11 +83,14 @@ class Left:
         See :meth:`HostedDevices.kept`.
     closed : bool
         Whether nothing was published in the last of these rounds.
+    settled : collection of int
+        Devices that have answered a message since: what their nodes keep is newer.
     """
 
     rounds: int
     kept: dict[str, NDArray[Any]]
     closed: bool
+    settled: Collection[int] = ()
 
 
 class HostedDevices:
@@ -128,6 +133,13 @@ class HostedDevices:
         one_by_one = self._config.get("exact") is True or metered_alone(self._config)
         return not one_by_one and all(node.config.get(SIMULATED) for node in self._nodes())
 
+    def on_cpu(self) -> bool:
+        """Return whether all compute on the CPU, as their ``device`` says."""
+        usual = with_overrides(self._config).get("device", "auto")
+        names = {str(node.config.get("device", usual)) for node in self._nodes()}
+        found = [resolve_device(x) if x == "auto" else torch.device(x) for x in names]
+        return all(device.type == "cpu" for device in found)
+
     def run(
         self,
         method: str,
@@ -159,6 +171,8 @@ class HostedDevices:
         """Take up the devices' states for a method; return how their rows are laid out."""
         self.settle()
         self._crew, self._method, self._entries = None, method, {}
+        for learner in self._learners.values():  # they are cached, and would keep all rows
+            learner.flat.move_out()
         self._learners = {}
         for node in self._nodes():
             try:
@@ -195,6 +209,8 @@ class HostedDevices:
             entries = {k: x for k, x in told.items() if k not in carried}
             self._crew.hear(p, learner.report(), entries, carried)
         self._ahead = left is not None
+        if left is not None and left.settled:
+            self.settle(left.settled)
         keep_freed_memory()
         return self._crew
 
@@ -255,14 +271,17 @@ class HostedDevices:
             reply.models = models_of(learner, plan)
         return reply
 
-    def settle(self) -> None:
-        """Write into the nodes' states what the devices keep, before a message asks for it."""
+    def settle(self, besides: Collection[int] = ()) -> None:
+        """Write into the nodes' states what the devices keep, before a message asks for it.
+
+        Those ``besides`` have it there already.
+        """
         self._current = False  # a message may restore them
         if self._crew is None or not self._ahead:
             return
         for node in self._nodes():
             learner = self._crew.learners.get(node.partition_id)
-            if learner is not None:
+            if learner is not None and node.partition_id not in besides:
                 kept = pack(learner.state())
                 node.state[STATE] = kept
                 hold(learner, kept)

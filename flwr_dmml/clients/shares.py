@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..base.errors import UserError
 from ..base.files import writing
 from ..base.machine import boot_id
 from ..learning.crew import Crew
@@ -102,6 +103,10 @@ SAME: Mapping[str, tuple[float, ...]] = {"": ()}
 """Stands in an order for weights that are those of the round before."""
 
 
+class RowsLostError(UserError):
+    """What a process that has died should have left in shared memory is not there."""
+
+
 class Share:
     """The devices of one process among several.
 
@@ -142,6 +147,11 @@ class Share:
             See :meth:`.HostedDevices.enter`.
         abroad : frozenset of int
             Devices on other machines: their rows come with what they publish.
+
+        Raises
+        ------
+        RowsLostError
+            There are no rows where ``left`` says so.
         """
         self._abroad = abroad
         for old in self._folder.glob("rows-*"):  # of a method before: whoever has it keeps it
@@ -150,7 +160,8 @@ class Share:
 
         def make(kind: int, layout: Layout) -> tuple[Tensor, Tensor]:
             names = (self._folder / f"rows-{number}-{kind}-{half}" for half in "ab")
-            return _mapped(next(names), layout), _mapped(next(names), layout)
+            there = left is not None
+            return _mapped(next(names), layout, there), _mapped(next(names), layout, there)
 
         self.devices.enter(every, make, left)
 
@@ -253,15 +264,19 @@ def _record(numbers: Numbers) -> ArrayRecord:
     return record_of({name: NumpyArray(value) for name, value in numbers.items()})
 
 
-def _mapped(path: Path, layout: Layout) -> Tensor:
-    """Return a matrix in shared memory, made by whoever asks first.
+def _mapped(path: Path, layout: Layout, there: bool) -> Tensor:
+    """Return a matrix in shared memory, made by whoever asks first if it should not be ``there``.
 
     Raises
     ------
+    RowsLostError
+        It should be.
     WriteError
         There is no room for it. Without asking first, the system would kill whoever writes there.
     """
     count = len(layout.partitions) * layout.width
+    if there and not (path.exists() and path.stat().st_size == 4 * count):
+        raise RowsLostError(f"{path} is not there, or not whole")
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:

@@ -4,7 +4,7 @@ from ..base.errors import UserError
 
 
 class EngineError(UserError, RuntimeError):
-    """An engine cannot start: says what is missing."""
+    """An engine cannot start or go on: says what is missing."""
 
 
 class AppError(UserError, ValueError):

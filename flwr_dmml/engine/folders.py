@@ -37,7 +37,7 @@ def hold(folder: Path) -> int:
     What runs that were killed have left beside it is removed. Returns the descriptor that holds
     the folder: the system lets go of it when the process ends.
     """
-    sweep(folder.parent)
+    sweep(folder.parent, besides=folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -50,12 +50,14 @@ def let_go(folder: Path, descriptor: int) -> None:
     os.close(descriptor)
 
 
-def sweep(of: Path, new_s: float = _NEW_S) -> None:
-    """Remove folders in ``of`` that no process holds: of runs that were killed.
+def sweep(of: Path, new_s: float = _NEW_S, besides: Path | None = None) -> None:
+    """Remove folders in ``of`` that no process holds, but ``besides``: of runs that were killed.
 
     Disk and memory that a killed run has left would be lost until the machine restarts.
     """
     for folder in of.glob(f"{PREFIX}*"):
+        if folder == besides:
+            continue
         with suppress(OSError):  # another user's, or gone already
             if time.time() - folder.stat().st_mtime < new_s:
                 continue

@@ -158,13 +158,20 @@ class Shard:
 
     # ---- rounds without messages ------------------------------------------------------------
 
+    def on_cpu(self) -> bool:
+        """See :meth:`.HostedDevices.on_cpu`."""
+        return self._hosted().on_cpu()
+
     def begin(self, method: str) -> tuple[str, dict[int, tuple[Columns, int]]]:
         """See :meth:`.Share.begin`."""
         if self._share is None:
-            devices = host(self._client_app, self._nodes.values, self._run_config)
-            assert isinstance(devices, HostedDevices)
-            self._share = Share(devices, self._memory)
+            self._share = Share(self._hosted(), self._memory)
         return self._share.begin(method)
+
+    def _hosted(self) -> HostedDevices:
+        devices = host(self._client_app, self._nodes.values, self._run_config)
+        assert isinstance(devices, HostedDevices)
+        return devices
 
     def enter(
         self,

@@ -154,13 +154,15 @@ class ShardedGrid(SimulationGrid):
         if self._devices and self._devices.abroad_bytes:
             log(INFO, "Rows sent between machines: %.1f MB", self._devices.abroad_bytes / 1e6)
         closing = [worker.actor.close.remote() for worker in self._workers]
-        ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)  # one may hang, or be dead
-        for worker in self._workers:
-            ray.kill(worker.actor)
-        for folder, descriptor in self._held.items():
-            let_go(folder, descriptor)
-        self._cluster.disconnect()
-        self._cluster = None
+        try:  # a second Ctrl-C may come while one hangs
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)
+        finally:
+            for worker in self._workers:
+                ray.kill(worker.actor)
+            for folder, descriptor in self._held.items():
+                let_go(folder, descriptor)
+            self._cluster.disconnect()
+            self._cluster = None
 
     @property
     def peak_bytes(self) -> int:
@@ -225,7 +227,8 @@ class ShardedGrid(SimulationGrid):
         client_app, run_config = self._app
         pickled: bytes = ray.cloudpickle.dumps(client_app)  # type: ignore[no-untyped-call]
         folders = new_folder(temporary()), new_folder(shared_memory())
-        self._held = {folder: hold(folder) for folder in folders}
+        for folder in folders:
+            self._held[folder] = hold(folder)
         given = pickled, list(sys.path), self._run.run_id, run_config, *map(str, folders)
         actor = ray.remote(Shard).options(
             num_cpus=self._cluster.cpus_per_worker,
@@ -250,6 +253,8 @@ class ShardedGrid(SimulationGrid):
 
     def _rebalance(self) -> None:
         """Now and then, move nodes from the busiest worker to the idlest, if that is worth it."""
+        if self._devices and self._devices.going_on:
+            return
         self._exchanges += 1
         if self._exchanges % REMEMBERED or any(worker.batches for worker in self._workers):
             return

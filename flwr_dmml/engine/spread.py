@@ -3,24 +3,25 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from logging import INFO, WARNING
+from functools import partial
+from logging import INFO
 from typing import Any
 
 import ray
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from ..base.files import WriteError
 from ..clients.hosted import Left, Reply
-from ..clients.shares import SAME, Order, Report
+from ..clients.shares import SAME, Order, Report, RowsLostError
 from ..learning.rows import Layout, layouts
 from ..payload.plan import Plan
 from ..transport.arrays import NumpyArray, record_of
 from .errors import EngineError
 from .nodes import SimulatedNode, host
-from .worker import MOST_DEATHS, Worker
+from .worker import DIED, MOST_DEATHS, Worker, died_too_often, nothing
 
 
 class SpreadDevices:
@@ -60,11 +61,30 @@ class SpreadDevices:
         self._entries: dict[int, dict[str, int]] = {}
         self._published: list[Any] = []  # ObjectRefs, a worker each
         self._kept: list[Any] = []
+        self._loaded: list[dict[int, Any]] = []  # of a resumed run, until its first round has ended
         self._sound, self._closed = True, False
 
     def takes(self, method: str) -> bool:
-        """Return whether rounds of a method can be run so."""
-        return self._alike is not None and self._alike.takes(method)
+        """Return whether rounds of a method can be run so; those of another one are over now.
+
+        Devices on GPUs cannot: rows are shared in a machine's own memory.
+        """
+        if method != self._method:
+            self._end()
+        if self._alike is None or not self._alike.takes(method):
+            return False
+        self._workers = self._workers_of()
+        return all(self._asked(lambda k: self._workers[k].actor.on_cpu.remote()))
+
+    @property
+    def going_on(self) -> bool:
+        """Whether rounds of a method are being run so: devices have to stay where they are."""
+        return bool(self._method)
+
+    def _end(self) -> None:
+        self._method = ""
+        for worker in self._workers:
+            worker.on_restart = nothing
 
     def run(
         self,
@@ -89,10 +109,10 @@ class SpreadDevices:
             k = pending.pop(ready)
             try:
                 report: Report = ray.get(ready)
-            except RayActorError as error:
+            except DIED as error:
                 deaths[k] += 1
                 lost = deaths[k] > MOST_DEATHS
-                self._revive(k, error)
+                self._workers[k].restart(error)
                 if lost:
                     replies |= _given_up(orders[k].plans, error)
                     orders[k] = replace(orders[k], plans={})
@@ -109,8 +129,10 @@ class SpreadDevices:
             told(len(report.replies))
         self._published = [result[1] for result in results if result]
         self._kept = [result[2] for result in results if result]
-        self._rounds, self._sound = self._rounds + 1, sound
+        self._rounds, self._sound, self._loaded = self._rounds + 1, sound, []
         self._closed = not any(plan.iterations for plan in plans.values())
+        for worker in self._workers:
+            worker.settled.clear()
         return dict(sorted(replies.items()))
 
     def _send(
@@ -156,10 +178,12 @@ class SpreadDevices:
         if method == self._method and homes == self._home:
             return
         self._method, self._workers, self._home = method, workers, homes
+        for k, worker in enumerate(workers):
+            worker.on_restart = partial(self._enter_again, k)
         self._divisions += 1
         self._rounds, self._sound, self._closed = 0, True, False
         self._weights, self._entries = {}, {}
-        self._published, self._kept = [], []
+        self._published, self._kept, self._loaded = [], [], []
         self._every = []
         found: dict[int, Any] = {}
         self._machines = []
@@ -168,7 +192,7 @@ class SpreadDevices:
             found |= some
         order = [p for k in range(len(workers)) for p in sorted(found) if homes[p] == k]
         self._every = every = layouts(found, order)  # who dies from here on begins again
-        with _room_for(every):
+        with _explained(every):
             self._asked(lambda k: workers[k].actor.enter.remote(*self._division(k, every)))
         if len(set(self._machines)) > 1:
             text = "Devices are on %s machines; rows that neighbours need travel once a round"
@@ -180,13 +204,14 @@ class SpreadDevices:
         return [self._answer(k, first, ask) for k, first in enumerate(asked)]
 
     def _answer(self, k: int, asked: Any, ask: Callable[[int], Any]) -> Any:
-        for _ in range(MOST_DEATHS):
+        for deaths in range(MOST_DEATHS + 1):
             try:
                 return ray.get(asked)
-            except RayActorError as error:
-                self._revive(k, error)
+            except DIED as error:
+                if deaths == MOST_DEATHS:
+                    raise died_too_often(error) from error
+                self._workers[k].restart(error)
                 asked = ask(k)
-        return ray.get(asked)
 
     def _division(self, k: int, every: list[Layout]) -> tuple[int, list[Layout], frozenset[int]]:
         """Return what a worker has to know of the others."""
@@ -194,26 +219,38 @@ class SpreadDevices:
         abroad = frozenset(p for p, w in self._home.items() if self._machines[w] != here)
         return self._divisions, every, abroad
 
-    def _revive(self, k: int, error: RayActorError) -> None:
-        """Start a worker again, its devices as after the last round."""
+    def _enter_again(self, k: int) -> None:
+        """Give a worker that has been started again its devices' rows, as after the last round.
+
+        Raises
+        ------
+        EngineError
+            They are lost.
+        """
         worker = self._workers[k]
-        text = "A worker died (%s); it is started again, its %s nodes as after their last round"
-        log(WARNING, text, str(error).strip().splitlines()[0], len(worker.nodes))
-        worker.restart()
         for p in [p for p, home in self._home.items() if home == k]:
             self._weights.pop(p, None)  # it has heard of none
         if not self._every:  # nobody has rows yet
             return
-        ray.get(worker.actor.begin.remote(self._method))
-        left = None
-        if self._rounds:
-            try:
-                left = Left(self._rounds, ray.get(self._kept[k]), self._closed)
-            except RayError as lost:
-                text = "The states of these nodes are lost with the machine that held them: %s"
-                log(WARNING, text, str(lost).strip().splitlines()[-1])
-        with _room_for(self._every):
-            ray.get(worker.actor.enter.remote(*self._division(k, self._every), left))
+        here, _ = ray.get(worker.actor.begin.remote(self._method))
+        if here != self._machines[k]:
+            raise _lost("a worker that died was started again on another machine")
+        with _explained(self._every):
+            ray.get(worker.actor.enter.remote(*self._division(k, self._every), self._left(k)))
+        if self._loaded:
+            ray.get(worker.actor.load.remote(self._method, self._loaded[k]))
+
+    def _left(self, k: int) -> Left | None:
+        """Return what a worker that has died has left; None before the first round."""
+        if not self._rounds:
+            return None
+        try:
+            kept = ray.get(self._kept[k])
+        except RayError as error:
+            raise _lost(str(error).strip().splitlines()[-1]) from error
+        nodes, settled = self._workers[k].nodes, self._workers[k].settled
+        newer = frozenset(nodes[node_id].partition_id for node_id in settled)
+        return Left(self._rounds, kept, self._closed, newer)
 
     # ---- states and payloads ----------------------------------------------------------------
 
@@ -235,21 +272,24 @@ class SpreadDevices:
         own: list[dict[int, Any]] = [{} for _ in self._workers]
         for p, record in payloads.items():
             own[self._home[p]][p] = _numbers(record)
+        self._loaded = own
         self._published = self._asked(lambda k: self._workers[k].actor.load.remote(method, own[k]))
 
 
 @contextmanager
-def _room_for(every: Iterable[Layout]) -> Iterator[None]:
-    """Say what is wrong if a machine's shared memory has no room for these rows.
+def _explained(every: Iterable[Layout]) -> Iterator[None]:
+    """Say what is wrong if these rows have no room in a machine's shared memory, or have gone.
 
     Raises
     ------
     EngineError
-        It has none.
+        One or the other.
     """
     try:
         yield
     except RayTaskError as error:
+        if isinstance(error.cause, RowsLostError):
+            raise _lost(str(error.cause)) from error
         if not isinstance(error.cause, WriteError):
             raise
         size = sum(2 * 4 * len(alike.partitions) * alike.width for alike in every)
@@ -257,6 +297,12 @@ def _room_for(every: Iterable[Layout]) -> Iterator[None]:
             f"{error.cause}; the devices' rows need {size / 1e6:.1f} MB there (more room in a "
             "container: docker run --shm-size=2g), or run in one process (workers = 0)"
         ) from error
+
+
+def _lost(why: str) -> EngineError:
+    return EngineError(
+        f"the devices' rows are lost: {why}; resume the run from its last checkpoint"
+    )
 
 
 def _given_up(plans: Mapping[int, Plan], error: Exception) -> dict[int, Reply]:

@@ -12,17 +12,27 @@ import ray
 from flwr.app import Array, Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
+from .errors import EngineError
 from .identity import SERVER_NODE_ID
 from .nodes import SimulatedNode
 from .shard import CHUNKS, Answers
 from .wire import Chunk, Description, RemoteArray, read, write
 
+DIED = RayActorError, OutOfMemoryError
+"""What Ray raises of a worker that has died; the latter where its memory monitor has killed it."""
 MOST_DEATHS = 2
-"""So often a worker may die over a batch of messages; then its nodes are taken to have failed."""
+"""So often a worker may die over a batch of messages; then its nodes are taken to have failed.
+
+Likewise over a round, or while it is started again; the latter ends the run.
+"""
 REMEMBERED = 5
 """Working times that are remembered of a node; their median is what it takes."""
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass
@@ -62,6 +72,10 @@ class Worker:
     busy_s: float = 0.0
     """Seconds that all ClientApps here have taken."""
     batches: deque[Batch] = field(default_factory=deque)
+    settled: set[int] = field(default_factory=set)
+    """Nodes that have replied to a message since the last round without messages."""
+    on_restart: Callable[[], None] = nothing
+    """Called when the worker has been started again and has its nodes."""
 
     def __post_init__(self) -> None:
         self.number = next(self.numbers)
@@ -95,15 +109,35 @@ class Worker:
         refs = {s.chunk.number: s.chunk.ref for s in known.values()}
         return self.actor.take.remote(list(added.values()), states, refs)
 
-    def restart(self) -> None:
-        """Start the worker again, with its nodes as their snapshots say.
+    def restart(self, error: Exception) -> None:
+        """Start the worker again after it has died, with its nodes as their snapshots say.
 
         A snapshot that is lost with its machine leaves a node that starts afresh.
+
+        Raises
+        ------
+        EngineError
+            It dies again and again while it is started.
         """
-        self.number = next(self.numbers)
-        self.actor = self.start(self.number)
+        for _ in range(MOST_DEATHS + 1):
+            why = str(error).strip().splitlines()[0]
+            text = "A worker died (%s); it is started again, its %s nodes as after their last reply"
+            log(WARNING, text, why, len(self.nodes))
+            self.number = next(self.numbers)
+            self.actor = self.start(self.number)
+            try:
+                self._host_again()
+                self.on_restart()
+                return
+            except DIED as again:
+                error = again
+        raise died_too_often(error)
+
+    def _host_again(self) -> None:
         try:
             ray.get(self.host(list(self.nodes.values())))
+        except DIED:
+            raise
         except RayError as lost:
             text = "The states of these nodes are lost with the machine that held them: %s"
             log(WARNING, text, str(lost).strip().splitlines()[-1])
@@ -130,11 +164,12 @@ class Worker:
         try:
             chunk_ref, answers_ref = next(batch.stream), next(batch.stream, None)
             answers: Answers = ray.get(chunk_ref if answers_ref is None else answers_ref)
-        except RayActorError as error:
+        except DIED as error:
             return self._revive(error)
         chunk = Chunk(answers.chunk, chunk_ref, self._unused.append)
         snapshot = Snapshot(chunk, answers.states)
         self._snapshots |= dict.fromkeys(answers.seconds, snapshot)
+        self.settled |= answers.seconds.keys()
         for node_id, seconds in answers.seconds.items():
             self._times.setdefault(node_id, deque(maxlen=REMEMBERED)).append(seconds)
         self.busy_s += sum(answers.seconds.values())
@@ -163,12 +198,10 @@ class Worker:
         )
         self.batches.append(batch)
 
-    def _revive(self, error: RayActorError) -> list[Message]:
+    def _revive(self, error: Exception) -> list[Message]:
         """Start the worker again with its nodes and ask again; return replies of those given up."""
-        text = "A worker died (%s); it is started again, its %s nodes as after their last replies"
-        log(WARNING, text, str(error).strip().splitlines()[0], len(self.nodes))
         waiting = list(self.batches)
-        self.restart()
+        self.restart(error)
         self.batches.clear()
         waiting[0].deaths += 1
         given_up = waiting.pop(0) if waiting[0].deaths > MOST_DEATHS else Batch({})
@@ -176,6 +209,15 @@ class Worker:
             self._ask(batch)
         reason = f"its worker died {MOST_DEATHS + 1} times over these messages: {error}"
         return [_failure(message, reason) for message in given_up.unanswered.values()]
+
+
+def died_too_often(error: Exception) -> EngineError:
+    """Return the error of a worker that cannot be kept alive."""
+    why = str(error).strip().splitlines()[0]
+    return EngineError(
+        f"a worker died {MOST_DEATHS + 1} times in a row ({why}): it may lack memory; resume the "
+        "run with fewer workers, or in one process (workers = 0)"
+    )
 
 
 def _failure(message: Message, reason: str) -> Message:

@@ -139,9 +139,9 @@ class Calibration:
         """Return what neighbours get: the own fit, zeros where there is none."""
         return [] if self._rule == "trained" else self._own.flatten().tolist()
 
-    def payload(self) -> dict[str, Tensor]:
-        """Return the report as an entry of a payload; nothing where there is none."""
-        return {} if self._rule == "trained" else {REPORT: self._own.flatten()}
+    def payload(self, report: Sequence[float]) -> dict[str, Tensor]:
+        """Return a report as an entry of a payload; nothing where there is none."""
+        return {} if self._rule == "trained" else {REPORT: torch.tensor(report)}
 
     def hear(self, reports: Sequence[Sequence[float]]) -> None:
         """Take up what neighbours have reported, in the place of their reports before."""

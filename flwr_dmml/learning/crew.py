@@ -54,6 +54,7 @@ class Crew:
         self.carried: dict[int, Payload] = {}
         """What they published for others, as couriers."""
         self._carried_sound = True
+        self._merging = False  # what was published last is of the final merge
         if every is None:
             every = layouts({p: layout_of(x) for p, x in self.learners.items()}, self.learners)
         self.rows = Rows(every, self.learners, make or self._matrices, *(before or (0, False)))
@@ -134,6 +135,7 @@ class Crew:
             good = {p: r for p, r in results.items() if not isinstance(r, Exception)}
             self.published = {p: r.payload for p, r in good.items()}
             self.reports = {p: self.learners[p].report() for p in good}
+            self._merging = any(plan.merges for plan in plans.values())
             self._carry(passing if plain else self.published)
             self.rows.publish()
         return dict(sorted(results.items()))
@@ -322,9 +324,18 @@ class Crew:
         """Return what a device, of any process, published in the last round."""
         told = self.published[p]
         if not told:
-            blocks = self.rows.blocks(p, self.rows.published(p))
-            told = self._of(p, blocks) if p in self.learners else blocks
+            told = self.rows.blocks(p, self.rows.published(p))
+            if p in self.learners:
+                told = self._of(p, told)
+            told |= self._reported(p)  # not what its learner would report now
         return told | self.carried.get(p, {})
+
+    def _reported(self, p: int) -> Payload:
+        """Return what a device, of any process, published of its report in the last round."""
+        if self._merging:
+            return {}
+        learner = next(iter(self.learners.values()))
+        return learner.reported(self.reports[p])
 
     def _payload(self, p: int) -> Payload:
         """Return what a device publishes of what it has now."""

@@ -101,9 +101,9 @@ class LabelShares:
         """Return what neighbours get: the mean so far, and the device's number of links."""
         return [*self._mean.tolist(), float(self._links)] if self.gossips else []
 
-    def payload(self) -> dict[str, Tensor]:
-        """Return the report as an entry of a payload; nothing where there is none."""
-        return {REPORT: torch.tensor(self.report())} if self.gossips else {}
+    def payload(self, report: Sequence[float]) -> dict[str, Tensor]:
+        """Return a report as an entry of a payload; nothing where there is none."""
+        return {REPORT: torch.tensor(report)} if self.gossips else {}
 
     def hear(self, reports: Iterable[Sequence[float]], links: int) -> None:
         """Take up what neighbours have reported.

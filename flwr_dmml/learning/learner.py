@@ -640,16 +640,23 @@ class Learner(Hooks):
         if self.merges:
             return {}
         statistics = {STATISTICS + key: value for key, value in self.statistics().items()}
-        speeds = {SPEEDS: self.speedometer.report(self.modalities)}
-        others = self.label_shares.payload() | self.calibration.payload() | statistics
+        found = self.reported(self.report()) | statistics
         if self.coupled:
-            others |= self.coupled.payload(self._recipients, self.memory)
-        return speeds | others
+            found |= self.coupled.payload(self._recipients, self.memory)
+        return found
 
     def report(self) -> list[float]:
         """Return what is published of speeds, label counts and temperatures, as numbers."""
-        speeds = self.speedometer.numbers(self.modalities)
+        speeds = self.speedometer.report(self.modalities)
         return [*speeds, *self.label_shares.report(), *self.calibration.report()]
+
+    def reported(self, report: Sequence[float]) -> Payload:
+        """Return the entries of a payload that hold a :meth:`report`, of any device."""
+        labels = len(self.modalities)
+        temperatures = labels + len(self.label_shares.report())
+        speeds = {SPEEDS: torch.tensor(report[:labels], dtype=torch.float32)}
+        counts = self.label_shares.payload(report[labels:temperatures])
+        return speeds | counts | self.calibration.payload(report[temperatures:])
 
     def hear(self, reports: Sequence[Sequence[float]], plan: Plan) -> None:
         """Take up the label counts and temperatures in neighbours' :meth:`report`."""

@@ -160,12 +160,8 @@ class Speedometer:
             self._speeds = {m: speed for m, speed in speeds.items() if not isnan(speed)}
         return self._speeds
 
-    def report(self, modalities: Sequence[str]) -> Tensor:
-        """Return the speeds ``[modality]`` float32 for the neighbours; 0 where there is none."""
-        return torch.tensor(self.numbers(modalities), dtype=torch.float32)
-
-    def numbers(self, modalities: Sequence[str]) -> list[float]:
-        """Return what is in the :meth:`report`, rounded to float32 as there."""
+    def report(self, modalities: Sequence[str]) -> list[float]:
+        """Return speeds ``[modality]`` for the neighbours, rounded to float32; 0 where unknown."""
         speeds = self.speeds()
         return [unpack("f", pack("f", speeds.get(m, 0.0)))[0] for m in modalities]
 
@@ -192,7 +188,7 @@ class Speedometer:
         self, modalities: Sequence[str], reports: Iterable[Sequence[float]]
     ) -> dict[str, float]:
         """Return the mean speeds, or medians, given the neighbours' reports as numbers."""
-        table = zip(self.numbers(modalities), *reports, strict=True)
+        table = zip(self.report(modalities), *reports, strict=True)
         near: dict[str, float] = {}
         for m, column in zip(modalities, table, strict=True):
             known = [speed for speed in column if speed > 0]

@@ -86,6 +86,11 @@ class Flat:
         matrix[row] = self.matrix[self.row]
         self.stand_at(matrix, row)
 
+    def move_out(self) -> None:
+        """Live in a matrix of its own."""
+        self.move_to(torch.empty_like(self.rows), 0)
+        self.attach()
+
     def attach(self) -> None:
         """Make the parameters views of the row where they are none."""
         if self._attached[0] is self.matrix and self._attached[1] == self.row:

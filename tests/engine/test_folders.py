@@ -60,6 +60,17 @@ def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_worker_that_comes_back_finds_its_run_folder(tmp_path: Path) -> None:
+    """It was the only one to hold the folder, and the run is older than a minute."""
+    folder = folders.new_folder(tmp_path)
+    os.close(folders.hold(folder))
+    (folder / "rows").write_bytes(b"0")
+    os.utime(folder, (0, 0))
+    descriptor = folders.hold(folder)
+    assert (folder / "rows").read_bytes() == b"0"
+    folders.let_go(folder, descriptor)
+
+
 def test_a_folder_without_a_lock_is_left_alone(tmp_path: Path) -> None:
     """Whether it is in use nobody can say."""
     folder = tmp_path / "flwr-dmml-run-x"

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -11,6 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+
+from flwr_dmml.engine.shard import Shard
 
 counting = ClientApp()
 
@@ -81,3 +84,37 @@ def main(grid: Grid, context: Context) -> None:
         for value in record.values()
     ]
     np.savez(os.environ["FEDAVG_OUT"], *arrays, metrics=np.array(metrics))
+
+
+class Fragile(Shard):
+    """A worker that dies in a call that the file ``DEATHS`` names, ``<call> <times>``."""
+
+    def take(self, *given: Any) -> None:
+        """Die, or host nodes."""
+        self._die("take")
+        super().take(*given)
+
+    def begin(self, method: str) -> Any:
+        """Die, or take up the devices' states for a method."""
+        self._die("begin")
+        return super().begin(method)
+
+    def enter(self, *given: Any) -> None:
+        """Die, or give the devices their rows."""
+        self._die("enter")
+        super().enter(*given)
+
+    def _die(self, call: str) -> None:
+        deaths = Path(os.environ["DEATHS"])
+        named, times = deaths.read_text().split() if deaths.exists() else ("", "0")
+        if named == call and int(times):
+            deaths.write_text(f"{call} {int(times) - 1}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OnGPU(Shard):
+    """A worker whose devices compute on a GPU."""
+
+    def on_cpu(self) -> bool:
+        """Return that they do."""
+        return False

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable, Hashable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,15 +11,17 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from helpers import FAST
+from torch import Tensor
 
-from flwr_dmml.clients import make_client_app
+from flwr_dmml.clients import Learner, make_client_app
 from flwr_dmml.engine import FlowerApp, SimulationGrid, run_app
 from flwr_dmml.graph.topology import make_topology
 from flwr_dmml.methods.presets import DPSGD
 from flwr_dmml.payload.plan import Inbox, Plan
 from flwr_dmml.settings import find_parts, parse_settings
-from flwr_dmml.strategies import PeerStrategy
+from flwr_dmml.strategies import Keeper, PeerStrategy
 from flwr_dmml.strategies.hosted import HostedExchange
+from flwr_dmml.tracking import RunFolder
 
 NODES = 6
 CONFIG: dict[str, Any] = {**FAST, "num-nodes": NODES, "modality-pattern": "audio,image,audio+image"}
@@ -30,20 +33,73 @@ class Killed(DPSGD):
     name: ClassVar[str] = "killed"
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
-        """Leave a mark in the data folder, and die."""
-        mark = Path(os.environ["KILLED"])
-        if plan.server_round == 3 and self.partition.partition_id == 0 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        """Leave a mark, and die."""
+        _die_once(self, 3)
+
+
+class KilledTelling(DPSGD):
+    """Kills its process when it tells its state after round 2, once."""
+
+    name: ClassVar[str] = "killed-telling"
+
+    def state(self) -> dict[str, Tensor]:
+        """Leave a mark, and die."""
+        _die_once(self, 2)
+        return super().state()
+
+
+class Far(DPSGD):
+    """Device 0 leaves the range of values in round 2."""
+
+    name: ClassVar[str] = "far"
+
+    def stack_key(self) -> Hashable:
+        """Return what sets device 0 apart in that round."""
+        return self._leaves
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return far too high ones."""
+        heads = [name for name in self.block_names if name.startswith("head")]
+        return dict.fromkeys(heads, 1e8) if self._leaves else {}
+
+    @property
+    def _leaves(self) -> bool:
+        return self.server_round == 2 and self.partition.partition_id == 0
+
+
+def _die_once(learner: Learner, server_round: int) -> None:
+    mark = Path(os.environ["KILLED"])
+    here = learner.partition.partition_id == 0 and learner.server_round == server_round
+    if here and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def client_app() -> ClientApp:
+    """Return what the devices run."""
+    return make_client_app(Far, Killed, KilledTelling)
 
 
 def run(
-    method: str, workers: int, address: str = "", rounds: int = 3, **changed: Any
+    method: str,
+    workers: int,
+    address: str = "",
+    rounds: int = 3,
+    folder: Path | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+    **changed: Any,
 ) -> tuple[list[Any], dict[int, str]]:
-    """Return the records of all rounds, and a digest of what every device published last."""
+    """Return the records of all rounds, and a digest of what every device published last.
+
+    In a ``folder`` there is a checkpoint of every round, and the run goes on from the last one.
+    """
     config = {**CONFIG, "method": method, **changed}
-    client_app: ClientApp = make_client_app(Killed)
-    parsed = parse_settings(config, find_parts(client_app.own))  # type: ignore[attr-defined]
+    devices = client_app()
+    kept: RunFolder | None = None
+    if folder is not None:
+        again = folder.exists()
+        kept = RunFolder.reopen(folder) if again else RunFolder(folder.parent, folder.name, config)
+    parsed = parse_settings(config, find_parts(devices.own))  # type: ignore[attr-defined]
     found: list[Any] = []
     app = ServerApp()
 
@@ -61,6 +117,8 @@ def run(
             options=parsed.options[method],
             gossip=parsed.gossip_of(method),
             couriers=parsed.couriers_of(method),
+            keeper=Keeper(kept.path / method, 1, 9, stopping) if kept else None,
+            trackers=[kept] if kept else [],
         )
         strategy.start(grid, num_rounds=rounds)
         assert isinstance(strategy.exchange, HostedExchange)
@@ -71,6 +129,6 @@ def run(
         }
         found.append(([record.to_json() for record in strategy.records], digests))
 
-    run_app(FlowerApp(config, app, client_app), NODES, workers=workers, ray_address=address)
+    run_app(FlowerApp(config, app, devices), NODES, workers=workers, ray_address=address)
     records, digests = found[0]
     return records, digests

@@ -13,13 +13,20 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from apps_sharded import averaging, counting, fedavg
+from apps_sharded import Fragile, averaging, counting, fedavg
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.simulation import run_simulation
 from helpers_liars import LIES, Lying, lines_of, run_four
 
-from flwr_dmml.engine import EngineError, FlowerApp, run_app, server_identity, sharded_grid
+from flwr_dmml.engine import (
+    EngineError,
+    FlowerApp,
+    run_app,
+    server_identity,
+    sharded,
+    sharded_grid,
+)
 from flwr_dmml.engine.cluster import connect
 from flwr_dmml.engine.sharded import ShardedGrid
 from flwr_dmml.engine.wire import RemoteArray
@@ -32,6 +39,7 @@ def own_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, server_identity(1):
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # of Flower's
+        patch.setenv("DEATHS", str(Path(folder) / "deaths"))
         cluster = connect("", 3)
         yield
         cluster.disconnect()
@@ -130,6 +138,42 @@ def test_nodes_that_kill_their_worker_again_and_again_are_given_up(tmp_path: Pat
         assert "died 3 times" in str(lost[0].error.reason)
         again = about(grid.send_and_receive(letters(grid)), "count")
         assert sorted(again.values()) == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_worker_that_dies_again_while_it_is_started_keeps_its_states(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Three deaths in a row are too many."""
+    monkeypatch.setattr(sharded, "Shard", Fragile)
+    deaths = Path(os.environ["DEATHS"])
+    with grid_of(4, 2) as grid:
+        grid.send_and_receive(letters(grid))
+        deaths.write_text(f"take {times}")
+        die = {"die": 1, "mark": str(tmp_path / "mark"), "times": 1}
+        if times == 1:
+            replies = grid.send_and_receive(letters(grid, die))
+            assert about(replies, "count") == dict.fromkeys(range(4), 2)
+        else:
+            with pytest.raises(EngineError, match=r"died 3 times in a row .* fewer workers"):
+                grid.send_and_receive(letters(grid, die))
+    assert deaths.read_text() == "take 0"
+
+
+def test_closing_that_is_interrupted_still_lets_go(monkeypatch: pytest.MonkeyPatch):
+    """A second Ctrl-C comes while a worker hangs."""
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with grid_of(2, 1) as grid:
+        grid.send_and_receive(letters(grid))
+        folders = list(grid._held)
+        with monkeypatch.context() as patch:
+            patch.setattr("flwr_dmml.engine.sharded.ray.wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                grid.close()
+        assert not any(folder.exists() for folder in folders)
 
 
 @pytest.mark.parametrize(

@@ -185,11 +185,20 @@ def test_a_row_that_turns_nan_takes_nobody_with_it() -> None:
     assert_equal({k: alone[k] for k in range(3)}, {k: together[k] for k in range(3)})
 
 
-def test_values_out_of_range_are_rejected_by_the_neighbours() -> None:
-    alone, together = learners("dpsgd"), learners("dpsgd")
+REPORTED: list[dict[str, Any]] = [
+    {},
+    {"label-correction": "network"},
+    {"test-fusion": "certainty", "samples-per-node": 200, "validation-fraction": 0.2},
+]
+"""What devices report to their neighbours besides speeds: nothing, label counts, temperatures."""
+
+
+@pytest.mark.parametrize("changed", REPORTED, ids=str)
+def test_values_out_of_range_are_rejected_by_the_neighbours(changed: dict[str, Any]) -> None:
+    alone, together = learners("dpsgd", **changed), learners("dpsgd", **changed)
     crew, sent = Crew(together), dict[int, Payload]()
     for t in (1, 2):
-        now = plans(alone, t)
+        now = plans(alone, t, evaluate=True)
         found, expected = crew.run(now), by_itself(alone, sent, now)
         sent = {k: outcome.payload for k, outcome in expected.items()}
         if t == 1:  # as if training had left it there
@@ -235,9 +244,11 @@ class Picky(DPSGD):
         return super().local_loss(batch)
 
 
-def test_an_error_in_a_stack_is_that_of_the_device_to_blame() -> None:
+@pytest.mark.parametrize("changed", REPORTED, ids=str)
+def test_an_error_in_a_stack_is_that_of_the_device_to_blame(changed: dict[str, Any]) -> None:
     """Devices 0 and 3 are a stack; device 3 has marked samples in round 2."""
-    alone, together = learners("dpsgd"), {k: picky(k) for k in range(NODES)}
+    alone = learners("dpsgd", **changed)
+    together = {k: picky(k, **changed) for k in range(NODES)}
     crew, sent = Crew(together), dict[int, Payload]()
     sound = together[3].train_data
     marked = replace(
@@ -246,7 +257,7 @@ def test_an_error_in_a_stack_is_that_of_the_device_to_blame() -> None:
     for t in (1, 2):
         together[3].train_data = marked if t == 2 else sound
         (together[3].pool,) = pooled([together[3].train_data])
-        now = plans(alone, t)
+        now = plans(alone, t, evaluate=True)
         found = crew.run(now)
         if t == 2:
             assert isinstance(found[3], ValueError) and sorted(crew.published) == [0, 1, 2]
@@ -257,6 +268,7 @@ def test_an_error_in_a_stack_is_that_of_the_device_to_blame() -> None:
     assert_equal({k: alone[k] for k in range(3)}, {k: together[k] for k in range(3)})
 
 
-def picky(k: int) -> Learner:
-    parsed = parse_settings({**CONFIG, "method": "picky"}, find_parts(OwnParts((Picky,))))
+def picky(k: int, **changed: Any) -> Learner:
+    config = {**CONFIG, "method": "picky", **changed}
+    parsed = parse_settings(config, find_parts(OwnParts((Picky,))))
     return parsed.learner("picky", load_partition(parsed.settings.partition_options(), k))

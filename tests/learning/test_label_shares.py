@@ -99,7 +99,7 @@ def test_the_shift_by_hand() -> None:
     """Shares 3/4, 1/4, 0 against 1/3 each: log 9/4, log 3/4, and a class that is not there."""
     device = LabelShares(torch.tensor([6, 2, 0]), "uniform")
     assert device.shift().tolist() == pytest.approx([log(9 / 4), log(3 / 4), UNSEEN])
-    assert device.report() == [] and device.payload() == {}
+    assert device.report() == [] and device.payload([]) == {}
     device = LabelShares(torch.tensor([6, 2, 0]), "network")
     assert device.shift().tolist() == [0, 0, 0], "it knows of nobody else yet"
     device.hear([[2.0, 6.0, 8.0, 1.0]], 3)  # w = 1/2: (6 + 2) / 2, (2 + 6) / 2, 8 / 2
