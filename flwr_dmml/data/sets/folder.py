@@ -167,7 +167,8 @@ def _from_recordings(
         elif not shapes:
             problems.add(f"column '{name}'", "it is empty")
         else:
-            raw = RawNumbers(rate_hz=options.series.rate_hz)
+            channels = next((w.names[name] for w in found if name in w.names), ())
+            raw = RawNumbers(rate_hz=options.series.rate_hz, channels=channels)
             modalities[name] = Modality("series", shapes.pop(), raw)
     problems.check()
     train, test = (
