@@ -51,7 +51,7 @@ class RawNumbers(Group):
     form: Literal["numbers"] = "numbers"
     unit: str = ""
     rate_hz: float = Field(0.0, ge=0)
-    channels: tuple[str, ...] = ()
+    channels: tuple[str, ...] = Field((), strict=False)  # JSON has lists
 
 
 Raw = Annotated[RawSound | RawImage | RawNumbers, Field(discriminator="form")]
