@@ -156,7 +156,8 @@ def export(
     The program takes a batch of each modality, and returns the probabilities of the classes.
     Batches may have any size; in ExecuTorch up to 8 samples. With [bold]--raw[/bold] it takes what
     sensors give: sound as float32 \[batch, samples], at the rate and length of the run's settings
-    and of any volume; images as uint8 \[batch, side, side, channels].
+    and of any volume, with zeros behind shorter sound; images as uint8 \[batch, side, side,
+    channels].
 
     The file is read back by its own runtime and must give the model's probabilities, to 1e-4: on
     each [bold]--sample[/bold] that is given; else on test samples of the run, or on noise where
@@ -197,7 +198,7 @@ def _samples(
 ) -> "Samples | None":
     """Return what to check a program on: what is given, or test samples of the run."""
     from ..data import DataError
-    from ..deploy.export import CHECKED, Samples
+    from ..deploy.export import CHECKED, Samples, samples_of_files
     from ..deploy.front import Program
     from ..deploy.runs import samples_of_run
 
@@ -207,8 +208,7 @@ def _samples(
         if short := [s for s, own in zip(given, files, strict=True) if not set(names) <= {*own}]:
             raise DataError(f"--sample {short[0]}: it needs a file of each of {', '.join(names)}")
         lists = {m: [own[m] for own in files] for m in names}
-        program = Program(model, names, raw=raw)
-        return Samples(program.read(lists), f"{len(given)} samples given")
+        return samples_of_files(Program(model, names, raw=raw), lists)
     if raw:
         return None
     found = samples_of_run(path, model, names, CHECKED)

@@ -1,8 +1,11 @@
 """A device's introduction before the first round: its data, model, work and energy meter."""
 
+from hashlib import blake2b
+
 import torch
 from flwr.app import ConfigRecord, Context
 
+from ..data.looks import named_channels
 from ..learning.learner import Learner
 from ..learning.work import first_payload, measure_work
 from ..payload.blocks import digest, unaddressed
@@ -12,6 +15,8 @@ from ..transport.arrays import serialised_bytes
 from ..transport.messages import FLOPS_IN, MASK_KEY, PUBLIC_KEY, SPOKEN, pack
 from .metering import equipment_of
 from .sealing import announcement, seals
+
+_SHOWN = 200  # characters of the names of channels
 
 
 def introduction(learner: Learner, context: Context) -> ConfigRecord:
@@ -47,6 +52,8 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
             **equipment_of(context.node_config, learner.settings).told(),
         }
     )
+    if any(channels := [_channels_told(learner, m) for m in learner.partition.modalities]):
+        about["channels"] = channels
     if address := context.node_config.get("direct-address"):
         about["direct-address"] = str(address)
     if seals(context):
@@ -59,6 +66,14 @@ def introduction(learner: Learner, context: Context) -> ConfigRecord:
         if names := learner.partition.class_names:  # Flower cannot count the bytes of an empty list
             about["class-names"] = list(names)
     return about
+
+
+def _channels_told(learner: Learner, modality: str) -> str:
+    """Return the names of a modality's channels, in order; of long ones a digest stands for all."""
+    names = ", ".join(named_channels(learner.partition.source_modalities[modality]))
+    if len(names) <= _SHOWN:
+        return names
+    return f"{names[:_SHOWN]}... ({blake2b(names.encode(), digest_size=8).hexdigest()})"
 
 
 def _data_told(learner: Learner) -> dict[str, int | str]:

@@ -6,7 +6,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from ..base.files import WriteError, writing
 from ..base.options import Group
-from ..deploy.files import About, Input, ModelFiles, file_stem, plain
+from ..deploy.files import SCHEMA, About, Input, ModelFiles, file_stem, plain
 from ..learning.evaluated import Evaluated
 from ..learning.learner import Learner, overrides
 from ..models import architecture_of
@@ -84,7 +84,7 @@ def _files(learner: Learner, found: Evaluated, kept: str) -> ModelFiles:
     part, network = learner.partition, learner.predictor()
     forms = {m: part.source_modalities[m] for m in part.modalities}
     about = {
-        "schema": 1,
+        "schema": SCHEMA,
         "method": learner.name,
         "dataset": learner.settings.dataset,
         "device": part.partition_id,

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from ..base.files import write_whole
 from .forms import RawNumbers
-from .looks import channel_doubts
+from .looks import channel_doubts, named_channels
 from .options import LoadOptions
 from .reading.manifest import DESCRIPTION, SPLITS, Column, Manifest, read_description
 from .reading.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, image_size, sound_facts
 from .reading.recordings import recorded_times
-from .reading.tables import channel_names
 from .registry import find_dataset
 from .samples import DataError, Doubt, Modality, Samples, Source
 from .sets.folder import FOLDER, read_manifest
@@ -84,12 +83,11 @@ def check(dataset: str, options: LoadOptions) -> Checked:
         found.problem = str(error)
         return found
     where = _places(source, manifest)
-    files = _Files(manifest, options) if manifest is not None else None
-    names = files.names if files else {}
+    files = _Files(manifest, options, source) if manifest is not None else None
     found.sheets += [_classes(source), _modalities(source)]
-    found.sheets += _values(source, source.train, names, "Values in training")
-    found.sheets += _values(source, source.test, names, "Values in testing")
-    found.doubts += source.doubts if source.scales else channel_doubts(source, names)
+    found.sheets += _values(source, source.train, "Values in training")
+    found.sheets += _values(source, source.test, "Values in testing")
+    found.doubts += source.doubts if source.scales else channel_doubts(source)
     found.doubts += [doubt for doubt in source.doubts if doubt.topic == "file"]
     found.doubts += [*_class_doubts(source), *_sample_doubts(source, where)]
     if files is not None:
@@ -176,17 +174,14 @@ def _modalities(source: Source) -> Sheet:
     return Sheet(title, columns, rows)
 
 
-def _values(
-    source: Source, part: Samples, names: Mapping[str, Sequence[str]], title: str
-) -> Iterator[Sheet]:
+def _values(source: Source, part: Samples, title: str) -> Iterator[Sheet]:
     """Yield the ranges of a part's values, if it has samples."""
     rows = []
     for name, form in source.modalities.items() if len(part) else ():
         if not _has(part, name).any():
             continue
         ranges = ranges_of(part, name, form)
-        known = names.get(name, ())
-        known = known if len(known) == len(ranges) else [""] * len(ranges)
+        known = named_channels(form) or [""] * len(ranges)
         one_by_one = form.kind in NUMBERS and len(ranges) <= _CHANNELS
         called = [f"{k + 1}" + (f" {n}" if n else "") for k, n in enumerate(known)]
         if not one_by_one:
@@ -300,17 +295,15 @@ class _Files:
 
     Attributes
     ----------
-    names : dict of str to tuple of str
-        Of the channels of a modality, where its first file has them.
     sheets : list of Sheet
         A line for each modality.
     doubts : list of Doubt
         What may be wrong.
     """
 
-    def __init__(self, manifest: Manifest, options: LoadOptions) -> None:
-        self.names: dict[str, tuple[str, ...]] = {}
+    def __init__(self, manifest: Manifest, options: LoadOptions, source: Source) -> None:
         self.doubts: list[Doubt] = []
+        self._modalities = source.modalities
         self._options = options
         self._recordings = manifest.about.recordings
         rows: list[tuple[str, ...]] = []
@@ -337,11 +330,9 @@ class _Files:
             listed = [f"{n:,} of {width} x {height}" for (width, height), n in sizes.most_common()]
             yield ("pixels", _few(listed))
         elif tables := [path for path in paths if path.suffix.lower() == ".csv"]:
-            about = self._recordings
-            names = column.channels or (() if about else channel_names(tables[0]))
-            if names:
-                self.names[name] = names
+            if names := named_channels(self._modalities[name]):
                 yield ("channels", ", ".join(names))
+            about = self._recordings
             if about is not None and about.time:
                 yield from _pace([recorded_times(path, about) for path in tables])
 

@@ -44,11 +44,14 @@ class RawNumbers(Group):
         Of the numbers; empty where the data do not say.
     rate_hz : float
         Steps a second, Hz; 0 where the data do not say.
+    channels : tuple of str
+        Names of the columns that they are in CSV files, in order; empty where these have none.
     """
 
     form: Literal["numbers"] = "numbers"
     unit: str = ""
     rate_hz: float = Field(0.0, ge=0)
+    channels: tuple[str, ...] = Field((), strict=False)  # JSON has lists
 
 
 Raw = Annotated[RawSound | RawImage | RawNumbers, Field(discriminator="form")]

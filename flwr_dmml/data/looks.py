@@ -1,9 +1,10 @@
 """What is doubtful about loaded samples: channels that are no measurements, values far from 1."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from .forms import RawNumbers
 from .samples import Doubt, Modality, Samples, Source
 from .standard import NUMBERS, Range, ranges_of
 
@@ -12,11 +13,13 @@ _LARGE, _SMALL = 30.0, 0.01  # of a root mean square, and of a deviation
 _FEW = 5  # steps, or samples, from which an order shows
 _SHOWN = 3  # channels that are spelled out
 
-Names = Mapping[str, Sequence[str]]
-"""Names of the channels of a modality, where they are known."""
+
+def named_channels(form: Modality) -> tuple[str, ...]:
+    """Return the names of the channels of a modality; empty where they have none."""
+    return form.raw.channels if isinstance(form.raw, RawNumbers) else ()
 
 
-def channel_doubts(source: Source, names: Names | None = None) -> tuple[Doubt, ...]:
+def channel_doubts(source: Source) -> tuple[Doubt, ...]:
     """Return what is doubtful about the channels of vectors, series and sequences.
 
     Constants, numbers like time stamps, those that count or never fall, and values that are far
@@ -27,14 +30,13 @@ def channel_doubts(source: Source, names: Names | None = None) -> tuple[Doubt, .
         if form.kind not in NUMBERS:
             continue
         ranges = ranges_of(source.train, name, form)
-        called = _called(form, ranges, (names or {}).get(name, ()))
-        found += _doubts(name, form, source.train, ranges, called)
+        found += _doubts(name, form, source.train, ranges, _called(form, ranges))
     return tuple(found)
 
 
-def _called(form: Modality, ranges: Sequence[Range], names: Sequence[str]) -> list[str]:
+def _called(form: Modality, ranges: Sequence[Range]) -> list[str]:
     what = "column" if form.kind == "vector" else "channel"
-    known = names if len(names) == len(ranges) else [""] * len(ranges)
+    known = named_channels(form) or [""] * len(ranges)
     return [f"{what} {k + 1}" + (f" ({n})" if n else "") for k, n in enumerate(known)]
 
 

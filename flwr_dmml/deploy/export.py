@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from ..base.files import whole, writing
 from ..base.libraries import needed
 from ..data.reading.raw import read_raw
 from .files import ModelError
-from .front import Pixels, Program
+from .front import LogMel, Pixels, Program
 from .model import TrainedModel
 
 Format = Literal["torch-export", "onnx", "executorch"]
@@ -49,10 +49,14 @@ class Samples:
         By modality, ``[samples, …]`` as the program takes them.
     told : str
         How many there are, and where they are from, for people.
+    read : mapping of str to Tensor
+        What the model itself is given of a modality, ``[samples, …]``; by default ``inputs``, read
+        as they were in training.
     """
 
     inputs: dict[str, Tensor]
     told: str
+    read: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def export_model(
         )
     program = Program(model, chosen, raw=raw).eval().cpu()
     tried = samples or random_samples(program)
-    expected = _by_the_model(program, tried.inputs)
+    expected = _by_the_model(program, tried)
     write, load = _FORMATS[form]
     with writing(file), whole(file) as part:
         with _quiet(form):
@@ -138,8 +142,27 @@ def export_model(
     return Exported(inputs, tried.told, difference)
 
 
+def samples_of_files(program: Program, files: Mapping[str, Sequence[str | Path]]) -> Samples:
+    """Return files of each modality, as a program and as the model take them.
+
+    Pixels of 16 bit are 8 bit to both, as the program takes no others.
+
+    Raises
+    ------
+    DataError
+        One cannot be read.
+    """
+    heard = {m: [*paths] for m, paths in files.items() if isinstance(program.front(m), LogMel)}
+    count = len(next(iter(files.values())))
+    read = program.model.read(heard) if heard else {}
+    return Samples(program.read(files), f"{count} samples given", read)
+
+
 def random_samples(program: Program, seed: int = 0) -> Samples:
-    """Return noise as a program takes it: in sound, pixels or inputs."""
+    """Return noise as a program takes it: in sound, pixels or inputs.
+
+    Every other sound is shorter, with zeros at its end.
+    """
     draw = torch.Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}
     for m in program.modalities:
@@ -148,6 +171,8 @@ def random_samples(program: Program, seed: int = 0) -> Samples:
             inputs[m] = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
         else:
             inputs[m] = torch.randn(shape, generator=draw)
+            if isinstance(program.front(m), LogMel):
+                inputs[m][::2, shape[1] // 2 :] = 0
     return Samples(inputs, f"{CHECKED} random inputs")
 
 
@@ -157,13 +182,15 @@ def name_of(modality: str) -> str:
 
 
 @torch.no_grad()
-def _by_the_model(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
+def _by_the_model(program: Program, samples: Samples) -> Tensor:
     """Return what the model makes of the samples, read as they were in training."""
     model, tensors = program.model, dict[str, Tensor]()
-    for m, x in inputs.items():
-        if m not in program.fronts:
+    for m, x in samples.inputs.items():
+        if m in samples.read:
+            tensors[m] = samples.read[m]
+        elif m not in program.fronts:
             tensors[m] = x
-        elif isinstance(program.fronts[m], Pixels):
+        elif isinstance(program.front(m), Pixels):
             pictures = [one.squeeze(-1).numpy() for one in x]
             tensors[m] = torch.stack([read_raw(one, model.modalities[m]) for one in pictures])
         else:

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -21,7 +29,7 @@ from ..data.samples import Kind, Scale
 from ..models import Architecture
 from ..models.late_fusion import LateFusion
 
-SCHEMA = 1
+SCHEMA = 2
 WEIGHTS, ABOUT = ".safetensors", ".json"
 """Suffixes of the two files; the rest of their names is the same."""
 MOST_BYTES = 1 << 24
@@ -96,7 +104,7 @@ class About(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: int = Field(SCHEMA, alias="schema")
     method: str
     dataset: str
     device: int = Field(ge=0)
@@ -111,6 +119,16 @@ class About(BaseModel):
     settings: dict[str, JsonValue]
     versions: dict[str, str]
     digest: str = ""
+
+    @field_validator("schema_version")
+    @classmethod
+    def _of_this_version(cls, schema: int) -> int:
+        if schema != SCHEMA:
+            raise ValueError(
+                f"{schema} is of a version of flwr-dmml that reads inputs otherwise; allowed: "
+                f"{SCHEMA} (train the model again)"
+            )
+        return schema
 
     @model_validator(mode="after")
     def _fuses_its_own(self) -> Self:

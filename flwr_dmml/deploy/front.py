@@ -19,8 +19,9 @@ from .model import TrainedModel
 class LogMel(nn.Module):
     """Sound ``[batch, samples]`` to log-mel spectrograms ``[batch, 1, mels, frames]``.
 
-    What :func:`~flwr_dmml.data.reading.media.read_audio` makes of a wave of that length, with the
-    Fourier transform as a convolution and the mel bands as a product of matrices.
+    What :func:`~flwr_dmml.data.reading.media.read_audio` makes of a wave of that length, or of a
+    shorter one with zeros at its end, with the Fourier transform as a convolution and the mel bands
+    as a product of matrices.
 
     Parameters
     ----------
@@ -47,12 +48,19 @@ class LogMel(nn.Module):
 
     def forward(self, sound: Tensor) -> Tensor:
         """Transform waves of any volume."""
-        wave = _standardised(sound, (1,), 1e-6)
+        places = torch.arange(1, self.samples + 1, device=sound.device)
+        length = ((sound != 0) * places).amax(dim=1, keepdim=True).clamp_min(1)
+        centred = (sound - sound.sum(dim=1, keepdim=True) / length) * (places <= length)
+        deviation = (centred.square().sum(dim=1, keepdim=True) / length).sqrt()
+        wave = centred / deviation.clamp_min(1e-6)
         padded = F.pad(wave[:, None], (self.edge, self.edge), mode="reflect")
         parts = F.conv1d(padded, self.waves, stride=self.hop).square()  # real, then imaginary
         bins = self.edge + 1
         mel = self.banks @ (parts[:, :bins] + parts[:, bins:])  # [batch, mels, frames]
-        return _standardised((mel + FLOOR).log(), (1, 2), SILENT)[:, None]
+        level = (mel + FLOOR).log()
+        centred = level - level.mean(dim=(1, 2), keepdim=True)
+        deviation = centred.square().mean(dim=(1, 2), keepdim=True).sqrt()
+        return (centred / deviation.clamp_min(SILENT))[:, None]
 
 
 class Pixels(nn.Module):
@@ -74,12 +82,6 @@ class Pixels(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Scale pixels to [0, 1], channels first."""
         return pixels.permute(0, 3, 1, 2).float() * self.scale
-
-
-def _standardised(x: Tensor, dims: tuple[int, ...], least: float) -> Tensor:
-    """Return ``x`` with zero mean and unit variance over some dimensions."""
-    centred = x - x.mean(dim=dims, keepdim=True)
-    return centred / centred.square().mean(dim=dims, keepdim=True).sqrt().clamp_min(least)
 
 
 def front_end(modality: Modality) -> nn.Module | None:
@@ -137,13 +139,17 @@ class Program(nn.Module):
                 found |= self.model.read({m: list(paths)})
         return found
 
+    def front(self, modality: str) -> nn.Module | None:
+        """Return the front end of a modality, if it has one."""
+        return dict(self.fronts).get(modality)
+
     def shape(self, modality: str) -> tuple[int, ...]:
         """Return the shape of one sample that it is given of a modality."""
-        front, form = dict(self.fronts).get(modality), self.model.modalities[modality]
+        front, form = self.front(modality), self.model.modalities[modality]
         if isinstance(front, LogMel):
             return (front.samples,)
         return (*form.shape[1:], form.shape[0]) if front is not None else form.shape
 
     def kind(self, modality: str) -> torch.dtype:
         """Return the type of its numbers."""
-        return torch.uint8 if isinstance(dict(self.fronts).get(modality), Pixels) else torch.float32
+        return torch.uint8 if isinstance(self.front(modality), Pixels) else torch.float32

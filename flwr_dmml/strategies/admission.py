@@ -23,6 +23,10 @@ class Admitted(Protocol):
         """Empty: not told."""
 
     @property
+    def channels(self) -> dict[str, str]:
+        """Modality -> names of its channels, in order; empty: not told."""
+
+    @property
     def blocks(self) -> dict[str, int]:
         """Name -> length."""
 
@@ -31,7 +35,8 @@ def odd_ones(members: Mapping[int, Admitted]) -> dict[int, str]:
     """Return whose data or model are of another form than those of most devices, and how.
 
     These are checked in turn, among the devices still in: the number of classes, their names
-    where they are told, and the length of each block among its owners. What most have is right;
+    where they are told, the length of each block among its owners, and the names of each modality's
+    channels where they are told. What most have is right;
     where two forms are equally frequent, that of the lowest partition.
 
     Parameters
@@ -61,4 +66,8 @@ def odd_ones(members: Mapping[int, Admitted]) -> dict[int, str]:
     for block in dict.fromkeys(block for m in members.values() for block in m.blocks):
         lengths = {p: m.blocks[block] for p, m in members.items() if block in m.blocks}
         vote(f"numbers in the block {block}", lengths, "samples of the same shapes")
+    for name in dict.fromkeys(name for m in members.values() for name in m.channels):
+        channels = {p: m.channels[name] for p, m in members.items() if m.channels.get(name)}
+        need = "the same channels in the same order ([channels] of dataset.toml)"
+        vote(f"channels of {name}", channels, need)
     return odd

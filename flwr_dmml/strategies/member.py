@@ -3,7 +3,7 @@
 import json
 import reprlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 from flwr.app import ConfigRecord
@@ -57,6 +57,7 @@ class Member:
     work: Work
     class_counts: tuple[int, ...] = ()  # training samples of each class; not told: empty
     class_names: tuple[str, ...] = ()  # not known, or not told: empty
+    channels: dict[str, str] = field(default_factory=dict)  # modality -> names; not told: ""
     num_classes: int = 0  # not told: 0
     data: str = ""  # where they are, and their classes and shapes, for people
     address: str = ""  # where its neighbours reach it
@@ -82,6 +83,7 @@ def unlike(before: Member, now: Member) -> list[str]:
         "blocks": (before.blocks, now.blocks),
         "first parameters": (before.digests, now.digests),
         "training samples": (before.num_train, now.num_train),
+        "channels": (before.channels, now.channels),
         "profile": (before.equipment.profile, now.equipment.profile),
     }
     return [name for name, (then, today) in pairs.items() if then != today]
@@ -139,6 +141,7 @@ def read_member(node_id: int, about: ConfigRecord) -> Member:
         ),
         class_counts=tuple(told.class_counts),
         class_names=tuple(told.class_names),
+        channels=dict(zip(told.modalities, told.channels, strict=False)),
         num_classes=told.num_classes,
         data=told.data,
         address=told.direct_address,
@@ -205,6 +208,7 @@ class _Hello(BaseModel):
     num_train: Count
     class_counts: list[Count] = []
     class_names: list[Text] = []
+    channels: list[Text] = []
     num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)] = 0
     data: Text = ""
     direct_address: Text = ""
@@ -227,6 +231,7 @@ class _Hello(BaseModel):
             ("block-bytes", self.block_bytes, blocks),
             ("block-digests", self.block_digests, blocks),
             ("flops-solo", self.flops_solo, len(self.modalities)),
+            ("channels", self.channels, len(self.modalities) if self.channels else 0),
             ("class-counts", self.class_counts, classes if self.class_counts else 0),
             ("class-names", self.class_names, classes if self.class_names else 0),
         ):

@@ -105,7 +105,7 @@ def test_a_run_says_the_same_in_its_log_also_from_the_cache(sensors, caplog, mon
         caplog.clear()
         load_source("folder", LoadOptions(path=str(sensors)))
         told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-        assert len(told) == 4 and told[0].startswith("folder: imu: channel 1 from 1.7e+12 on")
+        assert len(told) == 4 and told[0].startswith("folder: imu: channel 1 (time) from 1.7e")
     load_source.cache_clear()
 
 
@@ -182,7 +182,7 @@ def test_other_data_sets_are_looked_at_too(tmp_path):
     )
     (tmp_path / "video.npz").write_bytes(b"")
     told = doubts(tmp_path, "feature-table")
-    assert "f: column 1 only rises from step to step, or row to row" in told
+    assert "f: column 1 (n) only rises from step to step, or row to row" in told
     assert "video.npz is not read; write it as CSV or .npy" in told
     assert sheet(check("digits", LoadOptions()), "Classes")[-1] == ("all", "1,437", "360")
 

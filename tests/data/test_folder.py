@@ -25,6 +25,7 @@ from flwr_dmml.data import (
     load_partition,
     load_source,
 )
+from flwr_dmml.data.forms import RawNumbers
 from flwr_dmml.data.options import AudioOptions, ImageOptions, SeriesOptions
 from flwr_dmml.data.reading.media import read_audio, read_image
 
@@ -145,6 +146,60 @@ def test_series_have_their_steps_last(tmp_path):
     assert source.modalities == {"s": Modality("series", (2, 3))}
     assert source.train.inputs["s"].tolist() == [[[1, 2, 3], [10, 20, 30]]] * 2
     assert source.test.inputs["s"].tolist() == [[[0, 2, 4], [1, 3, 5]]]
+
+
+def test_columns_go_by_their_names(tmp_path):
+    """Those of the first file that is read, a training sample; an array has no names."""
+    (tmp_path / "b.csv").write_text("z,x,y\n3,1,2\n30,10,20\n")
+    (tmp_path / "a.csv").write_text(",x,y,z\n0,1,2,3\n1,10,20,30\n")
+    npy(tmp_path, c=[[1, 2, 3], [10, 20, 30]])
+    rows = "b.csv,1,test", "c.npy,0,train", "a.csv,0,train", "b.csv,1,train", ",1,train"
+    manifest(tmp_path, f"s,v,{HEAD}", *[row.replace(",", ",v.csv,", 1) for row in rows])
+    (tmp_path / "v.csv").write_text("q,p\n4,5\n")
+    source = load(tmp_path)
+    expected = [[1, 10], [2, 20], [3, 30]]
+    assert source.train.inputs["s"].tolist() == [expected] * 3 + [[[0, 0]] * 3]
+    assert source.test.inputs["s"].tolist() == [expected]
+    raw = {name: form.raw for name, form in source.modalities.items()}
+    assert raw == {
+        "s": RawNumbers(channels=("x", "y", "z")),
+        "v": RawNumbers(channels=("q", "p")),
+    }
+    (tmp_path / "dataset.toml").write_text('[channels]\ns = ["z", "x"]')
+    manifest(tmp_path, f"s,{HEAD}", rows[0], *rows[2:4])
+    source = load(tmp_path)
+    assert source.train.inputs["s"][:2].tolist() == [[[3, 30], [1, 10]]] * 2
+    assert source.modalities["s"].raw == RawNumbers(channels=("z", "x"))
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ("x,y,w", "there is no column 'z' and a column 'w', unlike in line 2, s 'a.csv'; name the"),
+        ("x,y,z,w", "there is a column 'w', unlike in line 2, s 'a.csv'"),
+        ("x,y,y", "its columns have no names of their own, and those of line 2, s 'a.csv' have"),
+        ("4,5,6", "its columns have no names of their own, and those of line 2, s 'a.csv' have"),
+    ],
+)
+def test_columns_of_other_names_are_refused(tmp_path, names, problem):
+    (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\n4,5,6\n")
+    line = ",".join("1" for _ in names.split(","))
+    (tmp_path / "b.csv").write_text(f"{names}\n{line}\n" + f"{line}\n" * (names != "4,5,6"))
+    manifest(tmp_path, f"s,{HEAD}", "a.csv,0,train", "b.csv,1,train", "a.csv,1,test")
+    assert f"line 3, s 'b.csv': {problem}" in refused(tmp_path)
+    (tmp_path / "dataset.toml").write_text('[channels]\ns = ["y", "x"]')
+    if names in ("x,y,w", "x,y,z,w"):
+        assert load(tmp_path).modalities["s"].shape == (2, 2)
+    else:
+        assert "line 3, s 'b.csv': line 1" in refused(tmp_path)
+
+
+def test_columns_whose_names_do_not_tell_them_apart_go_by_place(tmp_path):
+    (tmp_path / "a.csv").write_text("x,x\n1,2\n4,5\n")
+    manifest(tmp_path, f"s,{HEAD}", "a.csv,0,train", "a.csv,1,train", "a.csv,1,test")
+    source = load(tmp_path)
+    assert source.train.inputs["s"][0].tolist() == [[1, 4], [2, 5]]
+    assert source.modalities["s"].raw == RawNumbers()
 
 
 def test_sequences_carry_a_mask(tmp_path):

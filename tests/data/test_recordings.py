@@ -7,6 +7,7 @@ import pytest
 
 from flwr_dmml.data import DataError, LoadOptions, Modality, Source, find_dataset
 from flwr_dmml.data.check import check
+from flwr_dmml.data.forms import RawNumbers
 from flwr_dmml.data.options import SeriesOptions
 
 SERIES = SeriesOptions(window_s=1.0, overlap=0.0, rate_hz=4)
@@ -79,6 +80,29 @@ def test_windows_lie_within_an_activity_of_all_modalities(people):
     assert not train.inputs["watch"][4:].any()
     # Cy's phone says nothing for 0.6 s of the first second: that window is dropped.
     assert test.inputs["phone"][:, 0, 0].tolist() == pytest.approx([1, 3.5, 4.5], abs=1e-4)
+
+
+def test_columns_go_by_their_names(people):
+    """Those of the phone in the order of Ann's file, whose rows come first."""
+    before = load(people)
+    for name in ("ann-phone", "bob-phone"):
+        rows = [line.split(",") for line in (people / f"{name}.csv").read_text().splitlines()]
+        order = (3, 0, 2, 1) if name == "bob-phone" else (0, 1, 3, 2)
+        text = "\n".join(",".join(row[k] for k in order) for row in rows)
+        (people / f"{name}.csv").write_text(text)
+    source = load(people)
+    assert source.train.inputs["phone"].equal(before.train.inputs["phone"])
+    raw = {name: form.raw for name, form in source.modalities.items()}
+    assert raw == {
+        "phone": RawNumbers(rate_hz=4, channels=("x", "y")),
+        "watch": RawNumbers(rate_hz=4, channels=("y",)),
+    }
+    text = (people / "bob-phone.csv").read_text().replace("y,", "z,", 1)
+    (people / "bob-phone.csv").write_text(text)
+    assert (
+        "line 3, phone 'bob-phone.csv': there is no column 'y' and a column 'z', unlike in line 2, "
+        "phone 'ann-phone.csv'; name the columns alike"
+    ) in refused(people)
 
 
 def test_a_row_that_lacks_a_value_is_a_gap(people):

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from flwr_dmml.cli import app
@@ -22,7 +23,7 @@ from flwr_dmml.data.reading.raw import read_raw
 from flwr_dmml.deploy import export as exporting
 from flwr_dmml.deploy.export import ABOUT, export_model
 from flwr_dmml.deploy.files import About, Input, ModelError, ModelFiles
-from flwr_dmml.deploy.front import LogMel, Pixels
+from flwr_dmml.deploy.front import LogMel, Pixels, Program
 from flwr_dmml.deploy.model import TrainedModel, load_model
 from flwr_dmml.models import (
     DecomposedClassifier,
@@ -145,14 +146,19 @@ def test_modalities_that_are_combined_late_are_exported_so(rule: LateRule, tmp_p
     ],
 )
 def test_a_spectrogram_by_convolution_is_the_reader_s(raw: RawSound):
-    """Of noise at three volumes, of a tone, and of silence."""
+    """Of noise at three volumes, of a tone, of silence; each whole, and much shorter."""
     front = LogMel(raw)
     draw = torch.Generator().manual_seed(0)
-    waves = torch.randn(5, front.samples, generator=draw)
+    waves = torch.randn(5, front.samples, generator=draw) + 0.5
     waves *= torch.tensor([1.0, 1e-3, 1e4, 1.0, 0.0])[:, None]
     waves[3] = torch.sin(0.3 * torch.arange(front.samples))
-    read = torch.cat([spectrograms(fit_wave(w, raw.rate_hz, raw)[None], raw) for w in waves])
-    assert torch.allclose(front(waves), read, atol=2e-4)
+    short = waves[:, : front.samples // 3]
+    for given in (waves, short):
+        padded = F.pad(given, (0, front.samples - given.shape[1]))
+        found = front(padded)
+        for wave in (given, padded):  # whoever puts the zeros there
+            fitted = torch.stack([fit_wave(one, raw.rate_hz, raw) for one in wave])
+            assert torch.allclose(found, spectrograms(fitted, raw), atol=2e-4)
 
 
 @pytest.mark.parametrize("raw", [RawImage(side=8, visible=0.75), RawImage(side=5, colour=False)])
@@ -209,6 +215,40 @@ def test_a_program_of_onnx_that_is_given_sound_and_pixels(made: Path, tmp_path: 
     assert np.abs(given - read.probabilities.numpy()).max() < 1e-5
     about = json.loads(session.get_modelmeta().custom_metadata_map[ABOUT])
     assert about["classes"] == list(CLASSES) and about["inputs"]["mic_1"]["raw"]["mels"] == 16
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.25, 0.4])
+def test_sound_of_any_length_gives_a_program_what_it_gives_the_model(
+    made: Path, tmp_path: Path, seconds: float
+):
+    """The model reads a file; the program gets its samples, and zeros behind a short one."""
+    model, length = load_model(made), 2000
+    wave = np.random.default_rng(0).normal(0.1, 0.02, round(8000 * seconds)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
+    expected = model.predict({"mic-1": tmp_path / "a.wav"}).probabilities
+    program = Program(model, ["mic-1"], raw=True)
+    start = max(0, len(wave) - length) // 2
+    wave = wave[start : start + length]
+    given = torch.from_numpy(np.pad(wave, (0, length - len(wave))))[None]
+    for x in (given, *program.read({"mic-1": [tmp_path / "a.wav"]}).values()):
+        assert torch.allclose(program(x), expected, atol=1e-4)
+
+
+def test_a_program_is_checked_against_what_the_model_makes_of_a_file(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A front end that takes the zeros behind a short sound for sound."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 300), 8000)
+    heard, program = LogMel.forward, Program(load_model(made), ["mic-1"], raw=True)
+    monkeypatch.setattr(
+        LogMel, "forward", lambda self, x: heard(self, torch.where(x == 0, 1e-20, x))
+    )
+    samples = exporting.samples_of_files(program, {"mic-1": [tmp_path / "a.wav"]})
+    options: dict[str, Any] = {"modalities": ["mic-1"], "raw": True}
+    with pytest.raises(ModelError, match=r"differs from the model by .* on 1 samples given"):
+        export_model(program.model, tmp_path / "m.pt2", "torch-export", **options, samples=samples)
+    with pytest.raises(ModelError, match="on 32 random inputs"):
+        export_model(program.model, tmp_path / "m.pt2", "torch-export", **options)
 
 
 @pytest.mark.skipif(find_spec("executorch") is None, reason="needs the extra 'executorch'")

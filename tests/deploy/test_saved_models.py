@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flwr_dmml import load_model
 from flwr_dmml.clients import Learner, find_methods, make_client_app
 from flwr_dmml.data import DataError, Modality, Partition, dtmf_tones, load_partition, load_source
+from flwr_dmml.data.looks import named_channels
 from flwr_dmml.data.options import LoadOptions
 from flwr_dmml.deploy.files import ModelError, ModelFiles, read_model
 from flwr_dmml.deploy.model import TrainedModel
@@ -305,6 +306,51 @@ def test_numbers_are_read_as_the_folder_s_tables_are(standardise: str, tmp_path:
         model.predict({"v": np.zeros(4)})
 
 
+@pytest.mark.parametrize(
+    "recordings", [False, True], ids=["a step a line", "windows of recordings"]
+)
+def test_columns_are_read_by_name_as_in_training(recordings: bool, tmp_path: Path):
+    """Some of a file's, in another order; and all, in that of the first file."""
+    rng, rows, names = np.random.default_rng(0), [], [*"txyz"]
+    for k in range(12):
+        values = rng.normal(size=(8, 4)) + 2 * (k % 2)
+        values[:, 0] = np.arange(8) / 4
+        order = [(0, 1, 2, 3), (3, 2, 0, 1)][k % 2]
+        head = ",".join(names[c] for c in order)
+        np.savetxt(tmp_path / f"{k}.csv", values[:, order], "%.4f", ",", header=head, comments="")
+        rows.append(f"{'ab'[k % 2]},{'test' if k > 7 else 'train'},{k}.csv,{k}.csv")
+    (tmp_path / "manifest.csv").write_text("\n".join(["label,split,some,whole", *rows]))
+    kind = '[recordings]\ntime = "t"\nmax-gap-s = 9\n' if recordings else ""
+    (tmp_path / "dataset.toml").write_text(f'{kind}[channels]\nsome = ["z", "y"]\n')
+    run = simulate(
+        tmp_path / "runs",
+        method="dpsgd",
+        dataset="folder",
+        data_path=str(tmp_path),
+        modality_pattern="some+whole",
+        partition="iid",
+        samples_per_node=0,
+        num_nodes=2,
+        num_server_rounds=1,
+        validation_fraction=0.0,
+        **{"series.window-s": 2.0, "series.rate-hz": 4.0, "series.overlap": 0.0},
+    )
+    model = load_model(find_model(run, 1))
+    files = [tmp_path / f"{k}.csv" for k in range(8, 12)]
+    found = model.read({"some": files, "whole": files})
+    test = partition_of(run, 1).test
+    for name, x in found.items():
+        assert torch.allclose(x, test.inputs[name], atol=1e-6)
+    expected = model(test.inputs).softmax(dim=1)
+    assert torch.allclose(model.predict({"some": files, "whole": files}).probabilities, expected)
+    channels = {m: named_channels(form) for m, form in model.modalities.items()}
+    whole = tuple("xyz") if recordings else tuple("txyz")
+    assert channels == {"some": ("z", "y"), "whole": whole}
+    (tmp_path / "other.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(DataError, match=r"there is no column 'z'; there are x, y"):
+        model.predict({"some": tmp_path / "other.csv"})
+
+
 class Sum(nn.Module):
     """Linear layers, a modality each, added up."""
 
@@ -367,7 +413,10 @@ def test_a_model_is_refused_if_anything_of_it_has_changed(run: Path, tmp_path: P
     changes: dict[str, tuple[bytes, bytes]] = {
         "not written together": (whole.weights[:-1] + b"\x07", whole.about),
         "does not describe a model": (whole.weights, b"{}"),
-        "schema": (whole.weights, json.dumps(about | {"schema": 2}).encode()),
+        "schema: .*1 is of a version of flwr-dmml that reads inputs otherwise; allowed: 2": (
+            whole.weights,
+            json.dumps(about | {"schema": 1}).encode(),
+        ),
         "have changed|has changed": (
             whole.weights,
             json.dumps(about | {"classes": about["classes"][::-1]}).encode(),

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from flwr_dmml.cli import app
 from flwr_dmml.clients import make_client_app
 from flwr_dmml.data import Samples
+from flwr_dmml.data.forms import RawNumbers
 from flwr_dmml.data.sets.parts import load_part, save_part
 from flwr_dmml.energy.costs import Work
 from flwr_dmml.engine import InProcessGrid, server_identity
@@ -216,6 +217,18 @@ def test_classes_in_another_order(parts: Path, caplog: pytest.LogCaptureFixture)
         rewritten(parts / f"part-{k:03d}", class_names=mixed)
     assert set(run(parts, report_classes=True).roster.members) == {0, 2}
     assert "all need the same classes in the same order" in left_out(caplog)
+
+
+def test_channels_in_another_order(parts: Path, caplog: pytest.LogCaptureFixture):
+    """As of devices whose first files name them so; one that does not name them takes part."""
+    for k, names in ((0, "xyz"), (2, "zyx")):
+        part = parts / f"part-{k:03d}"
+        raw = RawNumbers(channels=tuple(names))
+        forms = load_part(part).source_modalities
+        rewritten(part, source_modalities={m: replace(f, raw=raw) for m, f in forms.items()})
+    assert set(run(parts).roster.members) == {0, 1}
+    said = left_out(caplog)
+    assert "z, y, x, not x, y, z; all need the same channels in the same order ([channels]" in said
 
 
 def test_images_of_another_size_train_where_the_model_takes_them(parts: Path):

@@ -25,7 +25,7 @@ from .media import (
     spectrograms,
 )
 from .problems import Problems, reason
-from .tables import TABLE_SUFFIXES, Floats, masked, read_table, steps_last
+from .tables import TABLE_SUFFIXES, Floats, Table, by_name, masked, read_named, steps_last
 
 Found = Kind | Literal["table"]
 """A kind, or numbers that are a vector or a series."""
@@ -148,10 +148,13 @@ class Decoder:
         read = partial(self._table, columns=column.channels, vector=kind in ("vector", "table"))
         found = [*self._read(name, column, rows, read)]
         places = [place for place, table in enumerate(found) if table is not None]
-        tables = [table for table in found if table is not None]
-        if not tables:
+        if not places:
             self._problems.add(f"column '{name}'", "there is nothing in it that can be read")
             return None
+        numbers = self._by_name(name, column, [*zip(rows, found, strict=True)])
+        if numbers is None:
+            return None
+        tables, channels = numbers
         if kind == "table":
             lengths = [1 if table.ndim == 1 else len(table) for table in tables]
             if len({table.shape[:-1] for table in tables}) > 1:
@@ -175,7 +178,30 @@ class Decoder:
         inputs[places] = torch.from_numpy(np.stack(tables))
         present = torch.zeros(len(rows), dtype=torch.bool)
         present[places] = True
-        return Modality(kind, tuple(tables[0].shape), RawNumbers()), inputs, present
+        raw = RawNumbers(channels=channels)
+        return Modality(kind, tuple(tables[0].shape), raw), inputs, present
+
+    def _by_name(
+        self, name: str, column: Column, found: Sequence[tuple[int, Table | None]]
+    ) -> tuple[list[Floats], tuple[str, ...]] | None:
+        """Return the numbers of tables, given with their rows, and the names of their columns.
+
+        These are in the order of the first file that can name them. Returns None where they are
+        not the same in all; those that differ are noted.
+        """
+        wanted: tuple[str, ...] | None = None
+        tables, first, before = list[Floats](), "", len(self._problems)
+        for row, table in found:
+            if table is None:
+                continue
+            numbers = table.numbers
+            if table.names is not None:
+                if wanted is None:
+                    wanted, first = table.names, self._at(row, name, column)
+                with self._problems.at(self._at(row, name, column)):
+                    numbers = by_name(numbers, table.names, wanted, first)
+            tables.append(numbers)
+        return (tables, wanted or ()) if len(self._problems) == before else None
 
     def _alike(
         self,
@@ -218,9 +244,12 @@ class Decoder:
                 yield result
 
     def _note(self, row: int, name: str, column: Column, problem: object) -> None:
+        self._problems.add(self._at(row, name, column), problem)
+
+    def _at(self, row: int, name: str, column: Column) -> str:
         cells = column.cells
         shown = f" '{_shortened(cells[row])}'" if isinstance(cells, Sequence) else ""
-        self._problems.add(f"{self._where[row]}, {name}{shown}", problem)
+        return f"{self._where[row]}, {name}{shown}"
 
     def _file(self, cell: Cell) -> Path | BytesIO:
         if isinstance(cell, BytesIO):
@@ -229,13 +258,13 @@ class Decoder:
             raise DataError("there are numbers where a file is expected")
         return file_in(self._root, cell)
 
-    def _table(self, cell: Cell, *, columns: Sequence[str], vector: bool) -> Floats:
+    def _table(self, cell: Cell, *, columns: Sequence[str], vector: bool) -> Table:
         if isinstance(cell, np.ndarray):
-            return cell
+            return Table(cell)
         file = self._file(cell)
         if not isinstance(file, Path):
             raise DataError("there is a file's content where numbers are expected")
-        return read_table(file, columns=columns, vector=vector)
+        return read_named(file, columns=columns, vector=vector)
 
     def _kind_by_suffix(self, name: str, column: Column, rows: Sequence[int]) -> Found | None:
         """Return what the files of a column are; None, with the reason noted, if not all are."""

@@ -169,8 +169,8 @@ def read_wave(file: Path | IO[bytes], options: AudioOptions) -> torch.Tensor:
     WAV file whose header does not say how long it is, of a recorder that wrote to a pipe or was
     killed, is read to its end.
 
-    What is longer is cropped to its middle; then resampled, of zero mean and unit variance, and
-    padded with zeros at its end.
+    What is longer is cropped to its middle; then resampled, of zero mean and unit variance up to
+    its last sample that is not zero, and padded with zeros at its end.
 
     Parameters
     ----------
@@ -218,7 +218,9 @@ def fit_wave(wave: torch.Tensor, rate: int, options: AudioOptions) -> torch.Tens
     wanted = min(len(wave), _whole(options.seconds, rate))
     start = (len(wave) - wanted) // 2
     middle = wave[start : start + wanted].float()
-    wave = unit_variance(_resampled(middle, rate, options.rate_hz)[:length])
+    wave = _resampled(middle, rate, options.rate_hz)[:length]
+    sounding = wave.nonzero()  # zeros at the end are no sound, whoever put them there
+    wave = unit_variance(wave[: int(sounding[-1]) + 1 if len(sounding) else 1])
     if not bool(wave.isfinite().all()):
         raise DataError("the sound has numbers that are not finite")
     return torch.nn.functional.pad(wave, (0, length - len(wave)))

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...base.libraries import needed
-from ..forms import RawImage, RawSound
+from ..forms import RawImage, RawNumbers, RawSound
 from ..samples import DataError, Modality, upper
 from .media import fit_image, fit_wave, read_image, read_wave, spectrograms
 from .tables import as_table, masked, read_table, steps_last
@@ -23,7 +23,8 @@ def read_raw(given: Any, modality: Modality) -> torch.Tensor:
         A path; or of sound a wave ``[samples]`` at the modality's own rate, or a wave and its rate
         in Hz; of an image a Pillow image or whole numbers from 0 to 255, ``[height, width]`` or
         ``[height, width, 3]``; of numbers a vector ``[features]``, or ``[steps, channels]`` of a
-        series or a sequence.
+        series or a sequence. Of a CSV file the columns are read that have the channels' names, if
+        these have any.
     modality : Modality
         What the input is.
 
@@ -49,7 +50,7 @@ def read_raw(given: Any, modality: Modality) -> torch.Tensor:
     elif isinstance(raw, RawImage):
         found = _image(given, raw)
     else:
-        found = _numbers(given, modality)
+        found = _numbers(given, modality, raw)
     if found.shape != modality.shape:
         raise DataError(f"it gives an input of shape {tuple(found.shape)}, not {modality.shape}")
     return found
@@ -91,10 +92,12 @@ def _image(given: Any, raw: RawImage) -> torch.Tensor:
     return upper(fit_image(picture, raw), raw.visible)
 
 
-def _numbers(given: Any, modality: Modality) -> torch.Tensor:
+def _numbers(given: Any, modality: Modality, raw: RawNumbers) -> torch.Tensor:
     kind = modality.kind
     if isinstance(given, str | Path):
-        table = read_table(Path(given), vector=kind == "vector")
+        path = Path(given)
+        columns = raw.channels if path.suffix.lower() == ".csv" else ()
+        table = read_table(path, columns=columns, vector=kind == "vector")
     else:
         table = as_table(_array(given))
     table = steps_last(table, kind)

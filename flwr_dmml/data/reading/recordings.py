@@ -1,7 +1,7 @@
 """Long recordings of a folder, cut into windows of one activity each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from .cells import is_missing, read_numbers
 from .decoding import file_in
 from .manifest import Column, Manifest, Recordings
 from .problems import Problems
-from .tables import read_npy
+from .tables import by_name, distinct, read_npy
 from .windows import Floats, Ints, Recording, Windowing, cut
 
 _IN_A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -31,20 +31,28 @@ class Windows:
         Of each modality that the row has, ``[windows, channels, steps]``.
     labels : list of str
         Of each window.
+    names : mapping of str to tuple of str
+        Of the channels of each modality, in the order of the first file that can name them; empty
+        where it has none.
     """
 
     row: int
     values: Mapping[str, Floats]
     labels: list[str]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class _Track:
-    """A file: its times in s, ``[rows]``, values ``[rows, channels]``, and labels of the rows."""
+    """A file: its times in s, ``[rows]``, values ``[rows, channels]``, and labels of the rows.
+
+    The names are those of the channels; None where they cannot have any.
+    """
 
     times: Floats
     values: Floats
     labels: Sequence[str]
+    names: tuple[str, ...] | None
 
 
 def read_recordings(
@@ -70,15 +78,22 @@ def read_recordings(
         raise DataError("series.window-s = 0: [recordings] need a length of their windows, in s")
     windowing = Windowing.of(series, about.max_gap_s, series.window_s)
     found = []
+    first: dict[str, tuple[tuple[str, ...], str]] = {}  # names of channels, and of their file
     for row in rows:
         tracks: dict[str, _Track] = {}
         for name, column in manifest.columns.items():
             cell = column.cells[row]
             if cell is None:
                 continue
-            with problems.at(f"{manifest.where[row]}, {name} '{cell}'"):
+            where = f"{manifest.where[row]}, {name} '{cell}'"
+            with problems.at(where):
                 label = manifest.labels[row] if manifest.labels else ""
-                tracks[name] = _read(root, cell, column, about, label)
+                track = _read(root, cell, column, about, label)
+                if track.names is not None:
+                    wanted, other = first.setdefault(name, (track.names, where))
+                    values = by_name(track.values, track.names, wanted, other)
+                    track = replace(track, values=values, names=wanted)
+                tracks[name] = track
         if not tracks:
             problems.add(manifest.where[row], "it has no modality that can be read")
             continue
@@ -99,6 +114,7 @@ def _read(root: Path, cell: object, column: Column, about: Recordings, label: st
                 f"it holds an array of shape {values.shape}, expected [steps, channels]"
             )
         times, labels = np.arange(len(values)) / _rate(about), [label] * len(values)
+        names: tuple[str, ...] | None = None
     else:
         columns = (*([about.time] if about.time else []), *column.channels)
         chosen = columns if column.channels else ()
@@ -113,14 +129,16 @@ def _read(root: Path, cell: object, column: Column, about: Recordings, label: st
             place = names.index(about.time)
             times = _seconds(values[:, place], about)
             values = np.delete(values, place, axis=1)
+            names = (*names[:place], *names[place + 1 :])
             _check_times(times, numbers.lines)
         else:
             times = np.arange(len(values)) / _rate(about)
+        names = distinct(names)
     whole = np.asarray(np.isfinite(values).all(axis=1))
     if not whole.any():
         raise DataError("every row lacks a value")
     kept = [x for x, there in zip(labels, whole.tolist(), strict=True) if there]
-    return _Track(times[whole], values[whole], kept)
+    return _Track(times[whole], values[whole], kept, names)
 
 
 def recorded_times(path: Path, about: Recordings) -> Floats:
@@ -167,8 +185,12 @@ def _cut(
     }
     values, of = cut_together(recordings, windowing)
     kept = of >= 0
-    names = [labels[k] for k in of[kept].tolist()]
-    return Windows(row, {name: v[kept] for name, v in values.items()}, names)
+    return Windows(
+        row,
+        {name: v[kept] for name, v in values.items()},
+        [labels[k] for k in of[kept].tolist()],
+        {name: track.names for name, track in tracks.items() if track.names is not None},
+    )
 
 
 def cut_together(

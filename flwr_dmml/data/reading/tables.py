@@ -1,8 +1,9 @@
 """Tables of numbers from ``.npy`` and ``.csv`` files."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,25 @@ from .problems import reason
 
 Floats = NDArray[np.float32]
 TABLE_SUFFIXES = frozenset({".npy", ".csv"})
+_SHOWN = 3  # columns that are named
+
+AnyFloats = TypeVar("AnyFloats", NDArray[np.float32], NDArray[np.float64])
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Numbers of a file.
+
+    Parameters
+    ----------
+    numbers : numpy.ndarray
+        ``[features]`` or ``[steps, channels]`` float32.
+    names : tuple of str, optional
+        Of the columns, see :func:`distinct`; None where they cannot have any.
+    """
+
+    numbers: Floats
+    names: tuple[str, ...] | None = None
 
 
 def read_table(path: Path, *, columns: Sequence[str] = (), vector: bool = True) -> Floats:
@@ -37,18 +57,55 @@ def read_table(path: Path, *, columns: Sequence[str] = (), vector: bool = True) 
     DataError
         If it is anything else, or a number is not finite; the message says which.
     """
+    return read_named(path, columns=columns, vector=vector).numbers
+
+
+def read_named(path: Path, *, columns: Sequence[str] = (), vector: bool = True) -> Table:
+    """Read numbers as :func:`read_table` does, and the names of their columns."""
     if path.suffix.lower() != ".csv":
         if columns:
             raise DataError("columns are chosen by name, and a .npy file has no names")
-        return as_table(read_npy(path))
+        return Table(as_table(read_npy(path)))
     found = read_numbers(path, columns)
     table = as_table(found.table, found.lines)
-    return table[0] if vector and len(table) == 1 else table
+    return Table(table[0] if vector and len(table) == 1 else table, distinct(found.names))
 
 
-def channel_names(path: Path) -> tuple[str, ...]:
-    """Return the names of the columns of numbers of a CSV file; empty where it has none."""
-    return read_numbers(path).names
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names that tell columns apart; empty where two are the same."""
+    return tuple(names) if len(set(names)) == len(names) else ()
+
+
+def by_name(
+    numbers: AnyFloats, names: Sequence[str], wanted: Sequence[str], other: str
+) -> AnyFloats:
+    """Return the columns of a file in the order of another one.
+
+    Parameters
+    ----------
+    numbers : numpy.ndarray
+        ``[..., columns]``.
+    names, wanted : sequence of str
+        Of its columns and of the other's, all different; empty where they have none.
+    other : str
+        Names the other file, for messages.
+
+    Raises
+    ------
+    DataError
+        They do not have the same names.
+    """
+    if list(names) == list(wanted):
+        return numbers
+    alike = "name the columns alike in all files, or choose them in dataset.toml ([channels])"
+    if not names or not wanted:
+        one, two = ("no names of their own", "have") if wanted else ("names", "have none")
+        raise DataError(f"its columns have {one}, and those of {other} {two}; {alike}")
+    lacking: list[str] = [f"no column '{name}'" for name in wanted if name not in names]
+    more: list[str] = [f"a column '{name}'" for name in names if name not in wanted]
+    if told := [*lacking[:_SHOWN], *more[:_SHOWN]]:
+        raise DataError(f"there is {' and '.join(told)}, unlike in {other}; {alike}")
+    return numbers[..., [names.index(name) for name in wanted]]
 
 
 def as_table(numbers: NDArray[Any], lines: Sequence[int] = ()) -> Floats:

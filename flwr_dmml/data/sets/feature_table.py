@@ -21,7 +21,7 @@ from ..reading.cells import (
     read_rows_of_cells,
 )
 from ..reading.problems import Problems, refuse
-from ..reading.tables import read_npy
+from ..reading.tables import distinct, read_npy
 from ..registry import Dataset
 from ..samples import DataError, Doubt, Modality, Samples, Source, name_problem
 
@@ -41,18 +41,22 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Table:
-    """The features of a modality: of each id ``[steps, features]``, no step where it lacks them."""
+    """The features of a modality: of each id ``[steps, features]``, no step where it lacks them.
+
+    Their names are empty where the file has none.
+    """
 
     rows: list[Floats]
     width: int
     is_sequence: bool
+    names: tuple[str, ...] = ()
 
     def modality(self, steps: int) -> Modality:
         """Return what a sample is; ``steps`` of a sequence, 0 for as many as the longest has."""
         if not self.is_sequence:
-            return Modality("vector", (self.width,), RawNumbers())
+            return Modality("vector", (self.width,), RawNumbers(channels=self.names))
         shape = self.width + 1, steps or max(map(len, self.rows))
-        return Modality("sequence", shape, RawNumbers())
+        return Modality("sequence", shape, RawNumbers(channels=self.names))
 
     def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the samples ``[n, *shape]``; longer sequences are cut."""
@@ -240,9 +244,9 @@ def _read_csv(path: Path, ids: Sequence[str]) -> Table:
         else:
             steps.setdefault(row[first], []).append(numbers)
     refuse(wrong or ([] if any(steps.values()) else ["it has no rows"]))
-    width = len(header) - first - 1
-    found = [np.array(steps[name], dtype=np.float32).reshape(-1, width) for name in ids]
-    return Table(found, width, is_sequence=any(len(row) > 1 for row in found))
+    names = header[first + 1 :]
+    found = [np.array(steps[name], dtype=np.float32).reshape(-1, len(names)) for name in ids]
+    return Table(found, len(names), any(len(row) > 1 for row in found), distinct(names))
 
 
 def _numbers(cells: Sequence[str]) -> Floats | None:

@@ -65,7 +65,8 @@ def load(options: LoadOptions) -> Source:
         song = "audio"                   # image, audio, vector, series or sequence
 
     Images and sound become tensors as :mod:`~flwr_dmml.data.reading.media` says; numbers stay as
-    they are. A sequence is cut to ``series.steps``, or ends with zeros.
+    they are, and columns of CSV files go by name, in the order of the first file. A sequence is cut
+    to ``series.steps``, or ends with zeros.
 
     With ``[recordings]`` in ``dataset.toml`` a row is a recording, which becomes as many samples as
     it has windows (:func:`~flwr_dmml.data.reading.recordings.read_recordings`).
@@ -167,7 +168,8 @@ def _from_recordings(
         elif not shapes:
             problems.add(f"column '{name}'", "it is empty")
         else:
-            raw = RawNumbers(rate_hz=options.series.rate_hz)
+            channels = next((w.names[name] for w in found if name in w.names), ())
+            raw = RawNumbers(rate_hz=options.series.rate_hz, channels=channels)
             modalities[name] = Modality("series", shapes.pop(), raw)
     problems.check()
     train, test = (
