@@ -13,6 +13,7 @@ from ..data import DataError, Dataset
 from ..data.forms import RawNumbers
 from ..data.options import LoadOptions
 from ..data.samples import Kind, Modality, Samples, Source
+from ..data.store import tensors_of
 
 Arrays = Any
 """What NumPy makes an array of: arrays, tensors, lists of numbers."""
@@ -212,14 +213,14 @@ def _joined(
     return Samples(inputs, labels, torch.from_numpy(groups), None if whole else present)
 
 
-def _digest(*samples: Samples) -> str:
-    """Return what tells these samples from others: a loaded source is kept by its name."""
-    found = hashlib.sha256()
-    for part in samples:
-        for name in part.inputs:
-            found.update(f"{name} {tuple(part.inputs[name].shape)}".encode())
-            found.update(part.inputs[name].numpy().tobytes())
-        found.update(part.labels.numpy().tobytes())
+def _digest(source: Source) -> str:
+    """Return what tells a source from others: it goes by its name in run folders."""
+    about = (source.modalities, source.num_classes, source.class_names, source.group_names)
+    found = hashlib.sha256(repr((about, source.scales)).encode())
+    tensors = tensors_of("train", source.train) | tensors_of("test", source.test)
+    for name, x in tensors.items():
+        found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        found.update(x.numpy().tobytes())
     return found.hexdigest()[:12]
 
 
@@ -228,7 +229,7 @@ def _dataset(source: Source) -> Dataset:
         return source
 
     return Dataset(
-        name=f"{source.name}-{_digest(source.train, source.test)}",
+        name=f"{source.name}-{_digest(source)}",
         modalities=tuple(source.modalities),
         needs_path=False,
         natural_ids=source.train.groups is not None,

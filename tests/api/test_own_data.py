@@ -65,6 +65,28 @@ def test_other_numbers_are_another_data_set() -> None:
     assert len(names) == 2
 
 
+def test_what_is_not_in_the_numbers_makes_another_data_set_as_well() -> None:
+    """Who has which samples, what the classes are called, and who lacks what."""
+    x, y = np.arange(200.0).reshape(100, 2), np.arange(100) % 2
+    test = {"test": (x[:4], y[:4])}
+    animals, findings = (np.array(names)[y] for names in (["cat", "dog"], ["healthy", "ill"]))
+    named = (animals[:4], findings[:4])
+    lacking = {"a": x, "b": np.zeros((100, 1))}
+    names = [
+        read_data([(x[:50], y[:50]), (x[50:], y[50:])], **test).dataset.name,
+        read_data([(x[:90], y[:90]), (x[90:], y[90:])], **test).dataset.name,
+        *(
+            read_data((x, labels), (x[:4], few)).dataset.name
+            for labels, few in zip((animals, findings), named, strict=True)
+        ),
+        *(
+            read_data([(lacking, y), ({m: lacking[m] for m in kept}, y)]).dataset.name
+            for kept in ("a", "ab")
+        ),
+    ]
+    assert len({*names}) == len(names) == 6
+
+
 @pytest.mark.parametrize(
     ("shape", "kind"), [((7,), "vector"), ((2, 7), "series"), ((3, 7, 7), "image")]
 )
