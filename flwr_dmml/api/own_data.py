@@ -12,6 +12,7 @@ from ..base.seeding import numpy_generator
 from ..data import DataError, Dataset
 from ..data.forms import RawNumbers
 from ..data.options import LoadOptions
+from ..data.reading.cells import is_missing
 from ..data.samples import Kind, Modality, Samples, Source
 from ..data.store import tensors_of
 
@@ -120,15 +121,28 @@ def _labels(where: str, values: Any) -> np.ndarray:
     labels = _array(f"{where}, labels", values)
     if labels.ndim != 1:
         raise DataError(f"{where}, labels: of shape {labels.shape}; one label a sample is needed")
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, errors="replace")
+    if labels.dtype.kind in "OUf":
+        _check_none_missing(where, labels)
     if labels.dtype.kind == "f":
-        if not (labels == np.round(labels)).all():
+        if not (np.isfinite(labels) & (labels == np.round(labels))).all():
             raise DataError(f"{where}, labels: real numbers; classes are whole numbers or text")
         labels = labels.astype(np.int64)
     if labels.dtype.kind == "O":
         labels = np.array([str(value) for value in labels])
-    if labels.dtype.kind not in "iubUS":
+    if labels.dtype.kind not in "iubU":
         raise DataError(f"{where}, labels: {labels.dtype}; classes are whole numbers or text")
     return labels
+
+
+def _check_none_missing(where: str, labels: np.ndarray) -> None:
+    for row, label in enumerate(map(str, labels)):
+        if is_missing(label):
+            told = f": '{label}' is a missing value" if label.strip() else ""
+            raise DataError(
+                f"{where}: sample {row} has no label{told} (give its class, or leave the sample out)"
+            )
 
 
 def _array(where: str, values: Any) -> np.ndarray:
@@ -142,7 +156,7 @@ def _array(where: str, values: Any) -> np.ndarray:
 
 def _source(devices: Sequence[_Pair], tests: Sequence[_Pair]) -> Source:
     """Return all samples in one source: those of device k have the natural id k."""
-    kinds = {str(p.labels.dtype.kind in "US") for p in (*devices, *tests)}
+    kinds = {str(p.labels.dtype.kind == "U") for p in (*devices, *tests)}
     if len(kinds) > 1:
         raise DataError("data: some labels are text and some are numbers; allowed: one of the two")
     modalities: dict[str, Modality] = {}

@@ -123,3 +123,23 @@ def test_what_cannot_be_told_is_refused(tmp_path, names, problem):
     with pytest.raises(DataError, match="data-path") as error:
         load(tmp_path)
     assert problem in str(error.value)
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    root = made(tmp_path / "set", "train/tit/1.npy", "test/tit/2.npy", "test/wren/3.npy")
+    made(root, ".more/wren/4.npy")
+    (root / "train/wren").symlink_to("../.more/wren")
+    (root / ".more/wren/again").symlink_to("../../train")  # a circle
+    source = load(root)
+    assert source.train.labels.tolist() == [0, 1] and source.test.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("to", "problem"), [("../../other", "leads out of the folder"), ("gone", "leads nowhere")]
+)
+def test_links_that_cannot_be_followed_are_named(tmp_path, to, problem):
+    root = made(tmp_path / "set", "train/tit/1.npy", "test/tit/2.npy", "test/wren/3.npy")
+    made(tmp_path / "other", "4.npy")
+    (root / "train/wren").symlink_to(to)
+    with pytest.raises(DataError, match=f"train/wren.*{problem}"):
+        load(root)

@@ -1,5 +1,6 @@
 """Folders without a manifest whose names say all: ``[split/][modality/]class/file``."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from ..samples import DataError
 from .decoding import SUFFIXES
 from .manifest import DESCRIPTION, SPLITS, Column, Description, Manifest
-from .problems import Problems
+from .problems import Problems, reason
 
 _EVERY = 5
 """Without folders train and test, every fifth file of a class is for testing."""
@@ -130,8 +131,26 @@ def _split(name: str, about: Description) -> str:
 
 def _paths(root: Path) -> Iterator[Path]:
     """Yield the files of known types in folders that are not hidden, sorted, from the folder on."""
-    for path in sorted(root.glob("*/**/*")):
-        inside = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            yield inside
+    for path in sorted(_inside(root, ())):
+        yield path.relative_to(root)
+
+
+def _inside(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files of known types below a folder, wherever links lead but in a circle."""
+    here = folder.resolve()
+    if here in above:
+        return
+    try:
+        found = [*os.scandir(folder)]
+    except OSError as error:
+        raise DataError(f"the folder '{folder}' cannot be read: {reason(error)}") from error
+    for entry in found:
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _inside(path, (*above, here))
+        elif entry.is_symlink() and not path.exists():
+            raise DataError(f"'{path}' is a link that leads nowhere")
+        elif above and path.suffix.lower() in SUFFIXES and entry.is_file():
+            yield path
