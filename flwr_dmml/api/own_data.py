@@ -140,9 +140,7 @@ def _check_none_missing(where: str, labels: np.ndarray) -> None:
     for row, label in enumerate(map(str, labels)):
         if is_missing(label):
             told = f": '{label}' is a missing value" if label.strip() else ""
-            raise DataError(
-                f"{where}: sample {row} has no label{told} (give its class, or leave the sample out)"
-            )
+            raise DataError(f"{where}: sample {row} has no label{told} (give one, or leave it out)")
 
 
 def _array(where: str, values: Any) -> np.ndarray:

@@ -137,7 +137,7 @@ def test_what_cannot_be_data_is_refused_by_name(data: Any, said: str) -> None:
         (pd.Series([0, 1, np.nan, 1]), "sample 2 has no label: 'nan' is a missing value"),
         (pd.Series([0, 1, None, 1], dtype="Int64"), "sample 2 has no label: '(<NA>|nan)' is"),
         (pd.Series(["x", np.nan, "y", "y"], dtype="category"), "sample 1 has no label: 'nan' is"),
-        (["cat", "dog", "cat", ""], r"sample 3 has no label \(give its class"),
+        (["cat", "dog", "cat", ""], r"sample 3 has no label \(give one"),
         ([b"cat", b"", b"cat", b"dog"], r"sample 1 has no label \(give"),
         ([0, 1, np.inf, 1], "real numbers; classes are whole numbers or text"),
     ],
