@@ -14,7 +14,7 @@ from ..data.forms import RawNumbers
 from ..data.options import LoadOptions
 from ..data.reading.cells import is_missing
 from ..data.samples import Kind, Modality, Samples, Source
-from ..data.store import tensors_of
+from ..data.store import all_tensors
 
 Arrays = Any
 """What NumPy makes an array of: arrays, tensors, lists of numbers."""
@@ -229,8 +229,7 @@ def _digest(source: Source) -> str:
     """Return what tells a source from others: it goes by its name in run folders."""
     about = (source.modalities, source.num_classes, source.class_names, source.group_names)
     found = hashlib.sha256(repr((about, source.scales)).encode())
-    tensors = tensors_of("train", source.train) | tensors_of("test", source.test)
-    for name, x in tensors.items():
+    for name, x in all_tensors(source).items():
         found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         found.update(x.numpy().tobytes())
     return found.hexdigest()[:12]

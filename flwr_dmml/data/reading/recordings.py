@@ -31,11 +31,14 @@ class Windows:
         Of each modality that the row has, ``[windows, channels, steps]``.
     labels : list of str
         Of each window.
+    starts : numpy.ndarray
+        Of each window, see :func:`~.windows.cut`.
     """
 
     row: int
     values: Mapping[str, Floats]
     labels: list[str]
+    starts: Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,26 +168,20 @@ def _cut(
         name: Recording(track.times, track.values, np.array([index[x] for x in track.labels]))
         for name, track in tracks.items()
     }
-    values, of = cut_together(recordings, windowing)
+    values, of, starts = cut_together(recordings, windowing)
     kept = of >= 0
     names = [labels[k] for k in of[kept].tolist()]
-    return Windows(row, {name: v[kept] for name, v in values.items()}, names)
+    return Windows(row, {name: v[kept] for name, v in values.items()}, names, starts[kept])
 
 
 def cut_together(
     recordings: Mapping[str, Recording], windowing: Windowing
-) -> tuple[dict[str, Floats], Ints]:
-    """Cut recordings of one clock into windows (:func:`~.windows.cut`).
-
-    Returns
-    -------
-    values, labels : dict of str to numpy.ndarray, numpy.ndarray
-        Of each recording ``[windows, channels, steps]``, and ``[windows]``.
-    """
+) -> tuple[dict[str, Floats], Ints, Ints]:
+    """Cut recordings of one clock into windows, by name (:func:`~.windows.cut`)."""
     start = min(recording.times[0] for recording in recordings.values())
     moved = [Recording(r.times - start, r.values, r.labels) for r in recordings.values()]
-    values, labels = cut(moved, windowing)
-    return dict(zip(recordings, values, strict=True)), labels
+    values, labels, starts = cut(moved, windowing)
+    return dict(zip(recordings, values, strict=True)), labels, starts
 
 
 def joined(
