@@ -20,6 +20,7 @@ from ..base.formats import parse_json
 from ..base.libraries import needed
 from ..base.options import Group
 from ..base.seeding import numpy_generator
+from ..clients.hosting import forget
 from ..data import Samples, load_partition
 from ..energy.ledger import Floats
 from ..gossip.aggregation.mean import Mean
@@ -158,6 +159,7 @@ def audit(run: str | Path, *, method: str = "", non_members: NonMembers = "auto"
     SettingsError, DataError
         The run's settings or data cannot be read.
     """
+    forget()
     folder = Path(run).expanduser()
     config = _config(folder)
     name = method or config.settings.method

@@ -12,7 +12,9 @@ from ..base.seeding import numpy_generator
 from ..data import DataError, Dataset
 from ..data.forms import RawNumbers
 from ..data.options import LoadOptions
+from ..data.reading.cells import is_missing
 from ..data.samples import Kind, Modality, Samples, Source
+from ..data.store import all_tensors
 
 Arrays = Any
 """What NumPy makes an array of: arrays, tensors, lists of numbers."""
@@ -119,15 +121,26 @@ def _labels(where: str, values: Any) -> np.ndarray:
     labels = _array(f"{where}, labels", values)
     if labels.ndim != 1:
         raise DataError(f"{where}, labels: of shape {labels.shape}; one label a sample is needed")
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, errors="replace")
+    if labels.dtype.kind in "OUf":
+        _check_none_missing(where, labels)
     if labels.dtype.kind == "f":
-        if not (labels == np.round(labels)).all():
+        if not (np.isfinite(labels) & (labels == np.round(labels))).all():
             raise DataError(f"{where}, labels: real numbers; classes are whole numbers or text")
         labels = labels.astype(np.int64)
     if labels.dtype.kind == "O":
         labels = np.array([str(value) for value in labels])
-    if labels.dtype.kind not in "iubUS":
+    if labels.dtype.kind not in "iubU":
         raise DataError(f"{where}, labels: {labels.dtype}; classes are whole numbers or text")
     return labels
+
+
+def _check_none_missing(where: str, labels: np.ndarray) -> None:
+    for row, label in enumerate(map(str, labels)):
+        if is_missing(label):
+            told = f": '{label}' is a missing value" if label.strip() else ""
+            raise DataError(f"{where}: sample {row} has no label{told} (give one, or leave it out)")
 
 
 def _array(where: str, values: Any) -> np.ndarray:
@@ -141,7 +154,7 @@ def _array(where: str, values: Any) -> np.ndarray:
 
 def _source(devices: Sequence[_Pair], tests: Sequence[_Pair]) -> Source:
     """Return all samples in one source: those of device k have the natural id k."""
-    kinds = {str(p.labels.dtype.kind in "US") for p in (*devices, *tests)}
+    kinds = {str(p.labels.dtype.kind == "U") for p in (*devices, *tests)}
     if len(kinds) > 1:
         raise DataError("data: some labels are text and some are numbers; allowed: one of the two")
     modalities: dict[str, Modality] = {}
@@ -212,14 +225,13 @@ def _joined(
     return Samples(inputs, labels, torch.from_numpy(groups), None if whole else present)
 
 
-def _digest(*samples: Samples) -> str:
-    """Return what tells these samples from others: a loaded source is kept by its name."""
-    found = hashlib.sha256()
-    for part in samples:
-        for name in part.inputs:
-            found.update(f"{name} {tuple(part.inputs[name].shape)}".encode())
-            found.update(part.inputs[name].numpy().tobytes())
-        found.update(part.labels.numpy().tobytes())
+def _digest(source: Source) -> str:
+    """Return what tells a source from others: it goes by its name in run folders."""
+    about = (source.modalities, source.num_classes, source.class_names, source.group_names)
+    found = hashlib.sha256(repr((about, source.scales)).encode())
+    for name, x in all_tensors(source).items():
+        found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        found.update(x.numpy().tobytes())
     return found.hexdigest()[:12]
 
 
@@ -228,7 +240,7 @@ def _dataset(source: Source) -> Dataset:
         return source
 
     return Dataset(
-        name=f"{source.name}-{_digest(source.train, source.test)}",
+        name=f"{source.name}-{_digest(source)}",
         modalities=tuple(source.modalities),
         needs_path=False,
         natural_ids=source.train.groups is not None,

@@ -9,7 +9,8 @@ from flwr.app import Context, Message
 
 from ..base.errors import SettingsError, UserError
 from ..base.overrides import with_overrides
-from ..data import DataError, load_partition
+from ..data import DataError, load_partition, load_public, load_source
+from ..data.partition import divide
 from ..data.sets.parts import PARTS, read_about
 from ..learning.learner import Learner
 from ..settings import OwnParts, RunConfig, Settings, find_parts, parse_settings
@@ -81,6 +82,12 @@ def _build_learner(
     torch.set_num_threads(config.settings.torch_threads)
     partition = load_partition(config.settings.partition_options(), partition_id)
     return config.learner(method, partition)
+
+
+def forget() -> None:
+    """Forget what this process keeps of earlier runs: their data may have changed since."""
+    for kept in (_build_learner, _configure, load_public, divide, load_source):
+        kept.cache_clear()
 
 
 def _partition_id(node_config: Mapping[str, object], settings: Settings) -> int:

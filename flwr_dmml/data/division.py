@@ -8,7 +8,7 @@ import torch
 from ..base.seeding import derive_seed, numpy_generator
 from . import partitioners
 from .options import Scheme
-from .samples import DataError
+from .samples import DataError, Source
 
 
 def partition_indices(
@@ -102,11 +102,27 @@ def partition_indices(
 
 
 def split_validation(
-    indices: np.ndarray, fraction: float, generator: np.random.Generator
+    indices: np.ndarray,
+    fraction: float,
+    generator: np.random.Generator,
+    source: Source | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``indices`` shuffled and divided into training and validation.
 
     At least one sample is for validation if ``fraction`` is above 0, and one always for training.
+    Where samples are windows of recordings, whole recordings are held out, as far as they go, with
+    the class shares of all; windows that overlap what is held out are in neither part.
+
+    Parameters
+    ----------
+    indices : numpy.ndarray
+        A node's samples.
+    fraction : float
+        Share that is held out.
+    generator : numpy.random.Generator
+        Draws which.
+    source : Source, optional
+        What these are training samples of. It matters only if it has ``windows``.
 
     Raises
     ------
@@ -124,7 +140,41 @@ def split_validation(
         )
     shuffled = generator.permutation(indices)
     count = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
-    return shuffled[count:], shuffled[:count]
+    if source is None or source.windows is None:
+        return shuffled[count:], shuffled[:count]
+    labels, windows = source.train.labels[shuffled].numpy(), source.windows[shuffled].numpy()
+    held, apart = _hold_out(labels, windows, count, generator)
+    if not apart.any():
+        raise DataError(
+            f"validation-fraction: of the {len(indices)} windows of a node none is left to train "
+            "on, all overlap what is held out; set it to 0, or series.overlap"
+        )
+    return shuffled[apart], shuffled[held]
+
+
+def _hold_out(
+    labels: np.ndarray, windows: np.ndarray, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which ``count`` windows are held out, and which have no step in common with these.
+
+    Recordings are put one behind the other in a drawn order; of each class the first windows are
+    taken.
+    """
+    recording, first, behind = windows.T
+    _, recording = np.unique(recording, return_inverse=True)
+    shift = generator.permutation(recording.max() + 1)[recording] * behind.max()
+    first, behind = first + shift, behind + shift
+    order = np.argsort(first, kind="stable")
+    _, classes, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
+    held = np.zeros(len(order), dtype=bool)
+    for k, share in enumerate(_rounded_shares(counts, count, generator)):
+        held[np.flatnonzero(classes == k)[:share]] = True
+    first, behind = first[order], behind[order]
+    until = np.maximum.accumulate(np.where(held, behind, 0))
+    after = np.minimum.accumulate(np.where(held, first, behind.max())[::-1])[::-1]
+    apart = ~held & (until <= first) & (behind <= after)
+    back = np.argsort(order)
+    return held[back], apart[back]
 
 
 def stratified_split(
@@ -155,7 +205,9 @@ def stratified_split(
     return rng.permutation(np.concatenate(training)), rng.permutation(np.concatenate(tested))
 
 
-def _rounded_shares(counts: np.ndarray, total: int, rng: np.random.RandomState) -> np.ndarray:
+def _rounded_shares(
+    counts: np.ndarray, total: int, rng: np.random.RandomState | np.random.Generator
+) -> np.ndarray:
     """Return integers of sum ``total`` in the ratio of ``counts``; equal remainders by lot."""
     shares = counts / counts.sum() * total
     rounded = np.floor(shares)

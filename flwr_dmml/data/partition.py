@@ -35,6 +35,7 @@ def load_partition(options: PartitionOptions, partition_id: int) -> Partition:
         indices[partition_id],
         options.validation_fraction,
         numpy_generator(options.seed, "validation", partition_id),
+        source,
     )
     own = modalities[partition_id]
     samples, test = source.train.restrict(own), source.test.restrict(own).with_any()

@@ -255,11 +255,15 @@ class Source:
         How modalities were standardised; empty where none was.
     doubts : tuple of Doubt
         What may be wrong with the data; the log shows it.
+    windows : torch.Tensor, optional
+        ``[n, 3]`` int64, where training samples are windows of recordings: the recording of each,
+        its first step there and the one behind its last. What is held out for validation then
+        has no step of a recording in common with what is trained on.
 
     Raises
     ------
     DataError
-        If a modality has a name that cannot be.
+        If a modality has a name that cannot be, or there are more or fewer windows than samples.
     """
 
     name: str
@@ -271,8 +275,12 @@ class Source:
     group_names: tuple[str, ...] = ()
     scales: Mapping[str, Scale] = field(default_factory=dict)
     doubts: tuple[Doubt, ...] = ()
+    windows: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.windows is not None and self.windows.shape != (len(self.train), 3):
+            shape = tuple(self.windows.shape)
+            raise DataError(f"windows of shape {shape} of {len(self.train)} training samples")
         if problems := [*filter(None, map(name_problem, self.modalities))]:
             raise DataError("; ".join(problems))
 

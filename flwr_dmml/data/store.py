@@ -23,6 +23,8 @@ FOLDER = "FLWR_DMML_STORE"
 """Environment variable of the processes of a run: where they share what they have loaded."""
 TENSORS, LOCK = ".safetensors", ".lock"
 """Suffixes of a source, and of what a process locks while it loads and writes it."""
+WINDOWS = "windows"
+"""Name of the tensor that says where windows lie in their recordings."""
 
 
 class About(BaseModel):
@@ -159,8 +161,7 @@ def save_source(source: Source, file: Path) -> None:
         scales=dict(source.scales),
         doubts=source.doubts,
     )
-    header = {"source": about.model_dump_json()}
-    save_tensors(tensors_of("train", source.train) | tensors_of("test", source.test), file, header)
+    save_tensors(all_tensors(source), file, {"source": about.model_dump_json()})
 
 
 def map_source(file: Path) -> Source:
@@ -181,19 +182,26 @@ def map_source(file: Path) -> Source:
             raise DataError(f"{single[0]} is a single number")
         modalities = {m: Modality(kind, shape, raw) for m, kind, shape, raw in about.modalities}
         train, test = (samples_of(part, tensors, modalities) for part in ("train", "test"))
+        return Source(
+            name=about.name,
+            modalities=modalities,
+            num_classes=about.num_classes,
+            train=train,
+            test=test,
+            class_names=about.class_names,
+            group_names=about.group_names,
+            scales=about.scales,
+            doubts=about.doubts,
+            windows=tensors.get(WINDOWS),
+        )
     except (SafetensorError, ValidationError, KeyError, DataError) as error:
         raise DataError(f"'{file}' is damaged: {' '.join(str(error).split())}") from error
-    return Source(
-        name=about.name,
-        modalities=modalities,
-        num_classes=about.num_classes,
-        train=train,
-        test=test,
-        class_names=about.class_names,
-        group_names=about.group_names,
-        scales=about.scales,
-        doubts=about.doubts,
-    )
+
+
+def all_tensors(source: Source) -> dict[str, Tensor]:
+    """Return all tensors of a source."""
+    windows = {} if source.windows is None else {WINDOWS: source.windows}
+    return tensors_of("train", source.train) | tensors_of("test", source.test) | windows
 
 
 def tensors_of(name: str, samples: Samples) -> dict[str, Tensor]:

@@ -115,6 +115,8 @@ def run_app(
 ) -> None:
     """Run an app on an engine of this package; returns when its ServerApp does.
 
+    Data are read anew, whatever runs this process has seen before.
+
     Parameters
     ----------
     app : FlowerApp
@@ -139,6 +141,9 @@ def run_app(
     Exception
         Whatever the ServerApp raises.
     """
+    from ..clients.hosting import forget
+
+    forget()
     config = {**app.run_config, **(overrides or {})}
     run_id = 1
     given = app.client_app, num_nodes, config

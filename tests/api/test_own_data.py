@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -65,6 +66,28 @@ def test_other_numbers_are_another_data_set() -> None:
     assert len(names) == 2
 
 
+def test_what_is_not_in_the_numbers_makes_another_data_set_as_well() -> None:
+    """Who has which samples, what the classes are called, and who lacks what."""
+    x, y = np.arange(200.0).reshape(100, 2), np.arange(100) % 2
+    test = {"test": (x[:4], y[:4])}
+    animals, findings = (np.array(names)[y] for names in (["cat", "dog"], ["healthy", "ill"]))
+    named = (animals[:4], findings[:4])
+    lacking = {"a": x, "b": np.zeros((100, 1))}
+    names = [
+        read_data([(x[:50], y[:50]), (x[50:], y[50:])], **test).dataset.name,
+        read_data([(x[:90], y[:90]), (x[90:], y[90:])], **test).dataset.name,
+        *(
+            read_data((x, labels), (x[:4], few)).dataset.name
+            for labels, few in zip((animals, findings), named, strict=True)
+        ),
+        *(
+            read_data([(lacking, y), ({m: lacking[m] for m in kept}, y)]).dataset.name
+            for kept in ("a", "ab")
+        ),
+    ]
+    assert len({*names}) == len(names) == 6
+
+
 @pytest.mark.parametrize(
     ("shape", "kind"), [((7,), "vector"), ((2, 7), "series"), ((3, 7, 7), "image")]
 )
@@ -73,6 +96,10 @@ def test_the_shape_of_a_sample_says_what_it_is(shape: tuple[int, ...], kind: str
     assert source.modalities["input"].kind == kind
     assert source.modalities["input"].shape == shape
     assert source.class_names == ("a", "b")
+    assert source_of(read_data((np.zeros((4, 2)), [b"a", b"b"] * 2)).dataset).class_names == (
+        "a",
+        "b",
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,6 +124,32 @@ def test_the_shape_of_a_sample_says_what_it_is(shape: tuple[int, ...], kind: str
 def test_what_cannot_be_data_is_refused_by_name(data: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         read_data(data)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (pd.Series(["cat", "dog", None, "cat"], dtype=object), "sample 2 has no label: 'None' is"),
+        (
+            pd.Series(["cat", "dog", None, "cat"]),
+            "sample 2 has no label: '(None|nan)' is a missing",
+        ),
+        (pd.Series([0, 1, np.nan, 1]), "sample 2 has no label: 'nan' is a missing value"),
+        (pd.Series([0, 1, None, 1], dtype="Int64"), "sample 2 has no label: '(<NA>|nan)' is"),
+        (pd.Series(["x", np.nan, "y", "y"], dtype="category"), "sample 1 has no label: 'nan' is"),
+        (["cat", "dog", "cat", ""], r"sample 3 has no label \(give one"),
+        ([b"cat", b"", b"cat", b"dog"], r"sample 1 has no label \(give"),
+        ([0, 1, np.inf, 1], "real numbers; classes are whole numbers or text"),
+    ],
+)
+def test_a_missing_label_is_no_class(labels: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_data((np.zeros((4, 2)), labels))
+
+
+def test_labels_of_bytes_are_text() -> None:
+    dataset = read_data((np.zeros((4, 2)), [b"cat", b"dog"] * 2)).dataset
+    assert source_of(dataset).class_names == ("cat", "dog")
 
 
 def test_a_test_label_that_no_training_sample_has_is_refused() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 from torch.nn import functional as F
 
 from flwr_dmml import Learner, Run, Topology, compare, open_run, simulate
+from flwr_dmml.api.auditing import audit
 from flwr_dmml.base.errors import MethodError, SettingsError, UserError
+from flwr_dmml.data import LoadOptions, PartitionOptions, load_partition
 from flwr_dmml.graph.topology import TOPOLOGIES, RandomRegular, make_topology
 from flwr_dmml.report.reading import ReportError
 from flwr_dmml.strategies import RunStoppedError
@@ -192,3 +195,33 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
     assert found.report(tmp_path / "page.html").read_text().startswith("<!doctype html>")
     with pytest.raises(ReportError, match="is no row"):
         compare(runs, baseline="fedprox")
+
+
+def test_a_second_run_reads_the_data_anew(tmp_path: Path) -> None:
+    """The same folder, settings and process; the files have changed in between."""
+
+    def write(names: Sequence[str], value: float) -> None:
+        lines = ["x,label,split"]
+        for k in range(24):
+            np.save(tmp_path / f"{k}.npy", np.full(4, value + k % 2, np.float32))
+            lines.append(f"{k}.npy,{names[k % 2]},{'test' if k > 15 else 'train'}")
+        (tmp_path / "manifest.csv").write_text("\n".join(lines))
+
+    given = SMALL | {
+        "dataset": "folder", "data_path": str(tmp_path), "run_dir": str(tmp_path / "runs"),
+        "num_nodes": 2, "samples_per_node": 0, "partition": "iid", "modality_pattern": "auto",
+        "checkpoint_every": 2, "validation_fraction": 0,
+    }  # fmt: skip
+    write(["cat", "dog"], 0)
+    one = simulate(**given)
+    write(["cat", "eel"], 5)
+    two = simulate(**given)
+    assert [*one.confusion.index] == ["cat", "dog"] and [*two.confusion.index] == ["cat", "eel"]
+    options = PartitionOptions(
+        dataset="folder", load=LoadOptions(path=str(tmp_path)), scheme="iid", num_nodes=2,
+        modality_pattern="auto",
+    )  # fmt: skip
+    before = load_partition(options, 0).train.inputs["x"].max()
+    write(["cat", "eel"], 9)
+    audit(two.path, non_members="test")
+    assert (before, load_partition(options, 0).train.inputs["x"].max()) == (6, 10)

@@ -71,6 +71,8 @@ def test_numbers(tmp_path, text, rows, names):
         ("x,5\n1,2\n", "line 1, column 1: 'x' is not a number"),
         ("1_000,2\n", "line 1, column 1: '1_000' is not a number"),
         ('"1,000",2\n', "line 1, column 1: '1,000' is not a number"),
+        ('x,y\n1,"2\n3,"4\n', "line 2: it cannot be read as CSV: ',' expected after '\"'; a cell"),
+        ('x,y\n1,2\n3,"4\n5,6\n', "line 3: it cannot be read as CSV: unexpected end of data; a"),
         ("1,inf\n", "line 1, column 2: inf is not a finite number"),
         (
             "a,b\n" + "1,z\n" * 5,
@@ -155,6 +157,7 @@ def test_classes_are_ordered_as_numbers_if_all_are():
         ("01 02", "1 2", "the labels '01' and '1' are one number"),
         ("0 1", "-1", "no training row has the label '-1'; training rows have '0', '1'"),
         ("-2.0 0.4 3", "1.5", "its labels are real numbers, such as '0.4': labels are classes"),
+        ("caf\u00e9 tea", "cafe\u0301", r"labels 'cafe\u0301' and 'caf\xe9' both look like 'caf"),
         ("a 1.5", "a", ""),  # versions, for instance
     ],
 )

@@ -88,11 +88,33 @@ def test_the_description_counts_as_with_a_manifest(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("train", "test", "toml"),
+    [
+        ("Train", "Test", ""),
+        ("TRAIN", "test", ""),
+        ("Training", "Testing", '[splits]\nTraining = "train"\nTesting = "test"'),
+        ("train", "Val", '[splits]\nVal = "test"'),
+    ],
+)
+def test_splits_of_other_names(tmp_path, train, test, toml):
+    """Files of the same names in both are samples of their own."""
+    made(tmp_path, *(f"{s}/{c}/0{k}.npy" for s in (train, test) for c in "ab" for k in "01"))
+    (tmp_path / "dataset.toml").write_text(toml)
+    source = load(tmp_path)
+    assert [*source.modalities] == ["table"]
+    assert source.train.inputs["table"][:, 0].tolist() == [0, 1, 2, 3]
+    assert source.test.inputs["table"][:, 0].tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
     ("names", "problem"),
     [
         (["train/x/y/a/1.npy"], "is too deep; expected"),
         (["train/a/1.npy", "a/2.npy"], "'a/2.npy' is neither in a folder train nor test"),
         (["m/a/1.npy", "m/a/1.csv", "n/a/1.npy"], "m/a/1.npy: 'm/a/1.csv' is of the same sample"),
+        (["train/train/a/1.npy"], "is too deep; expected"),
+        (["Training/a/1.npy", "Testing/a/1.npy"], "[splits] Testing = "),
+        (["train/a/1.npy", "test/a/2.npy", "VAL/a/3.npy"], "the folder 'VAL' is named like a"),
         (["1.npy", "a/readme.txt"], "it holds no manifest; expected one of manifest.csv"),
     ],
 )
@@ -101,3 +123,23 @@ def test_what_cannot_be_told_is_refused(tmp_path, names, problem):
     with pytest.raises(DataError, match="data-path") as error:
         load(tmp_path)
     assert problem in str(error.value)
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    root = made(tmp_path / "set", "train/tit/1.npy", "test/tit/2.npy", "test/wren/3.npy")
+    made(root, ".more/wren/4.npy")
+    (root / "train/wren").symlink_to("../.more/wren")
+    (root / ".more/wren/again").symlink_to("../../train")  # a circle
+    source = load(root)
+    assert source.train.labels.tolist() == [0, 1] and source.test.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("to", "problem"), [("../../other", "leads out of the folder"), ("gone", "leads nowhere")]
+)
+def test_links_that_cannot_be_followed_are_named(tmp_path, to, problem):
+    root = made(tmp_path / "set", "train/tit/1.npy", "test/tit/2.npy", "test/wren/3.npy")
+    made(tmp_path / "other", "4.npy")
+    (root / "train/wren").symlink_to(to)
+    with pytest.raises(DataError, match=f"train/wren.*{problem}"):
+        load(root)

@@ -663,6 +663,37 @@ def test_a_saved_data_set_with_a_description(tmp_path):
     assert len(source.train) == len(source.test) == 5
 
 
+def encoded(root: Path, train: str, test: str, *, only: str = "") -> Path:
+    """Labels such as ``"cat dog"`` as numbers, by the classes that each split has itself."""
+    hf = pytest.importorskip("datasets", reason="needs Hugging Face's datasets")
+    splits = hf.DatasetDict()
+    for name, labels in (("train", train.split()), ("test", test.split())):
+        columns = {"v": [[float(k), 0.0] for k in range(len(labels))], "label": labels}
+        split = hf.Dataset.from_dict(columns)
+        if only in ("", name):
+            split = split.class_encode_column("label")
+        else:
+            split = split.add_column("number", [*range(len(labels))]).remove_columns("label")
+            split = split.rename_column("number", "label")
+        splits[name] = split
+    splits.save_to_disk(str(root))
+    return root
+
+
+def test_each_saved_split_is_read_by_the_names_of_its_own_classes(tmp_path):
+    source = load(encoded(tmp_path, "dog bird cat cat", "dog cat dog"))
+    assert source.class_names == ("bird", "cat", "dog")
+    assert source.train.labels.tolist() == [2, 0, 1, 1]
+    assert source.test.labels.tolist() == [2, 1, 2]
+
+
+def test_saved_splits_whose_classes_cannot_be_matched(tmp_path):
+    said = refused(encoded(tmp_path / "a", "dog cat", "dog cat emu"))
+    assert "test[2]: its label 'emu' is none of cat, dog" in said
+    said = refused(encoded(tmp_path / "b", "dog cat", "dog cat", only="train"))
+    assert "test/dataset_info.json: column 'label' has no names of classes" in said
+
+
 def test_a_single_saved_data_set_needs_a_column_of_splits(tmp_path):
     hf = pytest.importorskip("datasets", reason="needs Hugging Face's datasets")
     columns = {"v": [[1.0], [2.0], [2.0]], "label": ["x", "y", "y"]}

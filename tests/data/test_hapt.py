@@ -132,6 +132,16 @@ def test_users_are_natural_ids(tmp_path):
     assert [len(part.train) for part in parts] == [7, 1]
 
 
+def test_what_is_held_out_shares_no_row_with_what_is_trained_on(tmp_path):
+    load_options = LoadOptions(path=str(make(tmp_path)), series=SHORT)
+    options = PartitionOptions(
+        "hapt", 1, load_options, "iid", validation_fraction=0.3, modality_pattern="acc"
+    )
+    part = load_partition(options, 0)
+    rows = [set(x.inputs["acc"][:, 0].flatten().tolist()) for x in (part.train, part.validation)]
+    assert len(part.validation) == 2 and all(rows) and not rows[0] & rows[1]
+
+
 # What is refused
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from flwr_dmml.base.seeding import numpy_generator
 from flwr_dmml.data import (
     DataError,
     LoadOptions,
+    Modality,
     PartitionOptions,
+    Samples,
+    Source,
     load_partition,
     load_source,
     partition_indices,
@@ -195,6 +199,68 @@ def test_validation_split(count, fraction, validation):
 def test_validation_errors(count, fraction, message):
     with pytest.raises(DataError, match=message):
         split_validation(np.arange(count), fraction, numpy_generator(0))
+
+
+def recorded(*classes: int, windows: int = 10, steps: int = 10, hop: int = 5) -> Source:
+    """So many windows of each recording, which is of one class throughout."""
+    rows = [
+        (recording, k * hop, k * hop + steps)
+        for recording in range(len(classes))
+        for k in range(windows)
+    ]
+    labels = torch.tensor(classes).repeat_interleave(windows)
+    samples = Samples({"v": torch.zeros(len(rows), 1, steps)}, labels)
+    form = {"v": Modality("series", (1, steps))}
+    return Source("made", form, 2, samples, samples, windows=torch.tensor(rows))
+
+
+def overlap(source: Source, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return which windows of ``one`` have a step in common with one of ``other``."""
+    a, b = source.windows[one].numpy()[:, None], source.windows[other].numpy()
+    same = a[..., 0] == b[:, 0]
+    return (same & (a[..., 1] < b[:, 2]) & (b[:, 1] < a[..., 2])).any(axis=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("hop", [1, 4, 5, 10])
+@pytest.mark.parametrize("classes", [(0,), (0, 1), (0, 1, 1) * 4])
+def test_what_is_held_out_shares_no_step_with_what_is_trained_on(classes, hop, seed):
+    source = recorded(*classes, windows=30, hop=hop)
+    indices = np.random.default_rng(seed).permutation(len(source.train))[: 25 * len(classes)]
+    train, held_out = split_validation(indices, 0.2, numpy_generator(seed), source)
+    assert len(held_out) == 5 * len(classes)
+    assert not overlap(source, train, held_out).any()
+    lost = np.setdiff1d(indices, [*train, *held_out])
+    assert overlap(source, lost, held_out).all() and len(train) + len(lost) == 20 * len(classes)
+    of = [np.bincount(source.train.labels[rows]) / len(rows) for rows in (indices, held_out)]
+    assert of[1] == pytest.approx(of[0], abs=1 / len(held_out))
+    again = split_validation(indices, 0.2, numpy_generator(seed), source)
+    assert np.array_equal(train, again[0]) and np.array_equal(held_out, again[1])
+
+
+def test_whole_recordings_are_held_out_where_they_go():
+    source = recorded(*[0, 1] * 5)
+    taken = set()
+    for seed in range(10):
+        train, held_out = split_validation(np.arange(100), 0.2, numpy_generator(seed), source)
+        assert len(train) == 80
+        taken.add(recordings := tuple(source.windows[held_out][:, 0].unique().tolist()))
+        assert len(recordings) == 2
+    assert len(taken) > 5
+
+
+def test_windows_that_all_overlap_what_is_held_out_are_refused():
+    with pytest.raises(DataError, match="of the 2 windows of a node none is left to train on"):
+        split_validation(np.arange(2), 0.1, numpy_generator(0), recorded(0, windows=2))
+
+
+def test_samples_that_are_no_windows_are_held_out_one_by_one():
+    plain = replace(recorded(0, 1), windows=None)
+    alone = split_validation(np.arange(20), 0.2, numpy_generator(0))
+    given = split_validation(np.arange(20), 0.2, numpy_generator(0), plain)
+    assert all(np.array_equal(a, b) for a, b in zip(alone, given, strict=True))
+    drawn = numpy_generator(0).permutation(20)
+    assert np.array_equal(np.concatenate(alone[::-1]), drawn)
 
 
 OPTIONS = PartitionOptions(

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flwr_dmml.data import DataError, LoadOptions, Modality, Source, find_dataset
+from flwr_dmml.data import (
+    DataError,
+    LoadOptions,
+    Modality,
+    PartitionOptions,
+    Source,
+    find_dataset,
+    load_partition,
+)
 from flwr_dmml.data.check import check
 from flwr_dmml.data.forms import RawNumbers
 from flwr_dmml.data.options import SeriesOptions
@@ -103,6 +111,26 @@ def test_columns_go_by_their_names(people):
         "line 3, phone 'bob-phone.csv': there is no column 'y' and a column 'z', unlike in line 2, "
         "phone 'ann-phone.csv'; name the columns alike"
     ) in refused(people)
+
+
+@pytest.mark.parametrize("scheme", ["iid", "natural"])
+def test_what_is_held_out_shares_no_row_of_a_file_with_what_is_trained_on(tmp_path, scheme):
+    """Every number is in one row of one file alone."""
+    lines = ["imu,label,split,node"]
+    for k in range(6):
+        np.save(tmp_path / f"{k}.npy", np.arange(40.0)[:, None] + 100 * k)
+        lines.append(f"{k}.npy,{'ab'[k % 2]},{'test' if k > 3 else 'train'},{k // 2}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    (tmp_path / "dataset.toml").write_text("[recordings]\nrate-hz = 4\n")
+    given = LoadOptions(path=str(tmp_path), series=SeriesOptions(window_s=1.0, rate_hz=4))
+    options = PartitionOptions(
+        "folder", 2, given, scheme, validation_fraction=0.2, modality_pattern="imu"
+    )
+    for node in range(2):
+        part = load_partition(options, node)
+        rows = [set(x.inputs["imu"].flatten().tolist()) for x in (part.train, part.validation)]
+        assert all(rows) and not rows[0] & rows[1]
+        assert len(part.validation) == 8 and len(part.train) > 20
 
 
 def test_a_row_that_lacks_a_value_is_a_gap(people):

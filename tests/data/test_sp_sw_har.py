@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -252,7 +253,7 @@ def test_no_window_crosses_a_change_of_activity(real_data):
     for phone in sorted((real_data / "sp-sw-har").glob("s0[14]/*_sp.csv")):
         pair = [read_recording(phone), read_recording(phone.with_name(phone.name[:-6] + "sw.csv"))]
         told = [Recording(r.times, r.labels[:, None].astype(float), r.labels) for r in pair]
-        parts, labels = cut(told, windowing)
+        parts, labels, _ = cut(told, windowing)
         for values in parts:
             assert np.array_equal(values, np.broadcast_to(labels[:, None, None], values.shape))
         count += len(labels)
@@ -280,7 +281,15 @@ def test_a_subject_is_a_node_and_its_watch_can_be_missing(real_data):
         modality_pattern=f"{ALL},{ALL},phone-acc+phone-gyro",
     )
     parts = [load_partition(options, node) for node in range(18)]
-    assert sum(len(p.train) + len(p.validation) for p in parts) == 5996
+    whole = [load_partition(replace(options, validation_fraction=0.0), k).train for k in range(18)]
+    assert sum(map(len, whole)) == 5996
+    for part, train in zip(parts, whole, strict=True):
+        assert len(part.validation) == round(len(train) / 10)
+        steps = [
+            {x.tobytes() for x in np.moveaxis(of.inputs["phone-acc"].numpy(), 1, 2).reshape(-1, 3)}
+            for of in (part.train, part.validation)
+        ]
+        assert not steps[0] & steps[1]
     assert [p.train.groups.unique().tolist() for p in parts] == [[k] for k in range(18)]
     assert sum("watch-acc" not in p.modalities for p in parts) == 6
     assert all(len(p.test) == 1713 for p in parts)

@@ -19,7 +19,9 @@ def make_source() -> Source:
     labels = torch.arange(6) % 3
     train = Samples({"v": x[:4]}, labels[:4], groups=torch.arange(4), present={"v": has})
     kinds = {"v": Modality("vector", (2, 2))}
-    return Source("made", kinds, 3, train, Samples({"v": x[4:]}, labels[4:]))
+    windows = torch.arange(12).reshape(4, 3)
+    test = Samples({"v": x[4:]}, labels[4:])
+    return Source("made", kinds, 3, train, test, windows=windows)
 
 
 def same(a: Samples, b: Samples) -> bool:
@@ -45,6 +47,8 @@ def test_what_one_has_loaded_the_next_maps(monkeypatch: pytest.MonkeyPatch, tmp_
         assert (mapped.name, mapped.num_classes) == ("made", 3)
         assert mapped.modalities == source.modalities
         assert same(mapped.train, source.train) and same(mapped.test, source.test)
+        assert mapped.windows is not None and source.windows is not None
+        assert torch.equal(mapped.windows, source.windows)
 
 
 def test_training_and_test_samples_may_be_the_same_tensors(

@@ -78,6 +78,8 @@ def test_windows_classes_subjects_and_split(made):
     assert source.train.groups.tolist() == [g for g in (0, 2, 4) for _ in range(12)]
     assert source.test.groups.tolist() == [g for g in (1, 3) for _ in range(12)]
     assert source.train.present is None and source.test.present is None
+    first = source.windows[:3].tolist()
+    assert first == [[1, 0, 128], [1, 64, 192], [1, 128, 256]]  # half of each is in the next one
     for samples in (source.train, source.test):
         for name, signal in SIGNALS.items():
             found = samples.inputs[name]

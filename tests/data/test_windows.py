@@ -77,7 +77,7 @@ def test_what_devices_do_not_agree_on_is_no_stretch():
 
 def test_windows_by_hand():
     """4 rows a second for 2 s at 2 Hz: samples at 0, 0.5, ..., 2; windows of 3, one apart."""
-    (values,), labels = cut(
+    (values,), labels, _ = cut(
         [recording(np.arange(9) / 4, [7] * 9)], Windowing(3, 1, rate_hz=2.0, max_gap_s=1.0)
     )
     assert values[:, 0].tolist() == [[0, 0.5, 1], [0.5, 1, 1.5], [1, 1.5, 2]]
@@ -87,7 +87,7 @@ def test_windows_by_hand():
 def test_a_window_starts_anew_after_a_change():
     """Label 0 lasts from 0 to 1.2, label 1 from 1.3 to 3: samples at 0, 1 and 1.3, 2.3."""
     times = np.arange(31) / 10
-    (values,), labels = cut(
+    (values,), labels, _ = cut(
         [recording(times, [0] * 13 + [1] * 18)], Windowing(2, 2, rate_hz=1.0, max_gap_s=1.0)
     )
     np.testing.assert_allclose(values[:, 0], [[0, 1], [1.3, 2.3]])
@@ -101,7 +101,7 @@ def test_a_window_over_a_gap_is_dropped_on_all_devices():
     whole = np.arange(41) / 10
     pair = [recording(times, [0] * len(times)), recording(whole, [0] * len(whole))]
     windowing = Windowing(2, 2, rate_hz=4.0, max_gap_s=0.5)
-    (first, second), labels = cut(pair, windowing)
+    (first, second), labels, _ = cut(pair, windowing)
     starts = [0, 0.5, 2, 2.5, 3, 3.5]
     np.testing.assert_allclose(first[:, 0, 0], starts)
     np.testing.assert_allclose(second[:, 0, 0], starts)
@@ -113,14 +113,14 @@ def test_devices_are_paired_by_time():
     """The second started 0.35 s later, at another rate: both are cut from 0.35 on."""
     first = recording(np.arange(40) / 10, [2] * 40)
     second = recording(0.35 + np.arange(100) / 25, [2] * 100)
-    (one, other), labels = cut([first, second], Windowing(10, 5, rate_hz=10.0, max_gap_s=0.2))
+    (one, other), labels, _ = cut([first, second], Windowing(10, 5, rate_hz=10.0, max_gap_s=0.2))
     np.testing.assert_allclose(one, other, atol=1e-9)
     np.testing.assert_allclose(one[:, 0, 0], 0.35 + 0.5 * np.arange(len(labels)))
     assert one[-1, 0, -1] <= 3.9
 
 
 def test_nothing_long_enough_is_no_window_but_keeps_the_shape():
-    (values,), labels = cut([recording([0, 1], [0, 0])], Windowing(9, 1, 5.0, 2.0))
+    (values,), labels, _ = cut([recording([0, 1], [0, 0])], Windowing(9, 1, 5.0, 2.0))
     assert values.shape == (0, 2, 9) and labels.shape == (0,)
 
 
@@ -157,7 +157,7 @@ def test_windows_are_of_one_activity_on_a_grid_of_time_and_never_over_a_gap(
 ):
     """The channels are time and label: a line and a constant, which resampling must keep."""
     windowing = Windowing(steps, hop, rate_hz, max_gap_s=0.1)
-    parts, labels = cut(devices, windowing)
+    parts, labels, _ = cut(devices, windowing)
     starts = parts[0][:, 0, :1]
     for device, values in zip(devices, parts, strict=True):
         assert values.shape == (len(labels), 2, steps)
@@ -176,7 +176,7 @@ def test_windows_are_of_one_activity_on_a_grid_of_time_and_never_over_a_gap(
 
 @given(recordings(), st.integers(2, 12), st.integers(1, 12))
 def test_without_gaps_as_many_windows_as_fit(device, steps, hop):
-    _, labels = cut([device], Windowing(steps, hop, 50.0, max_gap_s=1.0))
+    _, labels, _ = cut([device], Windowing(steps, hop, 50.0, max_gap_s=1.0))
     expected = []
     for run in runs(device.labels):
         milliseconds = round(1000 * (device.times[run.stop - 1] - device.times[run.start]))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from flwr_dmml.clients import find_methods, hosting
-from flwr_dmml.data import Modality, Partition, Samples, Source, load_public, load_source
+from flwr_dmml.data import Modality, Partition, Samples, Source, load_source
 from flwr_dmml.data import partition as partition_module
 from flwr_dmml.data import public as public_module
 from flwr_dmml.data.missing import draw_present
@@ -274,19 +274,13 @@ def gappy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Source]
             return replace(samples, inputs=inputs, present=present)
 
         source = replace(whole, train=lacking(whole.train, 0), test=lacking(whole.test, 1))
-        forget()
+        hosting.forget()
         for module in (partition_module, public_module):
             monkeypatch.setattr(module, "load_source", lambda name, given: source)
         return source
 
     yield make
-    forget()
-
-
-def forget() -> None:
-    """Empty what keeps data and learners by the settings."""
-    for kept in (partition_module.divide, load_public, hosting._build_learner):
-        kept.cache_clear()
+    hosting.forget()
 
 
 def test_a_device_is_measured_sample_by_sample(gappy: Callable[[float], Source]) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +79,13 @@ def label_problems(labels: Sequence[str], splits: Sequence[str]) -> list[str]:
             "regression; put the numbers into classes, such as 'low' and 'high'"
         )
         return [problem]
-    problems, twice = [], dict[int | float, str]()
+    problems, twice, looks = [], dict[int | float, str](), dict[str, str]()
     for name in known:
+        if (other := looks.setdefault(normalize("NFC", name), name)) != name:
+            problems.append(
+                f"the labels {other!a} and {name!a} both look like '{name}' (Unicode's "
+                "NFC and NFD); write them alike"
+            )
         number = numbers[name]
         if number is not None and (other := twice.setdefault(number, name)) != name:
             problems.append(f"the labels '{other}' and '{name}' are one number; write them alike")
@@ -102,11 +108,12 @@ def read_rows_of_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     DataError
         The file is missing, not in UTF-8, no CSV, or its cells are not separated by commas.
     """
-    began = False
+    began, before = False, 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             for row in reader:
+                before = reader.line_num
                 cells = [cell.strip() for cell in row]
                 if cells == [""]:
                     cells = []
@@ -118,7 +125,12 @@ def read_rows_of_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"it is not in UTF-8 ({error}); save it as UTF-8") from error
     except FileNotFoundError as error:
         raise DataError("it is missing") from error
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(
+            f"line {before + 1}: it cannot be read as CSV: {error}; a cell that begins with a "
+            'quotation mark ends with the next one, and one inside it is written ""'
+        ) from error
+    except OSError as error:
         raise DataError(f"it cannot be read as CSV: {reason(error)}") from error
 
 

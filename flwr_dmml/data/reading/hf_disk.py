@@ -63,13 +63,13 @@ class Columns:
     about : Description
         Completed: the kinds of images and sound, the classes, and the label if it is the only
         column of classes.
-    classes : tuple of str
-        What the numbers of the label stand for; empty where it holds something else.
+    classes : tuple of (tuple of str)
+        What the numbers of the label stand for in each folder; empty where it holds something else.
     """
 
     names: tuple[str, ...]
     about: Description
-    classes: tuple[str, ...]
+    classes: tuple[tuple[str, ...], ...]
 
 
 def hf_files(root: Path) -> list[Path]:
@@ -86,7 +86,8 @@ def hf_columns(root: Path, about: Description) -> Columns:
         If the folder cannot be read.
     """
     folders = _folders(root)
-    features = _read(folders[0] / INFORMATION, _Information).features or {}
+    infos = [_read(folder / INFORMATION, _Information).features or {} for folder in folders]
+    features = infos[0]
     schema = _tables(folders[0])[0].schema
     roles = about.columns
     classes = [name for name in schema.names if _type(features, name) == "ClassLabel"]
@@ -104,14 +105,17 @@ def hf_columns(root: Path, about: Description) -> Columns:
         used = [*(name for name in used if name != roles.split), roles.split]
     found = {name: _KINDS[t] for name in used if (t := _type(features, name)) in _KINDS}
     kinds = {name: kind for name, kind in found.items() if name not in others}
-    names: tuple[str, ...] = ()
-    label = features.get(roles.label)
-    if isinstance(label, _Feature) and label.type == "ClassLabel":
-        names = tuple(label.names or ())
+    names = tuple(_class_names(info.get(roles.label)) for info in infos)
+    if any(names) and not all(names):
+        bare = folders[names.index(())].name
+        raise DataError(
+            f"{bare}/{INFORMATION}: column '{roles.label}' has no names of classes, as it has in "
+            "the other split; give both the same ClassLabel"
+        )
     changes = {
         "columns": roles,
         "modalities": {**kinds, **about.modalities},
-        "classes": about.classes or names,
+        "classes": about.classes or names[0],  # a class of test rows alone is refused
     }
     return Columns(tuple(used), about.model_copy(update=changes), names)
 
@@ -127,12 +131,13 @@ def read_hf_disk(root: Path, about: Description) -> Manifest:
     pa, columns = arrow(), hf_columns(root, about)
     about, roles = columns.about, columns.about.columns
     modalities = about.modalities_among(columns.names)
-    tables, splits, where = [], [], []
-    for folder in _folders(root):
+    tables, splits, where, classes = [], [], [], list[tuple[str, ...]]()
+    for folder, names in zip(_folders(root), columns.classes, strict=True):
         parts = _tables(folder)
         tables += [part.replace_schema_metadata(None) for part in parts]
         count = sum(len(part) for part in parts)
         splits += [folder.name] * count
+        classes += [names] * count
         where += [f"{folder.name}[{row}]" for row in range(count)]
     try:
         table = pa.concat_tables(tables)
@@ -141,8 +146,9 @@ def read_hf_disk(root: Path, about: Description) -> Manifest:
     others = {name: text(table[name]) for name in table.column_names if name not in modalities}
     if (root / DICT).exists():
         others[roles.split] = splits
-    if columns.classes:
-        others[roles.label] = [_class_name(x, columns.classes) for x in others[roles.label]]
+    if any(columns.classes):
+        numbers = others[roles.label]
+        others[roles.label] = [_class_name(*pair) for pair in zip(numbers, classes, strict=True)]
     return Manifest(
         about,
         where=where,
@@ -195,6 +201,13 @@ def _read(path: Path, model: type[_Model]) -> _Model:
 def _type(features: Mapping[str, _Feature | list[Any]], name: str) -> str:
     feature = features.get(name)
     return feature.type if isinstance(feature, _Feature) else ""
+
+
+def _class_names(feature: _Feature | list[Any] | None) -> tuple[str, ...]:
+    """Return the names of a column's classes, none if it has something else."""
+    if not isinstance(feature, _Feature) or feature.type != "ClassLabel":
+        return ()
+    return tuple(feature.names or ())
 
 
 def _class_name(number: str, classes: tuple[str, ...]) -> str:

@@ -31,6 +31,8 @@ class Windows:
         Of each modality that the row has, ``[windows, channels, steps]``.
     labels : list of str
         Of each window.
+    starts : numpy.ndarray
+        Of each window, see :func:`~.windows.cut`.
     names : mapping of str to tuple of str
         Of the channels of each modality, in the order of the first file that can name them; empty
         where it has none.
@@ -39,6 +41,7 @@ class Windows:
     row: int
     values: Mapping[str, Floats]
     labels: list[str]
+    starts: Ints
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -183,30 +186,25 @@ def _cut(
         name: Recording(track.times, track.values, np.array([index[x] for x in track.labels]))
         for name, track in tracks.items()
     }
-    values, of = cut_together(recordings, windowing)
+    values, of, starts = cut_together(recordings, windowing)
     kept = of >= 0
     return Windows(
         row,
         {name: v[kept] for name, v in values.items()},
         [labels[k] for k in of[kept].tolist()],
+        starts[kept],
         {name: track.names for name, track in tracks.items() if track.names is not None},
     )
 
 
 def cut_together(
     recordings: Mapping[str, Recording], windowing: Windowing
-) -> tuple[dict[str, Floats], Ints]:
-    """Cut recordings of one clock into windows (:func:`~.windows.cut`).
-
-    Returns
-    -------
-    values, labels : dict of str to numpy.ndarray, numpy.ndarray
-        Of each recording ``[windows, channels, steps]``, and ``[windows]``.
-    """
+) -> tuple[dict[str, Floats], Ints, Ints]:
+    """Cut recordings of one clock into windows, by name (:func:`~.windows.cut`)."""
     start = min(recording.times[0] for recording in recordings.values())
     moved = [Recording(r.times - start, r.values, r.labels) for r in recordings.values()]
-    values, labels = cut(moved, windowing)
-    return dict(zip(recordings, values, strict=True)), labels
+    values, labels, starts = cut(moved, windowing)
+    return dict(zip(recordings, values, strict=True)), labels, starts
 
 
 def joined(

@@ -1,10 +1,11 @@
 """Windows of recordings: resampled by their timestamps, within one activity, devices paired."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def resample(times: Floats, values: Floats, at: Floats) -> tuple[Floats, Floats]
     return sampled, gaps
 
 
-def cut(recordings: Sequence[Recording], windowing: Windowing) -> tuple[list[Floats], Ints]:
+def cut(recordings: Sequence[Recording], windowing: Windowing) -> tuple[list[Floats], Ints, Ints]:
     """Cut recordings made together into windows.
 
     Every :func:`stretch <stretches>` has windows from its start on, as many as fit; values are
@@ -152,18 +153,22 @@ def cut(recordings: Sequence[Recording], windowing: Windowing) -> tuple[list[Flo
 
     Returns
     -------
-    values, labels : list of numpy.ndarray, numpy.ndarray
+    values, labels, starts : list of numpy.ndarray, numpy.ndarray, numpy.ndarray
         Of each recording ``[windows, channels, steps]``, and ``[windows]``. Step ``j`` of a window
-        is ``j / rate`` after its first, on all devices.
+        is ``j / rate`` after its first, on all devices; ``starts`` counts the steps of all
+        stretches, one after another: windows whose steps differ have none in common.
     """
     parts: list[list[Floats]] = [
         [np.empty((0, recording.values.shape[1], windowing.steps))] for recording in recordings
     ]
     labels: list[int] = []
+    starts: list[int] = []
+    behind = 0
     for stretch in stretches(recordings):
         samples = int((stretch.end - stretch.start) * windowing.rate_hz + _ON_THE_GRID) + 1
         if samples < windowing.steps:
             continue
+        begin, behind = behind, behind + samples
         at = stretch.start + np.arange(samples) / windowing.rate_hz
         tables, bridged = [], np.zeros(samples, dtype=bool)
         for recording, rows in zip(recordings, stretch.rows, strict=True):
@@ -174,13 +179,24 @@ def cut(recordings: Sequence[Recording], windowing: Windowing) -> tuple[list[Flo
         for part, table in zip(parts, tables, strict=True):
             part.append(_sliding(table, windowing)[kept])
         labels += [stretch.label] * int(kept.sum())
-    return [np.concatenate(part) for part in parts], np.array(labels, dtype=np.int64)
+        starts += (begin + windowing.hop * np.flatnonzero(kept)).tolist()
+    whole = [np.concatenate(part) for part in parts]
+    return whole, np.array(labels, dtype=np.int64), np.array(starts, dtype=np.int64)
 
 
 def _sliding(values: NDArray, windowing: Windowing) -> NDArray:  # type: ignore[type-arg]
     """Return ``[windows, ..., steps]`` of ``[samples, ...]``."""
     sliding = np.lib.stride_tricks.sliding_window_view(values, windowing.steps, axis=0)
     return sliding[:: windowing.hop]
+
+
+def spans(starts: Iterable[Ints], steps: int) -> Tensor:
+    """Return where the windows of some recordings lie, for :class:`~flwr_dmml.data.Source`."""
+    parts = [
+        np.stack([np.full_like(first, k), first, first + steps], axis=1)
+        for k, first in enumerate(starts)
+    ]
+    return torch.from_numpy(np.concatenate([np.empty((0, 3), np.int64), *parts]))
 
 
 def check_classes(

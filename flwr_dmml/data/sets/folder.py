@@ -37,6 +37,7 @@ from ..reading.manifest import (
 )
 from ..reading.problems import Problems
 from ..reading.recordings import indices, joined, read_recordings
+from ..reading.windows import spans
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 from ..standard import standardised
@@ -172,16 +173,9 @@ def _from_recordings(
             raw = RawNumbers(rate_hz=options.series.rate_hz, channels=channels)
             modalities[name] = Modality("series", shapes.pop(), raw)
     problems.check()
-    train, test = (
-        joined(
-            [windows for windows in found if splits[windows.row] == split],
-            modalities,
-            classes,
-            groups,
-            manifest.nodes,
-        )
-        for split in SPLITS
-    )
+    parts = [[windows for windows in found if splits[windows.row] == split] for split in SPLITS]
+    train, test = (joined(part, modalities, classes, groups, manifest.nodes) for part in parts)
+    steps = next(iter(modalities.values())).shape[-1]
     return Source(
         name=about.name,
         modalities=modalities,
@@ -190,6 +184,7 @@ def _from_recordings(
         test=test,
         class_names=classes,
         group_names=groups,
+        windows=spans((windows.starts for windows in parts[0]), steps),
     )
 
 

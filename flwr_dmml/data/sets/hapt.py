@@ -11,7 +11,7 @@ from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
 from ..reading.rows import Ints, read_activities, read_rows, read_whole
-from ..reading.windows import Recording, Windowing, cut
+from ..reading.windows import Recording, Windowing, cut, spans
 from ..registry import Dataset, folder_of
 from ..samples import DataError, Modality, Samples, Source
 
@@ -25,8 +25,8 @@ _UNLABELLED = -1
 
 Experiment = tuple[int, int]
 """Number of an experiment and of its user."""
-Windows = tuple[NDArray[np.float64], Ints]
-"""Values ``[windows, 6, steps]`` and the index of the activity of each."""
+Windows = tuple[NDArray[np.float64], Ints, Ints]
+"""Values ``[windows, 6, steps]``, the index of the activity of each, and its first step."""
 
 
 def load(options: LoadOptions) -> Source:
@@ -91,14 +91,11 @@ def load(options: LoadOptions) -> Source:
         for experiment, signal in signals.items()
     }
     users = sorted({user for _, user in found})
-    train, test = (
-        _samples(
-            {e: windows for e, windows in found.items() if is_test[e[1]] == part},
-            users,
-            windowing.steps,
-        )
+    parts = [
+        {e: windows for e, windows in found.items() if is_test[e[1]] == part}
         for part in (False, True)
-    )
+    ]
+    train, test = (_samples(part, users, windowing.steps) for part in parts)
     if not len(train) or not len(test):
         raise DataError(
             f"series.window-s = {windowing.length_s:g}: no window of the "
@@ -118,6 +115,7 @@ def load(options: LoadOptions) -> Source:
         test=test,
         class_names=tuple(activities[i] for i in ids),
         group_names=tuple(map(str, users)),
+        windows=spans((starts for *_, starts in parts[0].values()), windowing.steps),
     )
 
 
@@ -190,21 +188,21 @@ def _windows(
         if tuple(of) == experiment:
             activity[first - 1 : last] = ids.index(label)
     times = np.arange(len(signal)) / RATE_HZ
-    (values,), found = cut([Recording(times, signal, activity)], windowing)
+    (values,), found, starts = cut([Recording(times, signal, activity)], windowing)
     labelled = found != _UNLABELLED
-    return values[labelled], found[labelled]
+    return values[labelled], found[labelled], starts[labelled]
 
 
 def _samples(found: Mapping[Experiment, Windows], users: list[int], steps: int) -> Samples:
-    values = np.concatenate([np.empty((0, 6, steps)), *(values for values, _ in found.values())])
+    values = np.concatenate([np.empty((0, 6, steps)), *(values for values, *_ in found.values())])
     return Samples(
         inputs={
             "acc": torch.from_numpy(values[:, :3].astype(np.float32)),
             "gyro": torch.from_numpy(values[:, 3:].astype(np.float32)),
         },
-        labels=torch.tensor([k for _, labels in found.values() for k in labels.tolist()]),
+        labels=torch.tensor([k for _, labels, _ in found.values() for k in labels.tolist()]),
         groups=torch.tensor(
-            [users.index(user) for (_, user), (_, labels) in found.items() for _ in labels]
+            [users.index(user) for (_, user), (_, labels, _) in found.items() for _ in labels]
         ),
     )
 

@@ -11,7 +11,7 @@ import torch
 from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, refuse
-from ..reading.windows import Floats, Ints, Recording, Windowing, check_classes, cut
+from ..reading.windows import Floats, Ints, Recording, Windowing, check_classes, cut, spans
 from ..registry import Dataset
 from ..samples import DataError, Modality, Samples, Source
 
@@ -32,6 +32,9 @@ _INDEX = "executions_info.csv"
 _HEADER = "x_acc,y_acc,z_acc,x_gyro,y_gyro,z_gyro,timestamp,label"
 _EXECUTION = re.compile(r"(?P<subject>s\d+)_\d+")
 _DEVICES = ("sp", "sw")  # phone and watch, in file names
+
+Windows = tuple[list[Floats], Ints, Ints]
+"""Of phone and watch ``[windows, 6, steps]``; the activity of each window, and its first step."""
 
 
 def load(options: LoadOptions) -> Source:
@@ -65,7 +68,7 @@ def load(options: LoadOptions) -> Source:
     windowing = Windowing.of(options.series, MAX_GAP_S, WINDOW_S)
     root = Path(options.path) / FOLDER
     problems = Problems(f"data-path: '{root}' cannot be used")
-    found: dict[str, list[tuple[list[Floats], Ints]]] = {}
+    found: dict[str, list[Windows]] = {}
     for execution in _executions(root, problems):
         subject = execution.partition("_")[0]
         pair = _read_pair(root / subject, execution, problems)
@@ -73,18 +76,16 @@ def load(options: LoadOptions) -> Source:
             found.setdefault(subject, []).append(cut(pair, windowing))
     problems.check()
     order = sorted(found, key=lambda subject: (subject in TEST_SUBJECTS, subject))
-    train, test = (
-        _samples(
-            [
-                (order.index(subject), windows)
-                for subject in order
-                for windows in found[subject]
-                if (subject in TEST_SUBJECTS) == is_test
-            ],
-            windowing.steps,
-        )
+    parts = [
+        [
+            (order.index(subject), windows)
+            for subject in order
+            for windows in found[subject]
+            if (subject in TEST_SUBJECTS) == is_test
+        ]
         for is_test in (False, True)
-    )
+    ]
+    train, test = (_samples(part, windowing.steps) for part in parts)
     check_classes(
         train.labels,
         test.labels,
@@ -105,6 +106,7 @@ def load(options: LoadOptions) -> Source:
         test=test,
         class_names=ACTIVITIES,
         group_names=tuple(order),
+        windows=spans((starts for _, (*_, starts) in parts[0]), windowing.steps),
     )
 
 
@@ -210,10 +212,10 @@ def _read_pair(folder: Path, execution: str, problems: Problems) -> list[Recordi
     return [Recording(r.times - start, r.values, r.labels) for r in pair]
 
 
-def _samples(parts: list[tuple[int, tuple[list[Floats], Ints]]], steps: int) -> Samples:
-    """Join the windows of (subject, ([phone, watch], labels)), each ``[n, 6, steps]``."""
+def _samples(parts: list[tuple[int, Windows]], steps: int) -> Samples:
+    """Join the windows of subjects."""
     devices = [
-        np.concatenate([np.empty((0, 6, steps)), *(values[k] for _, (values, _) in parts)])
+        np.concatenate([np.empty((0, 6, steps)), *(values[k] for _, (values, *_) in parts)])
         for k in range(len(_DEVICES))
     ]
     sensors = [half for device in devices for half in (device[:, :3], device[:, 3:])]
@@ -222,8 +224,8 @@ def _samples(parts: list[tuple[int, tuple[list[Floats], Ints]]], steps: int) -> 
             name: torch.from_numpy(sensor.astype(np.float32))
             for name, sensor in zip(MODALITIES, sensors, strict=True)
         },
-        labels=torch.tensor([label for _, (_, labels) in parts for label in labels.tolist()]),
-        groups=torch.tensor([group for group, (_, labels) in parts for _ in labels]),
+        labels=torch.tensor([label for _, (_, labels, _) in parts for label in labels.tolist()]),
+        groups=torch.tensor([group for group, (_, labels, _) in parts for _ in labels]),
     )
 
 

@@ -19,7 +19,7 @@ from ..forms import RawNumbers
 from ..options import LoadOptions
 from ..reading.problems import Problems, reason, refuse
 from ..reading.recordings import Windows, cut_together, joined
-from ..reading.windows import Recording, Windowing, check_classes
+from ..reading.windows import Recording, Windowing, check_classes, spans
 from ..registry import Dataset, folder_of
 from ..samples import DataError, Doubt, Modality, Source
 
@@ -138,8 +138,8 @@ def load(options: LoadOptions) -> Source:
             except DataError as error:
                 problems.add(name, error)
             else:
-                values, labels = cut_together(streams, windowing)
-                found.append(Windows(len(trials), values, [trial.label] * len(labels)))
+                values, labels, starts = cut_together(streams, windowing)
+                found.append(Windows(len(trials), values, [trial.label] * len(labels), starts))
                 trials.append(trial)
     problems.check()
     found.sort(key=lambda windows: trials[windows.row].name)  # the same from folder and archive
@@ -154,16 +154,11 @@ def load(options: LoadOptions) -> Source:
         )
         for (_, kind), name in MODALITIES.items()
     }
-    train, test = (
-        joined(
-            [windows for windows in found if (nodes[windows.row] in TEST_SUBJECTS) == held_out],
-            modalities,
-            classes,
-            groups,
-            nodes,
-        )
+    parts = [
+        [windows for windows in found if (nodes[windows.row] in TEST_SUBJECTS) == held_out]
         for held_out in (False, True)
-    )
+    ]
+    train, test = (joined(part, modalities, classes, groups, nodes) for part in parts)
     check_classes(
         train.labels,
         test.labels,
@@ -180,6 +175,7 @@ def load(options: LoadOptions) -> Source:
         class_names=tuple(classes),
         group_names=tuple(groups),
         doubts=_told(mangled),
+        windows=spans((windows.starts for windows in parts[0]), windowing.steps),
     )
 
 
