@@ -184,6 +184,7 @@ class RoundPlanner:
         self._flat: Collection[int] = ()
         self._there: set[int] = set()  # who takes part, or only rests; in the last planned round
         self._asked: set[int] = set()  # who got a plan of it
+        self._owed: dict[int, set[str]] = {}  # blocks to start anew with, of those that rest
 
     @property
     def last_round(self) -> int:
@@ -339,7 +340,7 @@ class RoundPlanner:
         shares = self._shares_of(budget.graph, budget.updates)
         partners = self._partners_of(shares, recipients)
         steps = self.mean_steps(budget.updates) if self.communicates else {}
-        anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
+        anew = self._anew(budget.updates, resting, payload_bytes, unheard)
         self._asked = set(budget.updates)
         mixed = server_round - 1
         plans = {
@@ -365,7 +366,7 @@ class RoundPlanner:
                 averages=averages.get(p, ()),
                 apart=carrying.apart.get(p, ()),
                 steps=steps,
-                anew=tuple(b for b in self._members[p].blocks if b in anew),
+                anew=anew.get(p, ()),
             )
             for p, updates in budget.updates.items()
         }
@@ -405,6 +406,7 @@ class RoundPlanner:
         own: dict[str, Any] = {"edges": edges, "drawn": self._drawn_for}
         own |= {"flat": sorted(self._flat), "energy": self.energy.state()}
         own |= {"there": sorted(self._there), "asked": sorted(self._asked)}
+        own["owed"] = {str(p): sorted(blocks) for p, blocks in self._owed.items()}
         if self._gaps:
             own["gaps"] = self._gaps.state()
         return own | ({"couriers": self._couriers.state()} if self._couriers else {})
@@ -417,6 +419,7 @@ class RoundPlanner:
         self._by_block = self._draw(server_round, there)[1]
         self._flat = state["flat"]
         self._there, self._asked = set(state["there"]), set(state["asked"])
+        self._owed = {int(p): set(blocks) for p, blocks in state["owed"].items()}
         self.energy.load_state(state["energy"])
         if self._gaps:
             self._gaps.load_state(state["gaps"])
@@ -469,19 +472,27 @@ class RoundPlanner:
         return {m: float(n) for m, n in zip(("", *costs.modalities), means, strict=True) if n}
 
     def _anew(
-        self, there: set[int], published: Collection[int], unheard: Collection[int]
-    ) -> set[str]:
-        """Return the blocks whose owners have changed since the last round.
+        self,
+        asked: Collection[int],
+        resting: Collection[int],
+        published: Collection[int],
+        unheard: Collection[int],
+    ) -> dict[int, tuple[str, ...]]:
+        """Return by device the blocks whose owners have changed since it was last asked.
 
         One that has failed in between has not mixed what the others have, and neither has one to
         which something did not come.
         """
         if not self._resets:
-            return set()
-        failed = self._asked.difference(published)
+            return {}
+        failed, there = self._asked.difference(published), {*asked, *resting}
         before, self._there = self._there, there - failed
         changed = {*(before ^ self._there), *unheard} if before else set()
-        return {block for p in changed for block in self._members[p].blocks}
+        blocks = {block for p in changed for block in self._members[p].blocks}
+        for p in there if blocks else ():
+            self._owed.setdefault(p, set()).update(blocks)
+        owed = {p: self._owed.pop(p, set()) for p in asked}
+        return {p: tuple(b for b in self._members[p].blocks if b in owed[p]) for p in asked}
 
     def _recipients(self, graph: nx.Graph, live: Collection[int]) -> dict[int, tuple[int, ...]]:
         """Return whom each device's payload is for."""
