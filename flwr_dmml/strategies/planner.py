@@ -13,7 +13,7 @@ from ..energy.ledger import Floats
 from ..graph.couriers import Hub
 from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
-from ..graph.weights import Rows, mixing_rows
+from ..graph.weights import Rows, add_links, mixing_rows
 from ..learning.hooks import CourierChoice
 from ..payload.blocks import addressed
 from ..payload.plan import Averaged, Plan
@@ -402,7 +402,7 @@ class RoundPlanner:
 
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
-        edges = sorted(map(self._written, self._live_graph.edges))
+        edges = sorted(map(self._written, self._live_graph.edges(data="weight")))
         own: dict[str, Any] = {"edges": edges, "drawn": self._drawn_for}
         own |= {"flat": sorted(self._flat), "energy": self.energy.state()}
         own |= {"there": sorted(self._there), "asked": sorted(self._asked)}
@@ -414,7 +414,7 @@ class RoundPlanner:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on, after :meth:`begin`, from what :meth:`state` gave."""
         self._live_graph = self._no_links()
-        self._live_graph.add_edges_from(map(tuple, state["edges"]))
+        add_links(self._live_graph, state["edges"])
         server_round, there = self._drawn_for = state["drawn"]
         self._by_block = self._draw(server_round, there)[1]
         self._flat = state["flat"]
@@ -431,8 +431,10 @@ class RoundPlanner:
         every = mixed % self.evaluate_every == 0 or mixed == self._num_rounds
         return 1 <= mixed <= self._num_rounds and every
 
-    def _written(self, edge: tuple[int, int]) -> list[int]:
-        return list(edge) if self.topology.directed else sorted(edge)
+    def _written(self, edge: tuple[int, int, float | None]) -> list[float]:
+        i, j, weight = edge
+        ends = [i, j] if self.topology.directed else sorted((i, j))
+        return [*ends, *([] if weight is None else [weight])]
 
     def trains(self, phase: str) -> NDArray[np.bool_]:
         """Return what is to be trained in a phase, ``[node, modality]``."""
@@ -604,7 +606,7 @@ class RoundPlanner:
         others = owners != of or brought != by or by_block is not own
         if graph is not before or others:  # most rounds are like the last
             blocks = {p: self._members[p].blocks for p in owners}
-            same = before is not None and set(graph.edges) == set(before.edges)
+            same = before is not None and _weights(graph) == _weights(before)
             if not same or others:
                 self._found = self._neighbourhoods(graph, by_block, blocks, brought)
             self._known = graph, by_block, owners, brought
@@ -629,6 +631,10 @@ class RoundPlanner:
     def _weigh(self, graph: nx.Graph, owners: Collection[int], hubs: Hubs) -> Rows:
         lasting = not (self.topology.time_varying or self._own_graph)
         return mixing_rows(graph, owners, hubs, push=self._pushes, lasting=lasting)
+
+
+def _weights(graph: nx.Graph) -> set[tuple[int, int, float | None]]:
+    return set(graph.edges(data="weight"))
 
 
 def _reached(carrying: Carrying, around: Mapping[int, Neighbourhood]) -> Carrying:

@@ -69,7 +69,7 @@ class SharedBandConstrained(EnergyConstrained):
             seed=self.settings.seed,
         )
         nodes = range(len(payload_bits))
-        listens = nx.to_numpy_array(radio.graph, nodelist=nodes) > 0  # [node, node]
+        listens = nx.to_numpy_array(radio.graph, nodelist=nodes, weight=None) > 0  # [node, node]
         heard = listens.any(axis=1)
         band = SharedBand.of(
             self.settings.wireless.shared_band_hz,
