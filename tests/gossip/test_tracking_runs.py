@@ -18,6 +18,7 @@ from flwr_dmml.clients import Learner, make_client_app
 from flwr_dmml.energy.allocation import Allocation, RoundProblem
 from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.learning.crew import Crew
+from flwr_dmml.payload.compression import AT, read_places
 from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
 from flwr_dmml.settings import find_parts, parse_settings
 from flwr_dmml.strategies import PeerStrategy, RunStoppedError, make_server_app
@@ -310,6 +311,38 @@ def test_k_gt_goes_with_half_of_the_entries_and_with_int8() -> None:
     assert not any(record.failed for record in peers.records)
     assert Sums.largest and max(Sums.largest) > 1e-3
     assert float(sum(Sums.corrections).abs().max()) < 1e-5 * max(Sums.largest) + 1e-6
+
+
+class Comparing(Learner):
+    """Notes how far neighbours' vectors are from what it has sent, where they have sent nothing."""
+
+    name = "comparing"
+    apart: ClassVar[list[float]] = []
+    scaled: ClassVar[list[float]] = []
+
+    def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
+        self.came = inbox
+        return super().begin(plan, inbox)
+
+    def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
+        trained = self.flat.copy()
+        for j, payload in self.came.items():
+            for block, n in self.block_lengths().items():
+                own = self.mixer.sent(block, {})[block]
+                unsent = torch.ones(n, dtype=torch.bool)
+                unsent[read_places(payload[block + AT], n)] = False
+                self.apart.append(float((inbox[j][block][:n] - own)[unsent].abs().max()))
+                self.scaled.append(float((trained[block] - own)[unsent].abs().max()))
+        return super().mix(plan, inbox)
+
+
+def test_where_a_neighbour_sends_nothing_it_is_taken_to_have_what_the_device_has_sent() -> None:
+    """Not what it has trained: with unequal iterations leaky-d2 sends scaled progress."""
+    config = {**FAST, "num-nodes": 3, "modality-pattern": "audio", "method": "comparing"}
+    config |= {"gossip": "leaky-d2", "exchange.top-k": 0.2, "local-iterations": 6}
+    peers = run_peers(config, Comparing, num_rounds=3, kind=Unequal)
+    assert not any(record.failed for record in peers.records)
+    assert max(Comparing.scaled) > 1e-3 and max(Comparing.apart) == 0
 
 
 class Sums(Learner):
