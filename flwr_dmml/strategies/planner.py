@@ -30,6 +30,7 @@ from .mixing import FarLink, Hubs, Neighbourhood, neighbourhoods, over_owners
 Links = tuple[nx.Graph, Mapping[str, nx.Graph]]
 """Who is to send to whom, and the graphs of blocks that have one of their own."""
 _NONE: Mapping[str, nx.Graph] = {}
+_STAYS_OUT = "its battery was flat, and in this round it would have nobody to send to"
 Brought = tuple[Mapping[str, Sequence[FarLink]], Mapping[str, Sequence[Hub]]]
 """By block: links of couriers over which copies have come, and means that have come."""
 
@@ -157,7 +158,7 @@ class RoundPlanner:
         self._own_graph = graph
         self._trained = trained
         self._members, self._phases, self._num_rounds = members, list(phases), len(phases)
-        self._drawn: tuple[tuple[int, tuple[int, ...]], Links] = (0, ()), (nx.Graph(), _NONE)
+        self._last_drawn: tuple[tuple[int, tuple[int, ...]], Links] = (0, ()), (nx.Graph(), _NONE)
         work = {p: member.work for p, member in members.items()}
         reach = self._draw(1, members)[0]
         own = {p: member.equipment for p, member in members.items()}
@@ -263,15 +264,15 @@ class RoundPlanner:
         if not (self.topology.by_owners and self._members):
             return self.of_topology(server_round), _NONE
         key = server_round if self.topology.time_varying else 1, tuple(sorted(there))
-        if key == self._drawn[0]:
-            return self._drawn[1]
+        if key == self._last_drawn[0]:
+            return self._last_drawn[1]
         blocks = {p: self._members[p].blocks for p in key[1]}
         graphs = over_owners(self.topology, blocks, server_round=server_round, seed=self.seed)
         union = self._no_links()
         for graph in graphs.values():
             union.add_edges_from(graph.edges)
         found = union, graphs
-        self._drawn = key, found
+        self._last_drawn = key, found
         return found
 
     def _no_links(self) -> nx.Graph:
@@ -318,19 +319,18 @@ class RoundPlanner:
             Those that have not got something of what they were to mix in the last round.
         """
         mixing_graph, mixing_by_block = self._live_graph, self._by_block
-        graph, self._by_block = self._links(server_round, invited)
-        self._drawn_for = server_round, sorted(invited)
+        (graph, self._by_block), bits, flat = self._drawn(server_round, invited, payload_bytes)
+        able = sorted(set(invited) - flat.keys())
+        self._drawn_for = server_round, able
         merges = server_round > self._num_rounds
         phase = self._phases[min(server_round, self._num_rounds) - 1]
-        bits = self.payload_bits(payload_bytes, graph)
-        if server_round == self._num_rounds + 1:
-            bits = 8 * self._whole_bytes()
         trains = self.trains(phase) & (not merges)
         trains[sorted(parked)] = False
-        carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
+        carrying = self._carrying(server_round, mixing_graph, graph, able, payload_bytes, bits)
         for p, more in carrying.bytes_more.items():
             bits[p] += 8 * more
-        budget = self.energy.plan(server_round, graph, invited, bits, speeds, trains)
+        budget = self.energy.plan(server_round, graph, able, bits, speeds, trains)
+        budget = replace(budget, flat=flat | budget.flat)
         self._live_graph, self._flat = budget.graph, budget.flat
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
         around = self._around(mixing_graph, mixing_by_block, budget.updates, payload_bytes, brought)
@@ -375,6 +375,28 @@ class RoundPlanner:
             failed = [p for p in plans if p not in payload_bytes]
             plans = self._gaps.plan(plans, {*failed, *unheard})
         return self._carry(carrying, plans), budget
+
+    def _drawn(
+        self, server_round: int, invited: Collection[int], payload_bytes: Mapping[int, int]
+    ) -> tuple[Links, Floats, dict[int, str]]:
+        """Return a round's links, what is to be sent, and who drops out before the links are drawn.
+
+        Of graphs over each block's owners, those whose batteries cannot pay for sending: they would
+        leave a gap. Who has dropped out stays out until it can pay for a link, not just has none.
+        """
+        flat: dict[int, str] = {}
+        while True:
+            able = set(invited) - flat.keys()
+            graph, by_block = self._links(server_round, able)
+            bits = self.payload_bits(payload_bytes, graph)
+            if server_round == self._num_rounds + 1:
+                bits = 8 * self._whole_bytes()
+            poor = self.energy.too_poor(server_round, graph, able, bits) if by_block else {}
+            if by_block and not flat:
+                poor |= {p: _STAYS_OUT for p in able.intersection(self._flat) if not graph[p]}
+            if not poor:
+                return (graph, by_block), bits, flat
+            flat |= poor
 
     def closing_plans(
         self, invited: Collection[int], payload_bytes: Mapping[int, int]

@@ -11,7 +11,7 @@ import pytest
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.energy.costs import Work
 from flwr_dmml.energy.options import WirelessOptions
-from flwr_dmml.graph.topology import Topology
+from flwr_dmml.graph.topology import BaseGraph, Ring, Topology
 from flwr_dmml.payload.plan import Plan
 from flwr_dmml.settings import OwnParts, Settings, find_parts, parse_settings
 from flwr_dmml.strategies.energy.energy_constrained import EnergyConstrained
@@ -36,7 +36,7 @@ def planner_of(
         p: Member(p, p, ("audio",), {C: 4}, SENT, {C: SENT}, {}, 8, Work(1.0, {"audio": 1.0}))
         for p in range(n)
     }
-    planner.begin(members, [""] * 9, lambda phase, modalities: modalities)
+    planner.begin(members, [""] * 20, lambda phase, modalities: modalities)
     return planner
 
 
@@ -104,3 +104,39 @@ def test_couriers_keep_away_from_links_with_weights() -> None:
             f"topology = 'light' with couriers = '{how}': its links have mixing weights of their "
             "own, and those of couriers have none; allowed: off"
         ) in str(error.value)
+
+
+# ---- flat batteries -----------------------------------------------------------------------------
+
+
+def test_a_ring_one_way_closes_over_a_device_whose_battery_is_flat() -> None:
+    """0 sends to 2, and 2 to 0; the ring of all three would be a path, 2 to 0, without 1."""
+    batteries = [1e3, 0.0, 1e3]
+    planner = planner_of(Ring(directed=True), 3, radio=True, battery_j=batteries)
+    for t in range(1, 5):
+        found, budget = planner.plans(t, range(3), {0: SENT, 2: SENT} if t > 1 else {}, {})
+        assert list(found) == [0, 2] and list(budget.flat) == [1]
+        assert "its battery holds 0 J, sending takes" in budget.flat[1]
+        assert found[0].recipients == (2,) and found[2].recipients == (0,)
+        if t > 1:
+            assert (found[0].neighbours, found[2].neighbours) == ((2,), (0,))
+            assert rows(found) == {0: (0.5, 0.5), 2: (0.5, 0.5)}
+        state = json.loads(json.dumps(planner.state()))
+        planner = planner_of(Ring(directed=True), 3, radio=True, battery_j=batteries)
+        planner.load_state(state)
+
+
+def test_base_averages_exactly_over_those_whose_batteries_are_not_flat() -> None:
+    topology, others = BaseGraph(1), [0, 2, 3, 4, 5]
+    planner = planner_of(topology, 6, radio=True, battery_j=[1e3, 0.0, 1e3, 1e3, 1e3, 1e3])
+    period = topology.period(5)
+    for t in range(1, period + 2):
+        plans(planner, t, others if t > 1 else [])
+    mixed = np.eye(6)
+    for t in range(period + 2, 2 * period + 2):
+        found, matrix = plans(planner, t, others), np.eye(6)
+        assert list(found) == others, "device 1, too, where a graph of six leaves it alone"
+        for p, plan in found.items():
+            matrix[p, [p, *plan.neighbours]] = plan.weights.get(C, (1.0,))
+        mixed = matrix @ mixed
+    assert mixed[np.ix_(others, others)] == pytest.approx(np.full((5, 5), 0.2))

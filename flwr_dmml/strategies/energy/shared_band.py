@@ -53,6 +53,10 @@ class SharedBandConstrained(EnergyConstrained):
         objective: Objective = next((o for o in OBJECTIVES if o == rule), "max-min")
         self._allocator = FleetAllocator(*self.costs.owned.shape, objective=objective)
 
+    def too_poor(self, *given: object) -> dict[int, str]:
+        """Return nobody: who stays out is known with the shares of the band, and these by links."""
+        return {}
+
     def _decide(
         self,
         server_round: int,
