@@ -240,9 +240,9 @@ class _Auditor:
     def _neighbours(self, p: int) -> list[int]:
         """Return those from whom a device hears in the round."""
         edges = self._checkpoint.about["planner"]["edges"]
-        found = {i for i, j in edges if j == p}
+        found = {i for i, j, *_ in edges if j == p}
         if not self._directed:
-            found |= {j for i, j in edges if i == p}
+            found |= {j for i, j, *_ in edges if i == p}
         return sorted(found & self._learners.keys())
 
     def _received(self, p: int, published: Mapping[int, Payload]) -> dict[int, Payload]:
@@ -255,7 +255,7 @@ class _Auditor:
         self._own[p] = {name: copies[name] for name in learner.block_names}
         near = self._neighbours(p)
         inbox = {n: published[n] for n in near}
-        opened, _ = learner.compressor.decode(inbox, self._own[p], p)
+        opened, _ = learner.compressor.decode(inbox, learner.as_sent(), p)
         if learner.settings.privacy.secure_sums:
             return self._of_sums(p, inbox)
         unicast = learner.settings.privacy.unicast

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..base.seeding import numpy_generator
 from ..graph.positions import uniform_positions
+from ..graph.weights import with_links
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -278,9 +279,9 @@ class Wireless:
         gains = channel_gains(where, self.channel, server_round=server_round, seed=seed)  # [n, n]
         rate = rate_bps(gains, power, self.bandwidth_hz, self.noise_w_per_hz)  # [n, n]
         up = links_up(rate, self.min_rate_bps)  # [n, n]
-        live = nx.empty_graph(n, create_using=type(graph))
-        live.add_edges_from((i, j) for i, j in graph.edges if up[i, j])
-        neighbours = nx.to_numpy_array(live, nodelist=range(n)) > 0  # [n, n]
+        live = with_links(graph, lambda i, j: bool(up[i, j]))
+        live.add_nodes_from(range(n))
+        neighbours = nx.to_numpy_array(live, nodelist=range(n), weight=None) > 0  # [n, n]
         worst = broadcast_rate_bps(rate, neighbours)  # [n]
         time_s = send_time_s(bits, worst)
         return RadioRound(gains, up, live, worst, time_s, send_energy_j(bits, worst, power))

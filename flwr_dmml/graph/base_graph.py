@@ -6,7 +6,8 @@ from functools import lru_cache
 from math import gcd
 from typing import ClassVar
 
-from .family import Edges, Topology, require
+from .family import Topology, require
+from .weights import Edges
 
 Round = dict[tuple[int, int], float]
 """The mixing weight of each link; what is left is the own weight."""

@@ -6,7 +6,8 @@ from typing import ClassVar
 import networkx as nx
 
 from ..base.seeding import numpy_generator
-from .family import Edges, Topology, require
+from .family import Topology, require
+from .weights import Edges
 
 
 @dataclass(frozen=True)

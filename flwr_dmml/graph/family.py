@@ -1,17 +1,13 @@
 """The base of topologies (:class:`Topology`): the communication graph of each round."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import networkx as nx
 
 from ..base.seeding import derive_seed
-
-Edges = Iterable[tuple[int, int] | tuple[int, int, float]]
-"""Links (i, j), from i to j where they go one way; with a mixing weight each, where these are not
-to be Metropolis-Hastings."""
+from .weights import Edges, add_links
 
 
 class TopologyError(ValueError):
@@ -71,9 +67,7 @@ class Topology(ABC):
         edges = self._edges(num_nodes, t, self._seed(seed, t))
         graph = nx.DiGraph() if self.directed else nx.Graph()
         graph.add_nodes_from(range(num_nodes))
-        for i, j, *weight in edges:
-            if i != j:
-                graph.add_edge(i, j, **({"weight": weight[0]} if weight else {}))
+        add_links(graph, (edge for edge in edges if edge[0] != edge[1]))
         return graph
 
     def _seed(self, seed: int, t: int) -> int:

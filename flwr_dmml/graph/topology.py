@@ -13,9 +13,9 @@ from ..base.registry import installed
 from ..base.seeding import numpy_generator
 from .base_graph import BaseGraph
 from .epidemic import Epidemic, random_regular
-from .family import Edges, Topology, TopologyError, require
+from .family import Topology, TopologyError, require
 from .positions import uniform_positions
-from .weights import components, metropolis_weights, spectral_gap
+from .weights import Edges, components, metropolis_weights, spectral_gap
 
 # fmt: off
 __all__ = [

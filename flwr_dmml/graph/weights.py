@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 Rows = dict[int, dict[int, float]]
 """The weights of each member: its own, and those of whom it hears from, without zeros."""
+Edges = Iterable[tuple[int, int] | tuple[int, int, float]]
+"""Links (i, j), from i to j where they go one way; with a mixing weight each, where these are not
+to be Metropolis-Hastings."""
 
 
 def components(graph: nx.Graph, nodes: Iterable[int] | None = None) -> list[list[int]]:
@@ -28,6 +31,17 @@ def with_links(graph: nx.Graph, keeps: Callable[[int, int], bool]) -> nx.Graph:
     kept = nx.create_empty_copy(graph)
     kept.add_edges_from((i, j, link) for i, j, link in graph.edges(data=True) if keeps(i, j))
     return kept
+
+
+def weighted(graph: nx.Graph) -> bool:
+    """Return whether links have mixing weights of their own."""
+    return any("weight" in link for _, _, link in graph.edges(data=True))
+
+
+def add_links(graph: nx.Graph, links: Edges) -> None:
+    """Add links to a graph, with their weights."""
+    for i, j, *weight in links:
+        graph.add_edge(i, j, **({"weight": weight[0]} if weight else {}))
 
 
 def heard_by(graph: nx.Graph, node: int) -> list[int]:
@@ -67,7 +81,7 @@ def mixing_rows(
         return sender_rows(graph, nodes, lasting=lasting)
     if graph.is_directed():
         return receiver_rows(graph, nodes)
-    if any("weight" in link for _, _, link in graph.edges(data=True)):
+    if weighted(graph):
         return _given_rows(graph, nodes)
     return metropolis_rows(graph, nodes, hubs)
 

@@ -267,17 +267,16 @@ class Learner(Hooks):
         self.flat.attach()
         self.note_own(plan)
         self._for_others, wrong = self.for_others(plan, inbox)
-        own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         me = self.partition.partition_id
         if plan.merged:
-            inbox, why = self._merged(plan, inbox, own)
+            inbox, why = self._merged(plan, inbox)
             inbox = self.forger.forge(plan, inbox, self.merger, self.memory)
             given = plan.weights, plan.sources, inbox, plan.recipients
             apart, rejected = self.merger.mix(*given, measure=plan.evaluate)
             self.begin_mixed(plan, {}, apart if plan.neighbours and plan.evaluate else None)
             self.rejected = [by_courier(why.get(line, line), plan) for line in rejected] + wrong
             return {}
-        opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), own, me)
+        opened, why = self.compressor.decode(inbox | brought(plan.far, inbox), self.as_sent(), me)
         opened = self.forger.forge(plan, opened, self.mixer, self.memory)
         if self.settings.privacy.secure_sums:
             sums = self.sums(opened, plan.server_round - 1)
@@ -296,11 +295,16 @@ class Learner(Hooks):
         self.rejected = rejected + self.rejected
         return inbox
 
-    def _merged(self, plan: Plan, inbox: Inbox, own: Payload) -> tuple[Inbox, dict[str, str]]:
+    def as_sent(self) -> Payload:
+        """Return the own blocks as they have been sent, before any compression."""
+        return {name: self.mixer.published(name) for name in self.block_names}
+
+    def _merged(self, plan: Plan, inbox: Inbox) -> tuple[Inbox, dict[str, str]]:
         """Return what has come of the final merge: blocks as they are.
 
         Couriers may still bring what was published before it, which has to be decoded.
         """
+        own = {name: self.flat.vector[self.flat.slices[name]].cpu() for name in self.block_names}
         first = plan.num_rounds + 1  # of the merge
         late = [t for t in plan.far if plan.server_round - 1 - t.couriers < first]
         others = [t for t in plan.far if t not in late]

@@ -346,6 +346,14 @@ class Mixer:
         names = self._names(block)
         return {names[i]: own[i][0].to("cpu", copy=True) for i in names}
 
+    def published(self, block: str) -> Tensor:
+        """Return what the device has sent of a block in the model's place, ``[length]`` on the CPU.
+
+        The model, where it has sent nothing else, or changes only.
+        """
+        x = self._flat.rows[:, self._flat.slices[block]]
+        return (x if self.rule.coded else self._own(block, x, {})[0])[0].cpu()
+
     def _names(self, block: str) -> dict[int, str]:
         """Return the names in a payload for this device of a block's vectors, by place."""
         name = addressed(block, self._me) if self._unicast else block

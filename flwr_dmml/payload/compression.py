@@ -169,7 +169,7 @@ class Compressor:
         inbox : dict of int to Payload
             What has come; not trusted.
         own : Payload
-            The device's own blocks as they are, flat on the CPU; not changed.
+            The device's own blocks as it has sent them, flat on the CPU; not changed.
         recipient : int
             Its partition id.
 

@@ -503,20 +503,20 @@ def _coordinator_problems(config: RunConfig, methods: Mapping[str, Options]) -> 
     try:
         topology = settings.make_topology()
         topology.check(settings.num_nodes)
-        if settings.couriers == "forward" and (why := no_couriers_over(topology)):
-            problems.append(f"{given} couriers = 'forward': {why}; allowed: off")
+        over = topology, settings.num_nodes, settings.seed
+        if settings.couriers in ("forward", "average") and (why := no_couriers_over(*over)):
+            problems.append(f"{given} couriers = {settings.couriers!r}: {why}; allowed: off")
         if topology.directed and settings.privacy.unicast:
             problems.append(
                 f"{given} privacy.zip-noise or privacy.secure-sums: its links go one way, and "
                 "both ends of a link must give it the same weight"
             )
         for name, options in methods.items():
-            graph = topology, settings.num_nodes, settings.seed
-            if problem := options.graph_problem(*graph):
+            if problem := options.graph_problem(*over):
                 problems.append(f"{given} method {name!r}: {problem}")
             if settings.gossip in ("auto", *config.parts.gossip):
                 rule = config.gossip_of(name)
-                if problem := rule.graph_problem(*graph):
+                if problem := rule.graph_problem(*over):
                     problems.append(f"{given} gossip rule {rule.name!r}: {problem}")
     except TopologyError as error:
         problems.append(f"{given} num-nodes = {settings.num_nodes}: {error}")

@@ -13,6 +13,7 @@ from ..gossip.aggregation.rule import AggregationRule
 from ..gossip.registry import find_aggregation, find_gossip, make_aggregation
 from ..gossip.rule import GossipRule
 from ..graph.topology import Topology, add_topologies
+from ..graph.weights import weighted
 from ..learning.hooks import CourierChoice
 from ..learning.learner import Learner
 from ..learning.options import Options
@@ -152,16 +153,18 @@ class RunConfig:
     def couriers_of(self, method: str) -> CourierChoice:
         """Return how couriers carry blocks of a method.
 
-        A method that chooses them goes without them where its gossip rule or the exchange cannot
-        have them.
+        A method that chooses them goes without them where its gossip rule, the exchange or the
+        graph cannot have them.
         """
         learner, chosen = self.parts.methods[method], self.settings.couriers
-        topology = self.settings.make_topology()
         if chosen != "auto":
             return chosen if learner.communicates else "off"
-        why = no_couriers(learner.couriers, learner, self.gossip_of(method), self)
-        beat = self.settings.rounds == "sync"
-        return learner.couriers if beat and not (why or no_couriers_over(topology)) else "off"
+        how = learner.couriers
+        if how == "off" or self.settings.rounds != "sync":
+            return "off"
+        why = no_couriers(how, learner, self.gossip_of(method), self)
+        over = self.settings.make_topology(), self.settings.num_nodes, self.settings.seed
+        return "off" if why or no_couriers_over(*over) else how
 
     @property
     def aggregation(self) -> AggregationRule | None:
@@ -242,10 +245,12 @@ def _no_means(rule: GossipRule, config: RunConfig) -> str:
     return ""
 
 
-def no_couriers_over(topology: Topology) -> str:
+def no_couriers_over(topology: Topology, num_nodes: int, seed: int) -> str:
     """Return why nothing can be carried over such a graph; empty if it can."""
     if topology.directed:
         return "its links go one way, and couriers carry both ways"
     if topology.by_owners:
         return "it links the owners of each block already"
+    if weighted(topology.graph(num_nodes, seed=seed)):
+        return "its links have mixing weights of their own, and those of couriers have none"
     return ""

@@ -41,8 +41,8 @@ class Neighbourhood:
 
     ``weights[block]`` holds the node's own weight, then one for each of ``neighbours`` (0 where the
     neighbour does not own the block) and of ``far``; they sum to 1, unless senders divide what they
-    send. All are empty for a node without live neighbours. One that shares no block is a neighbour
-    all the same: statistics reach it.
+    send. Of a node without live neighbours there are only own weights below 1: what it keeps while
+    others hear it. One that shares no block is a neighbour all the same: statistics reach it.
     """
 
     neighbours: tuple[int, ...] = ()
@@ -132,8 +132,9 @@ def neighbourhoods(
     result: dict[int, Neighbourhood] = {}
     for node, owned in blocks.items():
         near = [j for j in heard_by(graph, node) if j in blocks]
-        if not near:
-            result[node] = Neighbourhood()
+        if not near:  # others may hear it all the same
+            kept = {b: (weights[b][node][node],) for b in owned if weights[b][node][node] < 1}
+            result[node] = Neighbourhood(weights=kept)
             continue
         far = brought.get(node, ())
         rows = {b: tuple(weights[b][node].get(j, 0.0) for j in (node, *near)) for b in owned}

@@ -13,7 +13,7 @@ from ..energy.ledger import Floats
 from ..graph.couriers import Hub
 from ..graph.spectral import graph_lines
 from ..graph.topology import Topology
-from ..graph.weights import Rows, mixing_rows
+from ..graph.weights import Rows, add_links, mixing_rows
 from ..learning.hooks import CourierChoice
 from ..payload.blocks import addressed
 from ..payload.plan import Averaged, Plan
@@ -30,6 +30,7 @@ from .mixing import FarLink, Hubs, Neighbourhood, neighbourhoods, over_owners
 Links = tuple[nx.Graph, Mapping[str, nx.Graph]]
 """Who is to send to whom, and the graphs of blocks that have one of their own."""
 _NONE: Mapping[str, nx.Graph] = {}
+_STAYS_OUT = "its battery was flat, and in this round it would have nobody to send to"
 Brought = tuple[Mapping[str, Sequence[FarLink]], Mapping[str, Sequence[Hub]]]
 """By block: links of couriers over which copies have come, and means that have come."""
 
@@ -157,7 +158,7 @@ class RoundPlanner:
         self._own_graph = graph
         self._trained = trained
         self._members, self._phases, self._num_rounds = members, list(phases), len(phases)
-        self._drawn: tuple[tuple[int, tuple[int, ...]], Links] = (0, ()), (nx.Graph(), _NONE)
+        self._last_drawn: tuple[tuple[int, tuple[int, ...]], Links] = (0, ()), (nx.Graph(), _NONE)
         work = {p: member.work for p, member in members.items()}
         reach = self._draw(1, members)[0]
         own = {p: member.equipment for p, member in members.items()}
@@ -184,6 +185,7 @@ class RoundPlanner:
         self._flat: Collection[int] = ()
         self._there: set[int] = set()  # who takes part, or only rests; in the last planned round
         self._asked: set[int] = set()  # who got a plan of it
+        self._owed: dict[int, set[str]] = {}  # blocks to start anew with, of those that rest
 
     @property
     def last_round(self) -> int:
@@ -262,15 +264,15 @@ class RoundPlanner:
         if not (self.topology.by_owners and self._members):
             return self.of_topology(server_round), _NONE
         key = server_round if self.topology.time_varying else 1, tuple(sorted(there))
-        if key == self._drawn[0]:
-            return self._drawn[1]
+        if key == self._last_drawn[0]:
+            return self._last_drawn[1]
         blocks = {p: self._members[p].blocks for p in key[1]}
         graphs = over_owners(self.topology, blocks, server_round=server_round, seed=self.seed)
         union = self._no_links()
         for graph in graphs.values():
             union.add_edges_from(graph.edges)
         found = union, graphs
-        self._drawn = key, found
+        self._last_drawn = key, found
         return found
 
     def _no_links(self) -> nx.Graph:
@@ -317,19 +319,18 @@ class RoundPlanner:
             Those that have not got something of what they were to mix in the last round.
         """
         mixing_graph, mixing_by_block = self._live_graph, self._by_block
-        graph, self._by_block = self._links(server_round, invited)
-        self._drawn_for = server_round, sorted(invited)
+        (graph, self._by_block), bits, flat = self._drawn(server_round, invited, payload_bytes)
+        able = sorted(set(invited) - flat.keys())
+        self._drawn_for = server_round, able
         merges = server_round > self._num_rounds
         phase = self._phases[min(server_round, self._num_rounds) - 1]
-        bits = self.payload_bits(payload_bytes, graph)
-        if server_round == self._num_rounds + 1:
-            bits = 8 * self._whole_bytes()
         trains = self.trains(phase) & (not merges)
         trains[sorted(parked)] = False
-        carrying = self._carrying(server_round, mixing_graph, graph, invited, payload_bytes, bits)
+        carrying = self._carrying(server_round, mixing_graph, graph, able, payload_bytes, bits)
         for p, more in carrying.bytes_more.items():
             bits[p] += 8 * more
-        budget = self.energy.plan(server_round, graph, invited, bits, speeds, trains)
+        budget = self.energy.plan(server_round, graph, able, bits, speeds, trains)
+        budget = replace(budget, flat=flat | budget.flat)
         self._live_graph, self._flat = budget.graph, budget.flat
         brought = self._brought(mixing_graph, budget.updates, payload_bytes)
         around = self._around(mixing_graph, mixing_by_block, budget.updates, payload_bytes, brought)
@@ -339,7 +340,7 @@ class RoundPlanner:
         shares = self._shares_of(budget.graph, budget.updates)
         partners = self._partners_of(shares, recipients)
         steps = self.mean_steps(budget.updates) if self.communicates else {}
-        anew = self._anew({*budget.updates, *resting}, payload_bytes, unheard)
+        anew = self._anew(budget.updates, resting, payload_bytes, unheard)
         self._asked = set(budget.updates)
         mixed = server_round - 1
         plans = {
@@ -365,7 +366,7 @@ class RoundPlanner:
                 averages=averages.get(p, ()),
                 apart=carrying.apart.get(p, ()),
                 steps=steps,
-                anew=tuple(b for b in self._members[p].blocks if b in anew),
+                anew=anew.get(p, ()),
             )
             for p, updates in budget.updates.items()
         }
@@ -374,6 +375,28 @@ class RoundPlanner:
             failed = [p for p in plans if p not in payload_bytes]
             plans = self._gaps.plan(plans, {*failed, *unheard})
         return self._carry(carrying, plans), budget
+
+    def _drawn(
+        self, server_round: int, invited: Collection[int], payload_bytes: Mapping[int, int]
+    ) -> tuple[Links, Floats, dict[int, str]]:
+        """Return a round's links, what is to be sent, and who drops out before the links are drawn.
+
+        Of graphs over each block's owners, those whose batteries cannot pay for sending: they would
+        leave a gap. Who has dropped out stays out until it can pay for a link, not just has none.
+        """
+        flat: dict[int, str] = {}
+        while True:
+            able = set(invited) - flat.keys()
+            graph, by_block = self._links(server_round, able)
+            bits = self.payload_bits(payload_bytes, graph)
+            if server_round == self._num_rounds + 1:
+                bits = 8 * self._whole_bytes()
+            poor = self.energy.too_poor(server_round, graph, able, bits) if by_block else {}
+            if by_block and not flat:
+                poor |= {p: _STAYS_OUT for p in able.intersection(self._flat) if not graph[p]}
+            if not poor:
+                return (graph, by_block), bits, flat
+            flat |= poor
 
     def closing_plans(
         self, invited: Collection[int], payload_bytes: Mapping[int, int]
@@ -401,10 +424,11 @@ class RoundPlanner:
 
     def state(self) -> dict[str, Any]:
         """Return what the plan of a round depends on besides who is there, as JSON."""
-        edges = sorted(map(self._written, self._live_graph.edges))
+        edges = sorted(map(self._written, self._live_graph.edges(data="weight")))
         own: dict[str, Any] = {"edges": edges, "drawn": self._drawn_for}
         own |= {"flat": sorted(self._flat), "energy": self.energy.state()}
         own |= {"there": sorted(self._there), "asked": sorted(self._asked)}
+        own["owed"] = {str(p): sorted(blocks) for p, blocks in self._owed.items()}
         if self._gaps:
             own["gaps"] = self._gaps.state()
         return own | ({"couriers": self._couriers.state()} if self._couriers else {})
@@ -412,11 +436,12 @@ class RoundPlanner:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on, after :meth:`begin`, from what :meth:`state` gave."""
         self._live_graph = self._no_links()
-        self._live_graph.add_edges_from(map(tuple, state["edges"]))
+        add_links(self._live_graph, state["edges"])
         server_round, there = self._drawn_for = state["drawn"]
         self._by_block = self._draw(server_round, there)[1]
         self._flat = state["flat"]
         self._there, self._asked = set(state["there"]), set(state["asked"])
+        self._owed = {int(p): set(blocks) for p, blocks in state["owed"].items()}
         self.energy.load_state(state["energy"])
         if self._gaps:
             self._gaps.load_state(state["gaps"])
@@ -428,8 +453,10 @@ class RoundPlanner:
         every = mixed % self.evaluate_every == 0 or mixed == self._num_rounds
         return 1 <= mixed <= self._num_rounds and every
 
-    def _written(self, edge: tuple[int, int]) -> list[int]:
-        return list(edge) if self.topology.directed else sorted(edge)
+    def _written(self, edge: tuple[int, int, float | None]) -> list[float]:
+        i, j, weight = edge
+        ends = [i, j] if self.topology.directed else sorted((i, j))
+        return [*ends, *([] if weight is None else [weight])]
 
     def trains(self, phase: str) -> NDArray[np.bool_]:
         """Return what is to be trained in a phase, ``[node, modality]``."""
@@ -469,19 +496,27 @@ class RoundPlanner:
         return {m: float(n) for m, n in zip(("", *costs.modalities), means, strict=True) if n}
 
     def _anew(
-        self, there: set[int], published: Collection[int], unheard: Collection[int]
-    ) -> set[str]:
-        """Return the blocks whose owners have changed since the last round.
+        self,
+        asked: Collection[int],
+        resting: Collection[int],
+        published: Collection[int],
+        unheard: Collection[int],
+    ) -> dict[int, tuple[str, ...]]:
+        """Return by device the blocks whose owners have changed since it was last asked.
 
         One that has failed in between has not mixed what the others have, and neither has one to
         which something did not come.
         """
         if not self._resets:
-            return set()
-        failed = self._asked.difference(published)
+            return {}
+        failed, there = self._asked.difference(published), {*asked, *resting}
         before, self._there = self._there, there - failed
         changed = {*(before ^ self._there), *unheard} if before else set()
-        return {block for p in changed for block in self._members[p].blocks}
+        blocks = {block for p in changed for block in self._members[p].blocks}
+        for p in there if blocks else ():
+            self._owed.setdefault(p, set()).update(blocks)
+        owed = {p: self._owed.pop(p, set()) for p in asked}
+        return {p: tuple(b for b in self._members[p].blocks if b in owed[p]) for p in asked}
 
     def _recipients(self, graph: nx.Graph, live: Collection[int]) -> dict[int, tuple[int, ...]]:
         """Return whom each device's payload is for."""
@@ -593,7 +628,7 @@ class RoundPlanner:
         others = owners != of or brought != by or by_block is not own
         if graph is not before or others:  # most rounds are like the last
             blocks = {p: self._members[p].blocks for p in owners}
-            same = before is not None and set(graph.edges) == set(before.edges)
+            same = before is not None and _weights(graph) == _weights(before)
             if not same or others:
                 self._found = self._neighbourhoods(graph, by_block, blocks, brought)
             self._known = graph, by_block, owners, brought
@@ -618,6 +653,10 @@ class RoundPlanner:
     def _weigh(self, graph: nx.Graph, owners: Collection[int], hubs: Hubs) -> Rows:
         lasting = not (self.topology.time_varying or self._own_graph)
         return mixing_rows(graph, owners, hubs, push=self._pushes, lasting=lasting)
+
+
+def _weights(graph: nx.Graph) -> set[tuple[int, int, float | None]]:
+    return set(graph.edges(data="weight"))
 
 
 def _reached(carrying: Carrying, around: Mapping[int, Neighbourhood]) -> Carrying:

@@ -77,6 +77,13 @@ def test_five_rounds_by_hand(tmp_path: Path) -> None:
     assert sum(a) == pytest.approx(3) and max(a) > 1.2
 
 
+def test_the_sum_of_the_weights_stays_where_some_hear_nobody(tmp_path: Path) -> None:
+    config = one_way(tmp_path / "links.txt", method="weighing", topology="epidemic")
+    peers = run_peers({**config, "topology-degree": 1}, Weighing, num_rounds=30)
+    assert not any(node.rejected for record in peers.records for node in record.nodes)
+    assert sum(Weighing.weights.values()) == pytest.approx(3, rel=1e-5)
+
+
 def test_a_weight_that_there_cannot_be_is_rejected() -> None:
     rule = make("sgp")
     for weight in (0.0, -1.0, 7.0, float("nan")):

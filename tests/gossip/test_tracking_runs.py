@@ -1,6 +1,8 @@
 """Corrections in real runs: failures, devices that come and go, unequal iterations, settings."""
 
 from collections.abc import Collection
+from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import networkx as nx
@@ -12,12 +14,14 @@ from helpers_gossip import OnAParabola
 from torch import Tensor
 
 from flwr_dmml.base.errors import SettingsError
-from flwr_dmml.clients import Learner
+from flwr_dmml.clients import Learner, make_client_app
 from flwr_dmml.energy.allocation import Allocation, RoundProblem
+from flwr_dmml.engine import FlowerApp, run_app
 from flwr_dmml.learning.crew import Crew
+from flwr_dmml.payload.compression import AT, read_places
 from flwr_dmml.payload.plan import Inbox, Outcome, Payload, Plan
 from flwr_dmml.settings import find_parts, parse_settings
-from flwr_dmml.strategies import PeerStrategy
+from flwr_dmml.strategies import PeerStrategy, RunStoppedError, make_server_app
 
 LINE: dict[str, Any] = {
     **FAST,
@@ -100,6 +104,35 @@ def test_a_device_that_only_rests_keeps_its_correction() -> None:
     run_peers({**LINE, "gossip": "k-gt"}, Parabola, num_rounds=150, kind=Resting)
     assert not any(plan.anew for plan in Parabola.told.values())
     assert final() == pytest.approx([BEST] * 3, rel=2e-3)
+
+
+class Away(PeerStrategy):
+    """Device 0 rests in rounds 4 and 5."""
+
+    def participants(self, server_round: int, connected: Collection[int]) -> Collection[int]:
+        return [k for k in connected if k or server_round not in (4, 5)]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("rule", ["k-gt", "d2"])
+def test_a_device_that_rests_while_the_others_start_anew_does_so_when_it_is_back(
+    rule: str, stopped: bool, tmp_path: Path
+) -> None:
+    """Device 2 fails in round 3, so that all others start anew in rounds 4 and 5."""
+    Parabola.fails = {(2, 3)}
+    app = FlowerApp({}, make_server_app(Away, Parabola), make_client_app(Parabola))
+    config = {
+        **LINE, "gossip": rule, "num-server-rounds": 80, "run-dir": str(tmp_path),
+        "compare-with": "", "evaluate-every": 100,
+    }  # fmt: skip
+    if stopped:
+        after_5 = (n == 5 for n in count(1))
+        with pytest.raises(RunStoppedError, match="after round 5"):
+            run_app(app, 3, config | {"run-name": "r"}, stopping=lambda: next(after_5))
+    run_app(app, 3, config | ({"resume": "r"} if stopped else {}))
+    anew = {(t, k) for (k, t), plan in Parabola.told.items() if plan.anew}
+    assert anew == {(4, 1), (4, 2), (5, 1), (5, 2), (6, 0)}
+    assert final() == pytest.approx([BEST] * 3, rel=1e-3)
 
 
 def test_only_rules_that_need_it_are_told_of_owners() -> None:
@@ -278,6 +311,38 @@ def test_k_gt_goes_with_half_of_the_entries_and_with_int8() -> None:
     assert not any(record.failed for record in peers.records)
     assert Sums.largest and max(Sums.largest) > 1e-3
     assert float(sum(Sums.corrections).abs().max()) < 1e-5 * max(Sums.largest) + 1e-6
+
+
+class Comparing(Learner):
+    """Notes how far neighbours' vectors are from what it has sent, where they have sent nothing."""
+
+    name = "comparing"
+    apart: ClassVar[list[float]] = []
+    scaled: ClassVar[list[float]] = []
+
+    def begin(self, plan: Plan, inbox: Inbox) -> Inbox:
+        self.came = inbox
+        return super().begin(plan, inbox)
+
+    def mix(self, plan: Plan, inbox: Inbox) -> tuple[float, list[str]]:
+        trained = self.flat.copy()
+        for j, payload in self.came.items():
+            for block, n in self.block_lengths().items():
+                own = self.mixer.sent(block, {})[block]
+                unsent = torch.ones(n, dtype=torch.bool)
+                unsent[read_places(payload[block + AT], n)] = False
+                self.apart.append(float((inbox[j][block][:n] - own)[unsent].abs().max()))
+                self.scaled.append(float((trained[block] - own)[unsent].abs().max()))
+        return super().mix(plan, inbox)
+
+
+def test_where_a_neighbour_sends_nothing_it_is_taken_to_have_what_the_device_has_sent() -> None:
+    """Not what it has trained: with unequal iterations leaky-d2 sends scaled progress."""
+    config = {**FAST, "num-nodes": 3, "modality-pattern": "audio", "method": "comparing"}
+    config |= {"gossip": "leaky-d2", "exchange.top-k": 0.2, "local-iterations": 6}
+    peers = run_peers(config, Comparing, num_rounds=3, kind=Unequal)
+    assert not any(record.failed for record in peers.records)
+    assert max(Comparing.scaled) > 1e-3 and max(Comparing.apart) == 0
 
 
 class Sums(Learner):

@@ -1,12 +1,22 @@
 """Who mixes with whom."""
 
+from collections.abc import Collection
+
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_dmml.strategies.mixing import neighbourhoods, owners_by_block, separate_groups
+from flwr_dmml.graph.topology import Epidemic, OnePeerExponential, Topology
+from flwr_dmml.graph.weights import mixing_rows
+from flwr_dmml.strategies.mixing import (
+    Hubs,
+    neighbourhoods,
+    over_owners,
+    owners_by_block,
+    separate_groups,
+)
 
 A, V, C = "encoder.audio", "encoder.image", "head.common"
 
@@ -72,3 +82,28 @@ def test_every_block_is_mixed_by_a_symmetric_doubly_stochastic_matrix(n, seed, d
         assert np.allclose(part, part.T, atol=1e-12)
         assert np.allclose(part.sum(axis=1), 1.0, atol=1e-12)
         assert np.isclose(matrix.sum(), part.sum()), "no weight on a node that is no live owner"
+
+
+@pytest.mark.parametrize(
+    ("topology", "gone"),
+    [(Epidemic(1, directed=True), set()), (OnePeerExponential(directed=True), {3})],
+    ids=["epidemic", "one-peer"],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_what_senders_deal_out_sums_to_1_even_of_one_that_hears_nobody(
+    topology: Topology, gone: Collection[int], seed: int
+) -> None:
+    def pushed(graph: nx.Graph, nodes: Collection[int], hubs: Hubs):
+        return mixing_rows(graph, nodes, hubs, push=True)
+
+    deaf = 0
+    for t in range(1, 11):
+        over = over_owners(topology, {k: [C] for k in range(8)}, server_round=t, seed=seed)
+        live = {k: [C] for k in range(8) if k not in gone}
+        around = neighbourhoods(over[C], live, over=over, weigh=pushed)
+        matrix = np.zeros((8, 8))
+        for k, near in around.items():
+            matrix[k, [k, *near.neighbours]] = near.weights.get(C, (1.0,))
+            deaf += not near.neighbours and bool(near.weights)
+        assert matrix.sum(axis=0)[list(live)] == pytest.approx(1.0, abs=1e-12)
+    assert deaf

@@ -148,6 +148,23 @@ class EnergyConstrained:
             notes=decision.notes,
         )
 
+    def too_poor(
+        self,
+        server_round: int,
+        graph: nx.Graph,
+        present: Collection[int],
+        payload_bits: Floats,
+    ) -> dict[int, str]:
+        """Return who cannot pay for sending over a graph, and why; nothing is booked.
+
+        Parameters are those of :meth:`plan`.
+        """
+        if self._on_mains:
+            return {}
+        if server_round == 1 and not self._filled:
+            self._fill_batteries(self._sends_over or graph, payload_bits)
+        return self._sending(server_round, graph, set(present), payload_bits)[1]
+
     def prospect(
         self,
         server_round: int,

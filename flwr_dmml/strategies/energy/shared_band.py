@@ -53,6 +53,10 @@ class SharedBandConstrained(EnergyConstrained):
         objective: Objective = next((o for o in OBJECTIVES if o == rule), "max-min")
         self._allocator = FleetAllocator(*self.costs.owned.shape, objective=objective)
 
+    def too_poor(self, *given: object) -> dict[int, str]:
+        """Return nobody: who stays out is known with the shares of the band, and these by links."""
+        return {}
+
     def _decide(
         self,
         server_round: int,
@@ -69,7 +73,7 @@ class SharedBandConstrained(EnergyConstrained):
             seed=self.settings.seed,
         )
         nodes = range(len(payload_bits))
-        listens = nx.to_numpy_array(radio.graph, nodelist=nodes) > 0  # [node, node]
+        listens = nx.to_numpy_array(radio.graph, nodelist=nodes, weight=None) > 0  # [node, node]
         heard = listens.any(axis=1)
         band = SharedBand.of(
             self.settings.wireless.shared_band_hz,
