@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..settings import find_parts
+from ..tracking.ending import absence
+from ..tracking.tables import in_common
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults, shown
 
@@ -43,7 +45,7 @@ class Group:
     label : str
         Both in one.
     runs : dict of int to (Run, MethodRun)
-        The complete run of each seed.
+        The complete run of each seed, its last round cut to the devices that it is compared by.
     incomplete : list of str
         The other runs.
     """
@@ -73,6 +75,8 @@ def group_runs(
     So are those that differ besides in what each block has one value of: options of the value, or a
     setting that goes with it, which a warning names.
 
+    The last rounds of the runs of a seed in a block hold the devices that all of them evaluated.
+
     Parameters
     ----------
     runs : sequence of Run
@@ -85,14 +89,14 @@ def group_runs(
     Returns
     -------
     tuple of list of Group and list of str
-        The groups in order of appearance, and warnings: incomplete or repeated runs, different
-        data sets.
+        The groups in order of appearance, and warnings: incomplete or repeated runs, groups without
+        a complete one, which are left out, lost devices, different data sets.
 
     Raises
     ------
     ReportError
-        Fewer than two runs, a wrong number of labels, no complete run in a group, or a method that
-        does not have the setting ``by``.
+        Fewer than two runs, a wrong number of labels, no complete run at all, or a method that does
+        not have the setting ``by``.
     """
     if len(runs) < 2:
         raise ReportError("nothing to compare: give two runs or more (report shows a single one)")
@@ -113,8 +117,12 @@ def group_runs(
     _name(found, labels)
     for group in found:
         warnings += [f"{group.label}: {text}; left out of all figures" for text in group.incomplete]
-    if empty := [group.label for group in found if not group.runs]:
+    warnings += _cut_to_common(found, by)
+    empty = [group.label for group in found if not group.runs]
+    if len(empty) == len(found):
         raise ReportError(f"nothing to compare: no complete run of {', '.join(empty)}")
+    warnings += [f"{label}: no complete run, so it is not compared" for label in empty]
+    found = [group for group in found if group.runs]
     sets = sorted({str(group.settings.get("dataset")) for group in found})
     if len(sets) > 1 and by != "dataset":
         warnings.append(f"different data sets ({', '.join(sets)}): accuracies do not compare")
@@ -147,6 +155,41 @@ def _add(group: Group, run: Run, method: MethodRun, warnings: list[str]) -> None
             )
     else:
         group.runs[seed] = (run, method)
+
+
+def _cut_to_common(groups: Sequence[Group], by: str) -> list[str]:
+    """Cut the last rounds of each seed's runs to the devices that all evaluated; warn of lost ones.
+
+    Runs in other blocks, or of other numbers of devices, have other devices.
+    """
+    warnings: list[str] = []
+    together: dict[tuple[str, int, Any], list[Group]] = {}
+    for group in groups:
+        for seed, (run, method) in sorted(group.runs.items()):
+            place = group.block, seed, group.settings.get("num-nodes")
+            together.setdefault(place, []).append(group)
+            if lost := absence(method.name, method.end.begun, method.end.missing):
+                warnings.append(f"{run.name}: {lost}")
+    for (block, seed, _), alike in together.items():
+        lasts = {group.label: group.runs[seed][1].last for group in alike}
+        cut = in_common(lasts)
+        known = set[int]().union(*(record.by_partition for record in lasts.values()))
+        counted = len(next(iter(cut.values())).by_partition)
+        if counted == len(known):
+            continue
+        where = f"{by} = {block}, seed {seed}" if block else f"seed {seed}"
+        if not counted:
+            warnings.append(f"{where}: no device was evaluated in all runs at the end; left out")
+        else:
+            warnings.append(
+                f"{where}: accuracies are those of {counted} of {len(known)} devices, which all "
+                "runs evaluated at the end"
+            )
+        for group in alike:
+            run, method = group.runs.pop(seed)
+            if counted:
+                group.runs[seed] = run, replace(method, compared=cut[group.label])
+    return warnings
 
 
 def _arrange(groups: Sequence[Group], by: str) -> list[str]:

@@ -301,6 +301,74 @@ def test_no_complete_run(tmp_path: Path) -> None:
         groups_of(tmp_path)
 
 
+def test_a_group_without_a_complete_run_is_left_out(tmp_path: Path) -> None:
+    """Whether it has not got far, or has an empty file of a run that was killed at once."""
+    one_round(tmp_path, "a", 0.4, 0, "dpsgd")
+    one_round(tmp_path, "b", 0.5, 0, "dmml-kd")
+    write_run(tmp_path, "c", {"local": [make_round(1, [1, 1, 1])]}, num_server_rounds=2)
+    empty = one_round(tmp_path, "d", 0.5, 0, "fedprox")
+    (empty / "fedprox" / "metrics.jsonl").write_text("")
+    output = tmp_path / "c.html"
+    labels = ("--label", "old", "--label", "new", "--label", "alone")
+    for given in ((), labels):
+        result = invoke("compare", tmp_path, "-o", output, *given)
+        assert result.exit_code == 0, result.output
+        assert len(Page(output.read_text()).tables["results"]) == 1 + 2
+        name = "alone" if given else "local"
+        for text in (
+            f"{name}: no complete run, so it is not compared",
+            "d: left out, it has not finished a round",
+        ):
+            assert text in words(result.stderr)
+
+
+def test_only_devices_that_all_runs_of_a_seed_evaluated_count(tmp_path: Path) -> None:
+    """dmml-kd loses device 2 with seed 0: 0.3 and 0.4 against 0.5 and 0.6; all with seed 1."""
+    for seed in (0, 1):
+        one_round(tmp_path, f"a{seed}", 0.4, seed, "dpsgd")
+        run = one_round(tmp_path, f"b{seed}", 0.6, seed, "dmml-kd")
+        if seed == 0:
+            lose_last_device(run / "dmml-kd")
+    comparison, warnings = compare_runs(read_runs([tmp_path])[0])
+    pair = comparison.difference(comparison.groups[1], COLUMNS["accuracy"])
+    assert pair is not None and pair.values == pytest.approx([0.2, 0.2])
+    found = [r["values"] for r in comparison.records() if r["column"] == "accuracy"]
+    assert found == [pytest.approx({0: 0.35, 1: 0.4}), pytest.approx({0: 0.55, 1: 0.6})]
+    assert warnings == [
+        "b0: dmml-kd: 2 of 3 devices finished; the last accuracies are theirs. Missing: 2",
+        "seed 0: accuracies are those of 2 of 3 devices, which all runs evaluated at the end",
+    ]
+
+
+def lose_last_device(folder: Path) -> None:
+    """Take device 2 out of the last round of a method."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["nodes"] = lines[-1]["nodes"][:2]
+    lines[-1]["failed"] = {"2": "no reply"}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_runs_of_other_numbers_of_devices_are_not_cut(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0, num_nodes=3)
+    more = [make_round(r, [0.5] * 4, devices=4) for r in (1, 2)]
+    write_run(tmp_path, "b", {"local": more}, seed=0, num_nodes=4)
+    assert group_runs(read_runs([tmp_path])[0])[1] == []
+
+
+def test_a_seed_without_a_device_in_common_is_left_out(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for name, method in (("a", "dpsgd"), ("b", "local")):
+            one_round(tmp_path, f"{name}{seed}", 0.4, seed, method)
+    for name, method, kept in (("a0", "dpsgd", slice(1)), ("b0", "local", slice(1, None))):
+        metrics = tmp_path / name / method / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        lines[-1]["nodes"] = lines[-1]["nodes"][kept]
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    groups, warnings = group_runs(read_runs([tmp_path])[0])
+    assert [sorted(group.runs) for group in groups] == [[1], [1]]
+    assert "seed 0: no device was evaluated in all runs at the end; left out" in warnings
+
+
 def test_different_data_sets_are_warned_of(tmp_path: Path) -> None:
     one_round(tmp_path, "a", 0.4, 0)
     run = one_round(tmp_path, "b", 0.4, 0)
