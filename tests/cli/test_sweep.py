@@ -112,6 +112,7 @@ def test_a_setting_is_read_as_it_was_written(value: object):
         ("[settings]\nseed = 1\n", r"\[grid\] must hold"),
         ("[settings]\nseed = 1\n[grid]\nseed = [1]\n", "seed is both"),
         ("[grid]\nrun-name = ['a']\n", "run-name is the sweep's own"),
+        ("[settings]\noverrides = 'seed=3'\n[grid]\nseed = [0]\n", "overrides: write each of"),
         ("[grid\n", "cannot be read"),
         ("[grid]\nseed = [0, 1, 0]\n", "grid.seed has 0 twice"),
     ],
