@@ -6,27 +6,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..settings import find_parts
+from ..strategies.resuming import FREE
 from ..tracking.ending import absence
 from ..tracking.tables import in_common
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults, shown
 
-NOT_COMPARED = ("seed", "method", "compare-with", "run-name", "run-dir")
-"""Settings that do not tell groups apart: seed and names; methods are apart anyway."""
-
-WHERE = (
-    "engine",
-    "workers",
-    "ray-address",
-    "wait-timeout",
-    "round-timeout",
-    "min-devices",
-    "report-classes",
-    "data-cache",
-    "exchange.sealed",
-    "track-with",
-)
-"""Settings that results do not depend on: where a run is computed, and what it tells of itself."""
+NOT_COMPARED = (FREE - {"data-path"}) | {
+    "seed", "method", "compare-with", "report-classes", "keep-best", "exchange.sealed",
+}  # fmt: skip
+"""Settings that do not tell groups apart: the seed, methods, which are apart anyway, and what results
+do not depend on. Another ``data-path`` may hold other data."""
 
 
 @dataclass
@@ -135,9 +125,8 @@ def _relevant(config: dict[str, Any], method: str, methods: set[str]) -> dict[st
     return {
         key: value
         for key, value in sorted(config.items())
-        if key not in NOT_COMPARED + WHERE
+        if key not in NOT_COMPARED
         and not ("." in key and key.partition(".")[0] in others)
-        and not key.startswith(("checkpoint", "resume"))
     }
 
 

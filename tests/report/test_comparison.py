@@ -24,6 +24,7 @@ from flwr_dmml.report.columns import COLUMNS, FAMILIES, decimals, rounded
 from flwr_dmml.report.export import NEEDS_CHROME
 from flwr_dmml.report.paired import Paired, sign_flip, t_interval
 from flwr_dmml.report.parts import Table
+from flwr_dmml.strategies.resuming import FREE
 
 
 def one_round(parent: Path, name: str, accuracy: float, seed: int, method: str = "local",
@@ -246,10 +247,22 @@ def test_methods_are_apart_and_options_of_others_do_not_count(tmp_path: Path) ->
     assert sorted(groups[0].runs) == [0, 1]
 
 
-def test_where_a_run_was_computed_does_not_count(tmp_path: Path) -> None:
-    one_round(tmp_path, "a", 0.4, 0)
-    one_round(tmp_path, "b", 0.4, 1, engine="sharded", workers=2)
-    assert len(groups_of(tmp_path)) == 1
+@pytest.mark.parametrize(
+    "key", sorted(FREE - {"data-path"} | {"report-classes", "keep-best", "exchange.sealed"})
+)
+def test_what_results_do_not_depend_on_does_not_count(tmp_path: Path, key: str) -> None:
+    run = one_round(tmp_path, "a", 0.4, 0)
+    one_round(tmp_path, "b", 0.4, 1)
+    config = json.loads((run / "config.json").read_text())
+    assert key in config
+    (run / "config.json").write_text(json.dumps(config | {key: "another"}))
+    assert [sorted(group.runs) for group in groups_of(tmp_path)] == [[0, 1]]
+
+
+def test_data_of_another_folder_count(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0, data_path=str(tmp_path))
+    one_round(tmp_path, "b", 0.4, 1)
+    assert len(groups_of(tmp_path)) == 2
 
 
 def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
