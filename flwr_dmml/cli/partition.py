@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from ..engine import FlowerApp
     from ..settings import RunConfig
 
-CUT_BY = (
-    "dataset", "snr-db", "image-visible", "standardise", "partition", "alpha", "samples-per-node",
-    "validation-fraction", "modality-pattern", "modality-shares", "seed",
-)  # fmt: skip
-"""Settings that decide what is in a part, with the data set's and :data:`CUT_BY_GROUPS`."""
-CUT_BY_GROUPS = ("audio.", "image.", "series.", "missing.")
-
 
 def partition(
     path: AppFolder = Path("."),
@@ -103,10 +96,11 @@ def _read(app: "FlowerApp", changed: dict[str, Any]) -> "RunConfig":
 def _cut(config: "RunConfig", folder: Path) -> "list[PartAbout]":
     from ..data import load_partition
     from ..data.sets.parts import part_folder, save_part
+    from ..learning.settings import DIVIDED_BY, DIVIDED_BY_GROUPS
 
     options, values = config.settings.partition_options(), config.resolved()
-    groups = (*CUT_BY_GROUPS, f"{config.settings.dataset}.")
-    cut_by = {k: v for k, v in values.items() if k in CUT_BY or k.startswith(groups)}
+    groups = (*DIVIDED_BY_GROUPS, f"{config.settings.dataset}.")
+    cut_by = {k: v for k, v in values.items() if k in DIVIDED_BY or k.startswith(groups)}
     count, made = config.settings.num_nodes, list["PartAbout"]()
     firsts = dict[tuple[str, ...], Path]()  # the first part with the same modalities
     for part in track(range(count), "Cutting", console=Console(stderr=True), transient=True):

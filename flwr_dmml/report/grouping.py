@@ -9,14 +9,15 @@ from ..settings import find_parts
 from ..strategies.resuming import FREE
 from ..tracking.ending import absence
 from ..tracking.tables import in_common
+from .doubts import doubts
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults, shown
 
 NOT_COMPARED = (FREE - {"data-path"}) | {
     "seed", "method", "compare-with", "report-classes", "keep-best", "exchange.sealed",
 }  # fmt: skip
-"""Settings that do not tell groups apart: the seed, methods, which are apart anyway, and what results
-do not depend on. Another ``data-path`` may hold other data."""
+"""Settings that do not tell groups apart: the seed, methods, which are apart anyway, and what
+results do not depend on. Another ``data-path`` may hold other data."""
 
 
 @dataclass
@@ -80,7 +81,7 @@ def group_runs(
     -------
     tuple of list of Group and list of str
         The groups in order of appearance, and warnings: incomplete or repeated runs, groups without
-        a complete one, which are left out, lost devices, different data sets.
+        a complete one, which are left out, lost devices, different data sets, versions or samples.
 
     Raises
     ------
@@ -116,7 +117,7 @@ def group_runs(
     sets = sorted({str(group.settings.get("dataset")) for group in found})
     if len(sets) > 1 and by != "dataset":
         warnings.append(f"different data sets ({', '.join(sets)}): accuracies do not compare")
-    return found, warnings
+    return found, warnings + doubts(found)
 
 
 def _relevant(config: dict[str, Any], method: str, methods: set[str]) -> dict[str, Any]:
@@ -125,8 +126,7 @@ def _relevant(config: dict[str, Any], method: str, methods: set[str]) -> dict[st
     return {
         key: value
         for key, value in sorted(config.items())
-        if key not in NOT_COMPARED
-        and not ("." in key and key.partition(".")[0] in others)
+        if key not in NOT_COMPARED and not ("." in key and key.partition(".")[0] in others)
     }
 
 

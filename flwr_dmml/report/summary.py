@@ -8,6 +8,7 @@ from typing import Any
 from ..settings import every_setting, find_parts
 from ..tracking.records import RoundRecord
 from ..tracking.tables import FAILURE_COLUMNS, FAILURES, failure_rows, in_common
+from .lines import REVISION
 from .parts import Folded, Table
 from .reading import MethodRun, Run
 
@@ -229,8 +230,6 @@ def provenance(run: Run) -> Table:
     if run.info:
         rows += [["created", run.info.created or "-"], ["platform", run.info.platform or "-"]]
         rows += [["command", run.info.command]] if run.info.command else []
-        rows += [[name, version] for name, version in run.info.versions.items()]
-        git = run.info.git
-        dirty = " with uncommitted changes" if git and git.get("dirty") else ""
-        rows.append(["git revision", f"{git.get('revision', '-')}{dirty}" if git else "-"])
+        rows += [["resumed with other versions", start.created] for start in run.info.resumed]
+        rows += [[name, text] for name, text in ({REVISION: "-"} | run.info.made_with).items()]
     return Table("provenance", "Where this run is from", ["what", "value"], rows, numeric=False)

@@ -407,7 +407,7 @@ def test_a_model_needs_a_device(run: Path, tmp_path: Path):
         find_model(run, 0, best=True)
     with pytest.raises(ModelError, match="no models of 'kd'; there are those of --method dpsgd"):
         find_model(run, 0, "kd")
-    with pytest.raises(ModelError, match="has no models: .*, or of real devices, .* pull-models"):
+    with pytest.raises(ModelError, match=r"has no models: .*, or of real devices, .* pull-models"):
         find_model(tmp_path, 0)
 
 
@@ -417,7 +417,7 @@ def test_the_model_of_another_method_is_not_taken_silently(run: Path, tmp_path: 
     config = tmp_path / "two" / "config.json"
     both = {"method": "dmml-kd", "compare-with": "dpsgd"}
     config.write_text(json.dumps(json.loads(config.read_text()) | both))
-    with pytest.raises(ModelError, match="no models of 'dmml-kd'; .* --method dpsgd"):
+    with pytest.raises(ModelError, match=r"no models of 'dmml-kd'; .* --method dpsgd"):
         find_model(tmp_path / "two", 0)
     with pytest.raises(ModelError, match="no models of 'dmml-kd'"):
         open_run(tmp_path / "two").model(0)
