@@ -183,7 +183,7 @@ def _cut_to_common(groups: Sequence[Group], by: str) -> list[str]:
 
 def _arrange(groups: Sequence[Group], by: str) -> list[str]:
     """Give groups their rows and blocks; warn of what goes with the blocks besides ``by``."""
-    varied = [k for k in dict.fromkeys(k for g in groups for k in g.settings) if _varied(k, groups)]
+    varied = [k for k in dict.fromkeys(k for g in groups for k in g.settings) if differs(k, groups)]
     bound: list[str] = []
     if by:
         if lacking := [group.method for group in groups if by not in group.settings]:
@@ -194,7 +194,7 @@ def _arrange(groups: Sequence[Group], by: str) -> list[str]:
         for group in groups:
             group.block = shown(group.settings[by])
         blocks = [[g for g in groups if g.block == name] for name in blocks_of(groups)]
-        bound = [key for key in varied if not any(_varied(key, block) for block in blocks)]
+        bound = [key for key in varied if not any(differs(key, block) for block in blocks)]
     for group in groups:
         own = [key for key in group.settings if key in varied and key not in bound]
         parts = [f"{key}={shown(group.settings[key])}" for key in own]
@@ -230,7 +230,7 @@ def _name(groups: Sequence[Group], labels: Sequence[str]) -> None:
         group.label = f"{group.row}, {group.block}" if group.block else group.row
 
 
-def _varied(key: str, groups: Sequence[Group]) -> bool:
+def differs(key: str, groups: Sequence[Group]) -> bool:
     """Return whether groups differ in a setting, as far as their methods have it."""
     having = {group.method for group in groups if key in group.settings}
     values = [group.settings.get(key) for group in groups if group.method in having]

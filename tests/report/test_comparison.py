@@ -382,6 +382,17 @@ def test_a_seed_without_a_device_in_common_is_left_out(tmp_path: Path) -> None:
     assert "seed 0: no device was evaluated in all runs at the end; left out" in warnings
 
 
+def test_settings_at_their_defaults_are_those_of_all_groups(tmp_path: Path) -> None:
+    """Also where the first group has a default that another one has not, or lacks an option."""
+    one_round(tmp_path, "a", 0.4, 0, "local", alpha=0.3)
+    one_round(tmp_path, "b", 0.4, 0, "dmml-kd", alpha=0.1)
+    assert invoke("compare", tmp_path, "-o", tmp_path / "c.html").exit_code == 0
+    tables = Page((tmp_path / "c.html").read_text()).tables
+    usual = {row[0] for row in tables["defaults"]}
+    assert "alpha" not in usual and {"dmml-kd.guidance", "topology"} <= usual
+    assert "alpha" in {row[0] for row in tables["settings"]}
+
+
 def test_different_data_sets_are_warned_of(tmp_path: Path) -> None:
     one_round(tmp_path, "a", 0.4, 0)
     run = one_round(tmp_path, "b", 0.4, 0)
@@ -622,10 +633,10 @@ def test_columns_by_name(sweep: Path) -> None:
     asked = ["uar", "best", "kb", "mb", "seconds", "modalities", "modality=image"]
     table = compared(sweep, columns=asked).results
     assert table.head[1:] == [
-        "UAR", "best device", "kB a device and round", "MB sent", "simulated s",
+        "UAR", "best device", "kB per device and round", "MB sent", "simulated s",
         "from audio alone", "from image alone", "from image alone",
     ]  # fmt: skip
-    assert cells(table)[0]["kB a device and round"] == "1000 ± 0"
+    assert cells(table)[0]["kB per device and round"] == "1000 ± 0"
     assert cells(table)[1]["best device"] == "0.74 ± 0.05"
 
 
