@@ -15,20 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.errors import UserError
+from ..base.errors import SettingsError, UserError
 from ..base.formats import parse_json
 from ..base.libraries import needed
 from ..base.options import Group
 from ..base.seeding import numpy_generator
+from ..clients.app import own_parts
 from ..clients.hosting import forget
 from ..data import Samples, load_partition
 from ..energy.ledger import Floats
+from ..engine import load_app
 from ..gossip.aggregation.mean import Mean
 from ..learning.learner import Learner
 from ..learning.mixing import Mixer
 from ..payload.plan import Payload, Plan
 from ..privacy.membership import LEVEL, Share, Success, confidence, success
-from ..settings import RunConfig, find_parts, parse_settings
+from ..settings import OwnParts, RunConfig, find_parts, parse_settings
 from ..tracking.checkpoints import CHECKPOINTS, Checkpoint, Checkpoints
 from ..transport.sealed import SEALED
 
@@ -136,7 +138,13 @@ class Audit:
         return asdict(self) | {"over_devices": over}
 
 
-def audit(run: str | Path, *, method: str = "", non_members: NonMembers = "auto") -> Audit:
+def audit(
+    run: str | Path,
+    *,
+    method: str = "",
+    non_members: NonMembers = "auto",
+    app: str | Path | None = None,
+) -> Audit:
     """Attack the payloads of a run's last checkpoint, as its devices' neighbours received them.
 
     Parameters
@@ -150,18 +158,20 @@ def audit(run: str | Path, *, method: str = "", non_members: NonMembers = "auto"
         samples with the class shares of its training samples; "auto" takes both, or validation
         samples alone where devices have people or files of their own (``partition`` "natural…" or
         "own"), as test samples of other people would tell people apart and not membership.
+    app : str or Path, optional
+        Folder of the run's app, if that has methods, rules or data sets of its own.
 
     Raises
     ------
     AuditError
-        There is no payload that a neighbour could read, or nobody received enough of a model to
-        predict with it.
-    SettingsError, DataError
-        The run's settings or data cannot be read.
+        There is no payload that a neighbour could read, nobody received enough of a model to
+        predict with it, or the settings cannot be read and no app is given.
+    SettingsError, DataError, AppError
+        The settings, the data or the app cannot be read.
     """
     forget()
     folder = Path(run).expanduser()
-    config = _config(folder)
+    config = _config(folder, app)
     name = method or config.settings.method
     if name not in config.parts.methods or not (folder / name).is_dir():
         there = ", ".join(sorted(f.parent.name for f in folder.glob("*/metrics.jsonl")))
@@ -170,7 +180,7 @@ def audit(run: str | Path, *, method: str = "", non_members: NonMembers = "auto"
     return _Auditor(config, name, checkpoint, non_members).run()
 
 
-def _config(folder: Path) -> RunConfig:
+def _config(folder: Path, app: str | Path | None) -> RunConfig:
     file = folder / "config.json"
     try:
         given = parse_json(file.read_bytes())
@@ -178,7 +188,16 @@ def _config(folder: Path) -> RunConfig:
         raise AuditError(f"{file} cannot be read, is this a run folder? {error}") from error
     if not isinstance(given, dict):
         raise AuditError(f"{file}: not a JSON object")
-    return parse_settings({**given, "device": "cpu"}, find_parts(), side="device")
+    own = OwnParts() if app is None else own_parts(load_app(app).client_app)
+    try:
+        return parse_settings({**given, "device": "cpu"}, find_parts(own), side="device")
+    except SettingsError as error:
+        if app is not None:
+            raise
+        raise AuditError(
+            f"{file}: {error}\nIf the run's app has methods, rules or data sets of its own, name "
+            "its folder (--app)"
+        ) from error
 
 
 def _checkpoint(folder: Path, method: str, config: RunConfig) -> Checkpoint:

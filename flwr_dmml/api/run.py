@@ -155,7 +155,7 @@ class Run:
         device : int
             The device's number, its ``partition``.
         method : str
-            One of :attr:`methods`; by default :attr:`method`.
+            One of :attr:`methods`; by default that of the setting ``method``.
         best : bool
             Whether it is to be that of ``keep-best``, of the best validated round.
 
@@ -167,7 +167,7 @@ class Run:
         from ..deploy.model import load_model
         from ..deploy.runs import find_model
 
-        return load_model(find_model(self.path, device, method or self.method, best=best))
+        return load_model(find_model(self.path, device, method, best=best))
 
     @property
     def _main(self) -> MethodRun:

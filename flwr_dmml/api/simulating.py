@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import MethodError, SettingsError
 from ..base.log import log
 from ..base.options import kebab
+from ..base.overrides import with_overrides
 from ..base.stopping import stop_requests
 from ..engine import FlowerApp, check_known, load_app, run_app
 from ..engine.choice import devices, processes
@@ -157,7 +158,8 @@ def _app(
                 f"{' and '.join(parts)} of your own: an app brings its own parts along; name them "
                 "in its make_client_app, or give no app"
             )
-        return app if isinstance(app, FlowerApp) else load_app(app)
+        found = app if isinstance(app, FlowerApp) else load_app(app)
+        return replace(found, run_config=dict(with_overrides(found.run_config)))
     learners: list[type[Learner]] = []
     if app is not None:
         if not (isinstance(app, type) and issubclass(app, Learner)):

@@ -27,6 +27,9 @@ def audit(
         Literal["auto", "validation", "test"],
         typer.Option(help="Samples that stand for those that were not trained on."),
     ] = "auto",
+    app: Annotated[
+        Path | None, typer.Option(help="The run's app, if it has methods or data of its own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure what a run's devices tell their neighbours about single training samples.
@@ -45,13 +48,15 @@ def audit(
 
       flwr-dmml audit runs/mine --non-members validation --json
 
+      flwr-dmml audit runs/mine --app my-app
+
     [bold]Exit status[/bold]  0: measured.  1: RUN has kept no checkpoint, or cannot be read.
     2: wrong command line.
     """
     from ..api.auditing import audit as attack
 
     with errors_in_words():
-        found = attack(run, method=method, non_members=non_members)
+        found = attack(run, method=method, non_members=non_members, app=app)
         if as_json:
             import json
 
@@ -67,8 +72,9 @@ def _show(found: "Audit") -> None:
 
     console = Console()
     say(
-        f"{found.method}, round {found.round}: who tells training samples from {found.non_members} "
-        "samples by what one neighbour received (unit: one training sample)"
+        f"{found.method}, round {found.round}: how well training samples can be told from "
+        f"{found.non_members} samples, given what one neighbour received "
+        "(unit: one training sample)"
     )
     console.print(_devices(found))
     if 1 < len(found.devices) <= WIDEST:

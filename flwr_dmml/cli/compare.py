@@ -69,7 +69,7 @@ def compare(
 
     [bold]Columns[/bold]  seeds, accuracy, macro-f1, uar, worst, best (device), own-shares (classes
     as on the device), missing (inputs), difference (to the baseline, with its interval), joules,
-    measured-joules, kb (a device and round), mb (of all), seconds. sets, modalities and without
+    measured-joules, kb (per device and round), mb (of all), seconds. sets, modalities and without
     are a column for each of them; set=audio+image, modality=audio and without=audio choose one.
 
     [bold]Examples[/bold]

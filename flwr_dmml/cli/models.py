@@ -64,6 +64,7 @@ def predict(
 
     with errors_in_words():
         found = load_model(find_model(model, device, method, best=best))
+        say(_whose(found), err=True)
         answers = [(sample, found.predict(_files_of(sample, found))) for sample in samples]
         text = (_as_json if as_json else _as_csv)(found, answers)
         if output is None:
@@ -71,6 +72,11 @@ def predict(
         else:
             write_whole(output, text)
             say(f"{len(answers)} predictions in {output}")
+
+
+def _whose(model: "TrainedModel") -> str:
+    about = model.about
+    return f"Model of device {about.device}, {about.method}, round {about.round}"
 
 
 def _files_of(sample: str, model: "TrainedModel") -> dict[str, str]:
@@ -186,6 +192,7 @@ def export(
         chosen = [name.strip() for name in modalities.split(",") if name.strip()]
         tried = _samples(path, found, chosen, samples or [], raw=raw)
         done = export_model(found, output, form, modalities=chosen, raw=raw, samples=tried)
+    say(_whose(found))
     for name, given in done.inputs.items():
         say(f"input {name}: {given}")
     say(f"output probabilities: float32 [batch, {len(found.classes)}]")

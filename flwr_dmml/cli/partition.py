@@ -1,7 +1,6 @@
 """The command ``flwr-dmml partition``."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,19 +10,14 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from ..base.errors import UserError
+from ..base.overrides import with_overrides
 from .arguments import AppFolder, Nodes, Overrides, changed_settings
 from .output import errors_in_words, say
 
 if TYPE_CHECKING:
     from ..data.sets.parts import PartAbout
+    from ..engine import FlowerApp
     from ..settings import RunConfig
-
-CUT_BY = (
-    "dataset", "snr-db", "image-visible", "standardise", "partition", "alpha", "samples-per-node",
-    "validation-fraction", "modality-pattern", "modality-shares", "seed",
-)  # fmt: skip
-"""Settings that decide what is in a part, with those of :data:`CUT_BY_GROUPS`."""
-CUT_BY_GROUPS = ("audio.", "image.", "series.", "missing.")
 
 
 def partition(
@@ -66,7 +60,7 @@ def partition(
     unfinished = output.with_name(output.name + ".unfinished")
     with errors_in_words():
         try:
-            config = _read({**load_app(path).run_config, **changed})
+            config = _read(load_app(path), changed)
             if output.exists() and (not output.is_dir() or any(output.iterdir())):
                 raise DataError(f"--output: '{output}' is not empty; name another folder")
             if unfinished.exists():  # of a command that was interrupted
@@ -84,15 +78,16 @@ def partition(
     say(f"{len(parts)} parts in {output}. On device 0: --node-config \"data-path='{first}'\"")
 
 
-def _read(config: Mapping[str, Any]) -> "RunConfig":
-    """Read what of a run config bears on the data, whatever methods the app has."""
+def _read(app: "FlowerApp", changed: dict[str, Any]) -> "RunConfig":
+    """Read an app's settings for a method and a graph that fit all data."""
     from ..base.errors import SettingsError
+    from ..clients.app import own_parts
     from ..data.sets.parts import PARTS
-    from ..settings import GROUPS, find_parts, parse_settings
+    from ..settings import find_parts, parse_settings
 
-    known = {k: v for k, v in config.items() if "." not in k or k.partition(".")[0] in GROUPS}
-    common = {**known, "method": "dpsgd", "compare-with": "", "topology": "complete"}
-    read = parse_settings(common, find_parts(), side="device")
+    config = {**with_overrides(app.run_config), **changed}
+    common = {**config, "method": "dpsgd", "compare-with": "", "topology": "complete"}
+    read = parse_settings(common, find_parts(own_parts(app.client_app)), side="device")
     if read.settings.dataset == PARTS.name:
         raise SettingsError("dataset = 'parts': is cut already; name the data set itself")
     return read
@@ -101,9 +96,11 @@ def _read(config: Mapping[str, Any]) -> "RunConfig":
 def _cut(config: "RunConfig", folder: Path) -> "list[PartAbout]":
     from ..data import load_partition
     from ..data.sets.parts import part_folder, save_part
+    from ..learning.settings import DIVIDED_BY, DIVIDED_BY_GROUPS
 
     options, values = config.settings.partition_options(), config.resolved()
-    cut_by = {k: v for k, v in values.items() if k in CUT_BY or k.startswith(CUT_BY_GROUPS)}
+    groups = (*DIVIDED_BY_GROUPS, f"{config.settings.dataset}.")
+    cut_by = {k: v for k, v in values.items() if k in DIVIDED_BY or k.startswith(groups)}
     count, made = config.settings.num_nodes, list["PartAbout"]()
     firsts = dict[tuple[str, ...], Path]()  # the first part with the same modalities
     for part in track(range(count), "Cutting", console=Console(stderr=True), transient=True):

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from logging import INFO
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..base.log import log
+from ..base.overrides import with_overrides
 from ..base.stopping import Terminated, sigterm_exits, status_of, stop_requests
 from ..engine.choice import Choice, devices, processes
 from ..engine.local_ray import ahead
@@ -128,7 +130,7 @@ def simulate(
     try:
         with errors_in_words(), sigterm_exits():
             changed = changed_settings(overrides, nodes)
-            config = {**read_project(path)[1], **changed}
+            config = {**with_overrides(read_project(path)[1]), **changed}
             if ray_address is not None:
                 config["ray-address"] = ray_address
             chosen = None if resume or description else processes(workers, config, _warn)
@@ -171,6 +173,7 @@ def _run(
     err = Console(stderr=True)
     update_console_handler(colored=err.is_terminal and not err.no_color)
     loaded = load_app(path)
+    loaded = replace(loaded, run_config=dict(with_overrides(loaded.run_config)))
     check_known(loaded, changed)
     if resume is not None:
         changed = resumed_settings(resume, {**loaded.run_config, **changed}, changed)

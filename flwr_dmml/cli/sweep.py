@@ -73,10 +73,11 @@ def sweep(
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             failed = _run_all(plan, runs, todo, folder, workers)
+    if failed:
+        _say(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
     if len(runs) - len(failed) > 1:
         _compare(folder)
     if failed:
-        _say(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..base.errors import SettingsError, UserError
 from ..base.formats import parse_toml
+from ..base.overrides import with_overrides
 from ..clients.app import PeerClientApp
 from ..engine import flatten_config, load_app
 from ..settings import find_parts, parse_settings
@@ -125,6 +126,8 @@ def read_sweep(path: Path) -> Sweep:
         raise SweepError(f"{path}: {min(both)} is both in [settings] and in [grid]")
     if own := {"run-dir", "run-name", "resume"} & (settings.keys() | grid.keys()):
         raise SweepError(f"{path}: {min(own)} is the sweep's own; use --output for the folder")
+    if "overrides" in settings.keys() | grid.keys():
+        raise SweepError(f"{path}: overrides: write each of its settings as a key of its own")
     try:
         app = (path.parent / content["app"]).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, links in a circle
@@ -146,10 +149,11 @@ def unfinished(plan: Sweep, runs: Mapping[str, dict[str, Any]], folder: Path) ->
     if not isinstance(app.client_app, PeerClientApp):
         raise SweepError(f"app = {plan.app}: its ClientApp is not one of make_client_app")
     parts = find_parts(app.client_app.own)
+    of_app = with_overrides(app.run_config)
     todo: list[str] = []
     for name, settings in runs.items():
         try:
-            config = parse_settings({**app.run_config, **settings}, parts)
+            config = parse_settings({**of_app, **settings}, parts)
         except SettingsError as error:
             raise SettingsError(f"run {name}: {error}") from error
         if (folder / name / "config.json").exists():

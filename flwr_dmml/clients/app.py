@@ -64,6 +64,11 @@ class PeerClientApp(ClientApp):
         return HostedDevices(self.own, nodes, run_config)
 
 
+def own_parts(app: ClientApp) -> OwnParts:
+    """Return an app's own parts; none of an app that is not made by :func:`make_client_app`."""
+    return app.own if isinstance(app, PeerClientApp) else OwnParts()
+
+
 def make_client_app(
     *learners: type[Learner],
     gossip: Iterable[type[GossipRule]] = (),

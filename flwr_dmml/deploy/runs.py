@@ -27,7 +27,7 @@ def find_model(path: Path, device: int | None, method: str = "", *, best: bool =
     device : int, optional
         Partition id of the device in a run folder.
     method : str
-        Of the run's methods, where there are several; by default the run's ``method``.
+        Of the run's methods; by default the run's ``method``.
     best : bool
         Whether it is to be that of ``keep-best``.
 
@@ -43,12 +43,13 @@ def find_model(path: Path, device: int | None, method: str = "", *, best: bool =
     kept = {folder.parent.name: folder for folder in sorted(path.glob(f"*/{MODELS}"))}
     if not kept:
         raise ModelError(
-            f"{path} has no models: no run folder, or of a run that has not ended, or with "
-            "keep-models = false"
+            f"{path} has no models: no run folder, or of a run that has not ended, with "
+            "keep-models = false, or of real devices, which keep them (flwr-dmml fleet pull-models)"
         )
-    name = method or (_method_of(path) if len(kept) > 1 else next(iter(kept)))
+    name = method or _method_of(path)
     if name not in kept:
-        raise ModelError(f"{path} has no models of {name!r}; there are {', '.join(kept)}")
+        known = " or ".join(f"--method {other}" for other in kept)
+        raise ModelError(f"{path} has no models of {name!r}; there are those of {known}")
     what, last = ("best", "-best") if best else ("last", "")
     there = {file.stem for file in kept[name].glob(f"device-*{ABOUT}")}
     if device is None or file_stem(device, what) not in there:

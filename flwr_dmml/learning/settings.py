@@ -28,6 +28,14 @@ from .calibration import TestFusion
 from .label_shares import Correction
 from .serving import ServeChoice
 
+DIVIDED_BY = (
+    "dataset", "snr-db", "image-visible", "standardise", "partition", "alpha", "samples-per-node",
+    "validation-fraction", "modality-pattern", "modality-shares", "seed",
+)  # fmt: skip
+"""Settings that decide what a device has of the data, with the data set's own and those of
+:data:`DIVIDED_BY_GROUPS`."""
+DIVIDED_BY_GROUPS = ("audio.", "image.", "series.", "missing.")
+
 
 def _share(value: object) -> object:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -77,13 +77,9 @@ def versions(groups: Sequence[Group]) -> Table:
     for run in runs_of(groups):
         if run.info is None:
             continue
-        for name, version in run.info.versions.items():
+        for name, version in run.info.made_with.items():
             found.setdefault(name, []).append(version)
         found.setdefault("platform", []).append(run.info.platform or "-")
-        if run.info.git:
-            dirty = " with uncommitted changes" if run.info.git.get("dirty") else ""
-            revision = f"{run.info.git.get('revision', '-')}{dirty}"
-            found.setdefault("git revision", []).append(revision)
     rows = [[name, _counted(texts)] for name, texts in found.items()]
     return Table("versions", "Versions", ["what", "version"], rows, numeric=False)
 

@@ -97,7 +97,7 @@ COLUMNS: dict[str, Column] = {
             share=False,
             more=False,
         ),
-        Column("kb", "kB a device and round", _kilobytes, share=False, more=False),
+        Column("kb", "kB per device and round", _kilobytes, share=False, more=False),
         Column("mb", "MB sent", lambda m: m.megabytes[m.rounds[-1].round], share=False, more=False),
         Column(
             "seconds",

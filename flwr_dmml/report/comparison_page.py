@@ -11,7 +11,7 @@ from .appendix import changed, runs
 from .columns import METRICS
 from .comparison import Comparison
 from .curves import COSTS, Band, Line, number, plot
-from .grouping import Group
+from .grouping import Group, differs
 from .paired import LEVEL
 from .parts import Figure, Section, Text
 from .reading import MethodRun
@@ -37,7 +37,8 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
         prefix, words = _of_block(comparison, i, block)
         accuracy += [f for cost in COSTS if (f := _curve(places, cost, prefix, words))]
         apart += _by_sensors(places, prefix, words)
-    _, rest = settings(groups[0].settings)
+    every = {key: value for group in groups for key, value in group.settings.items()}
+    _, rest = settings({k: value for k, value in every.items() if not differs(k, groups)})
     return [
         Section(
             "results-section",

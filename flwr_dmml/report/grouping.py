@@ -2,29 +2,22 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..settings import find_parts
+from ..strategies.resuming import FREE
+from ..tracking.ending import absence
+from ..tracking.tables import in_common
+from .doubts import doubts
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults, shown
 
-NOT_COMPARED = ("seed", "method", "compare-with", "run-name", "run-dir")
-"""Settings that do not tell groups apart: seed and names; methods are apart anyway."""
-
-WHERE = (
-    "engine",
-    "workers",
-    "ray-address",
-    "wait-timeout",
-    "round-timeout",
-    "min-devices",
-    "report-classes",
-    "data-cache",
-    "exchange.sealed",
-    "track-with",
-)
-"""Settings that results do not depend on: where a run is computed, and what it tells of itself."""
+NOT_COMPARED = (FREE - {"data-path"}) | {
+    "seed", "method", "compare-with", "report-classes", "keep-best", "exchange.sealed",
+}  # fmt: skip
+"""Settings that do not tell groups apart: the seed, methods, which are apart anyway, and what
+results do not depend on. Another ``data-path`` may hold other data."""
 
 
 @dataclass
@@ -43,7 +36,7 @@ class Group:
     label : str
         Both in one.
     runs : dict of int to (Run, MethodRun)
-        The complete run of each seed.
+        The complete run of each seed, its last round cut to the devices that it is compared by.
     incomplete : list of str
         The other runs.
     """
@@ -73,6 +66,8 @@ def group_runs(
     So are those that differ besides in what each block has one value of: options of the value, or a
     setting that goes with it, which a warning names.
 
+    The last rounds of the runs of a seed in a block hold the devices that all of them evaluated.
+
     Parameters
     ----------
     runs : sequence of Run
@@ -85,14 +80,14 @@ def group_runs(
     Returns
     -------
     tuple of list of Group and list of str
-        The groups in order of appearance, and warnings: incomplete or repeated runs, different
-        data sets.
+        The groups in order of appearance, and warnings: incomplete or repeated runs, groups without
+        a complete one, which are left out, lost devices, different data sets, versions or samples.
 
     Raises
     ------
     ReportError
-        Fewer than two runs, a wrong number of labels, no complete run in a group, or a method that
-        does not have the setting ``by``.
+        Fewer than two runs, a wrong number of labels, no complete run at all, or a method that does
+        not have the setting ``by``.
     """
     if len(runs) < 2:
         raise ReportError("nothing to compare: give two runs or more (report shows a single one)")
@@ -113,12 +108,16 @@ def group_runs(
     _name(found, labels)
     for group in found:
         warnings += [f"{group.label}: {text}; left out of all figures" for text in group.incomplete]
-    if empty := [group.label for group in found if not group.runs]:
+    warnings += _cut_to_common(found, by)
+    empty = [group.label for group in found if not group.runs]
+    if len(empty) == len(found):
         raise ReportError(f"nothing to compare: no complete run of {', '.join(empty)}")
+    warnings += [f"{label}: no complete run, so it is not compared" for label in empty]
+    found = [group for group in found if group.runs]
     sets = sorted({str(group.settings.get("dataset")) for group in found})
     if len(sets) > 1 and by != "dataset":
         warnings.append(f"different data sets ({', '.join(sets)}): accuracies do not compare")
-    return found, warnings
+    return found, warnings + doubts(found)
 
 
 def _relevant(config: dict[str, Any], method: str, methods: set[str]) -> dict[str, Any]:
@@ -127,9 +126,7 @@ def _relevant(config: dict[str, Any], method: str, methods: set[str]) -> dict[st
     return {
         key: value
         for key, value in sorted(config.items())
-        if key not in NOT_COMPARED + WHERE
-        and not ("." in key and key.partition(".")[0] in others)
-        and not key.startswith(("checkpoint", "resume"))
+        if key not in NOT_COMPARED and not ("." in key and key.partition(".")[0] in others)
     }
 
 
@@ -149,9 +146,44 @@ def _add(group: Group, run: Run, method: MethodRun, warnings: list[str]) -> None
         group.runs[seed] = (run, method)
 
 
+def _cut_to_common(groups: Sequence[Group], by: str) -> list[str]:
+    """Cut the last rounds of each seed's runs to the devices that all evaluated; warn of lost ones.
+
+    Runs in other blocks, or of other numbers of devices, have other devices.
+    """
+    warnings: list[str] = []
+    together: dict[tuple[str, int, Any], list[Group]] = {}
+    for group in groups:
+        for seed, (run, method) in sorted(group.runs.items()):
+            place = group.block, seed, group.settings.get("num-nodes")
+            together.setdefault(place, []).append(group)
+            if lost := absence(method.name, method.end.begun, method.end.missing):
+                warnings.append(f"{run.name}: {lost}")
+    for (block, seed, _), alike in together.items():
+        lasts = {group.label: group.runs[seed][1].last for group in alike}
+        cut = in_common(lasts)
+        known = set[int]().union(*(record.by_partition for record in lasts.values()))
+        counted = len(next(iter(cut.values())).by_partition)
+        if counted == len(known):
+            continue
+        where = f"{by} = {block}, seed {seed}" if block else f"seed {seed}"
+        if not counted:
+            warnings.append(f"{where}: no device was evaluated in all runs at the end; left out")
+        else:
+            warnings.append(
+                f"{where}: accuracies are those of {counted} of {len(known)} devices, which all "
+                "runs evaluated at the end"
+            )
+        for group in alike:
+            run, method = group.runs.pop(seed)
+            if counted:
+                group.runs[seed] = run, replace(method, compared=cut[group.label])
+    return warnings
+
+
 def _arrange(groups: Sequence[Group], by: str) -> list[str]:
     """Give groups their rows and blocks; warn of what goes with the blocks besides ``by``."""
-    varied = [k for k in dict.fromkeys(k for g in groups for k in g.settings) if _varied(k, groups)]
+    varied = [k for k in dict.fromkeys(k for g in groups for k in g.settings) if differs(k, groups)]
     bound: list[str] = []
     if by:
         if lacking := [group.method for group in groups if by not in group.settings]:
@@ -162,7 +194,7 @@ def _arrange(groups: Sequence[Group], by: str) -> list[str]:
         for group in groups:
             group.block = shown(group.settings[by])
         blocks = [[g for g in groups if g.block == name] for name in blocks_of(groups)]
-        bound = [key for key in varied if not any(_varied(key, block) for block in blocks)]
+        bound = [key for key in varied if not any(differs(key, block) for block in blocks)]
     for group in groups:
         own = [key for key in group.settings if key in varied and key not in bound]
         parts = [f"{key}={shown(group.settings[key])}" for key in own]
@@ -198,7 +230,7 @@ def _name(groups: Sequence[Group], labels: Sequence[str]) -> None:
         group.label = f"{group.row}, {group.block}" if group.block else group.row
 
 
-def _varied(key: str, groups: Sequence[Group]) -> bool:
+def differs(key: str, groups: Sequence[Group]) -> bool:
     """Return whether groups differ in a setting, as far as their methods have it."""
     having = {group.method for group in groups if key in group.settings}
     values = [group.settings.get(key) for group in groups if group.method in having]

@@ -52,14 +52,40 @@ class Confusion(BaseModel):
         return [row[c] / totals[c] if totals[c] else None for c, row in enumerate(self.matrix)]
 
 
-class RunInfo(BaseModel):
-    """``run.json``: when and how a run was made, with which versions and from which revision."""
+REVISION = "git revision"
+
+
+class Start(BaseModel):
+    """A start of a run: when, with which versions and from which revision."""
 
     created: str = ""
-    command: str | None = None
     versions: dict[str, str] = {}
     git: dict[str, Any] | None = None
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """The versions by name, with that of the source."""
+        if not self.git:
+            return self.versions
+        dirty = " with uncommitted changes" if self.git.get("dirty") else ""
+        return self.versions | {REVISION: f"{self.git.get('revision', '-')}{dirty}"}
+
+
+class RunInfo(Start):
+    """``run.json``: how a run was made, and ``resumed`` with other versions."""
+
+    command: str | None = None
     platform: str = ""
+    resumed: list[Start] = []
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """The versions of all starts, one after the other where they differ."""
+        found: dict[str, dict[str, None]] = {}
+        for made in (super().made_with, *(start.made_with for start in self.resumed)):
+            for name, text in made.items():
+                found.setdefault(name, {})[text] = None
+        return {name: " then ".join(texts) for name, texts in found.items()}
 
     @field_validator("command")
     @classmethod

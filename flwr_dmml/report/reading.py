@@ -23,6 +23,10 @@ class ReportError(UserError, ValueError):
     """A report that cannot be made; the message names the file (and line) and what is wrong."""
 
 
+class NoRoundError(ReportError):
+    """A run in which no method has finished a round yet."""
+
+
 @dataclass
 class MethodRun:
     """Results of one method in a run folder; it has at least one round."""
@@ -33,6 +37,7 @@ class MethodRun:
     confusion: Confusion | None = None
     noted: MethodEnd | None = None
     events: list[DeviceRound] = field(default_factory=list)  # of devices that do not wait
+    compared: RoundRecord | None = None  # the last round, with the devices that are compared alone
 
     @cached_property
     def end(self) -> MethodEnd:
@@ -59,6 +64,8 @@ class MethodRun:
     @property
     def last(self) -> RoundRecord:
         """The last evaluated round; the last round where none was evaluated."""
+        if self.compared:
+            return self.compared
         return self.evaluated[-1] if self.evaluated else self.rounds[-1]
 
     def labels(self, count: int) -> list[str]:
@@ -136,9 +143,11 @@ def read_run(path: Path) -> Run:
 
     Raises
     ------
+    NoRoundError
+        No method in it has finished a round.
     ReportError
-        ``path`` is no run folder, has no round, or a file in it is broken. The last line of
-        ``metrics.jsonl`` alone may be cut short, as a killed run leaves it.
+        ``path`` is no run folder, or a file in it is broken. The last line of ``metrics.jsonl``
+        alone may be cut short, as a killed run leaves it.
     """
     if not path.is_dir():
         raise ReportError(f"{path}: no such folder")
@@ -151,19 +160,20 @@ def read_run(path: Path) -> Run:
     run = Run(path.resolve(), config, [], info, ending)
     there = {child.parent.name for child in path.glob("*/metrics.jsonl")}
     for name in dict.fromkeys([*filter(None, (asked.compare_with, asked.method)), *sorted(there)]):
-        if name in there:
-            method = _read_method(path / name, run.warnings)
+        if name in there and (method := _read_method(path / name, run.warnings)):
             method.noted = ending.methods.get(name) if ending else None
             run.methods.append(method)
         else:
             run.warnings.append(f"{name}: it has not finished a round")
     if not run.methods:
-        raise ReportError(f"{path}: no method has finished a round (no metrics.jsonl in it)")
+        raise NoRoundError(f"{path}: no method has finished a round (no line in a metrics.jsonl)")
     return run
 
 
-def _read_method(folder: Path, warnings: list[str]) -> MethodRun:
+def _read_method(folder: Path, warnings: list[str]) -> MethodRun | None:
     rounds = _rounds(folder / "metrics.jsonl", warnings)
+    if not rounds:
+        return None
     devices = _optional(folder / "devices.json", Devices)
     confusion = _optional(folder / "confusion.json", Confusion)
     method = MethodRun(folder.name, rounds, devices, confusion)
@@ -178,7 +188,7 @@ def _read_method(folder: Path, warnings: list[str]) -> MethodRun:
 def _rounds(path: Path, warnings: list[str]) -> list[RoundRecord]:
     lines = _text(path).rstrip("\n").split("\n")
     if lines == [""]:
-        raise ReportError(f"{path}: empty; the run has not finished a round")
+        return []
     rounds: list[RoundRecord] = []
     for number, text in enumerate(lines, start=1):
         try:
@@ -268,10 +278,14 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             raise ReportError(f"{path}: neither a run folder nor a folder that holds runs")
         inside: list[Run] = []
         for folder in found:
-            if folder != path and not any(folder.glob("*/metrics.jsonl")):
-                skipped.append(f"{folder.name}: left out, it has not finished a round")
-            elif folder.resolve() not in runs:
+            if folder.resolve() in runs:
+                continue
+            try:
                 inside.append(read_run(folder))
+            except NoRoundError:
+                if folder == path:
+                    raise
+                skipped.append(f"{folder.name}: left out, it has not finished a round")
         inside.sort(key=lambda run: run.info.created if run.info else "")
         runs |= {run.path: run for run in inside}
     return list(runs.values()), skipped

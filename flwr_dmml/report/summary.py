@@ -8,6 +8,7 @@ from typing import Any
 from ..settings import every_setting, find_parts
 from ..tracking.records import RoundRecord
 from ..tracking.tables import FAILURE_COLUMNS, FAILURES, failure_rows, in_common
+from .lines import REVISION
 from .parts import Folded, Table
 from .reading import MethodRun, Run
 
@@ -18,8 +19,13 @@ def cell(value: float | None, form: str = ".3f") -> str:
 
 
 def shared_devices(methods: Sequence[MethodRun]) -> dict[str, RoundRecord]:
-    """Return each method's last evaluated round, cut to devices that all methods evaluated."""
-    return in_common({method.name: method.last for method in methods})
+    """Return each method's last evaluated round, cut to devices that all methods evaluated.
+
+    A method without an evaluated round has no device in it, and takes none from the others.
+    """
+    evaluated = {method.name: method.last for method in methods if method.evaluated}
+    found = in_common(evaluated) if evaluated else {}
+    return {m.name: found.get(m.name, RoundRecord(m.last.round)) for m in methods}
 
 
 def headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -77,7 +83,7 @@ def final_accuracies(run: Run) -> Table:
             a, b = values
             cells.append("-" if a is None or b is None else f"{100 * (b - a):+.1f}")
         text.append(cells)
-    counted = len(compared[0].by_partition)
+    counted = max(len(record.by_partition) for record in compared)
     known = len({line.partition for m in run.methods for r in m.rounds for line in r.nodes})
     rounds = ", ".join(f"{name} round {record.round}" for name, record in records.items())
     which = "" if counted == known else "; devices that one method lost are in none of the figures"
@@ -224,8 +230,6 @@ def provenance(run: Run) -> Table:
     if run.info:
         rows += [["created", run.info.created or "-"], ["platform", run.info.platform or "-"]]
         rows += [["command", run.info.command]] if run.info.command else []
-        rows += [[name, version] for name, version in run.info.versions.items()]
-        git = run.info.git
-        dirty = " with uncommitted changes" if git and git.get("dirty") else ""
-        rows.append(["git revision", f"{git.get('revision', '-')}{dirty}" if git else "-"])
+        rows += [["resumed with other versions", start.created] for start in run.info.resumed]
+        rows += [[name, text] for name, text in ({REVISION: "-"} | run.info.made_with).items()]
     return Table("provenance", "Where this run is from", ["what", "value"], rows, numeric=False)

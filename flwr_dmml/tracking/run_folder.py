@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.files import WriteError, write_whole, writing
+from ..base.formats import parse_json
 from ..base.log import log
 from ..base.machine import expanded
 from .lock import locked
@@ -39,10 +40,11 @@ class RunFolder:
     """A new folder for one run, made when its devices are ready.
 
     ``config.json`` holds the resolved settings, ``run.json`` what it was made with (see
-    :func:`~flwr_dmml.tracking.provenance.provenance`), ``log.txt`` the log of the coordinator
-    (:meth:`in_use`); each method that runs writes
-    ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`; the same for the
-    same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a round).
+    :func:`~flwr_dmml.tracking.provenance.provenance`), ``resumed`` in it what it went on with if
+    that was something else, ``log.txt`` the log of the coordinator (:meth:`in_use`); each method
+    that runs writes ``<method>/metrics.jsonl`` (one line a round, see :meth:`RoundRecord.to_json`;
+    the same for the same seed on every engine) and ``<method>/timing.jsonl`` (wall-clock seconds a
+    round).
     ``end.json`` says how the run ended (:mod:`~flwr_dmml.tracking.ending`).
 
     Parameters
@@ -160,9 +162,26 @@ class RunFolder:
             write_whole(self.path / "run.json", about)
             self._made = True
             self._open_log()
+        elif self._resumed:
+            self._note_versions()
         self._current = self.path / method
         with writing(self._current):
             self._current.mkdir(exist_ok=self._resumed)
+
+    def _note_versions(self) -> None:
+        """Add to ``run.json`` with what the run goes on, unless that is as before."""
+        file = self.path / "run.json"
+        try:
+            about = parse_json(file.read_bytes())
+            starts = [about, *about.get("resumed", [])]
+            before = {key: starts[-1].get(key) for key in ("versions", "git")}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return  # of an older run, or damaged, as reports say
+        now = provenance(None)
+        if any(now[key] != value for key, value in before.items()):
+            start = {key: now[key] for key in ("created", *before)}
+            about["resumed"] = [*starts[1:], start]
+            write_whole(file, json.dumps(about, indent=2) + "\n")
 
     def round_ended(self, record: RoundRecord) -> None:
         """Append the round to the method's files."""

@@ -124,15 +124,19 @@ class _TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._events = SummaryWriter(str(folder))
+        self._open = partial(SummaryWriter, str(folder))
+        self._events: SummaryWriter | None = None
 
     def write(self, numbers: Mapping[str, float], server_round: int) -> None:
+        if self._events is None:  # of a resumed run, rounds that are run again are there already
+            self._events = self._open(purge_step=server_round)
         for name, value in numbers.items():
             self._events.add_scalar(name, value, server_round)
         self._events.flush()
 
     def close(self, complete: bool) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 _MLFLOW_PARAMS = 100

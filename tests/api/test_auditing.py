@@ -100,7 +100,7 @@ def test_others_are_drawn_with_the_class_shares_of_the_members():
 def test_the_command(plain: Path):
     done = CliRunner().invoke(app, ["audit", str(plain)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    assert "who tells training samples from validation and test samples" in done.output
+    assert "training samples can be told from validation and test samples, given" in done.output
     done = CliRunner().invoke(app, ["audit", str(plain), "--json"])
     told = json.loads(done.output)
     assert told["over_devices"]["threshold"]["worst"] in {a["of"] for a in told["devices"]}

@@ -12,6 +12,7 @@ from flwr.common.config import fuse_dicts, parse_config_args
 from helpers import ROOT
 from typer.testing import CliRunner, Result
 
+from flwr_dmml import simulate
 from flwr_dmml.base.errors import SettingsError
 from flwr_dmml.cli import app
 from flwr_dmml.engine import flatten_config
@@ -41,6 +42,42 @@ def test_what_is_written_runs(own_method: bool, own_data: bool, tmp_path: Path) 
     assert config["method"] == ("smooth" if own_method else "dmml-kd")
     assert config["dataset"] == ("mine" if own_data else "digits")
     assert (tmp_path / "runs/a/dpsgd/metrics.jsonl").exists()
+
+
+def test_its_own_parts_are_known_to_commands_that_do_not_run_it(tmp_path: Path) -> None:
+    """``partition`` cuts its data; ``audit`` of its run needs the app, and says so."""
+    assert invoke("new", "ours", "--own-method", "--own-data").exit_code == 0
+    cut = invoke("partition", "ours", "--nodes", "2", "-o", "parts")
+    assert cut.exit_code == 0, cut.output
+    about = json.loads((tmp_path / "parts/part-001/part.json").read_text())
+    assert (about["train"], about["test"]) == (120, 300)
+    more = ["--set", "checkpoint-every=1", "--set", "compare-with=", "--set", "topology=complete"]
+    assert invoke("simulate", "ours", *FEW, *more).exit_code == 0
+    refused = invoke("audit", "runs/a")
+    told = " ".join(refused.output.split())
+    assert refused.exit_code == 1 and "method = 'smooth'" in told
+    assert "has methods, rules or data sets of its own, name its folder (--app)" in told
+    done = invoke("audit", "runs/a", "--app", "ours", "--non-members", "test", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["method"] == "smooth"
+
+
+def test_what_is_set_stands_above_the_apps_own_overrides(tmp_path: Path) -> None:
+    assert invoke("new", "app").exit_code == 0
+    project = tmp_path / "app/pyproject.toml"
+    own = 'overrides = "learning-rate=0.01 alpha=0.2 num-nodes=2"'
+    project.write_text(project.read_text().replace('overrides = ""', own))
+    few = [word for word in FEW if word not in ("--nodes", "3")]
+    done = invoke("simulate", "app", *few, "--set", "learning-rate=0.5")
+    assert done.exit_code == 0, done.output
+    run = simulate(project.parent, learning_rate=0.5, num_server_rounds=1, workers=0)
+    for config in (json.loads((tmp_path / "runs/a/config.json").read_text()), run.config):
+        assert (config["learning-rate"], config["alpha"], config["num-nodes"]) == (0.5, 0.2, 2)
+    (tmp_path / "grid.toml").write_text('app = "app"\n[grid]\nlearning-rate = [0.1, -1]\n')
+    refused = invoke("sweep", "grid.toml", "--dry-run")
+    assert refused.exit_code == 1 and "learning-rate = -1" in refused.output
+    cut = invoke("partition", "app", "-o", "parts", "--set", "alpha=-1")
+    assert cut.exit_code == 1 and "alpha = -1" in cut.output
 
 
 def test_its_own_test_passes(tmp_path: Path) -> None:

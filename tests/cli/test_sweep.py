@@ -112,6 +112,7 @@ def test_a_setting_is_read_as_it_was_written(value: object):
         ("[settings]\nseed = 1\n", r"\[grid\] must hold"),
         ("[settings]\nseed = 1\n[grid]\nseed = [1]\n", "seed is both"),
         ("[grid]\nrun-name = ['a']\n", "run-name is the sweep's own"),
+        ("[settings]\noverrides = 'seed=3'\n[grid]\nseed = [0]\n", "overrides: write each of"),
         ("[grid\n", "cannot be read"),
         ("[grid]\nseed = [0, 1, 0]\n", "grid.seed has 0 twice"),
     ],
@@ -228,10 +229,22 @@ def test_runs_are_made_skipped_and_compared(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_run_that_fails_does_not_keep_the_others_back(tmp_path: Path):
+    """Nor the comparison of what they have left: of one run there is a folder without a round."""
     runs = tmp_path / "runs"
-    (runs / "dpsgd_seed-0").mkdir(parents=True)  # a folder that no run can take
-    file = write(tmp_path, SETTINGS, '[grid]\nmethod = ["dpsgd"]\nseed = [0, 1]\n')
+    file = write(tmp_path, SETTINGS, '[grid]\nmethod = ["dpsgd", "local", "dsgdm"]\nseed = [0]\n')
+    plan = read_sweep(file)
+    config = load_app(QUICKSTART).run_config | plan.runs()["dpsgd_seed-0"]
+    begun = runs / "dpsgd_seed-0"
+    (begun / "dpsgd").mkdir(parents=True)
+    (begun / "config.json").write_text(
+        json.dumps(parse_settings(config, find_parts()).resolved(), sort_keys=True)
+    )
+    (begun / "dpsgd" / "metrics.jsonl").write_text("")
+    (begun / "log.txt").mkdir()  # it cannot be written
     done = invoke(str(file), "-o", str(runs))
     assert done.exit_code == 1
-    assert "1 of 2 runs failed: dpsgd_seed-0" in done.output
-    assert (runs / "dpsgd_seed-1" / "dpsgd" / "end.json").exists()
+    assert "1 of 3 runs failed: dpsgd_seed-0" in done.output
+    assert (runs / "local_seed-0" / "local" / "end.json").exists()
+    pytest.importorskip("plotly", reason="the comparison needs the extra 'report'")
+    assert "dpsgd_seed-0: left out, it has not finished a round" in done.output
+    assert "2 runs in 2 groups" in (runs / "comparison.html").read_text()

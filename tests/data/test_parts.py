@@ -60,6 +60,56 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("typo", ["nonsense.key", "dmml-kd.guidence", "energy.batery-share"])
+def test_a_typo_is_refused(tmp_path: Path, typo: str):
+    done = cut(tmp_path / "parts", **{typo: 1})
+    assert done.exit_code == 1 and f"{typo} = 1" in done.output and not list(tmp_path.iterdir())
+
+
+OWN_APP = """
+from dataclasses import replace
+
+from flwr_dmml.base.options import Group
+from flwr_dmml.clients import make_client_app
+from flwr_dmml.data import Dataset
+from flwr_dmml.data.registry import find_dataset
+
+
+class Turned(Group):
+    turn: int = 0
+
+
+def load(options):
+    source = find_dataset("digits").load(replace(options, own=None))
+    labels = (source.train.labels + options.own.turn) % 10
+    return replace(source, train=replace(source.train, labels=labels))
+
+
+TURNED = Dataset("turned", ("audio", "image"), load=load, options_type=Turned)
+app = make_client_app(datasets=[TURNED])
+"""
+
+
+def test_options_of_the_data_set_are_taken_and_noted(tmp_path: Path):
+    """Also those of an app's own data set: it turns every label."""
+    shutil.copytree(QUICKSTART, tmp_path / "app")
+    (client,) = (tmp_path / "app").rglob("client_app.py")
+    client.write_text(OWN_APP)
+    settings = {**CUT, "dataset": "turned", "partition": "iid", "seed": 3}
+    labels = []
+    for turn in (0, 4):
+        folder = tmp_path / f"parts-{turn}"
+        sets = {**settings, "turned.turn": turn}.items()
+        words = [word for key, value in sets for word in ("--set", f"{key}={value}")]
+        done = CliRunner().invoke(
+            app, ["partition", str(tmp_path / "app"), "-o", str(folder), *words]
+        )
+        assert done.exit_code == 0, done.output
+        labels.append(load_partition(of_parts(folder), 0).train.labels)
+        assert read_about(part_folder(folder, 0)).settings["turned.turn"] == turn
+    assert torch.equal(labels[1], (labels[0] + 4) % 10)
+
+
 def of_parts(folder: Path, nodes: int = 3) -> PartitionOptions:
     """Return options that read a folder of parts."""
     return PartitionOptions("parts", nodes, load=LoadOptions(path=str(folder)))

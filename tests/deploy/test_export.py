@@ -323,8 +323,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_predict_prints_a_line_for_each_sample(made: Path, files: Path, tmp_path: Path):
     pair = f"mic-1={files / 'a.wav'},belt={files / 'a.npy'}"
     status, text = call("predict", made, files / "a.png", files / "a.npy", pair)
-    header, *lines = text.splitlines()
-    assert status == 0 and header == "sample,class,probability,bee,cat,dog" and len(lines) == 3
+    whose, header, *lines = text.splitlines()  # the first one on standard error
+    assert (
+        status == 0
+        and whose == "Model of device 0, made, round 1"
+        and header == "sample,class,probability,bee,cat,dog"
+        and len(lines) == 3
+    )
     model = load_model(made)
     both = model.predict({"mic-1": files / "a.wav", "belt": files / "a.npy"})
     shares = [f"{p:.6f}" for p in both.probabilities[0].tolist()]

@@ -1,6 +1,7 @@
 """Models that a run leaves behind score what the run reported, and predict from raw inputs."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from helpers import FAST, QUICKSTART
 from PIL import Image
 from torch import Tensor, nn
 
-from flwr_dmml import load_model
+from flwr_dmml import load_model, open_run
 from flwr_dmml.clients import Learner, find_methods, make_client_app
 from flwr_dmml.data import DataError, Modality, Partition, dtmf_tones, load_partition, load_source
 from flwr_dmml.data.looks import named_channels
@@ -453,7 +454,20 @@ def test_a_model_needs_a_device(run: Path, tmp_path: Path):
         find_model(run, 7)
     with pytest.raises(ModelError, match="no device-000-best; there are those of none"):
         find_model(run, 0, best=True)
-    with pytest.raises(ModelError, match="no models of 'kd'; there are dpsgd"):
+    with pytest.raises(ModelError, match="no models of 'kd'; there are those of --method dpsgd"):
         find_model(run, 0, "kd")
-    with pytest.raises(ModelError, match="has no models"):
+    with pytest.raises(ModelError, match=r"has no models: .*, or of real devices, .* pull-models"):
         find_model(tmp_path, 0)
+
+
+def test_the_model_of_another_method_is_not_taken_silently(run: Path, tmp_path: Path):
+    """A run of two methods, of which the second has not ended."""
+    shutil.copytree(run, tmp_path / "two")
+    config = tmp_path / "two" / "config.json"
+    both = {"method": "dmml-kd", "compare-with": "dpsgd"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | both))
+    with pytest.raises(ModelError, match=r"no models of 'dmml-kd'; .* --method dpsgd"):
+        find_model(tmp_path / "two", 0)
+    with pytest.raises(ModelError, match="no models of 'dmml-kd'"):
+        open_run(tmp_path / "two").model(0)
+    assert find_model(tmp_path / "two", 0, "dpsgd").parent.parent.name == "dpsgd"

@@ -24,6 +24,7 @@ from flwr_dmml.report.columns import COLUMNS, FAMILIES, decimals, rounded
 from flwr_dmml.report.export import NEEDS_CHROME
 from flwr_dmml.report.paired import Paired, sign_flip, t_interval
 from flwr_dmml.report.parts import Table
+from flwr_dmml.strategies.resuming import FREE
 
 
 def one_round(parent: Path, name: str, accuracy: float, seed: int, method: str = "local",
@@ -246,10 +247,22 @@ def test_methods_are_apart_and_options_of_others_do_not_count(tmp_path: Path) ->
     assert sorted(groups[0].runs) == [0, 1]
 
 
-def test_where_a_run_was_computed_does_not_count(tmp_path: Path) -> None:
-    one_round(tmp_path, "a", 0.4, 0)
-    one_round(tmp_path, "b", 0.4, 1, engine="sharded", workers=2)
-    assert len(groups_of(tmp_path)) == 1
+@pytest.mark.parametrize(
+    "key", sorted(FREE - {"data-path"} | {"report-classes", "keep-best", "exchange.sealed"})
+)
+def test_what_results_do_not_depend_on_does_not_count(tmp_path: Path, key: str) -> None:
+    run = one_round(tmp_path, "a", 0.4, 0)
+    one_round(tmp_path, "b", 0.4, 1)
+    config = json.loads((run / "config.json").read_text())
+    assert key in config
+    (run / "config.json").write_text(json.dumps(config | {key: "another"}))
+    assert [sorted(group.runs) for group in groups_of(tmp_path)] == [[0, 1]]
+
+
+def test_data_of_another_folder_count(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0, data_path=str(tmp_path))
+    one_round(tmp_path, "b", 0.4, 1)
+    assert len(groups_of(tmp_path)) == 2
 
 
 def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
@@ -301,6 +314,85 @@ def test_no_complete_run(tmp_path: Path) -> None:
         groups_of(tmp_path)
 
 
+def test_a_group_without_a_complete_run_is_left_out(tmp_path: Path) -> None:
+    """Whether it has not got far, or has an empty file of a run that was killed at once."""
+    one_round(tmp_path, "a", 0.4, 0, "dpsgd")
+    one_round(tmp_path, "b", 0.5, 0, "dmml-kd")
+    write_run(tmp_path, "c", {"local": [make_round(1, [1, 1, 1])]}, num_server_rounds=2)
+    empty = one_round(tmp_path, "d", 0.5, 0, "fedprox")
+    (empty / "fedprox" / "metrics.jsonl").write_text("")
+    output = tmp_path / "c.html"
+    labels = ("--label", "old", "--label", "new", "--label", "alone")
+    for given in ((), labels):
+        result = invoke("compare", tmp_path, "-o", output, *given)
+        assert result.exit_code == 0, result.output
+        assert len(Page(output.read_text()).tables["results"]) == 1 + 2
+        name = "alone" if given else "local"
+        for text in (
+            f"{name}: no complete run, so it is not compared",
+            "d: left out, it has not finished a round",
+        ):
+            assert text in words(result.stderr)
+
+
+def test_only_devices_that_all_runs_of_a_seed_evaluated_count(tmp_path: Path) -> None:
+    """dmml-kd loses device 2 with seed 0: 0.3 and 0.4 against 0.5 and 0.6; all with seed 1."""
+    for seed in (0, 1):
+        one_round(tmp_path, f"a{seed}", 0.4, seed, "dpsgd")
+        run = one_round(tmp_path, f"b{seed}", 0.6, seed, "dmml-kd")
+        if seed == 0:
+            lose_last_device(run / "dmml-kd")
+    comparison, warnings = compare_runs(read_runs([tmp_path])[0])
+    pair = comparison.difference(comparison.groups[1], COLUMNS["accuracy"])
+    assert pair is not None and pair.values == pytest.approx([0.2, 0.2])
+    found = [r["values"] for r in comparison.records() if r["column"] == "accuracy"]
+    assert found == [pytest.approx({0: 0.35, 1: 0.4}), pytest.approx({0: 0.55, 1: 0.6})]
+    assert warnings == [
+        "b0: dmml-kd: 2 of 3 devices finished; the last accuracies are theirs. Missing: 2",
+        "seed 0: accuracies are those of 2 of 3 devices, which all runs evaluated at the end",
+    ]
+
+
+def lose_last_device(folder: Path) -> None:
+    """Take device 2 out of the last round of a method."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["nodes"] = lines[-1]["nodes"][:2]
+    lines[-1]["failed"] = {"2": "no reply"}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_runs_of_other_numbers_of_devices_are_not_cut(tmp_path: Path) -> None:
+    one_round(tmp_path, "a", 0.4, 0, num_nodes=3)
+    more = [make_round(r, [0.5] * 4, devices=4) for r in (1, 2)]
+    write_run(tmp_path, "b", {"local": more}, seed=0, num_nodes=4)
+    assert group_runs(read_runs([tmp_path])[0])[1] == []
+
+
+def test_a_seed_without_a_device_in_common_is_left_out(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for name, method in (("a", "dpsgd"), ("b", "local")):
+            one_round(tmp_path, f"{name}{seed}", 0.4, seed, method)
+    for name, method, kept in (("a0", "dpsgd", slice(1)), ("b0", "local", slice(1, None))):
+        metrics = tmp_path / name / method / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        lines[-1]["nodes"] = lines[-1]["nodes"][kept]
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    groups, warnings = group_runs(read_runs([tmp_path])[0])
+    assert [sorted(group.runs) for group in groups] == [[1], [1]]
+    assert "seed 0: no device was evaluated in all runs at the end; left out" in warnings
+
+
+def test_settings_at_their_defaults_are_those_of_all_groups(tmp_path: Path) -> None:
+    """Also where the first group has a default that another one has not, or lacks an option."""
+    one_round(tmp_path, "a", 0.4, 0, "local", alpha=0.3)
+    one_round(tmp_path, "b", 0.4, 0, "dmml-kd", alpha=0.1)
+    assert invoke("compare", tmp_path, "-o", tmp_path / "c.html").exit_code == 0
+    tables = Page((tmp_path / "c.html").read_text()).tables
+    usual = {row[0] for row in tables["defaults"]}
+    assert "alpha" not in usual and {"dmml-kd.guidance", "topology"} <= usual
+    assert "alpha" in {row[0] for row in tables["settings"]}
+
+
 def test_different_data_sets_are_warned_of(tmp_path: Path) -> None:
     one_round(tmp_path, "a", 0.4, 0)
     run = one_round(tmp_path, "b", 0.4, 0)
@@ -308,6 +400,34 @@ def test_different_data_sets_are_warned_of(tmp_path: Path) -> None:
     (run / "config.json").write_text(json.dumps(config | {"dataset": "mnist"}))
     warnings = group_runs(read_runs([tmp_path])[0])[1]
     assert warnings == ["different data sets (digits, mnist): accuracies do not compare"]
+
+
+def test_other_versions_are_warned_of(tmp_path: Path) -> None:
+    """Also those with which a run was resumed."""
+    about = {}
+    for seed in range(3):
+        about[seed] = one_round(tmp_path, f"s{seed}", 0.4, seed) / "run.json"
+    assert group_runs(read_runs([tmp_path])[0])[1] == []
+    first = json.loads(about[0].read_text())
+    about[1].write_text(json.dumps(first | {"git": {"revision": "f00", "dirty": False}}))
+    resumed = {"created": "2026-11-22T12:00:00", "versions": {"torch": "2.12.0"}, "git": None}
+    about[2].write_text(json.dumps(first | {"resumed": [resumed]}))
+    assert group_runs(read_runs([tmp_path])[0])[1] == [
+        "different versions of torch: 2.11.0; 2.11.0 then 2.12.0",
+        "different git revisions: abc1234 with uncommitted changes; f00",
+    ]
+
+
+def test_other_samples_under_the_same_settings_are_warned_of(tmp_path: Path) -> None:
+    for name, method in (("a", "dpsgd"), ("b", "local"), ("c", "fedprox")):
+        one_round(tmp_path, name, 0.4, 0, method, alpha=0.2 if name == "c" else 0.1)
+    for name, method in (("b", "local"), ("c", "fedprox")):
+        file = tmp_path / name / method / "devices.json"
+        devices = json.loads(file.read_text())
+        devices["nodes"][1]["class_counts"] = [29, 6, 1]
+        file.write_text(json.dumps(devices))
+    (warning,) = group_runs(read_runs([tmp_path])[0])[1]
+    assert warning.startswith("a and b: their devices have different training samples, though")
 
 
 def test_labels(sweep: Path, tmp_path: Path) -> None:
@@ -513,10 +633,10 @@ def test_columns_by_name(sweep: Path) -> None:
     asked = ["uar", "best", "kb", "mb", "seconds", "modalities", "modality=image"]
     table = compared(sweep, columns=asked).results
     assert table.head[1:] == [
-        "UAR", "best device", "kB a device and round", "MB sent", "simulated s",
+        "UAR", "best device", "kB per device and round", "MB sent", "simulated s",
         "from audio alone", "from image alone", "from image alone",
     ]  # fmt: skip
-    assert cells(table)[0]["kB a device and round"] == "1000 ± 0"
+    assert cells(table)[0]["kB per device and round"] == "1000 ± 0"
     assert cells(table)[1]["best device"] == "0.74 ± 0.05"
 
 

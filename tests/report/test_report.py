@@ -360,6 +360,18 @@ def test_a_run_that_is_still_going(tmp_path: Path) -> None:
     assert "dpsgd round 2" in page.text and page.row("final", "all devices, mean") == ["0.200"]
 
 
+def test_a_method_that_was_not_evaluated_yet_takes_nothing_from_the_other(tmp_path: Path) -> None:
+    rounds = {"dpsgd": [make_round(1, [0.2, 0.4, 0.9])], "dmml-kd": [make_round(1, None)]}
+    run = write_run(tmp_path, "x", rounds)
+    page = page_of(run)
+    assert page.row("final", "all devices, mean") == ["0.500", "-", "-"]
+    assert "3 of 3 devices" in page.text and "lost are in none" not in page.text
+    assert page.row("final", "devices with image") == ["0.400", "-", "-"]
+    rounds = {"dpsgd": [make_round(1, None)], "dmml-kd": [make_round(1, [0.2, 0.4, 0.9])]}
+    page = page_of(write_run(tmp_path, "y", rounds))
+    assert page.row("final", "all devices, mean") == ["-", "0.500", "-"]
+
+
 def test_a_run_that_was_not_evaluated_yet(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, "x", {"local": [make_round(1, None)]}))
     assert "local: no round was evaluated yet" in page.text
@@ -489,9 +501,8 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
         assert f"Error: ReportError: {path}: {reason}" in words(result.stderr)
 
 
-def test_files_that_are_empty_or_not_json(tmp_path: Path) -> None:
+def test_files_that_are_not_json(tmp_path: Path) -> None:
     cases = [
-        ("dpsgd/metrics.jsonl", "", "empty; the run has not finished a round"),
         ("config.json", '{"seed": 0,\n', "line 2 column 1"),
         ("config.json", "[]", "not a JSON object"),
         ("run.json", "{", "Invalid JSON"),
@@ -587,8 +598,8 @@ def test_a_large_confusion_table_shows_the_classes_that_were_confused_most(tmp_p
 
 def test_a_run_without_any_round(tmp_path: Path) -> None:
     run = two_methods(tmp_path)
-    for method in ("dpsgd", "dmml-kd"):
-        (run / method / "metrics.jsonl").unlink()
+    (run / "dpsgd" / "metrics.jsonl").unlink()
+    (run / "dmml-kd" / "metrics.jsonl").write_text("")
     with pytest.raises(ReportError, match="no method has finished a round"):
         read_run(run)
 

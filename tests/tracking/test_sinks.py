@@ -164,6 +164,25 @@ def test_tensorboard_has_what_the_metrics_file_has(tmp_path: Path):
         assert accuracy.value == pytest.approx(lines[-1]["accuracy_by_set"]["audio+image"])
 
 
+def test_tensorboard_has_a_round_once_that_a_resumed_run_has_run_again(tmp_path: Path):
+    """Rounds 1 to 3, killed, and from the checkpoint of round 1 on again."""
+    pytest.importorskip("tensorboard", reason="needs the extra 'tensorboard'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begin, end, loss in ((1, 3, 1.0), (2, 4, 5.0)):
+        sinks = make_sinks("tensorboard", tmp_path, {})
+        with closing_all(sinks):
+            sinks[0].run_started("dpsgd", 4, ["audio"])
+            for number in range(begin, end + 1):
+                there = record(number)
+                there.by_partition[0].train_loss = loss
+                sinks[0].round_ended(there)
+    found = EventAccumulator(str(tmp_path / "dpsgd"))
+    found.Reload()
+    losses = [(event.step, event.value) for event in found.Scalars("train_loss")]
+    assert losses == [(1, 1.5), (2, 3.5), (3, 3.5), (4, 3.5)]
+
+
 @pytest.fixture
 def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """MLflow and Weights & Biases keep everything in this folder, and ask no network."""

@@ -20,6 +20,7 @@ from flwr_dmml.tracking import (
     render,
     verdict,
 )
+from flwr_dmml.tracking import provenance as made
 from flwr_dmml.tracking.history import read_record
 from flwr_dmml.tracking.live import LiveTable
 from flwr_dmml.tracking.provenance import command
@@ -565,6 +566,28 @@ def test_run_folder(tmp_path: Path, record: RoundRecord) -> None:
             {"round": 4, "seconds": 1.5},
             {"round": 5, "seconds": 0.25},
         ]
+
+
+def test_a_run_that_goes_on_with_other_versions_notes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, though two methods begin; with the same ones nothing is noted."""
+    folder = RunFolder(tmp_path, "r", {"method": "dpsgd", "seed": 1})
+    folder.run_started("dpsgd", 1, [])
+    file = folder.path / "run.json"
+    first = file.read_bytes()
+    RunFolder.reopen(folder.path).run_started("dpsgd", 1, [])
+    assert file.read_bytes() == first
+    monkeypatch.setattr(made, "versions", lambda: {"torch": "9.9"})
+    again = RunFolder.reopen(folder.path)
+    for method in ("dpsgd", "local"):
+        again.run_started(method, 1, [])
+    about = json.loads(file.read_text())
+    (start,) = about.pop("resumed")
+    assert about == json.loads(first) and start["versions"] == {"torch": "9.9"}
+    file.write_text("[]")  # damaged: no reason to lose the run
+    again.run_started("local", 1, [])
+    assert file.read_text() == "[]"
 
 
 def test_run_folder_refuses_an_existing_name(tmp_path: Path) -> None:
