@@ -21,6 +21,7 @@ from .columns import (
     find_columns,
     rounded,
 )
+from .doubts import doubts
 from .grouping import Group, blocks_of, group_runs, rows_of
 from .paired import Paired, standard_error
 from .parts import Table
@@ -72,6 +73,7 @@ def compare_runs(
         Nothing to compare, or no such baseline, setting, column or metric.
     """
     groups, warnings = group_runs(runs, labels, by)
+    warnings += doubts(groups)
     if metric not in METRICS:
         raise ReportError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
     for group in groups:

@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..learning.settings import DIVIDED_BY, DIVIDED_BY_GROUPS
+from .grouping import Group
 from .lines import REVISION, Devices
 from .reading import Run
-
-if TYPE_CHECKING:
-    from .grouping import Group
 
 DECISIVE = {
     "flwr-dmml": "versions of flwr-dmml",
@@ -19,12 +16,12 @@ DECISIVE = {
 """What numbers depend on of what runs were made with, and what a warning calls it."""
 
 
-def doubts(groups: Sequence["Group"]) -> list[str]:
+def doubts(groups: Sequence[Group]) -> list[str]:
     """Return warnings of what tells the runs of groups apart besides settings and seeds."""
     return _other_versions(groups) + _other_data(groups)
 
 
-def _other_versions(groups: Sequence["Group"]) -> list[str]:
+def _other_versions(groups: Sequence[Group]) -> list[str]:
     found: dict[str, dict[str, None]] = {}
     for group in groups:
         for run, _ in group.runs.values():
@@ -37,7 +34,7 @@ def _other_versions(groups: Sequence["Group"]) -> list[str]:
     ]
 
 
-def _other_data(groups: Sequence["Group"]) -> list[str]:
+def _other_data(groups: Sequence[Group]) -> list[str]:
     """Name runs of a seed whose devices have other samples, though their data are set alike."""
     first: dict[str, tuple[Run, Devices]] = {}
     warnings: list[str] = []

@@ -9,7 +9,6 @@ from ..settings import find_parts
 from ..strategies.resuming import FREE
 from ..tracking.ending import absence
 from ..tracking.tables import in_common
-from .doubts import doubts
 from .reading import MethodRun, ReportError, Run
 from .summary import defaults, shown
 
@@ -81,7 +80,7 @@ def group_runs(
     -------
     tuple of list of Group and list of str
         The groups in order of appearance, and warnings: incomplete or repeated runs, groups without
-        a complete one, which are left out, lost devices, different data sets, versions or samples.
+        a complete one, which are left out, lost devices, different data sets.
 
     Raises
     ------
@@ -117,7 +116,7 @@ def group_runs(
     sets = sorted({str(group.settings.get("dataset")) for group in found})
     if len(sets) > 1 and by != "dataset":
         warnings.append(f"different data sets ({', '.join(sets)}): accuracies do not compare")
-    return found, warnings + doubts(found)
+    return found, warnings
 
 
 def _relevant(config: dict[str, Any], method: str, methods: set[str]) -> dict[str, Any]:

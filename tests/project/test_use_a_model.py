@@ -40,7 +40,7 @@ def test_the_page_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             words += [word for k, v in SMALL.items() for word in ("--set", f"{k}={v}")]
         done_here = CliRunner().invoke(app, words[1:], env={"COLUMNS": "200"})
         assert done_here.exit_code == 0, (line, done_here.output)
-        said.append(done_here.output)
+        said.append(done_here.stdout)
     assert len(skipped) == 2
     _, _, as_csv, _, in_python, exported, by_the_app = said
     shares = [float(share) for share in as_csv.splitlines()[1].split(",")[3:]]

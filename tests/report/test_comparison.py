@@ -407,12 +407,12 @@ def test_other_versions_are_warned_of(tmp_path: Path) -> None:
     about = {}
     for seed in range(3):
         about[seed] = one_round(tmp_path, f"s{seed}", 0.4, seed) / "run.json"
-    assert group_runs(read_runs([tmp_path])[0])[1] == []
+    assert compare_runs(read_runs([tmp_path])[0])[1] == []
     first = json.loads(about[0].read_text())
     about[1].write_text(json.dumps(first | {"git": {"revision": "f00", "dirty": False}}))
     resumed = {"created": "2026-11-22T12:00:00", "versions": {"torch": "2.12.0"}, "git": None}
     about[2].write_text(json.dumps(first | {"resumed": [resumed]}))
-    assert group_runs(read_runs([tmp_path])[0])[1] == [
+    assert compare_runs(read_runs([tmp_path])[0])[1] == [
         "different versions of torch: 2.11.0; 2.11.0 then 2.12.0",
         "different git revisions: abc1234 with uncommitted changes; f00",
     ]
@@ -426,7 +426,7 @@ def test_other_samples_under_the_same_settings_are_warned_of(tmp_path: Path) -> 
         devices = json.loads(file.read_text())
         devices["nodes"][1]["class_counts"] = [29, 6, 1]
         file.write_text(json.dumps(devices))
-    (warning,) = group_runs(read_runs([tmp_path])[0])[1]
+    (warning,) = compare_runs(read_runs([tmp_path])[0])[1]
     assert warning.startswith("a and b: their devices have different training samples, though")
 
 
