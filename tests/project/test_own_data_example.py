@@ -36,7 +36,7 @@ def run(line: str) -> str:
     alone = ["--workers", "0"] if words[1] == "simulate" else []
     done = CliRunner().invoke(app, [*words[1:], *alone], env={"COLUMNS": "200"})
     assert done.exit_code == 0, (line, done.output)
-    return done.output
+    return done.stdout
 
 
 def test_the_page_from_start_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
