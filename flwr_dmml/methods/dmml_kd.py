@@ -102,11 +102,11 @@ class GeneratorDistillation(Learner):
 
     def before_training(self, plan: Plan, inbox: Inbox) -> None:
         """Gather the neighbours' common heads, and who of them knows which class."""
-        classes = self.partition.num_classes
+        classes, length = self.partition.num_classes, self.block_lengths()[HEAD]
         mine = self.counts if self.options.label_counts else torch.ones(classes)
         own_vote, others = self._votes(plan)
         votes, counts, self._heads = [own_vote], [mine], list[Tensor]()
-        heads = self.mixer.models(HEAD, plan, inbox)
+        heads, _ = received(inbox, HEAD, length)  # a bad one was named when it was not mixed
         key = STATISTICS + COUNTS
         known, wrong = received(inbox, key, classes, optional=True, called=COUNTS, lowest=0)
         self.rejected += wrong

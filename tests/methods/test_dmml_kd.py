@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from flwr_dmml.clients import Batch, DmmlKd, NonFiniteModelError
 from flwr_dmml.learning.speedometer import SPEEDS
 from flwr_dmml.losses import latent_distillation_loss, orthogonality_loss, similarity_loss
-from flwr_dmml.methods.dmml_kd import GeneratorDistillation
 from flwr_dmml.payload.blocks import STATISTICS, flatten
 from flwr_dmml.payload.plan import Plan
 
@@ -166,29 +165,6 @@ def test_a_neighbour_that_sends_rubbish_has_no_vote(bad):
     plan = Plan(2, 1, neighbours=(1,), weights={"head.common": (0.5, 0.5)})
     learner.before_training(plan, {1: bad})
     assert learner._omega.shape[0] == 1 and learner._heads == []
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"gossip": "dpsgd"},
-        {"gossip": "dpsgd", "privacy.zip-noise": 0.1},
-        {"gossip": "sgp"},
-        {"gossip": "relaysgd", "topology": "line"},
-    ],
-)
-@pytest.mark.parametrize("method", ["fedgen", "dmml-kd"])
-def test_a_head_is_read_however_it_comes(method: str, changed: dict[str, Any]):
-    """With noise for each neighbour it is the copy that the device has got."""
-    here, there = (make_learner({**CONFIG, "method": method, **changed}, k) for k in (0, 1))
-    assert isinstance(here, GeneratorDistillation)
-    halves = dict.fromkeys(here.block_names, (0.5, 0.5))
-    payload = there.run_round(Plan(1, 1, recipients=(0,), shares=halves), {}).payload
-    plan = Plan(2, 1, neighbours=(1,), recipients=(1,), weights=halves, shares=halves)
-    here.run_round(plan, {1: payload})
-    expected = payload.get("head.common@0", flatten(there.model.head_common))
-    assert len(here._heads) == 1
-    torch.testing.assert_close(here._heads[0], expected[:330])
 
 
 def test_generator_learns_what_the_heads_know():
