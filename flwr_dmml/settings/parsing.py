@@ -325,6 +325,11 @@ def _not_unicast(method: str, config: RunConfig) -> list[str]:
         problems.append(
             f"{asked}: the method {method!r} mixes in a way of its own; choose another method"
         )
+    if learner.reads and not sums:
+        problems.append(
+            f"{asked}: the method {method!r} reads blocks of single neighbours as they are; choose "
+            "another method"
+        )
     if aggregation is not None and not aggregation.linear:
         problems.append(
             f"{asked}: aggregation = {settings.aggregation!r} needs the models of single "
