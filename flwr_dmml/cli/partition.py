@@ -96,11 +96,10 @@ def _read(app: "FlowerApp", changed: dict[str, Any]) -> "RunConfig":
 def _cut(config: "RunConfig", folder: Path) -> "list[PartAbout]":
     from ..data import load_partition
     from ..data.sets.parts import part_folder, save_part
-    from ..learning.settings import DIVIDED_BY, DIVIDED_BY_GROUPS
+    from ..learning.settings import divides
 
     options, values = config.settings.partition_options(), config.resolved()
-    groups = (*DIVIDED_BY_GROUPS, f"{config.settings.dataset}.")
-    cut_by = {k: v for k, v in values.items() if k in DIVIDED_BY or k.startswith(groups)}
+    cut_by = {k: v for k, v in values.items() if divides(k, config.settings.dataset)}
     count, made = config.settings.num_nodes, list["PartAbout"]()
     firsts = dict[tuple[str, ...], Path]()  # the first part with the same modalities
     for part in track(range(count), "Cutting", console=Console(stderr=True), transient=True):

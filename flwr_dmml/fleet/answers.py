@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..base.text import one_line
 from .certificates import BACKDATED
-from .config import Device, Fleet, host_port
+from .config import COPY_IT_AGAIN, Device, Fleet, host_port
 from .scripts import device_config
 
 CLOCK_TOLERANCE_S = 5.0
@@ -173,10 +173,7 @@ def _of_device(fleet: Fleet, device: Device, heard: Heard) -> list[str]:
     wanted = device_config(fleet, device)
     if stale := [key for key, value in said.config.items() if wanted.get(key) != value]:
         told = ", ".join(f"{key} {said.config[key]!r}, not {wanted.get(key)!r}" for key in stale)
-        found.append(
-            f"{device.name} was started with another fleet.toml ({told}): copy its folder again, "
-            "and run install.sh in it (without a unit: start it anew)"
-        )
+        found.append(f"{device.name} was started with another fleet.toml ({told}): {COPY_IT_AGAIN}")
     if said.data.problem:
         found.append(f"{device.name}: {said.data.problem}")
     if said.data.part not in (None, device.partition_id):

@@ -22,6 +22,10 @@ NAME = "{name}"
 """Stands for the device's name in ``device-dir``."""
 
 
+COPY_IT_AGAIN = "copy its folder again, and run install.sh in it (without a unit: start it anew)"
+"""What to do after the files of a device have changed."""
+
+
 class FleetError(UserError, ValueError):
     """A fleet that cannot work; the message says what is wrong, and what is allowed."""
 

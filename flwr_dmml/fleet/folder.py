@@ -16,7 +16,7 @@ from .certificates import (
     make_node_key,
     read_certificate,
 )
-from .config import SUPERLINK, Device, Fleet, FleetError, as_ip
+from .config import COPY_IT_AGAIN, SUPERLINK, Device, Fleet, FleetError, as_ip
 from .scripts import CONFIG, connection, device_files, superlink_files
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -310,6 +310,6 @@ def certificate_problem(name: str, file: Path, soon: int) -> tuple[str, str]:
     if name == "ca":
         return until, f"the authority's certificate {when} ({until}): make a new folder"
     return until, (
-        f"{name}: its certificate {when} ({until}): flwr-dmml fleet init ... --renew {name}, copy "
-        "its folder again, and run install.sh in it (without a unit: start it anew)"
+        f"{name}: its certificate {when} ({until}): flwr-dmml fleet init ... --renew {name}, "
+        f"{COPY_IT_AGAIN}"
     )

@@ -60,9 +60,9 @@ class Hooks:
     own_weights: ClassVar[bool] = False
     """Whether the method changes the mixing weights, from round to round."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of blocks that the method reads of its neighbours'
-    (``mixer.models``), besides mixing them: neither a gossip rule with which they stay
-    (:class:`.CouplingRule`) nor ``privacy.secure-sums`` goes with it."""
+    """Beginnings of the names of blocks that the method reads of its neighbours', besides mixing
+    them: no gossip rule with which they stay (:class:`.CouplingRule`) goes with it, nor
+    ``privacy.zip-noise``, nor ``privacy.secure-sums``."""
     own_format: ClassVar[bool] = False
     """Whether ``outgoing`` writes blocks in a format of the method's own, and ``mix`` reads it:
     such a method is neither compressed (``exchange.precision``, ``exchange.top-k``) nor run with

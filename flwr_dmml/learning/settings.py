@@ -32,9 +32,12 @@ DIVIDED_BY = (
     "dataset", "snr-db", "image-visible", "standardise", "partition", "alpha", "samples-per-node",
     "validation-fraction", "modality-pattern", "modality-shares", "seed",
 )  # fmt: skip
-"""Settings that decide what a device has of the data, with the data set's own and those of
-:data:`DIVIDED_BY_GROUPS`."""
 DIVIDED_BY_GROUPS = ("audio.", "image.", "series.", "missing.")
+
+
+def divides(key: str, dataset: str) -> bool:
+    """Return whether a setting decides what a device has of a data set."""
+    return key in DIVIDED_BY or key.startswith((*DIVIDED_BY_GROUPS, f"{dataset}."))
 
 
 def _share(value: object) -> object:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from ..learning.settings import DIVIDED_BY, DIVIDED_BY_GROUPS
+from ..learning.settings import divides
 from .grouping import Group
 from .lines import REVISION, Devices
 from .reading import Run
@@ -39,11 +39,11 @@ def _other_data(groups: Sequence[Group]) -> list[str]:
     first: dict[str, tuple[Run, Devices]] = {}
     warnings: list[str] = []
     for group in groups:
-        prefixes = (*DIVIDED_BY_GROUPS, f"{group.settings.get('dataset')}.")
+        dataset = str(group.settings.get("dataset"))
         divided = {
             key: value
             for key, value in group.settings.items()
-            if key in (*DIVIDED_BY, "num-nodes", "data-path") or key.startswith(prefixes)
+            if key in ("num-nodes", "data-path") or divides(key, dataset)
         }
         for seed, (run, method) in group.runs.items():
             if method.devices is None:

@@ -325,9 +325,9 @@ def _not_unicast(method: str, config: RunConfig) -> list[str]:
         problems.append(
             f"{asked}: the method {method!r} mixes in a way of its own; choose another method"
         )
-    if learner.reads and not sums:
+    if learner.reads or (sums and learner.compares):
         problems.append(
-            f"{asked}: the method {method!r} reads blocks of single neighbours as they are; choose "
+            f"{asked}: the method {method!r} looks at the models of single neighbours; choose "
             "another method"
         )
     if aggregation is not None and not aggregation.linear:
@@ -354,11 +354,6 @@ def _no_sums(method: str, config: RunConfig) -> list[str]:
     asked, problems = "privacy.secure-sums = true", list[str]()
     if settings.num_nodes < 3:
         problems.append(f"{asked} with num-nodes = {settings.num_nodes}: a sum needs 3 devices")
-    if learner.compares or learner.reads:
-        problems.append(
-            f"{asked}: the method {method!r} looks at the models of single neighbours; choose "
-            "another method"
-        )
     precision = settings.of_method(learner).exchange.precision
     if precision != "float32":
         problems.append(

@@ -268,6 +268,23 @@ def test_what_cannot_be_predicted_is_named(
     assert problem in str(caught.value)
 
 
+def trained_on(folder: Path, pattern: str, **more: Any) -> Path:
+    """Run a round on two devices that share out a folder of data."""
+    return simulate(
+        folder / "runs",
+        method="dpsgd",
+        dataset="folder",
+        data_path=str(folder),
+        modality_pattern=pattern,
+        partition="iid",
+        samples_per_node=0,
+        num_nodes=2,
+        num_server_rounds=1,
+        validation_fraction=0.0,
+        **more,
+    )
+
+
 @pytest.mark.parametrize("standardise", ["off", "auto"])
 def test_numbers_are_read_as_the_folder_s_tables_are(standardise: str, tmp_path: Path):
     """A vector, a series and a sequence, from ``.npy`` files and from arrays."""
@@ -281,19 +298,7 @@ def test_numbers_are_read_as_the_folder_s_tables_are(standardise: str, tmp_path:
         rows.append(f"{'ab'[k % 2]},{split},{','.join(f'{n}{k}.npy' for n in shapes)}")
     (tmp_path / "manifest.csv").write_text("\n".join(["label,split,v,s,q", *rows]))
     (tmp_path / "dataset.toml").write_text("[modalities]\nq = 'sequence'\n")
-    run = simulate(
-        tmp_path / "runs",
-        method="dpsgd",
-        dataset="folder",
-        data_path=str(tmp_path),
-        modality_pattern="v+s+q",
-        partition="iid",
-        samples_per_node=0,
-        num_nodes=2,
-        num_server_rounds=1,
-        validation_fraction=0.0,
-        standardise=standardise,
-    )
+    run = trained_on(tmp_path, "v+s+q", standardise=standardise)
     model = load_model(find_model(run, 1))
     assert set(model.about.scales) == (set("vsq") if standardise == "auto" else set())
     files = {m: [tmp_path / f"{m}{k}.npy" for k in range(8, 12)] for m in "vsq"}
@@ -323,19 +328,8 @@ def test_columns_are_read_by_name_as_in_training(recordings: bool, tmp_path: Pat
     (tmp_path / "manifest.csv").write_text("\n".join(["label,split,some,whole", *rows]))
     kind = '[recordings]\ntime = "t"\nmax-gap-s = 9\n' if recordings else ""
     (tmp_path / "dataset.toml").write_text(f'{kind}[channels]\nsome = ["z", "y"]\n')
-    run = simulate(
-        tmp_path / "runs",
-        method="dpsgd",
-        dataset="folder",
-        data_path=str(tmp_path),
-        modality_pattern="some+whole",
-        partition="iid",
-        samples_per_node=0,
-        num_nodes=2,
-        num_server_rounds=1,
-        validation_fraction=0.0,
-        **{"series.window-s": 2.0, "series.rate-hz": 4.0, "series.overlap": 0.0},
-    )
+    windows = {"series.window-s": 2.0, "series.rate-hz": 4.0, "series.overlap": 0.0}
+    run = trained_on(tmp_path, "some+whole", **windows)
     model = load_model(find_model(run, 1))
     files = [tmp_path / f"{k}.csv" for k in range(8, 12)]
     found = model.read({"some": files, "whole": files})

@@ -116,7 +116,7 @@ def test_it_goes_with_compression_and_with_sample_level_noise(tmp_path: Path):
         ({"gossip": "choco"}, "the gossip rule 'choco' does not just mix"),
         ({"gossip": "relaysgd", "topology": "line"}, "allowed: dpsgd, dsgdm"),
         ({"gossip": "sheaf-dmfl"}, "the gossip rule 'sheaf-dmfl' does not just mix"),
-        ({"method": "fedgen"}, "the method 'fedgen' reads blocks of single neighbours"),
+        ({"method": "fedgen"}, "the method 'fedgen' looks at the models of single neighbours"),
         ({"aggregation": "median"}, "needs the models of single"),
         ({"exchange.top-k": 0.5}, "exchange.top-k = 0.5"),
         ({"final-merge": "owners"}, "sends models as they are"),
